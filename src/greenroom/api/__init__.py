@@ -1,0 +1,1 @@
+"""Speaks HTTP. Knows the store, never the loops."""

@@ -1,0 +1,92 @@
+"""The agent and replica routes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from greenroom import errors, settings, strict_json
+from greenroom.api import schemas, views
+from greenroom.api.request import Answer, Call
+
+
+async def list_agents(call: Call) -> Answer:
+    """List agents with their replicas and queues."""
+    ready = await _ready(call)
+    counts = await call.store.tasks.open_counts()
+    entries = (await call.store.directory.refresh()).values()
+    items = [views.agent(entry, ready=ready[entry.agent.name], open_counts=counts) for entry in entries]
+    return Answer({"items": items, "next_cursor": None})
+
+
+async def show_agent(call: Call) -> Answer:
+    """Show an agent."""
+    await call.store.directory.refresh()
+    entry = call.store.directory.get(call.path("name"))
+    counts = await call.store.tasks.open_counts()
+    return Answer(views.agent(entry, ready=(await _ready(call))[entry.agent.name], open_counts=counts))
+
+
+async def put_agent(call: Call) -> Answer:
+    """Deploy an agent: its spec as in the manifest, its code from the folder that the node was started in."""
+    name = call.path("name")
+    value = strict_json.loads(call.body)
+    if not isinstance(value, dict):
+        raise errors.BodyInvalid("cannot take the body: an agent's spec is an object")
+    spec = settings.parse_agent(name, value)
+    others = sum(entry.agent.replicas for other, entry in call.store.directory.entries.items() if other != name)
+    most = call.services.settings.cluster.max_replicas
+    if others + spec.scaling.min_replicas > most:
+        raise errors.Conflict(
+            f"cannot deploy {name}: {others} replicas of other agents and {spec.scaling.min_replicas} of it are more than "
+            f"cluster.max_replicas ({most})"
+        )
+    await call.services.deploy(name, spec)
+    return await show_agent(call)
+
+
+async def delete_agent(call: Call) -> Answer:
+    """Remove an agent: its replicas drain, its queued tasks stay and can be cancelled."""
+    await call.store.agents.remove(call.path("name"))
+    await call.store.directory.refresh()
+    return Answer(None, status=204)
+
+
+async def scale(call: Call) -> Answer:
+    """Set how many replicas an agent should have."""
+    name, wanted = call.path("name"), schemas.read(call.body, schemas.Scale)
+    call.store.directory.get(name)
+    others = sum(entry.agent.replicas for other, entry in call.store.directory.entries.items() if other != name)
+    most = call.services.settings.cluster.max_replicas
+    if others + wanted.replicas > most:
+        raise errors.Conflict(
+            f"cannot scale {name} to {wanted.replicas}: other agents have {others} and cluster.max_replicas is {most}"
+        )
+    await call.store.agents.scale(name, wanted.replicas)
+    return await show_agent(call)
+
+
+async def revisions(call: Call) -> Answer:
+    """List an agent's revisions, newest first."""
+    rows = await call.store.agents.revisions(call.path("name"))
+    if not rows:
+        raise errors.NotFound(f"cannot find the agent {call.path('name')[:64]}")
+    return Answer({"items": [views.revision(row) for row in rows], "next_cursor": None})
+
+
+async def list_replicas(call: Call) -> Answer:
+    """List the replicas that live."""
+    rows = await call.store.agents.replicas()
+    board = call.store.board
+    return Answer({"items": [views.replica(row, busy=board.busy(row.id)) for row in rows], "next_cursor": None})
+
+
+async def restart_replica(call: Call) -> Answer:
+    """Drain a replica and start another in its place."""
+    row = await call.store.agents.replica(call.path("id"))
+    if row.ended_at is not None or not call.services.restart(row.id):
+        raise errors.Conflict(f"cannot restart {row.id}: it is not a live replica of this node")
+    return Answer(views.replica(row, busy=call.store.board.busy(row.id)), status=202)
+
+
+async def _ready(call: Call) -> Counter[str]:
+    return Counter(row.agent for row in await call.store.agents.replicas() if row.state == "ready")

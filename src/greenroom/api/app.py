@@ -1,0 +1,159 @@
+"""The ASGI application: authenticate, authorise, bound, route, answer. In this order, for every path but `routes.OPEN`.
+
+One class on the main path, because each hop there costs every task. Paths are matched on ``scope["path"]`` as the server
+decoded it, never on a URL that a Host header could shape.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from greenroom import errors
+from greenroom.api import openapi, problems
+from greenroom.api.request import Answer, Call, Stream
+from greenroom.api.routes import OPEN, ROUTES, Route
+from greenroom.api.services import Services
+from greenroom.core import admission
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_ID = r"([A-Za-z0-9][A-Za-z0-9_.:@-]{0,127})"
+_encode = msgspec.json.Encoder().encode
+
+
+class App:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._plain: dict[str, dict[str, Route]] = {}
+        self._patterns: list[tuple[re.Pattern[str], tuple[str, ...], dict[str, Route]]] = []
+        by_path: dict[str, dict[str, Route]] = {}
+        for route in ROUTES:
+            by_path.setdefault(route.path, {})[route.method] = route
+        for path, methods in by_path.items():
+            names = tuple(re.findall(r"\{(\w+)\}", path))
+            if names:
+                pattern = re.compile(re.sub(r"\{\w+\}", lambda _: _ID, path))
+                self._patterns.append((pattern, names, methods))
+            else:
+                self._plain[path] = methods
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in OPEN:
+            await self._open(scope, receive, send)
+            return
+        request_id = secrets.token_hex(8)
+        try:
+            answer = await self._answer(scope, receive, request_id)
+        except errors.GreenroomError as error:
+            await problems.response(error, request_id)(scope, receive, send)
+        else:
+            match answer:
+                case Answer():
+                    await _send_answer(answer, send)
+                case Stream():
+                    await _send_stream(answer, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> Answer | Stream:
+        services = self._services
+        if services.connections() > services.settings.cluster.max_connections:
+            raise errors.Overloaded("cannot take another connection: cluster.max_connections is reached")
+        headers = dict(scope["headers"])
+        client = scope.get("client")
+        principal = services.auth.authenticate(headers.get(b"authorization"), source=client[0] if client else "local")
+        route, path_params = self._match(scope["path"], scope["method"])
+        if route is openapi.ROUTE:
+            return Answer(openapi.document())
+        if not admission.allows(principal.role, route.permission):
+            raise errors.Forbidden(f"cannot {scope['method']} {route.path}: the role {principal.role} may not {route.permission}")
+        if services.stopping.is_set() and route.method != "GET":
+            raise errors.StoreUnavailable("cannot take this now: the node is stopping")
+        if route.body is not None and headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
+            raise UnsupportedMediaType("cannot read the body: send it with Content-Type: application/json")
+        body = await _body(scope, headers, receive, most=services.settings.server.max_body_bytes)
+        return await route.endpoint(Call(request_id, principal, services, scope, path_params, body))
+
+    def _match(self, path: str, method: str) -> tuple[Route, dict[str, str]]:
+        methods, path_params = self._plain.get(path), {}
+        if methods is None:
+            for pattern, names, candidates in self._patterns:
+                if (match := pattern.fullmatch(path)) is not None:
+                    methods, path_params = candidates, dict(zip(names, match.groups(), strict=True))
+                    break
+        if methods is None:
+            if path == openapi.ROUTE.path and method == "GET":
+                return openapi.ROUTE, {}
+            raise errors.NotFound(f"cannot find {path[:100]!r}; the routes are in /openapi.json")
+        route = methods.get(method)
+        if route is None:
+            raise MethodNotAllowed(f"cannot {method[:16]} {path[:100]}: it takes {', '.join(sorted(methods))}")
+        return route, path_params
+
+    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Whether the process lives, and whether it takes work; nothing else is said to strangers."""
+        is_up = scope["path"] == "/healthz" or (self._services.is_ready() and not self._services.stopping.is_set())
+        status = (200 if is_up else 503) if scope["method"] in ("GET", "HEAD") else 405
+        body = b'{"status":"ok"}' if status == 200 else b'{"status":"no"}'
+        await Response(body, status_code=status, media_type="application/json")(scope, receive, send)
+
+
+class MethodNotAllowed(errors.GreenroomError):
+    """This path does not take this method."""
+
+    code = "method-not-allowed"
+    status = 405
+
+
+class UnsupportedMediaType(errors.GreenroomError):
+    """The body is not declared as JSON."""
+
+    code = "unsupported-media-type"
+    status = 415
+
+
+async def _body(scope: Scope, headers: dict[bytes, bytes], receive: Receive, *, most: int) -> bytes:
+    length = headers.get(b"content-length", b"")
+    if length.isdigit() and int(length[:20]) > most:
+        raise errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.max_body_bytes)")
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise errors.JsonRefused("cannot read the body: the client went away")
+        body += bytes(message.get("body", b""))
+        if len(body) > most:
+            raise errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.max_body_bytes)")
+        if not message.get("more_body"):
+            return body
+
+
+async def _send_answer(answer: Answer, send: Send) -> None:
+    document = answer.document
+    body = b"" if document is None else document if isinstance(document, bytes) else _encode(document)
+    headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+    if body:
+        headers.append((b"content-type", answer.media_type.encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_stream(stream: Stream, receive: Receive, send: Send) -> None:
+    from starlette.responses import StreamingResponse
+
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    response = StreamingResponse(stream.events, media_type="text/event-stream", headers=headers)
+    await response({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)

@@ -1,0 +1,85 @@
+"""Who is calling: nobody is anonymous, every rejection looks the same, and guessing is slowed down per source.
+
+Keys are held in memory, refreshed at start and whenever one is created or revoked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from greenroom import clock as clocks
+from greenroom import errors
+from greenroom.core import admission
+from greenroom.security import keys
+from greenroom.store import database
+from greenroom.store import principals as stored
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The caller, as proven."""
+
+    key_id: str
+    tenant: str
+    name: str
+    role: str
+
+
+class Authenticator:
+    def __init__(self, principals: stored.Principals, clock: clocks.Clock, *, pepper: bytes) -> None:
+        self._principals, self._clock, self._pepper = principals, clock, pepper
+        self._rows: dict[str, stored.Principal] = {}
+        self._rejections = admission.Rejections()
+
+    async def refresh(self) -> None:
+        self._rows = {row.key_id: row for row in await self._principals.all()}
+
+    def authenticate(self, authorization: bytes | None, *, source: str) -> Principal:
+        """Return who presents *authorization* (``Bearer gr_…``).
+
+        Raises `errors.Unauthenticated`, the same for every reason, or `errors.Overloaded` after too many of them from
+        *source* in a minute, however good the next one is.
+        """
+        now_s = self._clock.monotonic_s()
+        wait_s = self._rejections.wait_s(source, now_s)
+        if wait_s:
+            raise errors.Overloaded("cannot try another credential yet: too many were rejected", retry_after_s=wait_s)
+        presented = _presented(authorization)
+        row = self._rows.get(presented.id) if presented is not None else None
+        is_valid = keys.verify(presented, row.secret_hash if row is not None else None, self._pepper)
+        if row is None or not is_valid or not self._is_live(row):
+            self._rejections.note(source, now_s)
+            raise errors.Unauthenticated("send a valid key as: Authorization: Bearer gr_…")
+        return Principal(row.key_id, row.tenant, row.name, row.role)
+
+    async def create(self, *, tenant: str, name: str, role: str, word: str, expires_in_s: float | None) -> keys.Key:
+        """Make, store and return a key."""
+        key = keys.mint(word, self._pepper)
+        now_us = database.microseconds(self._clock.now())
+        expires_at = None if expires_in_s is None else now_us + int(expires_in_s * 1e6)
+        await self._principals.create(
+            stored.Principal(key.id, tenant, name, role, key.secret_hash, now_us, expires_at)
+        )
+        await self.refresh()
+        return key
+
+    async def revoke(self, key_id: str, *, tenant: str) -> None:
+        await self._principals.revoke(key_id, tenant=tenant)
+        await self.refresh()
+
+    def rows(self, *, tenant: str) -> list[stored.Principal]:
+        return [row for row in self._rows.values() if row.tenant == tenant]
+
+    def _is_live(self, row: stored.Principal) -> bool:
+        if row.revoked_at is not None:
+            return False
+        return row.expires_at is None or row.expires_at > database.microseconds(self._clock.now())
+
+
+def _presented(authorization: bytes | None) -> keys.Presented | None:
+    if authorization is None or authorization[:7].lower() != b"bearer " or len(authorization) > 512:
+        return None
+    try:
+        return keys.parse(authorization[7:].decode("ascii").strip())
+    except UnicodeDecodeError:
+        return None

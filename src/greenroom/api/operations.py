@@ -1,0 +1,108 @@
+"""The node's own routes: health, status, metrics, keys."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from greenroom import errors, settings
+from greenroom.api import schemas
+from greenroom.api.request import Answer, Call
+from greenroom.core import admission
+from greenroom.store import database
+from greenroom.store.principals import Principal
+
+
+async def status(call: Call) -> Answer:
+    """Show the system: environment, agents, replicas, tasks, and which switches are not yet built."""
+    services, store = call.services, call.store
+    replicas = await store.agents.replicas()
+    tasks: dict[str, dict[str, int]] = defaultdict(dict)
+    for (agent, state), count in (await store.tasks.open_counts()).items():
+        tasks[agent][state] = count
+    for (agent, state), count in (await store.tasks.end_counts(tenant=call.principal.tenant)).items():
+        tasks[agent][state] = count
+    totals: Counter[str] = Counter()
+    for counts in tasks.values():
+        totals.update(counts)
+    entries = (await store.directory.refresh()).values()
+    ready = Counter(row.agent for row in replicas if row.state == "ready")
+    return Answer(
+        {
+            "environment": services.settings.environment,
+            "node": {
+                "id": services.node,
+                "state": "draining" if services.stopping.is_set() else "ready" if services.is_ready() else "starting",
+                "started_at": database.instant(services.started_at_us),
+                "store": store.db.dialect,
+                "isolation": "T0: replicas run as this user, without a sandbox",
+            },
+            "agents": [
+                {
+                    "name": entry.agent.name,
+                    "state": entry.agent.state,
+                    "reason": entry.agent.reason,
+                    "revision": entry.agent.revision,
+                    "replicas": {"desired": entry.agent.replicas, "ready": ready[entry.agent.name]},
+                    "tasks": tasks.get(entry.agent.name, {}),
+                }
+                for entry in entries
+            ],
+            "replicas": {
+                "total": len(replicas),
+                "by_state": Counter(row.state for row in replicas),
+                "memory_mb": round(sum(row.memory_mb or 0 for row in replicas), 1),
+                "limit": services.settings.cluster.max_replicas,
+            },
+            "tasks": totals,
+            "not_yet_built": settings.NOT_YET_BUILT,
+        }
+    )
+
+
+async def metrics(call: Call) -> Answer:
+    """Metrics in Prometheus' text format."""
+    return Answer(call.services.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def list_keys(call: Call) -> Answer:
+    """List keys; never their text."""
+    rows = call.services.auth.rows(tenant=call.principal.tenant)
+    return Answer({"items": [_key(row) for row in rows], "next_cursor": None})
+
+
+async def create_key(call: Call) -> Answer:
+    """Create a key; its text is shown this once. Nobody grants more than they have."""
+    wanted = schemas.read(call.body, schemas.NewKey)
+    granted = admission.ROLES.get(wanted.role)
+    if granted is None:
+        raise errors.BodyInvalid(f"cannot create a key: role is one of {', '.join(admission.ROLES)}")
+    if not granted <= admission.ROLES[call.principal.role]:
+        raise errors.Forbidden(f"cannot create a key: {wanted.role} may do more than you may")
+    key = await call.services.auth.create(
+        tenant=call.principal.tenant,
+        name=wanted.name,
+        role=wanted.role,
+        word=call.services.key_word,
+        expires_in_s=wanted.expires_in_s,
+    )
+    return Answer({"id": key.id, "name": wanted.name, "role": wanted.role, "key": key.text}, status=201)
+
+
+async def revoke_key(call: Call) -> Answer:
+    """Revoke a key, at once."""
+    await call.services.auth.revoke(call.path("id"), tenant=call.principal.tenant)
+    return Answer(None, status=204)
+
+
+def _key(row: Principal) -> dict[str, Any]:
+    return {
+        "id": row.key_id,
+        "name": row.name,
+        "role": row.role,
+        "created_at": database.instant(row.created_at),
+        "expires_at": database.instant_or_none(row.expires_at),
+        "revoked_at": database.instant_or_none(row.revoked_at),
+    }
+
+

@@ -1,0 +1,34 @@
+"""Errors on the wire: RFC 9457 problem documents with a stable ``type`` and the request's id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from greenroom import errors
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem(error: errors.GreenroomError, request_id: str, *, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the document: the error's class says the title, its message the detail."""
+    document = {
+        "type": error.code,
+        "title": (type(error).__doc__ or error.code).strip().split("\n", 1)[0],
+        "status": error.status,
+        "detail": str(error),
+        "request_id": request_id,
+    }
+    return document | (extra or {}) | getattr(error, "extra", {})
+
+
+def response(error: errors.GreenroomError, request_id: str) -> Response:
+    headers = {}
+    if isinstance(error, (errors.Overloaded, errors.StoreUnavailable)):
+        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    if isinstance(error, errors.Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
+    body = msgspec.json.encode(problem(error, request_id))
+    return Response(body, status_code=error.status, media_type=MEDIA_TYPE, headers=headers)

@@ -1,0 +1,85 @@
+"""A request as routes see it, and what they answer. The ASGI details end here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from greenroom import errors
+from greenroom.api.auth import Principal
+from greenroom.api.services import Services
+from greenroom.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A document to send as JSON; None for no body, bytes as they are."""
+
+    document: Any
+    status: int = 200
+    media_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Server-sent events."""
+
+    events: AsyncIterator[bytes]
+
+
+@dataclass(slots=True)
+class Call:
+    """One authenticated, permitted request. *id* goes into problems and logs."""
+
+    id: str
+    principal: Principal
+    services: Services
+    scope: Mapping[str, Any]
+    path_params: Mapping[str, str]
+    body: bytes
+
+    @property
+    def store(self) -> Store:
+        return self.services.store
+
+    def path(self, name: str) -> str:
+        return self.path_params[name]
+
+    def header(self, name: str) -> str | None:
+        wanted = name.encode()
+        for key, value in self.scope["headers"]:
+            if key == wanted:
+                return str(value.decode("latin-1"))
+        return None
+
+    def query(self, name: str) -> str | None:
+        """Return a query parameter; the last if it is given several times."""
+        raw = self.scope["query_string"]
+        if not raw:
+            return None
+        try:
+            return dict(parse_qsl(raw.decode("ascii"), max_num_fields=20)).get(name)
+        except (UnicodeDecodeError, ValueError):
+            raise errors.JsonRefused("cannot read the query: it is malformed") from None
+
+    def number(self, name: str, *, default: int, most: int) -> int:
+        text = self.query(name)
+        if text is None:
+            return default
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= most):
+            raise errors.BodyInvalid(f"cannot take ?{name}={text[:40]}: give a whole number of at most {most}")
+        return int(text)
+
+    def seconds(self, name: str, *, most: float) -> float:
+        text = self.query(name)
+        if text is None:
+            return 0.0
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= most:
+            raise errors.BodyInvalid(f"cannot take ?{name}={text[:40]}: give seconds from 0 to {most:g}")
+        return value

@@ -1,0 +1,40 @@
+"""What routes need, in one value that the node builds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from greenroom import clock as clocks
+from greenroom import telemetry
+from greenroom.api.auth import Authenticator
+from greenroom.api.backlog import Backlog
+from greenroom.core import routing
+from greenroom.settings import AgentSettings, Settings
+from greenroom.store.store import Store
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    """*deploy* makes a spec the serving revision; *restart* replaces a replica of this node, False if it has none such."""
+
+    store: Store
+    auth: Authenticator
+    settings: Settings
+    clock: clocks.Clock
+    facts: telemetry.Telemetry
+    metrics: telemetry.Metrics
+    node: str
+    started_at_us: int
+    deploy: Callable[[str, AgentSettings], Awaitable[int]]
+    restart: Callable[[str], bool]
+    is_ready: Callable[[], bool]
+    backlog: Backlog
+    similarity: routing.Similarity | None = None  # of the optional embedding model
+    connections: Callable[[], int] = lambda: 0
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def key_word(self) -> str:
+        return {"development": "dev", "staging": "stage", "production": "prod"}[self.settings.environment]

@@ -1,0 +1,340 @@
+"""The task and session routes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+
+from greenroom import errors, strict_json, telemetry
+from greenroom.api import problems, schemas, views
+from greenroom.api.request import Answer, Call, Stream
+from greenroom.core import routing, tasks
+from greenroom.store import submissions
+from greenroom.store.tasks import Task
+from greenroom.store.transitions import Accepted, NewTask
+
+_encode = msgspec.json.encode
+HEARTBEAT_S = 15.0
+EVENT_POLL_S = 1.0  # wakeups are hints
+
+
+async def submit(call: Call) -> Answer:
+    """Accept a task; with ``?wait=SECONDS`` answer 200 when it ended in time."""
+    wait_s = call.seconds("wait", most=schemas.MAX_WAIT_S)
+    submission = schemas.read(call.body, schemas.Submission)
+    task = _new_task(call, submission, call.body, _key(call, submission))
+    await call.services.backlog.admit()
+    end = call.store.hub.end_of(task.id) if wait_s else None  # before it is stored: its end must not slip by
+    try:
+        accepted = await call.store.tasks.submit(task)
+        _check(task, accepted)
+        if not accepted.is_new:
+            return await _wait(call, accepted.id, wait_s)
+        call.services.facts.emit(telemetry.TaskAccepted(task.agent))
+        if end is None:
+            return Answer(_new_document(task, accepted), status=202)
+        await asyncio.wait([end], timeout=wait_s)
+        return await _wait(call, task.id, 0.0)
+    finally:
+        if end is not None:
+            end.cancel()
+
+
+async def submit_batch(call: Call) -> Answer:
+    """Accept many tasks; the answer has a task or a problem for each, in order."""
+    batch = schemas.convert(strict_json.loads(call.body, max_keys=100_000), schemas.Batch)
+    await call.services.backlog.admit(len(batch.tasks))
+    header = call.header("idempotency-key")
+    prepared = [_prepare(call, item, f"{header}:{index}" if header else None) for index, item in enumerate(batch.tasks)]
+    futures = [call.store.tasks.submit(item) for item in prepared if isinstance(item, NewTask)]
+    results = iter(await asyncio.gather(*futures, return_exceptions=True))
+    items = []
+    for item in prepared:
+        result = next(results) if isinstance(item, NewTask) else item
+        items.append(await _item(call, item, result))
+    for agent in {item.agent for item in prepared if isinstance(item, NewTask)}:
+        count = sum(isinstance(item, NewTask) and item.agent == agent for item in prepared)
+        call.services.facts.emit(telemetry.TaskAccepted(agent, count))
+    return Answer({"items": items}, status=202)
+
+
+def _prepare(call: Call, value: Any, key: str | None) -> NewTask | errors.GreenroomError:
+    try:
+        submission = schemas.convert(value, schemas.Submission)
+        return _new_task(call, submission, _encode(value), submission.idempotency_key or key)
+    except errors.GreenroomError as error:
+        return error
+
+
+async def _item(call: Call, item: NewTask | errors.GreenroomError, result: Any) -> dict[str, Any]:
+    try:
+        if isinstance(result, BaseException):
+            raise result
+        assert isinstance(item, NewTask)
+        _check(item, result)
+        if result.is_new:
+            return _new_document(item, result)
+        return views.task(await call.store.tasks.get(result.id, tenant=call.principal.tenant))
+    except errors.GreenroomError as error:
+        return problems.problem(error, call.id)
+
+
+def _key(call: Call, submission: schemas.Submission) -> str | None:
+    header = call.header("idempotency-key")
+    if header is not None and not 1 <= len(header) <= 255:
+        raise errors.BodyInvalid("cannot take the Idempotency-Key: it needs 1 to 255 characters")
+    return header or submission.idempotency_key
+
+
+def _new_task(call: Call, submission: schemas.Submission, body: bytes, key: str | None) -> NewTask:
+    directory = call.store.directory
+    chosen: bytes | None = None
+    name = submission.agent
+    if name is None:
+        choice = _route(call, submission.input)
+        name, chosen = choice.agent, _encode({"agent": choice.agent, "scores": _scores(choice.scores)})
+    entry = directory.get(name)
+    return submissions.new_task(
+        name,
+        entry.spec,
+        tenant=call.principal.tenant,
+        input=_encode(submission.input),
+        submitted_by=call.principal.key_id,
+        session=submission.session,
+        priority=submission.priority,
+        timeout_s=submission.timeout_s,
+        not_before=submission.not_before,
+        idempotency_key=None if key is None else f"key:{key}",
+        fingerprint=None if key is None else submissions.fingerprint(body),
+        metadata=None if submission.metadata is None else _encode(submission.metadata),
+        routing=chosen,
+    )
+
+
+def _route(call: Call, value: Any) -> routing.Choice:
+    text = text_of(value)
+    answer = routing.choose(call.store.directory.index, text, similarity=call.services.similarity)
+    if isinstance(answer, routing.NoRoute):
+        raise Unrouted(answer.message, _scores(answer.scores))
+    return answer
+
+
+class Unrouted(errors.NoRoute):
+    """No agent fits the request well enough; name one, or describe the agents better."""
+
+    def __init__(self, message: str, candidates: list[dict[str, Any]]) -> None:
+        super().__init__(message)
+        self.extra = {"candidates": candidates}
+
+
+def _scores(scores: tuple[routing.Score, ...]) -> list[dict[str, Any]]:
+    return [
+        {"agent": score.agent, "score": round(score.score, 3), "reason": "; ".join(score.reasons)} for score in scores[:10]
+    ]
+
+
+TEXT_KEYS = ("task", "input", "message", "prompt", "content", "text", "query", "request")
+
+
+def text_of(value: Any) -> str:
+    """Return what a request says: the text itself, or that of the usual keys, or its JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        for key in TEXT_KEYS:
+            if isinstance(value.get(key), str):
+                return str(value[key])
+    return _encode(value).decode()
+
+
+def _check(task: NewTask, accepted: Accepted) -> None:
+    if not accepted.matches:
+        key = (task.idempotency_key or "").removeprefix("key:")
+        raise errors.IdempotencyMismatch(
+            f"cannot accept the task: the key {key!r} stands for task {accepted.id}, which had another body"
+        )
+
+
+def _new_document(task: NewTask, accepted: Accepted) -> dict[str, Any]:
+    """The document of a task that was accepted just now: no need to read it back."""
+    return views.task(
+        Task(
+            seq=0,
+            id=task.id,
+            tenant=task.tenant,
+            agent=task.agent,
+            session=task.session,
+            state="queued",
+            priority=task.priority,
+            not_before=task.not_before,
+            due_at=None,
+            deadline_at=accepted.deadline_at,
+            run_timeout_us=task.run_timeout_us,
+            epoch=0,
+            event_seq=1,
+            attempts_charged=0,
+            max_attempts=task.max_attempts,
+            revision=None,
+            parent=None,
+            submitted_by=task.submitted_by,
+            input=task.input,
+            output=None,
+            error=None,
+            metadata=task.metadata,
+            routing=task.routing,
+            input_tokens=0,
+            output_tokens=0,
+            created_at=accepted.created_at,
+            started_at=None,
+            finished_at=None,
+        )
+    )
+
+
+async def _task_answer(call: Call, row: Task, has_ended: bool) -> Answer:
+    document = views.task(row, await call.store.tasks.state_events(row.id))
+    return Answer(document, status=200 if has_ended else 202)
+
+
+async def _wait(call: Call, id: str, wait_s: float) -> Answer:
+    """Answer with the task, 200 as soon as it has ended, 202 after *wait_s*."""
+    deadline_s = call.services.clock.monotonic_s() + wait_s
+    while True:
+        end = call.store.hub.end_of(id)
+        try:
+            row = await call.store.tasks.get(id, tenant=call.principal.tenant)
+            remaining_s = deadline_s - call.services.clock.monotonic_s()
+            if row.state in tasks.TERMINAL or remaining_s <= 0:
+                return await _task_answer(call, row, row.state in tasks.TERMINAL)
+            await asyncio.wait([end], timeout=min(remaining_s, EVENT_POLL_S))
+        finally:
+            end.cancel()
+
+
+async def show(call: Call) -> Answer:
+    """Show a task with its attempts; ``?wait=SECONDS`` waits for its end."""
+    wait_s = call.seconds("wait", most=schemas.MAX_WAIT_S)
+    if wait_s:
+        return await _wait(call, call.path("id"), wait_s)
+    row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
+    return Answer(views.task(row, await call.store.tasks.state_events(row.id)))
+
+
+async def list_tasks(call: Call) -> Answer:
+    """List tasks, newest first; ``?agent= &state= &session= &limit= &cursor=``."""
+    limit = call.number("limit", default=50, most=200)
+    state = call.query("state")
+    if state is not None and state not in set(tasks.State):
+        raise errors.BodyInvalid(f"cannot filter by state {state!r}: one of {', '.join(tasks.State)}")
+    rows = await call.store.tasks.list(
+        tenant=call.principal.tenant,
+        agent=call.query("agent"),
+        state=state,
+        session=call.query("session"),
+        before_seq=call.number("cursor", default=0, most=2**62) or None,
+        limit=limit,
+    )
+    cursor = str(rows[-1].seq) if len(rows) == limit else None
+    return Answer({"items": [views.task(row) for row in rows], "next_cursor": cursor})
+
+
+async def cancel(call: Call) -> Answer:
+    """Cancel a task and its sub-tasks, for good."""
+    await call.store.tasks.cancel(call.path("id"), tenant=call.principal.tenant)
+    row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
+    return Answer(views.task(row, await call.store.tasks.state_events(row.id)), status=202)
+
+
+async def retry(call: Call) -> Answer:
+    """Submit an ended task again, as a new one: terminal states are final."""
+    row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
+    if row.state not in tasks.TERMINAL:
+        raise errors.Conflict(f"cannot retry {row.id}: it is {row.state}; cancel it first")
+    await call.services.backlog.admit()
+    metadata = msgspec.json.decode(row.metadata) if row.metadata is not None else {}
+    task = submissions.new_task(
+        row.agent,
+        call.store.directory.get(row.agent).spec,
+        tenant=row.tenant,
+        input=row.input,
+        submitted_by=call.principal.key_id,
+        session=row.session,
+        priority=row.priority,
+        metadata=_encode(metadata | {"retry_of": row.id}),
+    )
+    accepted = await call.store.tasks.submit(task)
+    return Answer(_new_document(task, accepted), status=202)
+
+
+async def events(call: Call) -> Stream:
+    """Stream a task's events (SSE) until it has ended; resumable by ``Last-Event-ID`` or ``?after=``."""
+    row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
+    after = call.number("after", default=0, most=2**31)
+    last_id = call.header("last-event-id") or ""
+    if last_id.isascii() and last_id.isdigit() and len(last_id) < 10:
+        after = int(last_id)
+    return Stream(_events(call, row, after))
+
+
+async def _events(call: Call, row: Task, after: int) -> AsyncIterator[bytes]:
+    clock, stopping = call.services.clock, call.services.stopping
+    wakeup = call.store.hub.watch(row.id)
+    quiet_since_s = clock.monotonic_s()
+    try:
+        if after < 1:
+            yield _sse(views.acceptance(row))
+            after = 1
+        while not stopping.is_set():
+            wakeup.clear()
+            batch = await call.store.tasks.events(row.id, after=after)
+            for event in batch:
+                yield _sse(views.event(event))
+                after = event.seq
+                if event.type == "state" and msgspec.json.decode(event.data)["state"] in tasks.TERMINAL:
+                    return
+            if batch:
+                quiet_since_s = clock.monotonic_s()
+                continue
+            if clock.monotonic_s() - quiet_since_s > HEARTBEAT_S:
+                yield b": still here\n\n"
+                quiet_since_s = clock.monotonic_s()
+            await clock.sleep(EVENT_POLL_S, wakeup)
+    finally:
+        call.store.hub.unwatch(row.id, wakeup)
+
+
+def _sse(document: dict[str, Any]) -> bytes:
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (document["seq"], document["type"].encode(), _encode(document))
+
+
+async def list_sessions(call: Call) -> Answer:
+    """List sessions, those used last first."""
+    rows = await call.store.sessions.list(tenant=call.principal.tenant, limit=call.number("limit", default=50, most=200))
+    return Answer({"items": [views.session(row, with_state=False) for row in rows], "next_cursor": None})
+
+
+async def show_session(call: Call) -> Answer:
+    """Show a session's state; ``?agent=`` where several agents have one of this name."""
+    return Answer(views.session(await _session(call), with_state=True))
+
+
+async def remove_session(call: Call) -> Answer:
+    """Forget a session's state."""
+    row = await _session(call)
+    await call.store.sessions.remove(row.id, tenant=call.principal.tenant, agent=row.agent)
+    return Answer(None, status=204)
+
+
+async def _session(call: Call) -> Any:
+    found = await call.store.sessions.find(call.path("id"), tenant=call.principal.tenant, agent=call.query("agent"))
+    if not found:
+        raise errors.NotFound(f"cannot find the session {call.path('id')[:64]}")
+    if len(found) > 1:
+        names = ", ".join(row.agent for row in found)
+        raise errors.Conflict(f"cannot choose the session {found[0].id}: several agents have it ({names}); give ?agent=")
+    return found[0]
+
+

@@ -1,0 +1,151 @@
+"""Rows of the store as the documents that the API shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from greenroom import settings
+from greenroom.store import database
+from greenroom.store.agents import Replica, Revision
+from greenroom.store.directory import Entry
+from greenroom.store.sessions import Session
+from greenroom.store.tasks import StoredEvent, Task
+
+_NULL = msgspec.Raw(b"null")
+
+
+def _raw(value: bytes | None) -> msgspec.Raw:
+    return _NULL if value is None else msgspec.Raw(value)
+
+
+def _at(microseconds: int | None) -> datetime | None:
+    return database.instant_or_none(microseconds)
+
+
+def task(row: Task, state_events: Sequence[StoredEvent] | None = None) -> dict[str, Any]:
+    """Return the document of a task; *state_events* add its attempts."""
+    document: dict[str, Any] = {
+        "id": row.id,
+        "agent": row.agent,
+        "revision": row.revision,
+        "state": row.state,
+        "input": _raw(row.input),
+        "output": _raw(row.output),
+        "error": _raw(row.error),
+        "session": row.session,
+        "priority": row.priority,
+        "attempt": row.attempts_charged,
+        "max_attempts": row.max_attempts,
+        "usage": {"input_tokens": row.input_tokens, "output_tokens": row.output_tokens},
+        "created_at": _at(row.created_at),
+        "started_at": _at(row.started_at),
+        "finished_at": _at(row.finished_at),
+        "not_before": _at(row.not_before),
+        "deadline_at": _at(row.deadline_at),
+        "parent": row.parent,
+        "metadata": _raw(row.metadata),
+    }
+    if row.routing is not None:
+        document["routing"] = msgspec.Raw(row.routing)
+    if state_events is not None:
+        document["attempts"] = attempts(state_events)
+    return document
+
+
+def attempts(events: Sequence[StoredEvent]) -> list[dict[str, Any]]:
+    """Fold a task's state events into its attempts, oldest first."""
+    by_epoch: dict[int, dict[str, Any]] = {}
+    for event in events:
+        data = msgspec.json.decode(event.data)
+        state = data["state"]
+        if state == "running" and "attempt" in data:
+            by_epoch[event.epoch] = {
+                "epoch": event.epoch,
+                "attempt": data["attempt"],
+                "replica": data["replica"],
+                "revision": data["revision"],
+                "started_at": _at(event.at),
+                "ended_at": None,
+                "reason": None,
+            }
+        elif "reason" in data and event.epoch in by_epoch and by_epoch[event.epoch]["ended_at"] is None:
+            by_epoch[event.epoch] |= {"ended_at": _at(event.at), "reason": data["reason"]}
+    return list(by_epoch.values())
+
+
+def event(row: StoredEvent) -> dict[str, Any]:
+    return {"seq": row.seq, "type": row.type, "at": _at(row.at), "data": msgspec.Raw(row.data)}
+
+
+def acceptance(row: Task) -> dict[str, Any]:
+    """The first event of every task, which the row itself records."""
+    return {"seq": 1, "type": "state", "at": _at(row.created_at), "data": {"state": "queued"}}
+
+
+def agent(entry: Entry, *, ready: int, open_counts: dict[tuple[str, str], int]) -> dict[str, Any]:
+    row, spec = entry.agent, entry.spec
+    return {
+        "name": row.name,
+        "description": spec.description,
+        "state": row.state,
+        "reason": row.reason,
+        "revision": row.revision,
+        "generation": row.generation,
+        "adapter": row.adapter,
+        "replicas": {"desired": row.replicas, "ready": ready},
+        "queued": open_counts.get((row.name, "queued"), 0),
+        "running": open_counts.get((row.name, "running"), 0),
+        "waiting": open_counts.get((row.name, "waiting"), 0),
+        "concurrency": spec.concurrency,
+        "sessions": spec.sessions,
+        "skills": spec.skills,
+        "examples": spec.examples,
+        "spec": _shown_spec(row.spec),
+        "updated_at": _at(row.updated_at),
+    }
+
+
+def _shown_spec(spec: bytes) -> dict[str, Any]:
+    document: dict[str, Any] = msgspec.json.decode(spec)
+    arguments = document.get("arguments", {})
+    document["arguments"] = {name: settings.masked(("agents", "", "arguments", name), value) for name, value in arguments.items()}
+    return document
+
+
+def replica(row: Replica, *, busy: int) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "agent": row.agent,
+        "revision": row.revision,
+        "node": row.node,
+        "pid": row.pid,
+        "state": row.state,
+        "grade": row.grade,
+        "reason": row.reason,
+        "busy": busy,
+        "slots": row.slots,
+        "memory_mb": row.memory_mb,
+        "restarts": row.restarts,
+        "started_at": _at(row.started_at),
+    }
+
+
+def revision(row: Revision) -> dict[str, Any]:
+    return {"agent": row.agent, "number": row.number, "digest": row.digest, "created_at": _at(row.created_at)}
+
+
+def session(row: Session, *, with_state: bool) -> dict[str, Any]:
+    document = {
+        "id": row.id,
+        "agent": row.agent,
+        "revision": row.revision,
+        "tasks": row.tasks,
+        "created_at": _at(row.created_at),
+        "updated_at": _at(row.updated_at),
+        "state_bytes": len(row.state or b""),
+    }
+    return document | {"state": _raw(row.state)} if with_state else document

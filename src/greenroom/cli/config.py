@@ -1,0 +1,54 @@
+"""`greenroom config`: the settings, where each comes from, and every mistake in them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+from cyclopts import Parameter
+
+from greenroom.cli import render
+from greenroom.cli.render import Column
+
+app = cyclopts.App(name="config")
+
+MANIFEST = Path("greenroom.toml")
+COLUMNS = (Column("SETTING"), Column("VALUE", whole=False), Column("FROM"))
+
+Manifest = Annotated[Path, Parameter(help="The manifest.")]
+AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON, for programs.", show_default=False)]
+
+
+@app.command
+def show(*, manifest: Manifest = MANIFEST, as_json: AsJson = False) -> None:
+    """Print every setting with where it comes from."""
+    from greenroom import settings
+
+    rows = settings.rows(settings.load(manifest, os.environ))
+    if as_json:
+        render.json({"items": [row._asdict() for row in rows]})
+        return
+    render.table(COLUMNS, ((row.path, render.text_of(row.value), row.origin) for row in rows), empty="")
+
+
+@app.command
+def validate(*, manifest: Manifest = MANIFEST, as_json: AsJson = False) -> int:
+    """List every mistake in the manifest and in the variables that override it; if there is one, exit with 2."""
+    from greenroom import settings
+
+    try:
+        found = settings.load(manifest, os.environ)
+    except settings.SettingsInvalid as error:
+        if not as_json:
+            raise
+        render.json({"valid": False, "problems": [problem._asdict() for problem in error.problems]})
+        return 2
+    if as_json:
+        render.json({"valid": True, "problems": []})
+        return 0
+    count = len(found.agents)
+    render.line(f"{manifest} is valid: {found.environment}, {count} agent{'' if count == 1 else 's'}")
+    render.say("next: greenroom up")
+    return 0

@@ -1,0 +1,109 @@
+"""`greenroom doctor`: whether this machine, this manifest and the running node are as they should be."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from greenroom import errors
+from greenroom.cli import config, options, render
+
+LANDLOCK_CREATE_RULESET = 444  # the same system call number on every architecture
+LANDLOCK_VERSION = 1
+SQLITE_AT_LEAST = (3, 51, 3)  # before it, two WAL connections could corrupt the file
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at; *result* is ok, warn or failed."""
+
+    check: str
+    result: str
+    found: str
+
+
+def doctor(*, manifest: config.Manifest = config.MANIFEST, given: options.Options = options.DEFAULT) -> int:
+    """Check this machine, the manifest and the running node; if something will not work, exit with 1."""
+    findings = [*_machine(), *_manifest(manifest), *_node(given)]
+    if given.json:
+        render.json({"items": [finding._asdict() for finding in findings]})
+    else:
+        for finding in findings:
+            render.line(
+                f"{finding.result:<7} {finding.check:<9} {finding.found}",
+                style=render.STYLES.get(finding.result),
+            )
+    return 1 if any(finding.result == "failed" for finding in findings) else 0
+
+
+def _machine() -> Iterator[Finding]:
+    import apsw
+
+    yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable})")
+    linux = sys.platform == "linux"
+    note = "" if linux else "; Greenroom runs in production on Linux"
+    yield Finding("kernel", "ok" if linux else "warn", f"{platform.system()} {platform.release()}{note}")
+    version = apsw.sqlite_lib_version()
+    is_new = tuple(map(int, version.split("."))) >= SQLITE_AT_LEAST
+    needed = "" if is_new else f"; needs {'.'.join(map(str, SQLITE_AT_LEAST))}: upgrade apsw"
+    yield Finding("sqlite", "ok" if is_new else "failed", version + needed)
+    yield _landlock()
+    yield _pidfd()
+
+
+def _landlock() -> Finding:
+    if sys.platform != "linux":
+        return Finding("landlock", "warn", "not on this system: replicas are not sandboxed")
+    abi = ctypes.CDLL(None, use_errno=True).syscall(LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_VERSION)
+    if abi < 1:
+        return Finding("landlock", "warn", f"{os.strerror(ctypes.get_errno())}: replicas are not sandboxed")
+    return Finding("landlock", "ok", f"ABI {abi}")
+
+
+def _pidfd() -> Finding:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (OSError, AttributeError):
+        return Finding(
+            "pidfd", "failed", "not available; the death of a replica cannot be seen: needs Linux 5.3"
+        )
+    return Finding("pidfd", "ok", "available")
+
+
+def _manifest(manifest: Path) -> Iterator[Finding]:
+    from greenroom import settings
+
+    try:
+        found = settings.load(manifest, os.environ)
+    except settings.SettingsInvalid as error:
+        for problem in error.problems:
+            yield Finding("manifest", "failed", f"{problem.path}: {problem.message}")
+    else:
+        yield Finding(
+            "manifest", "ok", f"{manifest}: {found.environment}, agents: {', '.join(found.agents) or 'none'}"
+        )
+
+
+def _node(given: options.Options) -> Iterator[Finding]:
+    try:
+        with given.connect() as node:
+            agents = node.agents()
+    except errors.NodeUnreachable:
+        yield Finding(
+            "node", "warn", "not running; start it with greenroom up to see what the agents are taken for"
+        )
+        return
+    except errors.GreenroomError as error:
+        yield Finding("node", "failed", str(error))
+        return
+    yield Finding("node", "ok", node.url)
+    for agent in agents:
+        taken_for = f"taken for {agent.adapter}" if agent.adapter else agent.state
+        if agent.state == "failed":
+            yield Finding(f"agent {agent.name}", "failed", agent.reason or taken_for)
+        else:
+            yield Finding(f"agent {agent.name}", "ok", taken_for)

@@ -1,0 +1,86 @@
+"""`greenroom`: the verbs, and what becomes of errors. The installed script calls `main`.
+
+Verbs are imported when they are used, so that `--help` and completion are quick. Exit codes: 0 done, 1 the
+thing failed, 2 usage, 3 cannot reach a node, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import cyclopts
+
+from greenroom import __version__, errors
+from greenroom.cli import options, render
+
+DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+
+VERBS = (  # in the order in which one meets them
+    ("init", "starter:init", "Write a manifest and an agent to start from."),
+    ("up", "node:up", "Start a node on the manifest, in the foreground."),
+    ("demo", "node:demo", "See three agents work together, and survive a killed replica."),
+    ("submit", "submit:app", "Give an agent a task; without an agent, the one that fits."),
+    ("tasks", "tasks:app", "List, show, watch, cancel and retry tasks."),
+    ("sessions", "sessions:app", "List, show and remove sessions."),
+    ("agents", "agents:agents", "Show the agents and what they have to do."),
+    ("replicas", "agents:replicas", "Show, restart and drain the processes that run the agents."),
+    ("scale", "agents:scale", "Set the number of an agent's replicas."),
+    ("status", "status:status", "Show how the node and its agents are."),
+    ("keys", "keys:app", "Create, list and revoke the keys of those who may call."),
+    ("config", "config:app", "Show and check the settings."),
+    ("doctor", "doctor:doctor", "Check whether this machine and this manifest are ready."),
+)
+
+app = cyclopts.App(
+    name="greenroom",
+    help="""Takes the AI agents you have to production.
+
+    Start with greenroom init and greenroom up, or see it work: greenroom demo.""",
+    version=__version__,
+    default_parameter=cyclopts.Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
+    result_action="return_int_as_exit_code_else_zero",
+)
+for _place, (_verb, _home, _help) in enumerate(VERBS):
+    app.command(f"greenroom.cli.{_home}", name=_verb, help=_help, sort_key=_place)
+app.register_install_completion_command()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; with GREENROOM_DEBUG=1, errors are raised."""
+    try:
+        code: int = app(argv, exit_on_error=False, print_error=False)
+    except (cyclopts.CycloptsError, errors.GreenroomError, OSError, KeyboardInterrupt) as error:
+        if os.environ.get("GREENROOM_DEBUG", "0") not in ("", "0"):
+            raise
+        return _report(error)
+    return code
+
+
+def _report(error: BaseException) -> int:
+    """Tell the user, and return the exit code."""
+    match error:
+        case KeyboardInterrupt():
+            return INTERRUPTED
+        case cyclopts.CycloptsError():
+            render.failure(str(error), ["see greenroom --help, or --help after the verb"])
+        case BrokenPipeError():  # whoever read our output, `head` for example, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            render.failure(f"cannot do this: {where}{error.strerror or error}")
+        case _:
+            render.failure(str(error), getattr(error, "__notes__", []))
+    return _exit_code(error)
+
+
+def _exit_code(error: BaseException) -> int:
+    match error:
+        case errors.NodeUnreachable():
+            return UNREACHABLE
+        case cyclopts.CycloptsError() | errors.SettingsInvalid() | errors.JsonRefused() | options.Usage():
+            return USAGE
+        case _:
+            return FAILED

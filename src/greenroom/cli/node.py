@@ -1,0 +1,82 @@
+"""`greenroom up` and `greenroom demo`: what starts a node."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from greenroom.cli import config, render
+
+if TYPE_CHECKING:
+    from greenroom import node
+
+
+def up(
+    *,
+    manifest: config.Manifest = config.MANIFEST,
+    host: str | None = None,
+    port: int | None = None,
+    data_dir: Path | None = None,
+    store: str | None = None,
+    engine: Literal["local"] = "local",
+) -> int:
+    """Start a node on the manifest, in the foreground; Ctrl-C lets the running tasks finish.
+
+    Parameters
+    ----------
+    host
+        Where to listen, else the manifest's server.host, else 127.0.0.1.
+    port
+        Where to listen, else the manifest's server.port, else 7080; 0 takes a free one.
+    data_dir
+        Where to keep the store, the keys and the agents' code, else GREENROOM_DATA_DIR, else .greenroom.
+    store
+        sqlite:///PATH or postgresql://…, else a SQLite file in the data directory.
+    engine
+        What runs the replicas: local processes.
+    """
+    del engine  # there is one so far, and cyclopts lets no other name pass
+    import uvloop
+
+    from greenroom import node, settings
+    from greenroom.sdk import discovery
+
+    found = settings.load(manifest, os.environ, overrides={"server": {"host": host, "port": port}})
+    asked = node.Options(
+        settings=found,
+        folder=manifest.resolve().parent,
+        data_dir=discovery.data_dir(data_dir).absolute(),
+        store_url=store,
+        host=found.server.host,
+        port=found.server.port,
+    )
+    uvloop.run(node.serve(asked, on_ready=_announce))
+    return 0
+
+
+def _announce(started: node.Node, url: str) -> None:
+    agents = ", ".join(started.options.settings.agents) or "none yet"
+    render.say(f"ready at {url}; agents: {agents}")
+    render.say("next, in another terminal: greenroom status, greenroom submit TEXT --wait")
+
+
+def demo(
+    *,
+    keep: Annotated[bool, Parameter(show_default=False)] = False,
+    data_dir: Path | None = None,
+) -> int:
+    """See three agents work together, and survive a killed replica.
+
+    Parameters
+    ----------
+    keep
+        Leave the node running at the end, to look around.
+    data_dir
+        Where to keep its data, else a folder that is removed at the end.
+    """
+    from greenroom.cli import demo as demonstration
+
+    return demonstration.run(demonstration.Options(keep=keep, data_dir=data_dir))

@@ -1,0 +1,181 @@
+"""How the command speaks: results on stdout, the rest on stderr; tables for people, JSON for programs.
+
+Text of strangers (inputs, outputs, events) reaches the terminal through `printable` only: no escape
+sequences, no markup. Where no terminal reads, nothing is coloured or cut. The verbs call this; it knows no
+verb.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich import console
+
+UNLIMITED = 100_000  # columns, where no screen sets them
+GAP = 2  # columns between columns
+NARROWEST = 8  # a column that is cut, so that one can still guess
+
+STYLES = {
+    **dict.fromkeys(("succeeded", "ready", "healthy", "ok", "alive"), "green"),
+    **dict.fromkeys(("failed", "unhealthy", "expired"), "red"),
+    **dict.fromkeys(("cancelled", "degraded", "draining", "starting", "warn"), "yellow"),
+    **dict.fromkeys(("running", "waiting"), "cyan"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """*whole*: never cut, as one copies it (ids, names); else it gives way where the screen is narrow."""
+
+    title: str
+    whole: bool = True
+    right: bool = False
+
+
+def out() -> console.Console:
+    """Stdout, for results."""
+    return _console(stderr=False)
+
+
+def err() -> console.Console:
+    """Stderr, for everything else."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> console.Console:
+    from rich import console
+
+    made = console.Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = UNLIMITED
+    return made
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """Print *rows*, or *empty* on stderr where there are none."""
+    from rich import table as tables
+    from rich import text as texts
+
+    cells = [[printable("" if cell is None else str(cell)) for cell in row] for row in rows]
+    if not cells:
+        say(empty)
+        return
+    console = out()
+    widths = _widths(columns, cells, console.width)
+    made = tables.Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+    for column, width in zip(columns, widths, strict=True):
+        justify: Literal["left", "right"] = "right" if column.right else "left"
+        made.add_column(column.title, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
+    for row in cells:
+        made.add_row(*(texts.Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    console.width = max(
+        console.width, sum(widths) + GAP * len(widths)
+    )  # what is whole may be wider than the screen
+    console.print(made)
+
+
+def _widths(columns: Sequence[Column], cells: Sequence[Sequence[str]], room: int) -> list[int]:
+    """The widths of the columns: the whole ones take all they need, the others share what is left."""
+    from rich import cells as rich_cells
+
+    widths = [
+        max(map(rich_cells.cell_len, texts)) for texts in zip((c.title for c in columns), *cells, strict=True)
+    ]
+    cuttable = sorted(
+        (index for index, column in enumerate(columns) if not column.whole), key=widths.__getitem__
+    )
+    left = room - GAP * (len(columns) - 1) - sum(widths[index] for index, c in enumerate(columns) if c.whole)
+    for others, index in zip(range(len(cuttable), 0, -1), cuttable, strict=True):
+        widths[index] = min(widths[index], max(left // others, NARROWEST))
+        left -= widths[index]
+    return widths
+
+
+def facts(rows: Iterable[tuple[str, object]]) -> None:
+    """Print what is known about one thing, a line each; what is None is left out."""
+    known = [(name, printable(str(value), lines=True)) for name, value in rows if value is not None]
+    width = max((len(name) for name, _ in known), default=0)
+    for name, value in known:
+        indented = value.replace("\n", "\n" + " " * (width + 2))
+        line(f"{name:<{width}}  {indented}", style=STYLES.get(value))
+
+
+def line(text: str, *, style: str | None = None) -> None:
+    """Print a line of result; the terminal wraps it, so that it can be copied whole."""
+    out().print(printable(text, lines=True), style=style, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print what accompanies a result: whom the router chose, what to do next."""
+    err().print(printable(text, lines=True), style="dim", soft_wrap=True)
+
+
+def failure(message: str, notes: Sequence[str] = ()) -> None:
+    """Print an error and, dimmed, what belongs to it."""
+    err().print(printable(f"error: {message}", lines=True), style="red", soft_wrap=True)
+    for note in notes:
+        say(f"  {note}")
+
+
+def json(value: object) -> None:
+    """Print *value* as one JSON document; indented where a person looks on."""
+    import msgspec
+
+    encoded = msgspec.json.encode(value)
+    if sys.stdout.isatty():
+        encoded = msgspec.json.format(encoded)
+    print(encoded.decode(), flush=True)
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """Show on a terminal that something goes on."""
+    console = err()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(printable(text)):
+        yield
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """*text* without what a terminal would obey; on one line unless *lines*."""
+    kept = "\n\t" if lines else ""
+    if not lines:
+        text = " ".join(text.split())
+    return "".join(character if character.isprintable() or character in kept else "�" for character in text)
+
+
+def text_of(value: object) -> str:
+    """*value* as a person reads it: text as it is, all else as JSON."""
+    import msgspec
+
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def span(seconds: float) -> str:
+    """Return a duration in its largest unit."""
+    for unit, unit_s in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= unit_s:
+            return f"{seconds // unit_s:.0f}{unit}"
+    return f"{seconds:.1f}s" if 0 < seconds < 10 else f"{max(seconds, 0):.0f}s"
+
+
+def since(at: datetime | None, now: datetime) -> str:
+    return "" if at is None else span((now - at).total_seconds())
+
+
+def took(start_at: datetime | None, end_at: datetime | None) -> str:
+    return "" if start_at is None or end_at is None else span((end_at - start_at).total_seconds())
+
+
+def moment(at: datetime | None) -> str | None:
+    """*at* as local time, to the second."""
+    return None if at is None else at.astimezone().isoformat(sep=" ", timespec="seconds")

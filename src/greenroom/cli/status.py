@@ -1,0 +1,64 @@
+"""`greenroom status`: how the node and its agents are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from greenroom.cli import options, render
+from greenroom.cli.render import Column
+
+COLUMNS = (
+    Column("AGENT"),
+    Column("STATE"),
+    Column("REVISION", right=True),
+    Column("READY", right=True),
+    Column("TASKS", whole=False),
+)
+
+
+def status(*, given: options.Options = options.DEFAULT) -> None:
+    """Show how the node and its agents are."""
+    with given.connect() as node:
+        document = node.status()
+    if given.json:
+        render.json(document)
+        return
+    agents = document.get("agents") or []
+    render.facts(_facts({name: value for name, value in document.items() if name != "agents"}))
+    render.line("")
+    render.table(
+        COLUMNS, map(_row, agents), empty="no agents; next: add one to greenroom.toml, and restart the node"
+    )
+    for agent in agents:
+        if agent.get("reason") and agent.get("state") != "ready":
+            render.say(f"{agent['name']}: {agent['reason']}")
+
+
+def _row(agent: Mapping[str, Any]) -> tuple[object, ...]:
+    replicas = agent.get("replicas", {})
+    ready = f"{replicas.get('ready', 0)}/{replicas.get('desired', 0)}"
+    return (
+        agent.get("name"),
+        agent.get("state"),
+        agent.get("revision"),
+        ready,
+        _counts(agent.get("tasks", {})),
+    )
+
+
+def _facts(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """All that the node says, also what this client does not know, a line each."""
+    for name, value in document.items():
+        if name == "not_yet_built":
+            yield "not yet built", ", ".join(value) or None
+        elif isinstance(value, Mapping) and all(isinstance(count, int) for count in value.values()):
+            yield f"{prefix}{name}", _counts(value) or "none"
+        elif isinstance(value, Mapping):
+            yield from _facts(value, f"{name} ")
+        elif value is not None:
+            yield f"{prefix}{name}", render.text_of(value)
+
+
+def _counts(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in counts.items())

@@ -1,0 +1,114 @@
+"""`greenroom submit`: one task from the command line, and what became of it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+
+from greenroom import errors, strict_json
+from greenroom.cli import options, render, tasks
+
+if TYPE_CHECKING:
+    from greenroom.sdk import models
+
+LONGEST_TEXT = 64 * 1024 * 1024  # what no node takes is not read to its end
+
+Word = Annotated[str, Parameter(allow_leading_hyphen=True)]
+
+
+app = cyclopts.App(
+    name="submit",
+    usage="Usage: greenroom submit [AGENT] TEXT [OPTIONS]",
+    default_parameter=Parameter(negative=()),
+)
+
+
+@app.default
+def submit(
+    agent: Word,
+    text: Word | None = None,
+    /,
+    *,
+    wait: Annotated[bool, Parameter(show_default=False)] = False,
+    wait_s: float | None = None,
+    session: str | None = None,
+    priority: int = 0,
+    timeout_s: float | None = None,
+    json_input: Annotated[bool, Parameter(show_default=False)] = False,
+    given: options.Options = options.DEFAULT,
+) -> int:
+    """Give an agent a task: greenroom submit AGENT TEXT. Without AGENT, the router chooses the one that fits.
+
+    Parameters
+    ----------
+    agent
+        Its name; or the text, where there is only one word or phrase.
+    text
+        What to do; - reads it from the standard input.
+    wait
+        Wait for the task to end, print its output; the exit code is 1 unless it succeeded.
+    wait_s
+        Wait, but at most this many seconds.
+    session
+        Tasks of one session share state and run one after the other.
+    priority
+        Higher runs first.
+    timeout_s
+        How long it may run, in seconds.
+    json_input
+        TEXT is JSON, and the agent gets its value.
+    """
+    name, words = (agent, text) if text is not None else (None, agent)
+    task_input = _input(words, is_json=json_input, name=name)
+    with given.connect() as node:
+        task = node.submit(task_input, name, session=session, priority=priority, timeout_s=timeout_s)
+        if not given.json:
+            _announce(task)
+        if not wait and wait_s is None:
+            _leave(task, as_json=given.json)
+            return 0
+        with render.spinner(f"waiting for {task.agent}"), tasks.going_on(task.id):
+            task = node.wait(task.id, wait_s)
+    if given.json:
+        render.json(task)
+    else:
+        tasks.print_end(task)
+    return 0 if task.succeeded else 1
+
+
+def _input(words: str, *, is_json: bool, name: str | None) -> Any:
+    for word in (name or "", words):
+        if word.startswith("-") and word != "-":
+            raise options.Usage(
+                f"cannot submit: there is no option {word}; give a text that begins with - on stdin, as -"
+            )
+    if words == "-":
+        content = sys.stdin.buffer.read(LONGEST_TEXT + 1)
+        if len(content) > LONGEST_TEXT:
+            raise errors.BodyTooLarge("cannot submit: more than 64 MB came on stdin")
+    else:
+        content = words.encode("utf-8", "surrogateescape")  # what the shell gave us, byte by byte
+    if is_json:
+        return strict_json.loads(content)
+    try:
+        return content.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise options.Usage(f"cannot submit: the text is not UTF-8 at byte {error.start}") from None
+
+
+def _announce(task: models.Task) -> None:
+    if task.routing is not None:
+        scores = ", ".join(f"{score.agent} {score.score:.2f}" for score in task.routing.scores)
+        render.say(f"chose {task.routing.agent}" + (f" ({scores})" if scores else ""))
+    render.say(f"task {task.id} for {task.agent}: {task.state}")
+
+
+def _leave(task: models.Task, *, as_json: bool) -> None:
+    if as_json:
+        render.json(task)
+    else:
+        render.line(task.id)
+        render.say(f"next: greenroom tasks watch {task.id}")

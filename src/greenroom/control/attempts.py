@@ -1,0 +1,108 @@
+"""An attempt in flight, as its dispatcher sees it: a lease, a replica, a slot, a deadline and its bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from greenroom.core import tasks
+from greenroom.engine import protocol
+from greenroom.store.transitions import Claim, Finish
+
+MAX_EVENTS = 10_000  # of one attempt; a replica is untrusted
+MAX_EVENT_BYTES = 16 * 1024 * 1024
+MAX_CALLS = 1_000
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    claim: Claim
+    started_s: float  # monotonic
+    deadline_s: float  # monotonic
+    holds_slot: bool = True
+    waiting_for: int = 0  # sub-tasks
+    calls: set[int] = field(default_factory=set)  # ordinals
+    kill_at_s: float | None = None  # its end is recorded; when its process has to go if it does not stop by itself
+    events_left: int = MAX_EVENTS
+    event_bytes_left: int = MAX_EVENT_BYTES
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.claim.id, self.claim.epoch
+
+    @property
+    def timeout_s(self) -> float:
+        return self.deadline_s - self.started_s
+
+    @property
+    def policy(self) -> tasks.Policy:
+        claim = self.claim
+        return tasks.Policy(claim.max_attempts, claim.on_replica_loss, claim.retry_backoff_us / 1e6)
+
+    def invocation(self) -> protocol.Invoke:
+        claim = self.claim
+        return protocol.Invoke(
+            claim.id,
+            claim.epoch,
+            claim.input,
+            claim.attempts_charged,
+            self.timeout_s,
+            claim.session,
+            claim.state,
+            claim.state_revision,
+            claim.metadata,
+        )
+
+    def may_emit(self, data: bytes) -> bool:
+        """Count an event of *data* against the attempt's bounds."""
+        self.events_left -= 1
+        self.event_bytes_left -= len(data)
+        return self.events_left >= 0 and self.event_bytes_left >= 0
+
+
+def timeout_s(claim: Claim) -> float:
+    """Return how long the attempt may take: its agent's bound, or less if the whole task's deadline comes first."""
+    run_us = claim.run_timeout_us
+    if claim.deadline_at is not None:
+        run_us = min(run_us, claim.deadline_at - claim.claimed_at)
+    return max(0.0, run_us / 1e6)
+
+
+def end_of(message: protocol.Ended) -> tasks.End:
+    """Translate what the replica said about the end of an attempt."""
+    if message.output is not None:
+        return tasks.Succeeded()
+    if message.cancelled:
+        return tasks.AgentFailed("cancelled", "the agent ended itself as cancelled")
+    return tasks.AgentFailed(message.error_type or "error", message.error_message, message.retryable)
+
+
+def loss_of(reason: str, detail: str, *, is_charged: bool) -> tasks.ReplicaGone:
+    """Translate the end of a replica's process: see `engine.contract.Exit` for *reason*."""
+    if reason == "stopped":
+        return tasks.ReplicaGone(tasks.Reason.DRAINED, detail, charged=False)
+    if not is_charged:
+        return tasks.ReplicaGone(tasks.Reason.NEIGHBOUR, detail, charged=False)
+    return tasks.ReplicaGone(tasks.Reason.OOM if reason == "oom" else tasks.Reason.REPLICA_LOST, detail or reason)
+
+
+def finish(
+    attempt: Attempt, verdict: tasks.Verdict, *, error: bytes | None, due_at_us: int | None, message: protocol.Ended | None
+) -> Finish:
+    """Build the statement's parameters; results and state only of an attempt that succeeded."""
+    claim = attempt.claim
+    has_result = message is not None and verdict.by is tasks.Move.SUCCEED
+    return Finish(
+        id=claim.id,
+        epoch=claim.epoch,
+        state=verdict.state,
+        reason=verdict.reason,
+        replica=claim.replica,
+        refund=int(verdict.refund),
+        due_at=due_at_us,
+        output=message.output if message is not None and has_result else None,
+        error=error,
+        session_state=message.state if message is not None and has_result else None,
+        revision=claim.revision,
+        input_tokens=message.input_tokens if message is not None else 0,
+        output_tokens=message.output_tokens if message is not None else 0,
+    )

@@ -1,0 +1,271 @@
+"""The dispatcher: gives claimed tasks to replicas and writes what becomes of them, fenced by the lease's epoch.
+
+The store claims (in its commits, for the slots on the board) and delivers here; replicas answer here; every end is one
+`store.tasks.finish`. Between the two lives an `Attempt`. An attempt whose end is recorded already (deadline, cancel) keeps
+its slot until the replica says so or its process is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import msgspec
+
+from greenroom import clock as clocks
+from greenroom import errors, strict_json, telemetry
+from greenroom.control import attempts, calls
+from greenroom.control.attempts import Attempt
+from greenroom.core import tasks
+from greenroom.engine import protocol
+from greenroom.engine.contract import Engine, Exit
+from greenroom.store.news import News
+from greenroom.store.store import Store
+from greenroom.store.transitions import Claim, Event, Finish
+
+GRACE_S = 2.0  # from the signal to stop to the end of the process
+RENEW_EVERY_S = 5.0
+POLL_EVERY_S = 1.0  # wakeups are hints; this is the guarantee
+WATCH_EVERY_S = 0.25  # deadlines, while something runs
+MAX_HOMES = 10_000
+
+
+class Dispatcher:
+    name = "dispatcher"
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        clock: clocks.Clock,
+        facts: telemetry.Telemetry,
+        *,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._store, self._engine, self._clock, self._facts, self._jitter = store, engine, clock, facts, jitter
+        self.wakeup = asyncio.Event()
+        self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._by_replica: dict[str, set[Attempt]] = defaultdict(set)
+        self._resuming: dict[str, deque[asyncio.Future[None]]] = defaultdict(deque)
+        self._killed: set[str] = set()  # replicas that this dispatcher had to kill
+        self._unwritten: list[Finish] = []  # ends that the store could not take yet
+        self._homes: OrderedDict[str, str] = OrderedDict()
+        self._calls = calls.Calls(store, engine, clock, free=self._free, occupy=self._occupy)
+        self._renew_at_s = self._poll_at_s = 0.0
+        store.homes = self._homes
+        store.claimed = self._start_all
+        store.hub.subscribe(self._hear)
+        engine.subscribe(self)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._attempts) + len(self._unwritten)
+
+    async def step(self) -> float:
+        """Enforce deadlines, renew leases, write again what the store refused, and look for work nobody announced."""
+        now_s = self._clock.monotonic_s()
+        self._enforce_deadlines(now_s)
+        unwritten, self._unwritten = self._unwritten, []
+        for finish in unwritten:
+            self._write(finish)
+        if now_s >= self._renew_at_s and self._attempts:
+            await self._renew()
+            self._renew_at_s = now_s + RENEW_EVERY_S
+        if now_s >= self._poll_at_s:
+            self._store.board.mark_all()
+            self._store.commits.nudge()
+            self._poll_at_s = now_s + POLL_EVERY_S
+        return WATCH_EVERY_S if self._attempts or self._unwritten else POLL_EVERY_S
+
+    async def close(self) -> None:
+        await self._calls.close()
+
+    # --- attempts begin
+
+    def _start_all(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            self._start(claim)
+        for replica in [replica for replica, waiting in self._resuming.items() if waiting]:
+            self._resume_next(replica)
+
+    def _start(self, claim: Claim) -> None:
+        now_s = self._clock.monotonic_s()
+        attempt = Attempt(claim, now_s, now_s + attempts.timeout_s(claim))
+        self._attempts[attempt.key] = attempt
+        self._by_replica[claim.replica].add(attempt)
+        if claim.session is not None:
+            self._homes[claim.session] = claim.replica
+            self._homes.move_to_end(claim.session)
+            if len(self._homes) > MAX_HOMES:
+                self._homes.popitem(last=False)
+        if not self._engine.invoke(claim.replica, attempt.invocation()):
+            self._lose(attempt, tasks.ReplicaGone(tasks.Reason.DRAINED, "the replica was gone before", charged=False))
+        self.wakeup.set()
+
+    # --- what replicas say (engine.contract.Listener)
+
+    def on_ready(self, replica: str, ready: protocol.Ready) -> None:
+        """The host opens the board for it."""
+
+    def on_log(self, replica: str, stream: str, line: str) -> None:
+        """A line of native code belongs to the task that runs, where only one does."""
+        running = self._by_replica.get(replica, ())
+        if len(running) == 1:
+            (attempt,) = running
+            data = strict_json.dumps({"stream": stream, "line": line.encode(errors="replace").decode()})
+            self._emit(attempt, protocol.Emitted(*attempt.key, "log", data))
+
+    def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
+        attempt = self._attempts.get((message.task, message.epoch))
+        if attempt is None or attempt.claim.replica != replica:
+            return  # of an attempt that is not, or no longer, this replica's
+        match message:
+            case protocol.Ended():
+                self._end(attempt, message)
+            case protocol.Emitted():
+                self._emit(attempt, message)
+            case protocol.Called():
+                if attempt.kill_at_s is None:
+                    self._calls.begin(attempt, message)
+
+    def on_exit(self, replica: str, exit: Exit) -> None:
+        is_charged = replica not in self._killed
+        self._killed.discard(replica)
+        for waiting in self._resuming.pop(replica, ()):
+            waiting.cancel()
+        for attempt in list(self._by_replica.pop(replica, ())):
+            self._lose(attempt, attempts.loss_of(exit.reason, exit.detail, is_charged=is_charged))
+
+    def _emit(self, attempt: Attempt, message: protocol.Emitted) -> None:
+        if attempt.kill_at_s is not None or not attempt.may_emit(message.data):
+            return
+        if message.type in EVENT_TYPES and strict_json.is_valid(message.data):
+            _ignore_weather(self._store.tasks.append(Event(message.task, message.epoch, message.type, message.data)))
+
+    def _end(self, attempt: Attempt, message: protocol.Ended) -> None:
+        if message.output is not None and not strict_json.is_valid(message.output):
+            message = msgspec.structs.replace(
+                message, output=None, error_type="result_not_json", error_message="the result is not strict JSON"
+            )
+        self._forget(attempt)
+        if attempt.kill_at_s is None:
+            self._settle(attempt, attempts.end_of(message), message)
+
+    def _lose(self, attempt: Attempt, end: tasks.ReplicaGone) -> None:
+        self._forget(attempt)
+        if attempt.kill_at_s is None:
+            self._settle(attempt, end, None)
+
+    # --- attempts end
+
+    def _forget(self, attempt: Attempt) -> None:
+        replica = attempt.claim.replica
+        self._attempts.pop(attempt.key, None)
+        self._by_replica[replica].discard(attempt)
+        self._calls.end(attempt)
+        if attempt.holds_slot:
+            self._free(attempt)
+        self._store.board.leave(replica)
+
+    def _settle(self, attempt: Attempt, end: tasks.End, message: protocol.Ended | None) -> None:
+        now = self._clock.now()
+        verdict = tasks.settle(
+            end,
+            attempts_charged=attempt.claim.attempts_charged,
+            policy=attempt.policy,
+            now=now,
+            jitter=self._jitter(),
+        )
+        # The delay is this node's; the instant is by the database's clock, which claimed_at was read from.
+        due_at_us = None
+        if verdict.due_at is not None:
+            elapsed_us = int((self._clock.monotonic_s() - attempt.started_s) * 1e6)
+            due_at_us = attempt.claim.claimed_at + elapsed_us + (verdict.due_at - now) // timedelta(microseconds=1)
+        error = None if verdict.error is None else msgspec.json.encode(verdict.error)
+        self._write(attempts.finish(attempt, verdict, error=error, due_at_us=due_at_us, message=message))
+        duration_s = self._clock.monotonic_s() - attempt.started_s
+        self._facts.emit(telemetry.AttemptEnded(attempt.claim.agent, verdict.state, verdict.reason, duration_s))
+
+    def _write(self, finish: Finish) -> None:
+        def written(future: asyncio.Future[bool]) -> None:
+            error = None if future.cancelled() else future.exception()
+            if isinstance(error, errors.StoreUnavailable):
+                self._unwritten.append(finish)
+                self.wakeup.set()
+
+        self._store.tasks.finish(finish).add_done_callback(written)
+
+    def _stop(self, attempt: Attempt, now_s: float) -> None:
+        """Stop an attempt whose end is recorded: ask, and kill its process after the grace."""
+        if attempt.kill_at_s is None:
+            attempt.kill_at_s = now_s + GRACE_S
+            self._engine.invoke(attempt.claim.replica, protocol.Cancel(*attempt.key, GRACE_S))
+            self.wakeup.set()
+
+    def _enforce_deadlines(self, now_s: float) -> None:
+        for attempt in list(self._attempts.values()):
+            if attempt.kill_at_s is not None:
+                if now_s >= attempt.kill_at_s:
+                    self._killed.add(attempt.claim.replica)
+                    self._engine.kill(attempt.claim.replica, "a task did not stop when asked to")
+            elif now_s >= attempt.deadline_s:
+                self._settle(attempt, tasks.TimedOut(attempt.timeout_s), None)
+                self._stop(attempt, now_s)
+
+    def _hear(self, news: News) -> None:
+        """Stop what was cancelled or expired while it ran here."""
+        if news.stopped and self._attempts:
+            stopped = set(news.stopped)
+            for attempt in list(self._attempts.values()):
+                if attempt.claim.id in stopped:
+                    self._stop(attempt, self._clock.monotonic_s())
+
+    async def _renew(self) -> None:
+        before = set(self._attempts)
+        held = await self._store.tasks.renew(self._store.owner, ttl_us=self._store.lease_ttl_us)
+        for key in before - held:
+            attempt = self._attempts.get(key)
+            if attempt is not None:  # fenced: another node may run it already
+                self._stop(attempt, self._clock.monotonic_s())
+
+    # --- slots
+
+    def _free(self, attempt: Attempt) -> None:
+        """Give up the attempt's slot: to one that waits to resume on this replica, else to the board."""
+        attempt.holds_slot = False
+        replica = attempt.claim.replica
+        self._store.board.release(replica)
+        self._resume_next(replica)
+        self._store.board.mark([attempt.claim.agent])
+        self._store.commits.nudge()
+
+    def _resume_next(self, replica: str) -> None:
+        waiting = self._resuming[replica]
+        while waiting and waiting[0].done():
+            waiting.popleft()
+        if waiting and self._store.board.try_occupy(replica):
+            waiting.popleft().set_result(None)
+
+    async def _occupy(self, attempt: Attempt) -> None:
+        """Wait for a slot on the attempt's replica; ahead of new claims."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._resuming[attempt.claim.replica].append(turn)
+        self._resume_next(attempt.claim.replica)
+        await turn
+        if attempt.key in self._attempts:
+            attempt.holds_slot = True
+        else:  # it ended while it waited
+            self._store.board.release(attempt.claim.replica)
+
+
+EVENT_TYPES = frozenset({"message", "tool", "output", "progress", "log"})
+
+
+def _ignore_weather(future: asyncio.Future[bool]) -> None:
+    """An event that the store cannot take is lost with a trace in the log of the store's trouble, the task goes on."""
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+

@@ -1,0 +1,300 @@
+"""The host: makes its node's replica rows true. The only writer of observed replica state.
+
+Every step compares what each agent should have with the replicas that are, and applies `core.plans`. Deaths come as
+messages of the engine; `core.recovery` says when the next start is due and when an agent is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from greenroom import clock as clocks
+from greenroom import errors, telemetry
+from greenroom.core import plans, recovery
+from greenroom.engine import contract, protocol
+from greenroom.store import database, submissions
+from greenroom.store.agents import Replica
+from greenroom.store.directory import Entry
+from greenroom.store.store import Store
+
+STEP_EVERY_S = 1.0
+MEASURE_EVERY_S = 5.0
+DRAIN_S = 30.0  # how long a replica may finish what it has
+STOP_GRACE_S = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class Hosted:
+    """A replica of this node."""
+
+    id: str
+    agent: str
+    revision: int
+    slots: int
+    started_at_us: int
+    started_s: float
+    state: str = "starting"
+    reason: str = ""
+    memory_mb: float | None = None
+    drain_until_s: float | None = None
+    is_stopping: bool = False
+
+
+@dataclass(slots=True)
+class Health:
+    """What this host knows of an agent beside its replicas."""
+
+    record: recovery.Record = field(default_factory=recovery.Record)
+    last_failure: str = ""
+    told: tuple[str, str] = ("", "")
+
+
+class Host:
+    name = "host"
+
+    def __init__(
+        self,
+        store: Store,
+        engine: contract.Engine,
+        clock: clocks.Clock,
+        facts: telemetry.Telemetry,
+        *,
+        node: str,
+        revision_of: Callable[[Entry], Awaitable[contract.Revision]],
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._store, self._engine, self._clock, self._facts = store, engine, clock, facts
+        self._node, self._revision_of, self._jitter = node, revision_of, jitter
+        self.wakeup = asyncio.Event()
+        self.settled = asyncio.Event()  # every agent has had its replicas ready, or is settled as failed
+        self._replicas: dict[str, Hosted] = {}
+        self._health: dict[str, Health] = {}
+        self._unwritten: set[Hosted] = set()
+        self._adapters: dict[str, str] = {}
+        self._stops: set[asyncio.Task[None]] = set()
+        self._measure_at_s = 0.0
+        self._is_hurried = asyncio.Event()
+        engine.subscribe(self)
+
+    async def step(self) -> float:
+        entries = await self._store.directory.refresh()
+        for entry in entries.values():
+            await self._reconcile(entry)
+        for gone in {replica.agent for replica in self._replicas.values()} - set(entries):
+            for replica in [r for r in self._replicas.values() if r.agent == gone]:
+                self._drain(replica)
+        self._stop_drained()
+        self._measure()
+        await self._write_rows()
+        await self._write_agents(list(entries.values()))
+        return STEP_EVERY_S
+
+    async def drain_all(self, *, grace_s: float) -> None:
+        """Take no more work, let what runs end within *grace_s*, then stop every replica."""
+        for replica in list(self._replicas.values()):
+            self._drain(replica)
+        self._is_hurried.clear()
+        deadline_s = self._clock.monotonic_s() + grace_s
+        while not self._is_hurried.is_set() and self._clock.monotonic_s() < deadline_s and any(
+            self._store.board.attempts(replica.id) for replica in self._replicas.values()
+        ):
+            await self._clock.sleep(0.02)
+        await asyncio.gather(*(self._stop(replica) for replica in list(self._replicas.values())))
+
+    def hurry(self) -> None:
+        """Cut `drain_all`'s grace short."""
+        self._is_hurried.set()
+
+    def restart(self, id: str) -> bool:
+        """Drain one replica; the next step starts another in its place. False if it is not this node's."""
+        replica = self._replicas.get(id)
+        if replica is not None:
+            self._drain(replica)
+            self.wakeup.set()
+        return replica is not None
+
+    # --- what the engine says (engine.contract.Listener)
+
+    def on_ready(self, replica: str, ready: protocol.Ready) -> None:
+        hosted = self._replicas.get(replica)
+        if hosted is None or hosted.state != "starting":
+            return
+        hosted.state = "ready"
+        self._unwritten.add(hosted)
+        self._adapters[hosted.agent] = ready.took
+        self._store.board.open(replica, agent=hosted.agent, revision=hosted.revision, slots=hosted.slots)
+        self._store.commits.nudge()
+        start_s = self._clock.monotonic_s() - hosted.started_s
+        self._facts.emit(telemetry.ReplicaReady(hosted.agent, replica, start_s))
+        self.wakeup.set()
+
+    def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
+        if isinstance(message, protocol.Ended) and message.output is not None:
+            hosted = self._replicas.get(replica)
+            if hosted is not None and (health := self._health.get(hosted.agent)) and health.record.deaths_at_s:
+                health.record = recovery.after_success(health.record)
+
+    def on_log(self, replica: str, stream: str, line: str) -> None:
+        hosted = self._replicas.get(replica)
+        if hosted is not None:
+            self._facts.emit(telemetry.ReplicaSaid(hosted.agent, replica, stream, line))
+
+    def on_exit(self, replica: str, exit: contract.Exit) -> None:
+        hosted = self._replicas.pop(replica, None)
+        if hosted is None:
+            return
+        was_ready = hosted.state in ("ready", "draining")
+        self._store.board.close(replica)
+        self._facts.emit(telemetry.ReplicaExited(hosted.agent, replica, exit.reason, exit.detail))
+        hosted.state = "stopped" if exit.reason == "stopped" else "failed"
+        hosted.reason = exit.detail or exit.reason
+        self._unwritten.add(hosted)
+        if exit.reason != "stopped":
+            self._note_death(hosted, exit, was_ready=was_ready)
+        self.wakeup.set()
+
+    def _note_death(self, hosted: Hosted, exit: contract.Exit, *, was_ready: bool) -> None:
+        health = self._health.setdefault(hosted.agent, Health())
+        health.record = recovery.after_death(
+            health.record, had_proven=was_ready, now_s=self._clock.monotonic_s(), jitter=self._jitter()
+        )
+        health.last_failure = exit.detail or exit.reason
+        if not was_ready:
+            self._facts.emit(telemetry.AgentFailing(hosted.agent, health.last_failure))
+
+    # --- making it so
+
+    async def _reconcile(self, entry: Entry) -> None:
+        name = entry.agent.name
+        health = self._health.setdefault(name, Health())
+        record, now_s = health.record, self._clock.monotonic_s()
+        may_start = not record.is_given_up and now_s >= record.start_not_before_s
+        wanted = plans.Wanted(name, entry.agent.revision, entry.agent.replicas, may_start)
+        seen = [
+            plans.Seen(replica.id, replica.revision, replica.state == "ready", replica.state == "draining")
+            for replica in self._replicas.values()
+            if replica.agent == name
+        ]
+        for action in plans.plan(wanted, seen):
+            match action:
+                case plans.StartReplica():
+                    await self._start(entry)
+                case plans.DrainReplica(id):
+                    self._drain(self._replicas[id])
+
+    async def _start(self, entry: Entry) -> None:
+        name, spec = entry.agent.name, entry.spec
+        hosted = Hosted(
+            id=f"{name}-{submissions.new_id()[:8]}",
+            agent=name,
+            revision=entry.agent.revision,
+            slots=spec.concurrency,
+            started_at_us=database.microseconds(self._clock.now()),
+            started_s=self._clock.monotonic_s(),
+        )
+        self._replicas[hosted.id] = hosted
+        self._unwritten.add(hosted)
+        try:
+            await self._engine.start(hosted.id, await self._revision_of(entry))
+        except errors.AgentInvalid as error:
+            self.on_exit(hosted.id, contract.Exit("refused", str(error)))
+
+    def _drain(self, replica: Hosted) -> None:
+        if replica.drain_until_s is None:
+            self._store.board.drain(replica.id)
+            replica.drain_until_s = self._clock.monotonic_s() + DRAIN_S
+            replica.state = "draining"
+            self._unwritten.add(replica)
+
+    def _stop_drained(self) -> None:
+        now_s = self._clock.monotonic_s()
+        for replica in list(self._replicas.values()):
+            until_s = replica.drain_until_s
+            if until_s is None or replica.is_stopping:
+                continue
+            if now_s >= until_s or not self._store.board.attempts(replica.id):
+                replica.is_stopping = True
+                stop = asyncio.create_task(self._stop(replica), name=f"stop-{replica.id}")
+                self._stops.add(stop)
+                stop.add_done_callback(self._stops.discard)
+
+    async def _stop(self, replica: Hosted) -> None:
+        replica.is_stopping = True
+        await self._engine.stop(replica.id, grace_s=STOP_GRACE_S)
+
+    def _measure(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s < self._measure_at_s:
+            return
+        self._measure_at_s = now_s + MEASURE_EVERY_S
+        for observation in self._engine.observe():
+            replica = self._replicas.get(observation.replica)
+            if replica is None:
+                continue
+            before = replica.memory_mb
+            if before is None or abs(observation.rss_mb - before) > 0.1 * before:
+                replica.memory_mb = round(observation.rss_mb, 1)
+                self._unwritten.add(replica)
+
+    # --- telling the store
+
+    async def _write_rows(self) -> None:
+        unwritten, self._unwritten = self._unwritten, set()
+        pids = {seen.replica: seen.pid for seen in self._engine.observe()} if unwritten else {}
+        for replica in unwritten:
+            try:
+                await self._store.agents.put_replica(self._row(replica, pids.get(replica.id)))
+            except errors.StoreUnavailable:
+                self._unwritten.add(replica)
+                raise
+
+    def _row(self, replica: Hosted, pid: int | None) -> Replica:
+        has_ended = replica.state in ("stopped", "failed")
+        health = self._health.get(replica.agent, Health())
+        return Replica(
+            id=replica.id,
+            agent=replica.agent,
+            revision=replica.revision,
+            node=self._node,
+            pid=pid,
+            state=replica.state,
+            grade="healthy" if replica.state == "ready" else "unknown",
+            reason=replica.reason,
+            slots=replica.slots,
+            memory_mb=replica.memory_mb,
+            restarts=health.record.restarts,
+            started_at=replica.started_at_us,
+            ended_at=database.microseconds(self._clock.now()) if has_ended else None,
+        )
+
+    async def _write_agents(self, entries: list[Entry]) -> None:
+        is_settled = True
+        for entry in entries:
+            name = entry.agent.name
+            state, reason = self._state_of(entry)
+            is_settled = is_settled and state in ("ready", "failed")
+            health = self._health.setdefault(name, Health())
+            if (state, reason) != health.told or entry.agent.state != state:
+                await self._store.agents.observe(name, state=state, reason=reason, adapter=self._adapters.get(name))
+                health.told = (state, reason)
+        if is_settled:
+            self.settled.set()
+
+    def _state_of(self, entry: Entry) -> tuple[str, str]:
+        ready = sum(
+            replica.state == "ready" and replica.agent == entry.agent.name and replica.revision == entry.agent.revision
+            for replica in self._replicas.values()
+        )
+        health = self._health.get(entry.agent.name, Health())
+        if ready >= entry.agent.replicas:
+            return "ready", ""
+        if health.record.is_given_up:
+            return "failed", f"{health.last_failure} (given up; deploy it again or restart the node)"
+        if health.record.deaths_at_s:
+            return "failed", health.last_failure
+        return "starting", f"{ready} of {entry.agent.replicas} replicas are ready"
+
+

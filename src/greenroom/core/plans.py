@@ -1,0 +1,64 @@
+"""Plans: which replicas to start and which to let go, from what should be and what is. Pure; applied by `control.host`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an agent should have."""
+
+    agent: str
+    revision: int
+    replicas: int
+    may_start: bool = True  # false while backoff runs or the agent is given up
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A replica that exists."""
+
+    id: str
+    revision: int
+    is_ready: bool
+    is_draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StartReplica:
+    agent: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReplica:
+    id: str
+
+
+Action = StartReplica | DrainReplica
+
+
+def plan(wanted: Wanted, seen: Sequence[Seen]) -> list[Action]:
+    """Return what brings *seen* to *wanted*.
+
+    Replicas of other revisions go only as those of the wanted revision are ready to take their place, so that an agent
+    that was served stays served; surplus ones go before ready ones.
+
+    >>> plan(Wanted("a", 2, 1), [Seen("r1", 1, True, False)])
+    [StartReplica(agent='a', revision=2)]
+    >>> plan(Wanted("a", 2, 1), [Seen("r1", 1, True, False), Seen("r2", 2, True, False)])
+    [DrainReplica(id='r1')]
+    """
+    staying = [replica for replica in seen if not replica.is_draining]
+    current = [replica for replica in staying if replica.revision == wanted.revision]
+    others = [replica for replica in staying if replica.revision != wanted.revision]
+    missing = wanted.replicas - len(current)
+    actions: list[Action] = []
+    if missing > 0 and wanted.may_start:
+        actions += [StartReplica(wanted.agent, wanted.revision)] * missing
+    surplus = sorted(current, key=lambda replica: replica.is_ready)[: max(0, -missing)]
+    ready = sum(replica.is_ready for replica in current)
+    replaced = others if ready >= wanted.replicas else others[: max(0, ready + len(others) - wanted.replicas)]
+    return actions + [DrainReplica(replica.id) for replica in (*surplus, *replaced)]

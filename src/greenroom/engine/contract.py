@@ -1,0 +1,90 @@
+"""The engine port: what runs replicas. Five verbs: start, stop, observe, invoke, close.
+
+`control.host` starts and stops, `control.dispatcher` invokes; both hear of what happened as a `Listener`. An engine knows
+neither store nor loops. `greenroom.testing.contracts.EngineContract` is the behaviour that every engine must show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from greenroom.engine import protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """What an engine needs to run an agent's revision; content-addressed, so equal digests are equal code."""
+
+    agent: str
+    number: int
+    snapshot: Path  # the folder of code; replicas have it as working directory and first on sys.path
+    factory: str  # "module:attribute", or "file.py:attribute" for code of a script that was running
+    arguments: dict[str, Any] = field(default_factory=dict)
+    env: tuple[str, ...] = ()  # the only variables of the node that the replica sees
+    concurrency: int = 1
+    sessions: bool = False
+    memory_mb: int | None = None
+    python: str | None = None  # an interpreter of the agent's own
+    retry_on: tuple[str, ...] = ()  # exception class names that the agent declares retryable
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a replica ended. *reason*: stopped, refused, crashed, killed, oom, hung, protocol."""
+
+    reason: str
+    detail: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the engine sees of a replica right now. Times are `Clock.monotonic_s`."""
+
+    replica: str
+    pid: int | None
+    ready: bool
+    rss_mb: float
+    cpu_s: float  # of the whole process so far
+    last_frame_s: float
+
+
+class Listener(Protocol):
+    """Who wants to know. Called on the event loop; must not block or raise."""
+
+    def on_ready(self, replica: str, ready: protocol.Ready) -> None: ...
+
+    def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None: ...
+
+    def on_log(self, replica: str, stream: str, line: str) -> None:
+        """A line that native code or a library wrote to the process's own stdout or stderr, of no known task."""
+
+    def on_exit(self, replica: str, exit: Exit) -> None:
+        """The process is gone (and its group with it); called exactly once for each replica that was started."""
+
+
+class Engine(Protocol):
+    def subscribe(self, listener: Listener) -> None: ...
+
+    async def start(self, replica: str, revision: Revision) -> None:
+        """Begin to start a replica; `Listener.on_ready` or `on_exit` follows. *replica* is a new id each time.
+
+        Raises `errors.AgentInvalid` when the revision's code cannot even be prepared (no interpreter, no msgspec …).
+        """
+
+    def invoke(self, replica: str, message: protocol.ToReplica) -> bool:
+        """Send *message*; False if the replica is gone (its `on_exit` has come or is about to)."""
+
+    async def stop(self, replica: str, *, grace_s: float) -> None:
+        """End the replica: close its channel, SIGTERM, after *grace_s* SIGKILL to its group. Returns when it is gone."""
+
+    def kill(self, replica: str, reason: str) -> None:
+        """SIGKILL now, with *reason* in its `Exit`; unknown ids are ignored."""
+
+    def observe(self) -> list[Observation]: ...
+
+    async def close(self) -> None:
+        """Stop everything that is left, zygotes too."""

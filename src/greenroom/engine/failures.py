@@ -1,0 +1,78 @@
+"""What an exception of agent code is told as: its type, a bounded message, whether to retry. Called by `engine.running`.
+
+Exceptions are as hostile as any other value of an agent: ``__str__`` may raise or return ten megabytes.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Set
+from dataclasses import dataclass
+
+from greenroom.adapters import contract
+
+MAX_MESSAGE_BYTES = 4096
+MAX_TRACEBACK_BYTES = 8192
+_MAX_TYPE_BYTES = 200
+_MAX_FRAMES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    type: str
+    message: str
+    retryable: bool
+
+
+def describe(error: BaseException, retry_on: Set[str]) -> Description:
+    """Describe *error*; retryable where its attribute ``retryable`` is True, or *retry_on* names its class or a base."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]  # a task group around one failure says less than the failure
+    if isinstance(error, contract.Failure):
+        retryable = error.retryable or not retry_on.isdisjoint(error.names)
+        return Description(
+            bounded(error.type, _MAX_TYPE_BYTES), bounded(error.message, MAX_MESSAGE_BYTES), retryable
+        )
+    names = {base.__name__ for base in type(error).__mro__}
+    return Description(
+        bounded(type(error).__name__, _MAX_TYPE_BYTES),
+        message_of(error),
+        _says_retryable(error) or not names.isdisjoint(retry_on),
+    )
+
+
+def message_of(error: BaseException) -> str:
+    """Return ``str(error)``, bounded and clean, whatever ``__str__`` does."""
+    try:
+        text = str(error)
+    except BaseException as another:  # agent code, too
+        text = f"(its text cannot be had: str() raised {type(another).__name__})"
+    return bounded(text, MAX_MESSAGE_BYTES)
+
+
+def bounded(text: str, limit_bytes: int) -> str:
+    """Return *text* as every store takes it: valid UTF-8 without NUL, at most *limit_bytes* of it."""
+    encoded = str.encode(text, "utf-8", "replace").replace(b"\0", b"?")
+    if len(encoded) <= limit_bytes:
+        return encoded.decode()
+    return encoded[: limit_bytes - 3].decode("utf-8", "ignore") + "…"
+
+
+def short_traceback(error: BaseException) -> str:
+    """Return the innermost frames of agent code; the import system and this package are left out."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<frozen importlib") and not frame.filename.startswith(_OWN_FOLDER)
+    ]
+    return bounded("".join(traceback.format_list(frames[-_MAX_FRAMES:])), MAX_TRACEBACK_BYTES)
+
+
+_OWN_FOLDER = __file__.rpartition("/")[0] + "/"
+
+
+def _says_retryable(error: BaseException) -> bool:
+    try:
+        return getattr(error, "retryable", False) is True
+    except Exception:  # a property of agent code
+        return False

@@ -1,0 +1,88 @@
+"""The few Linux calls that Python lacks, and what ``/proc`` says; for both sides, so standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+_libc.getenv.argtypes, _libc.getenv.restype = [ctypes.c_char_p], ctypes.c_void_p
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def become_subreaper() -> None:
+    """Make this process the parent of every descendant whose own parent dies, instead of init."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(signal: int) -> None:
+    """Ask for *signal* when the *thread* that started this process ends; 0 takes it back. Not inherited by fork."""
+    _prctl(_PR_SET_PDEATHSIG, signal)
+
+
+def gain_no_privileges() -> None:
+    """From now on no exec of this process or its descendants gains privileges (set-uid programs)."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+class Marker:
+    """A variable of this process's *initial* environment whose bytes can be changed in place.
+
+    ``/proc/<pid>/environ`` shows the initial block, which a fork copies and `os.environ` never changes. Changing it in
+    place marks every descendant, also one that forks twice, starts a session of its own and never calls exec.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._size = len(os.environ[name].encode())
+        self._address: int = _libc.getenv(name.encode())
+
+    def write(self, value: str) -> None:
+        """Set the variable to *value*, which is not longer than the placeholder was."""
+        encoded = value.encode()
+        if len(encoded) > self._size:
+            raise ValueError(f"{value!r} is longer than {self._size} bytes")
+        ctypes.memmove(self._address, encoded.ljust(self._size, b"\0"), self._size)
+        os.environ[self._name] = value  # for those who exec
+
+
+def pids() -> Iterator[int]:
+    """Yield every process that can be seen."""
+    return (int(name) for name in os.listdir("/proc") if name.isdecimal())
+
+
+def stat(pid: int) -> list[str]:
+    """Return ``/proc/<pid>/stat`` from its third field, the state, on: [1] is the parent, [19] the start in ticks.
+
+    Raises OSError when the process is gone.
+    """
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
+def children() -> Iterator[int]:
+    """Yield this process's children, dead ones that were not waited for included."""
+    me = str(os.getpid())
+    for pid in pids():
+        with contextlib.suppress(OSError):
+            if stat(pid)[1] == me:
+                yield pid
+
+
+def threads() -> list[str]:
+    """Return the names of this process's threads, the main one first."""
+    tasks = Path("/proc/self/task")
+    return [
+        (task / "comm").read_text().strip()
+        for task in sorted(tasks.iterdir(), key=lambda task: int(task.name))
+    ]

@@ -1,0 +1,242 @@
+"""The local engine: replicas are processes of this machine, forked from a warm zygote for each revision.
+
+`node` builds it; `control.host` and `control.dispatcher` use it through `contract.Engine`. It knows no store and no loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import greenroom
+from greenroom import clock as clocks
+from greenroom import errors
+from greenroom.engine import contract, interpreters, processes, protocol, replica, replicas, zygote, zygotes
+
+IMPORT_DEADLINE_S = 60.0
+IDLE_ZYGOTE_S = 60.0
+MEMORY_POLL_S = 0.25
+_CLOSE_GRACE_S = 5.0
+_KILL_DEADLINE_S = 10.0
+
+_Key = tuple[str, int, Path]
+
+
+class LocalEngine:
+    def __init__(
+        self, data_dir: Path, clock: clocks.Clock, *, import_deadline_s: float = IMPORT_DEADLINE_S
+    ) -> None:
+        processes.prepare_node()
+        self._data_dir, self._clock, self._import_deadline_s = data_dir, clock, import_deadline_s
+        self._marker = processes.node_marker(data_dir)
+        self._side = _replica_side(data_dir)
+        self._listeners: list[contract.Listener] = []
+        self._replicas: dict[str, replicas.Replica] = {}
+        self._zygotes: dict[_Key, zygotes.Zygote] = {}
+        self._leaving: set[zygotes.Zygote] = set()
+        self._interpreters = interpreters.Interpreters()
+        self._memory_poll: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        # Looking for what the dead left behind reads all of /proc: off the loop, one look for all that died meanwhile.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sweep")
+        self._sweeping = asyncio.Lock()
+        self._fallen: list[str] = []
+
+    def subscribe(self, listener: contract.Listener) -> None:
+        self._listeners.append(listener)
+
+    async def sweep(self) -> int:
+        """Kill what dead nodes of this data directory left running; return how many processes that were."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, processes.kill_leftovers, self._data_dir)
+
+    # --- start
+
+    async def start(self, replica: str, revision: contract.Revision) -> None:
+        if self._is_closed:
+            raise errors.Conflict(f"cannot start replica {replica}: the engine is closed")
+        if replica in self._replicas or len(replica.encode()) > zygote.MAX_REPLICA_ID_BYTES:
+            raise ValueError(f"the replica id {replica!r} is taken or too long")
+        record = self._replicas[replica] = replicas.Replica(
+            replica,
+            revision,
+            listeners=self._listeners,
+            clock=self._clock,
+            sweep=self._sweep,
+            on_gone=self._on_gone,
+        )
+        try:
+            await self._check(revision)
+            home = self._zygote_of(record)
+        except errors.AgentInvalid:
+            del self._replicas[replica]
+            raise
+        await record.launch(home)
+        self._watch_memory()
+
+    async def _check(self, revision: contract.Revision) -> None:
+        if not revision.snapshot.is_dir():
+            raise errors.AgentInvalid(
+                f"cannot start agent {revision.agent}: its snapshot {revision.snapshot} is gone; deploy the agent again"
+            )
+        if revision.python is not None:
+            await self._interpreters.check(revision.agent, revision.python)
+
+    def _zygote_of(self, record: replicas.Replica) -> zygotes.Zygote:
+        revision = record.revision
+        key = (revision.agent, revision.number, revision.snapshot)
+        known = self._zygotes.get(key)
+        if known is not None and known.is_usable():
+            return known
+        if known is not None:
+            self._leaving.add(known)
+        launch = zygotes.Launch(
+            plan=zygote.Plan(_config(revision), revision.memory_mb),
+            python=revision.python or interpreters.OWN,
+            side=self._side,
+            environment=zygotes.environment(revision, node_marker=self._marker),
+            import_deadline_s=self._import_deadline_s,
+        )
+        try:
+            fresh = zygotes.Zygote(launch, on_log=self._log_of(record))
+        except OSError as error:
+            raise errors.AgentInvalid(
+                f"cannot start agent {revision.agent} with {launch.python}: {error}"
+            ) from error
+        self._zygotes[key] = fresh
+        return fresh
+
+    def _log_of(self, record: replicas.Replica) -> Callable[[str, str], None]:
+        """What a zygote says belongs to no replica; who asked for it first hears it, while there."""
+
+        def on_log(stream: str, line: str) -> None:
+            if record.id in self._replicas:
+                record.log(stream, line)
+
+        return on_log
+
+    # --- use
+
+    def invoke(self, replica: str, message: protocol.ToReplica) -> bool:
+        record = self._replicas.get(replica)
+        return record is not None and record.send(message)
+
+    def observe(self) -> list[contract.Observation]:
+        return [_observe(record) for record in self._replicas.values()]
+
+    # --- end
+
+    async def stop(self, replica: str, *, grace_s: float) -> None:
+        record = self._replicas.get(replica)
+        if record is None:
+            return
+        record.terminate()
+        try:
+            async with asyncio.timeout(grace_s):
+                await record.gone.wait()
+        except TimeoutError:
+            record.kill("stopped", f"it did not leave within {grace_s:g} s and was killed")
+            async with asyncio.timeout(_KILL_DEADLINE_S):
+                await record.gone.wait()
+
+    def kill(self, replica: str, reason: str) -> None:
+        record = self._replicas.get(replica)
+        if record is not None:
+            record.kill(reason)
+
+    async def close(self) -> None:
+        self._is_closed = True
+        async with asyncio.TaskGroup() as ending:
+            for replica in list(self._replicas):
+                ending.create_task(self.stop(replica, grace_s=_CLOSE_GRACE_S))
+        async with asyncio.TaskGroup() as ending:
+            for each in {*self._zygotes.values(), *self._leaving}:
+                ending.create_task(each.close())
+        if self._memory_poll is not None:
+            self._memory_poll.cancel()
+        await asyncio.get_running_loop().run_in_executor(self._thread, processes.kill_marked, self._marker)
+        self._thread.shutdown()
+
+    async def _sweep(self, replica: str) -> None:
+        self._fallen.append(replica)
+        async with self._sweeping:
+            if replica not in self._fallen:
+                return  # the look before this one was for it, too
+            fallen, self._fallen = self._fallen, []
+            await asyncio.get_running_loop().run_in_executor(
+                self._thread, processes.kill_replicas, self._marker, fallen
+            )
+
+    def _on_gone(self, record: replicas.Replica) -> None:
+        del self._replicas[record.id]
+        self._leaving = {each for each in self._leaving if not each.gone.is_set()}
+        for key, each in self._zygotes.items():
+            if not each.tenants:
+                asyncio.get_running_loop().call_later(IDLE_ZYGOTE_S, self._retire_if_idle, key, each)
+
+    def _retire_if_idle(self, key: _Key, idle: zygotes.Zygote) -> None:
+        if self._zygotes.get(key) is idle and not idle.tenants:
+            del self._zygotes[key]
+            self._leaving.add(idle)
+            idle.retire()
+
+    # --- memory
+
+    def _watch_memory(self) -> None:
+        limited = any(record.revision.memory_mb is not None for record in self._replicas.values())
+        if limited and self._memory_poll is None:
+            self._memory_poll = asyncio.get_running_loop().call_later(MEMORY_POLL_S, self._poll_memory)
+
+    def _poll_memory(self) -> None:
+        self._memory_poll = None
+        for record in self._replicas.values():
+            limit_mb = record.revision.memory_mb
+            if limit_mb is None or record.pid is None:
+                continue
+            reading = processes.read(record.pid)
+            if reading is not None and reading.rss_mb > limit_mb:
+                record.kill("oom", f"it used {reading.rss_mb:.0f} MB, and memory_mb is {limit_mb}")
+        self._watch_memory()
+
+
+def _config(revision: contract.Revision) -> replica.Config:
+    return replica.Config(
+        replica="",
+        agent=revision.agent,
+        revision=revision.number,
+        snapshot=str(revision.snapshot),
+        factory=revision.factory,
+        arguments=revision.arguments,
+        concurrency=revision.concurrency,
+        sessions=revision.sessions,
+        retry_on=revision.retry_on,
+        check=True,
+    )
+
+
+def _observe(record: replicas.Replica) -> contract.Observation:
+    reading = processes.read(record.pid) if record.pid is not None else None
+    return contract.Observation(
+        replica=record.id,
+        pid=record.pid,
+        ready=record.is_ready,
+        rss_mb=reading.rss_mb if reading else 0.0,
+        cpu_s=reading.cpu_s if reading else 0.0,
+        last_frame_s=record.last_frame_s,
+    )
+
+
+def _replica_side(data_dir: Path) -> Path:
+    """Return a folder with nothing but this package in it, for interpreters whose own packages must not be mixed in."""
+    side = data_dir.resolve() / "replica-side"
+    side.mkdir(parents=True, exist_ok=True)
+    link, package = side / "greenroom", Path(greenroom.__file__).parent
+    if not link.is_symlink() or link.readlink() != package:
+        draft = side / f".greenroom-{os.getpid()}"
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(package)
+        draft.rename(link)
+    return side

@@ -1,0 +1,163 @@
+"""What a node knows and does about processes: readings, death notices, reaping, and finding what carries a marker.
+
+Called by the engine in the node. Everything that a node's zygotes start carries two variables in ``/proc/<pid>/environ``:
+`NODE_MARKER`, which names the data directory and the node's process, and `zygote.REPLICA_MARKER`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import resource
+import select
+import signal
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from greenroom.engine import kernel, zygote
+
+NODE_MARKER = "GREENROOM_NODE"
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_ROUNDS = 20  # a process that forks while it is looked for is found in the next round
+_engines = itertools.count()
+
+Environment = frozenset[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    rss_mb: float
+    cpu_s: float
+
+
+def read(pid: int) -> Reading | None:
+    """Return what *pid* uses now, pages that it shares with its zygote included; None when it is gone."""
+    try:
+        fields = kernel.stat(pid)
+    except OSError:
+        return None
+    return Reading(int(fields[21]) * _PAGE_BYTES / 2**20, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S)
+
+
+def prepare_node() -> None:
+    """Adopt the replicas of zygotes that die, and allow as many open files as the system does: four for a replica."""
+    kernel.become_subreaper()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def home(data_dir: Path) -> str:
+    """Return what the markers of all nodes of this data directory begin with."""
+    return hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:16] + ":"
+
+
+def node_marker(data_dir: Path) -> str:
+    """Return a marker for one engine of this process."""
+    return f"{home(data_dir)}{os.getpid()}-{kernel.stat(os.getpid())[19]}-{next(_engines)}"
+
+
+def send(pidfd: int, number: int) -> None:
+    """Signal a process that may be gone."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)
+
+
+def reap(pid: int, pidfd: int) -> int | None:
+    """Bury a dead replica that this node has adopted, its group first; None if it is another process's to reap.
+
+    A status is an exit code, or minus the signal's number.
+    """
+    try:
+        if os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return None
+        kill_group(pid)
+        _, status = os.waitpid(pid, 0)
+    except ChildProcessError:
+        return None
+    return os.waitstatus_to_exitcode(status)
+
+
+def kill_group(pid: int) -> None:
+    """Kill what is left of the group of *pid*, whose number is still taken (by itself, or by its corpse)."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def is_corpse(pid: int) -> bool:
+    try:
+        return kernel.stat(pid)[0] == "Z"
+    except OSError:
+        return False
+
+
+def kill_replicas(marker: str, replicas: Collection[str]) -> int:
+    """Kill what descends from *replicas* of the engine with *marker*, wherever it went; return how many there were."""
+    node = f"{NODE_MARKER}={marker}".encode()
+    wanted = {f"{zygote.REPLICA_MARKER}={replica}".encode() for replica in replicas}
+    return _kill(lambda environment: node in environment and not wanted.isdisjoint(environment))
+
+
+def kill_marked(marker: str) -> int:
+    """Kill all that carries exactly *marker*."""
+    node = f"{NODE_MARKER}={marker}".encode()
+    return _kill(lambda environment: node in environment)
+
+
+def kill_leftovers(data_dir: Path) -> int:
+    """Kill what the dead nodes of this data directory left; a node that lives keeps what is its own."""
+    prefix = f"{NODE_MARKER}={home(data_dir)}".encode()
+    return _kill(
+        lambda environment: any(
+            entry.startswith(prefix) and not _lives(entry.removeprefix(prefix).decode())
+            for entry in environment
+        )
+    )
+
+
+def _lives(incarnation: str) -> bool:
+    pid, start, _ = incarnation.split("-")
+    try:
+        return kernel.stat(int(pid))[19] == start
+    except OSError:
+        return False
+
+
+def _kill(is_meant: Callable[[Environment], bool]) -> int:
+    killed = 0
+    for _ in range(_ROUNDS):
+        found = [pid for pid in kernel.pids() if pid != os.getpid() and is_meant(_environment(pid))]
+        if not found:
+            break
+        killed += sum(_kill_one(pid, is_meant) for pid in found)
+    return killed
+
+
+def _environment(pid: int) -> Environment:
+    try:
+        block = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return frozenset()
+    if NODE_MARKER.encode() not in block:
+        return frozenset()
+    return frozenset(block.split(b"\0"))
+
+
+def _kill_one(pid: int, is_meant: Callable[[Environment], bool]) -> bool:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        if not is_meant(_environment(pid)):  # the number went to another process meanwhile
+            return False
+        send(pidfd, signal.SIGKILL)
+        select.select([pidfd], [], [], 1.0)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+        return True
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,236 @@
+"""The node's handle of one replica: its endpoints, its process, and why it ended. Called by `engine.local`.
+
+A life is: have a zygote fork it, pass messages, notice its death by pidfd, bury it. Burial finds what
+it left behind, hears the last of it, and only then says that it is gone: exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import Protocol, assert_never
+
+from greenroom import clock as clocks
+from greenroom.engine import channels, contract, processes, protocol, zygotes
+
+_LAST_WORDS_S = (
+    0.05  # for the zygote's report and the channel's end; both are there within a millisecond, or not at all
+)
+_LINGER_S = 1.0  # between the end of the channel and that of the process
+_CRASHES = frozenset(
+    {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS}
+)
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+class Sweep(Protocol):
+    async def __call__(self, replica: str) -> None:
+        """Kill what *replica* left behind."""
+
+
+class Replica:
+    def __init__(
+        self,
+        replica: str,
+        revision: contract.Revision,
+        *,
+        listeners: Sequence[contract.Listener],
+        clock: clocks.Clock,
+        sweep: Sweep,
+        on_gone: Callable[[Replica], None],
+    ) -> None:
+        self.id, self.revision = replica, revision
+        self.pid: int | None = None
+        self.is_ready = False
+        self.last_frame_s = clock.monotonic_s()
+        self.gone = asyncio.Event()
+        self._listeners, self._clock, self._sweep, self._on_gone = listeners, clock, sweep, on_gone
+        self._loop = asyncio.get_running_loop()
+        self._channel = channels.Channel(
+            on_message=self._on_message, on_end=self._on_end, on_broken=lambda why: self.kill("protocol", why)
+        )
+        self._pipes: list[channels.LogPipe] = []
+        self._zygote: zygotes.Zygote | None = None
+        self._pidfd: int | None = None
+        self._verdict: tuple[str, str] | None = None  # reason and detail, where this side ends it
+        self._linger: asyncio.TimerHandle | None = None
+        self._burial: asyncio.Task[None] | None = None
+
+    async def launch(self, zygote: zygotes.Zygote) -> None:
+        """Have *zygote* make its process, which it does once the code is imported."""
+        self._zygote = zygote
+        zygote.tenants.add(self.id)
+        try:
+            endpoints = await self._open()
+        except OSError as error:
+            self._on_never_born(contract.Exit("crashed", f"cannot start a replica: {error}"))
+            return
+        if self._verdict is not None:  # it was stopped meanwhile
+            _close(endpoints)
+            self._on_never_born(contract.Exit(*self._verdict))
+            return
+        channel, stdout, stderr = endpoints
+        zygote.order(zygotes.Order(self.id, channel, stdout, stderr, self._on_forked, self._on_never_born))
+
+    async def _open(self) -> list[int]:
+        """Make its endpoints; return the child's: channel, stdout, stderr."""
+        endpoints: list[int] = []
+        try:
+            ours, theirs = socket.socketpair()
+            endpoints.append(theirs.detach())
+            await self._loop.create_unix_connection(lambda: self._channel, sock=ours)
+            for stream in ("stdout", "stderr"):
+                read_end, write_end = os.pipe()
+                endpoints.append(write_end)
+                self._pipes.append(channels.LogPipe(read_end, self._line_of(stream)))
+        except OSError:
+            _close(endpoints)
+            raise
+        return endpoints
+
+    def _line_of(self, stream: str) -> Callable[[str], None]:
+        return lambda line: self.log(stream, line)
+
+    def log(self, stream: str, line: str) -> None:
+        for listener in self._listeners:
+            listener.on_log(self.id, stream, line)
+
+    # --- while it lives
+
+    def _on_forked(self, pid: int, pidfd: int) -> None:
+        self.pid, self._pidfd = pid, pidfd
+        self._loop.add_reader(pidfd, self._on_death)
+        if self._verdict is not None:
+            processes.send(pidfd, signal.SIGKILL)
+
+    def send(self, message: protocol.ToReplica) -> bool:
+        if self._verdict is not None or self._burial is not None:
+            return False
+        self._channel.send(message)
+        return True
+
+    def _on_message(self, message: protocol.ToNode) -> None:
+        self.last_frame_s = self._clock.monotonic_s()
+        match message:
+            case protocol.Emitted() | protocol.Called() | protocol.Ended():
+                for listener in self._listeners:
+                    listener.on_message(self.id, message)
+            case protocol.Ready():
+                self._on_ready(message)
+            case protocol.Refused(_, text, traceback):
+                for line in traceback.splitlines():
+                    self.log("stderr", line)
+                self._verdict = self._verdict or ("refused", text)
+            case protocol.Alive():
+                pass
+            case _:
+                assert_never(message)
+
+    def _on_ready(self, ready: protocol.Ready) -> None:
+        if self.is_ready or self._verdict is not None:
+            return
+        self.is_ready = True
+        for listener in self._listeners:
+            listener.on_ready(self.id, ready)
+
+    # --- its end
+
+    def terminate(self) -> None:
+        """Ask it to end what runs, say so, and leave."""
+        self._verdict = self._verdict or ("stopped", "")
+        if self._pidfd is not None:
+            processes.send(self._pidfd, signal.SIGTERM)
+        elif self._zygote is not None and self._zygote.withdraw(self.id):
+            self._on_never_born(contract.Exit("stopped"))
+
+    def kill(self, reason: str, detail: str = "") -> None:
+        self._verdict = self._verdict or (reason, detail)
+        if self._pidfd is not None:
+            processes.send(self._pidfd, signal.SIGKILL)
+        elif self._zygote is not None and self._zygote.withdraw(self.id):
+            self._on_never_born(contract.Exit(reason, detail))
+
+    def _on_end(self) -> None:
+        if self._burial is None:
+            self._linger = self._loop.call_later(
+                _LINGER_S, self.kill, "protocol", "it closed its channel and lives on"
+            )
+
+    def _on_death(self) -> None:
+        assert self._pidfd is not None
+        self._loop.remove_reader(self._pidfd)
+        self._burial = self._loop.create_task(self._bury())
+
+    def _on_never_born(self, exit: contract.Exit) -> None:
+        if self._verdict is not None and exit.reason == "crashed":
+            exit = contract.Exit(*self._verdict)
+        self._burial = self._loop.create_task(self._bury(exit))
+
+    async def _bury(self, exit: contract.Exit | None = None) -> None:
+        if exit is None:
+            async with asyncio.TaskGroup() as last_things:
+                status = last_things.create_task(self._status())
+                last_things.create_task(self._hear_the_last())
+            exit = self._judge(status.result())
+        # Also for one that was never born, as far as this side knows: its zygote may have died after the fork.
+        await self._sweep(self.id)
+        self._release()
+        for listener in self._listeners:
+            listener.on_exit(self.id, exit)
+        self.gone.set()
+        self._on_gone(self)
+
+    async def _status(self) -> int | None:
+        assert self.pid is not None and self._pidfd is not None and self._zygote is not None
+        status = await self._zygote.status(self.pid, timeout_s=_LAST_WORDS_S)
+        if status is None:
+            status = processes.reap(self.pid, self._pidfd)
+        if status is None and processes.is_corpse(self.pid):  # its zygote hangs
+            processes.kill_group(self.pid)
+        return status
+
+    async def _hear_the_last(self) -> None:
+        """Read what it sent before it died; a grandchild may hold the channel open for ever."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self._channel.closed.wait()
+
+    def _judge(self, status: int | None) -> contract.Exit:
+        code = status if status is not None and status >= 0 else None
+        number = -status if status is not None and status < 0 else None
+        if self._verdict is not None:
+            reason, detail = self._verdict
+        elif number is None:
+            reason, detail = (
+                "crashed",
+                "its process ended by itself" + ("" if code is None else f", exit code {code}"),
+            )
+        else:
+            name = signal.Signals(number).name
+            reason = "crashed" if number in _CRASHES else "killed"
+            detail = (
+                f"by {name}"
+                if reason == "crashed"
+                else f"by {name} from outside, or by the kernel for memory"
+            )
+        return contract.Exit(reason, detail, exit_code=code, signal=number)
+
+    def _release(self) -> None:
+        self._channel.abort()
+        for pipe in self._pipes:
+            pipe.close()
+        if self._linger is not None:
+            self._linger.cancel()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+        if self._zygote is not None:
+            self._zygote.tenants.discard(self.id)

@@ -1,0 +1,166 @@
+"""Runs one attempt of a task: build the instance, load the session's state, run, save, and say how it ended.
+
+Called by `engine.replica`, one `Attempt` per `protocol.Invoke`. State is only ever sent with a success, so that a failed or
+cancelled run leaves the session as it was. Nothing that agent code raises or returns leaves this module as an exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from greenroom import strict_json
+from greenroom.adapters import contract
+from greenroom.engine import factories, failures, output, protocol, task_context, values
+from greenroom.sdk import context as sdk_context
+
+MAX_OUTPUT_BYTES = 8 * 1024 * 1024
+MAX_STATE_BYTES = 4 * 1024 * 1024
+
+
+class AgentSettings(Protocol):
+    """What an attempt needs to know of its agent; `replica.Config` is one."""
+
+    @property
+    def agent(self) -> str: ...
+    @property
+    def sessions(self) -> bool: ...
+    @property
+    def retry_on(self) -> tuple[str, ...]: ...
+
+
+class Attempt:
+    """One attempt. `run` answers with `Ended`, or with None where something of it cannot be ended from inside."""
+
+    __slots__ = (
+        "_cancel_grace_s",
+        "_factory",
+        "_instance",
+        "_invoke",
+        "_log",
+        "_settings",
+        "_task",
+        "context",
+    )
+
+    def __init__(
+        self,
+        invoke: protocol.Invoke,
+        settings: AgentSettings,
+        *,
+        factory: factories.Factory,
+        send: Callable[[protocol.ToNode], None],
+    ) -> None:
+        self.context = task_context.TaskContext(invoke, settings.agent, send)
+        self._invoke, self._settings, self._factory = invoke, settings, factory
+        self._log = output.TaskLog(self.context.publish_line)
+        self._instance: contract.Instance | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._cancel_grace_s: float | None = None
+
+    async def run(self) -> protocol.Ended | None:
+        self._task = asyncio.current_task()
+        # Set and never reset: each asyncio task has context variables of its own, and so has all that it starts.
+        sdk_context._current.set(self.context)
+        output.current.set(self._log)
+        try:
+            result, state = await self._work()
+            ended = self._ended(output=result, state=state)
+        except BaseException as error:  # agent code, which may raise SystemExit as well
+            ended = self._failed(error)
+        if self._cancel_grace_s is not None:
+            if not await self._settled(self._cancel_grace_s / 2):
+                return None
+            ended = self._ended(cancelled=True)
+        self._log.close()
+        self.context.close()
+        return ended
+
+    def cancel(self, grace_s: float) -> None:
+        """Begin the ladder: the framework's signal now, asyncio's after half of *grace_s*; the node has the last rung."""
+        if self._cancel_grace_s is not None:
+            return
+        self._cancel_grace_s = grace_s
+        self.context.abandon_calls()
+        if self._instance is not None:
+            try:
+                self._instance.cancel()
+            except Exception as error:  # agent code
+                self._log.write("stderr", f"cancel() raised {type(error).__name__}\n")
+        asyncio.get_running_loop().call_later(grace_s / 2, self._cancel_task)
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _work(self) -> tuple[bytes, bytes | None]:
+        instance = self._instance = await self._factory.build()
+        try:
+            if self._keeps_session and self._invoke.state is not None:
+                await self._load(instance, self._invoke.state)
+            if self._cancel_grace_s is not None:
+                raise asyncio.CancelledError
+            result = await instance.run(strict_json.loads(self._invoke.input), self.context)
+            encoded = values.encode(result, "the result", limit_bytes=MAX_OUTPUT_BYTES)
+            return encoded, await self._save(instance) if self._keeps_session else None
+        except values.Unfit as error:
+            raise contract.Failure(f"result_{error.kind}", str(error)) from None
+        finally:
+            self.context.usage += instance.usage
+            await instance.close()
+
+    @property
+    def _keeps_session(self) -> bool:
+        return self._settings.sessions and self._invoke.session is not None
+
+    async def _load(self, instance: contract.Instance, state: bytes) -> None:
+        try:
+            await instance.load_state(strict_json.loads(state))
+        except Exception as error:
+            raise contract.Failure(
+                "state_not_loadable",
+                f"this revision cannot load the session's state, written by revision {self._invoke.state_revision}:"
+                f" {type(error).__name__}: {failures.message_of(error)}",
+            ) from error
+
+    async def _save(self, instance: contract.Instance) -> bytes | None:
+        state = await instance.save_state()
+        if state is None:
+            return None
+        try:
+            encoded = values.encode(state, "the session's state", limit_bytes=MAX_STATE_BYTES)
+        except values.Unfit as error:
+            raise contract.Failure(f"state_{error.kind}", str(error)) from None
+        return None if encoded == self._invoke.state else encoded
+
+    async def _settled(self, timeout_s: float) -> bool:
+        """End what the run has left behind, tools above all; False if a thread or a task does not end."""
+        context = self.context
+        tasks = [task for task in context.tasks if not task.done() and task is not self._task]
+        for task in tasks:
+            task.cancel()
+        waiting = {*tasks, *map(asyncio.wrap_future, list(context.threads))}
+        if not waiting:
+            return True
+        done, pending = await asyncio.wait(waiting, timeout=timeout_s)
+        for future in done:
+            if not future.cancelled():
+                future.exception()  # looked at, so that asyncio does not report it
+        return not pending
+
+    def _failed(self, error: BaseException) -> protocol.Ended:
+        if isinstance(error, factories.LoadFailed):
+            return self._ended(error_type=error.error_type, error_message=error.message)
+        told = failures.describe(error, frozenset(self._settings.retry_on))
+        return self._ended(error_type=told.type, error_message=told.message, retryable=told.retryable)
+
+    def _ended(self, **outcome: Any) -> protocol.Ended:
+        usage = self.context.usage
+        return protocol.Ended(
+            self._invoke.task,
+            self._invoke.epoch,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            **outcome,
+        )

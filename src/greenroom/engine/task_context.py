@@ -1,0 +1,176 @@
+"""The `Context` that agent code gets: one for each attempt, a view of it that is safe from any thread.
+
+`engine.running` makes it and closes it; what agent code asks for becomes frames, sent by ``send``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from greenroom import errors, strict_json
+from greenroom.adapters import contract, registry
+from greenroom.engine import protocol, values
+from greenroom.sdk import context as sdk_context
+
+EVENT_TYPES = frozenset({"message", "tool", "output", "progress", "log"})
+MAX_EVENT_BYTES = 256 * 1024
+MAX_EVENTS = 10_000
+MAX_EVENTS_BYTES = 16 * 1024 * 1024  # of one attempt, so that a flood does not fill the node's memory
+MAX_INPUT_BYTES = 8 * 1024 * 1024
+
+
+class TaskContext:
+    """`sdk.context.Context`, and what `engine.running` needs to know of the attempt's threads, tasks and tokens."""
+
+    __slots__ = (
+        "__weakref__",
+        "_bytes_left",
+        "_calls",
+        "_closed",
+        "_deadline_s",
+        "_events_left",
+        "_loop_thread",
+        "_ordinals",
+        "_send",
+        "state",
+        "task",
+        "tasks",
+        "threads",
+        "usage",
+    )
+
+    def __init__(self, invoke: protocol.Invoke, agent: str, send: Callable[[protocol.ToNode], None]) -> None:
+        self.task = sdk_context.TaskInfo(
+            id=invoke.task,
+            agent=agent,
+            attempt=invoke.attempt,
+            epoch=invoke.epoch,
+            session=invoke.session,
+            metadata={} if invoke.metadata is None else strict_json.loads(invoke.metadata),
+        )
+        self.state: dict[str, Any] = {}
+        self.usage = contract.Usage()  # of the agents that `run` ran
+        self.threads: set[Future[Any]] = set()
+        self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        self._send = send
+        self._deadline_s = time.monotonic() + invoke.remaining_s
+        self._loop_thread = threading.get_ident()
+        self._ordinals = itertools.count()
+        self._calls: dict[int, tuple[str, Future[Any]]] = {}
+        self._events_left, self._bytes_left = MAX_EVENTS, MAX_EVENTS_BYTES
+        self._closed = False
+
+    @property
+    def session(self) -> str | None:
+        return self.task.session
+
+    @property
+    def deadline_at(self) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=self.remaining_s())
+
+    def remaining_s(self) -> float:
+        return self._deadline_s - time.monotonic()
+
+    @property
+    def idempotency_key(self) -> str:
+        return self.task.id
+
+    def emit(self, event: Any, *, type: str = "message") -> None:
+        if type not in EVENT_TYPES:
+            raise ValueError(f"cannot emit: type {type!r} is none of {', '.join(sorted(EVENT_TYPES))}")
+        self._publish(type, values.encode(event, "the event", limit_bytes=MAX_EVENT_BYTES))
+
+    async def call(
+        self, agent: str, input: Any, *, timeout_s: float | None = None, session: str | None = None
+    ) -> Any:
+        # Wrapped here and not where it is made: the caller's loop may be one of its own, in a thread.
+        return await asyncio.wrap_future(self._begin_call(agent, input, timeout_s, session))
+
+    def call_blocking(
+        self, agent: str, input: Any, *, timeout_s: float | None = None, session: str | None = None
+    ) -> Any:
+        if threading.get_ident() == self._loop_thread:
+            raise RuntimeError(
+                "cannot call_blocking on the event loop: it would stop; use `await context.call(...)`"
+            )
+        return self._begin_call(agent, input, timeout_s, session).result()
+
+    async def run(self, agent: object, input: Any) -> Any:
+        adapter = registry.find(agent)
+        if adapter is None:
+            raise errors.AgentInvalid(
+                f"cannot run a {type(agent).__name__}: no adapter knows it; wrap it in a function"
+            )
+        instance = adapter.open(agent)
+        try:
+            return await instance.run(input, self)
+        finally:
+            self.usage += instance.usage
+
+    # --- for engine.running
+
+    def publish_line(self, stream: str, line: str) -> None:
+        """Publish a line that the task printed; `output.TaskLog` has bounded it."""
+        clean = line.encode("utf-8", "replace").replace(b"\0", b"?").decode()
+        self._send_event("log", strict_json.dumps({"stream": stream, "line": clean}))
+
+    def call_ended(self, message: protocol.CallEnded) -> None:
+        agent, future = self._calls.pop(message.ordinal, (None, None))
+        if agent is None or future is None or not future.set_running_or_notify_cancel():
+            return
+        if message.error_type is not None:
+            future.set_exception(sdk_context.SubTaskFailed(agent, message.error_type, message.error_message))
+        else:
+            future.set_result(None if message.output is None else strict_json.loads(message.output))
+
+    def abandon_calls(self) -> None:
+        """Cancel what waits for sub-tasks: it frees a thread that stands in `call_blocking`."""
+        for _, future in list(self._calls.values()):
+            future.cancel()
+        self._calls.clear()
+
+    def close(self) -> None:
+        """Nothing of this attempt is sent from now on."""
+        self._closed = True
+        self.abandon_calls()
+
+    def _begin_call(
+        self, agent: str, input: Any, timeout_s: float | None, session: str | None
+    ) -> Future[Any]:
+        if self._closed:
+            raise RuntimeError(f"cannot call {agent}: the task has ended")
+        encoded = values.encode(input, "the input", limit_bytes=MAX_INPUT_BYTES)
+        ordinal = next(self._ordinals)
+        future: Future[Any] = Future()
+        self._calls[ordinal] = (agent, future)
+        self._send(
+            protocol.Called(
+                self.task.id, self.task.epoch, ordinal, agent, encoded, timeout_s=timeout_s, session=session
+            )
+        )
+        return future
+
+    def _publish(self, type: str, data: bytes) -> None:
+        if self._events_left <= 0:
+            return
+        self._events_left -= 1
+        self._bytes_left -= len(data)
+        if self._events_left == 0 or self._bytes_left < 0:
+            self._events_left = 0
+            type, data = (
+                "log",
+                b'{"truncated":true,"line":"(too many events; the rest of this task\'s are dropped)"}',
+            )
+        self._send_event(type, data)
+
+    def _send_event(self, type: str, data: bytes) -> None:
+        if not self._closed:
+            self._send(protocol.Emitted(self.task.id, self.task.epoch, type, data))

@@ -1,0 +1,148 @@
+"""Every error that Greenroom raises on purpose.
+
+The docstring is what the error means, ``code`` is the API's stable problem type, ``status`` its HTTP status.
+Messages say *cannot X: why*, name the id, and end with what to do next. Everything may import this module.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GreenroomError(Exception):
+    """Something that Greenroom refuses or cannot do."""
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+
+
+class SettingsInvalid(GreenroomError):
+    """The manifest, a variable or an override is wrong; the message lists every mistake with its key path."""
+
+    code = "settings-invalid"
+    status = 422
+
+
+class NotFound(GreenroomError):
+    """There is no such thing, or it belongs to another tenant."""
+
+    code = "not-found"
+    status = 404
+
+
+class Conflict(GreenroomError):
+    """The thing is not in a state that allows this."""
+
+    code = "conflict"
+    status = 409
+
+
+class IdempotencyMismatch(GreenroomError):
+    """This Idempotency-Key was used before with another body."""
+
+    code = "idempotency-mismatch"
+    status = 422
+
+
+class NoRoute(GreenroomError):
+    """No agent fits the request well enough; name one, or describe the agents better."""
+
+    code = "no-route"
+    status = 422
+
+
+class JsonRefused(GreenroomError):
+    """The bytes are not strict JSON within the limits."""
+
+    code = "malformed-json"
+    status = 400
+
+
+class BodyInvalid(GreenroomError):
+    """The JSON is well formed but is not what this route takes."""
+
+    code = "invalid-body"
+    status = 422
+
+
+class BodyTooLarge(GreenroomError):
+    """The body is larger than the server takes."""
+
+    code = "body-too-large"
+    status = 413
+
+
+class Unauthenticated(GreenroomError):
+    """No valid credential came with the request."""
+
+    code = "unauthenticated"
+    status = 401
+
+
+class Forbidden(GreenroomError):
+    """The credential is valid but does not allow this."""
+
+    code = "forbidden"
+    status = 403
+
+
+class Overloaded(GreenroomError):
+    """A limit is reached; try again after ``retry_after_s``."""
+
+    code = "overloaded"
+    status = 429
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class StoreUnavailable(GreenroomError):
+    """The store cannot be reached or cannot write; what was not acknowledged may or may not be stored."""
+
+    code = "store-unavailable"
+    status = 503
+    retry_after_s: float = 1.0
+
+
+class StoreInUse(GreenroomError):
+    """Another node has this SQLite file open."""
+
+    code = "store-in-use"
+
+
+class StoreDamaged(GreenroomError):
+    """The store's file is damaged or is not Greenroom's."""
+
+    code = "store-damaged"
+
+
+class AgentInvalid(GreenroomError):
+    """The agent cannot be built: its factory cannot be imported, raises, or returns what no adapter knows."""
+
+    code = "agent-invalid"
+    status = 422
+
+
+class StartRefused(GreenroomError):
+    """A node, an engine or a local model cannot start here."""
+
+    code = "start-refused"
+
+
+class NodeUnreachable(GreenroomError):
+    """The client cannot reach a node."""
+
+    code = "node-unreachable"
+
+
+class TaskFailed(GreenroomError):
+    """The task that was waited for did not succeed."""
+
+    code = "task-failed"
+
+
+class TaskPending(GreenroomError):
+    """The task that was waited for has not ended in time; it goes on."""
+
+    code = "task-pending"

@@ -1,0 +1,295 @@
+"""The composition root: builds store, engine, loops and API, and is the only place that knows them all.
+
+`Node` is one Greenroom process: on a laptop the whole platform. `serve` is ``greenroom up``; `system` opens a node without a
+socket inside a Python program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import uvicorn
+
+from greenroom import clock as clocks
+from greenroom import errors, settings, telemetry
+from greenroom.api.app import App
+from greenroom.api.auth import Authenticator
+from greenroom.api.backlog import Backlog
+from greenroom.api.services import Services
+from greenroom.control import supervisor
+from greenroom.control.dispatcher import Dispatcher
+from greenroom.control.host import Host
+from greenroom.control.janitor import Janitor
+from greenroom.engine import contract, snapshots
+from greenroom.engine.local import LocalEngine
+from greenroom.security import secret_file
+from greenroom.store import database, submissions
+from greenroom.store import store as stores
+from greenroom.store.directory import Entry
+
+GRACE_S = 20.0  # how long running tasks may go on after SIGTERM
+TENANT = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """*folder* holds the agents' code; *data_dir* the store, the keys and the snapshots. *port* 0 is any free port."""
+
+    settings: settings.Settings
+    folder: Path
+    data_dir: Path
+    store_url: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 7080
+
+
+class Node:
+    """Store, engine, loops and API of one process. Made by `opened`."""
+
+    def __init__(self, options: Options, clock: clocks.Clock) -> None:
+        self.options, self.clock, self.settings = options, clock, options.settings
+        self.url = ""  # while it listens
+        self.id = f"node-{submissions.new_id()[:12]}"
+        self.facts, self.metrics = telemetry.Telemetry(), telemetry.Metrics()
+        self.facts.subscribe(self.metrics)
+        self.secrets = secret_file.load_or_make(options.data_dir / "secrets")
+        url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
+        self.store = stores.open(url, clock=clock, owner=self.id)
+        self.engine = LocalEngine(options.data_dir, clock)
+        self.host = Host(
+            self.store, self.engine, clock, self.facts, node=self.id, revision_of=self._revision_of
+        )
+        self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
+        self.janitor = Janitor(self.store, clock)
+        self.auth = Authenticator(self.store.principals, clock, pepper=self.secrets.pepper)
+        self.services = Services(
+            store=self.store,
+            auth=self.auth,
+            settings=options.settings,
+            clock=clock,
+            facts=self.facts,
+            metrics=self.metrics,
+            node=self.id,
+            started_at_us=database.microseconds(clock.now()),
+            deploy=self.deploy,
+            restart=self.host.restart,
+            is_ready=self.host.settled.is_set,
+            backlog=Backlog(self.store, clock, limit=options.settings.server.max_queued_tasks),
+        )
+        self.app = App(self.services)
+        self._loops: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Open the store, take over what a dead node left, deploy the manifest's agents, and start the loops."""
+        await self.store.start()
+        if self.store.db.dialect == "sqlite":  # one file, one node: whatever another incarnation held is free
+            await self.store.tasks.rescue(not_owner=self.id)
+            await self.store.agents.close_other_nodes(self.id)
+        await self.auth.refresh()
+        await self._mint_owner_key()
+        for name, spec in self.options.settings.agents.items():
+            await self.deploy(name, spec)
+        await self.store.directory.refresh()
+        loops = (self.host, self.dispatcher, self.janitor)
+        self._loops = asyncio.create_task(supervisor.supervise(loops, self.clock, self.facts), name="greenroom-loops")
+
+    async def stop(self, *, grace_s: float = GRACE_S) -> None:
+        """Take no more, let running tasks end within *grace_s*, hand the rest back to the queue, and close everything."""
+        self.services.stopping.set()
+        self.facts.emit(telemetry.NodeChanged(self.id, "draining"))
+        await self.host.drain_all(grace_s=grace_s)
+        await self.dispatcher.close()
+        if self._loops is not None:
+            self._loops.cancel()
+            await asyncio.wait([self._loops])
+        await self.engine.close()
+        await self.store.close()
+        self.facts.emit(telemetry.NodeChanged(self.id, "stopped"))
+
+    async def ended(self) -> None:
+        """Return never, or raise what ended the loops."""
+        assert self._loops is not None, "the node has not been started"
+        await asyncio.shield(self._loops)
+
+    async def deploy(self, name: str, spec: settings.AgentSettings, *, folder: Path | None = None) -> int:
+        """Snapshot the code in *folder* (the node's own), make it and *spec* the serving revision, return its number."""
+        snapshot = snapshots.take(
+            folder or self.options.folder, include=spec.include, into=self.options.data_dir / "snapshots"
+        )
+        number = await self.store.agents.deploy(
+            name, digest=snapshot.digest, spec=msgspec.json.encode(spec), replicas=spec.scaling.min_replicas
+        )
+        await self.store.directory.refresh()
+        self.host.settled.clear()
+        self.host.wakeup.set()
+        return number
+
+    async def _revision_of(self, entry: Entry) -> contract.Revision:
+        """Return what the engine needs to run the serving revision of *entry*."""
+        agent, spec = entry.agent, entry.spec
+        row = await self.store.agents.revision(agent.name, agent.revision)
+        python = None if spec.python is None else str(self.options.folder / spec.python)
+        return contract.Revision(
+            agent=agent.name,
+            number=agent.revision,
+            snapshot=self.options.data_dir / "snapshots" / row.digest,
+            factory=spec.factory,
+            arguments=spec.arguments,
+            env=spec.env,
+            concurrency=spec.concurrency,
+            sessions=spec.sessions,
+            memory_mb=spec.memory_mb,
+            python=python,
+            retry_on=spec.retry_on,
+        )
+
+    async def _mint_owner_key(self) -> None:
+        path = self.options.data_dir / "local.key"
+        if path.exists() and any(row.name == "owner" for row in self.auth.rows(tenant=TENANT)):
+            return
+        key = await self.auth.create(
+            tenant=TENANT, name="owner", role="admin", word=self.services.key_word, expires_in_s=None
+        )
+        secret_file.write_private(path, key.text.encode() + b"\n")
+
+
+@contextlib.asynccontextmanager
+async def opened(options: Options, *, clock: clocks.Clock | None = None, grace_s: float = GRACE_S) -> AsyncIterator[Node]:
+    """A started node, stopped at the end of the block. It serves no socket: see `listening`."""
+    _make_private_folder(options.data_dir)
+    node = Node(options, clock or clocks.SystemClock())
+    try:
+        await node.start()
+        yield node
+    finally:
+        await node.stop(grace_s=grace_s)
+
+
+@contextlib.asynccontextmanager
+async def listening(node: Node) -> AsyncIterator[str]:
+    """Serve *node*'s API on its address for the length of the block; the value is its URL.
+
+    Raises `errors.StartRefused` if the address is taken.
+    """
+    listener = _bind(node.options.host, node.options.port)
+    config = uvicorn.Config(
+        node.app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=16 * 1024,
+    )
+    server = _Server(config)
+    node.services.connections = lambda: len(server.server_state.connections)
+    host, port = listener.getsockname()[:2]
+    url = node.url = f"http://{host}:{port}"
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="greenroom-http")
+    place = node.options.data_dir / "node.json"
+    secret_file.write_private(place, msgspec.json.encode({"url": url, "pid": os.getpid()}))
+    try:
+        yield url
+    finally:
+        place.unlink(missing_ok=True)
+        node.services.stopping.set()
+        server.should_exit = True
+        await serving
+
+
+async def serve(options: Options, *, on_ready: Callable[[Node], None]) -> None:
+    """Run a node until SIGTERM or SIGINT; *on_ready* is called once every agent is ready or settled as failed.
+
+    The first signal drains; a second one ends what still runs at once.
+    """
+    stop = asyncio.Event()
+    hurry = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: hurry.set() if stop.is_set() else stop.set())
+    _make_private_folder(options.data_dir)
+    node = Node(options, clocks.SystemClock())
+    cluster = options.settings.cluster
+    node.facts.subscribe(telemetry.Log(level=cluster.log_level, as_json=cluster.json_logs))
+    try:
+        await node.start()
+        async with listening(node):
+            await _until_stopped(node, stop, on_ready)
+            node.services.stopping.set()
+            await _stop_within(node, hurry)
+    except BaseException:
+        await node.stop(grace_s=0)
+        raise
+
+
+async def _until_stopped(node: Node, stop: asyncio.Event, on_ready: Callable[[Node], None]) -> None:
+    async def announce() -> None:
+        await node.host.settled.wait()
+        node.facts.emit(telemetry.NodeChanged(node.id, "ready", node.url))
+        on_ready(node)
+
+    waiting = [asyncio.create_task(stop.wait()), asyncio.create_task(node.ended())]
+    announcing = asyncio.create_task(announce())
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in (*waiting, announcing):
+            task.cancel()
+
+
+async def _stop_within(node: Node, hurry: asyncio.Event) -> None:
+    stopping = asyncio.create_task(node.stop())
+    hurrying = asyncio.create_task(hurry.wait())
+    await asyncio.wait([stopping, hurrying], return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        node.host.hurry()
+    await stopping
+    hurrying.cancel()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the node has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        yield
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise errors.StartRefused(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port (0 for any free one)"
+        ) from None
+    listener.listen(2048)
+    listener.setblocking(False)
+    return listener
+
+
+def _make_private_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise errors.StartRefused(
+            f"cannot make the folder {path}: {error.strerror}; choose another with --data-dir"
+        ) from None
+
+

@@ -1,0 +1,1 @@
+"""What agent authors and callers import: `context` and `client`. Empty: replicas import it too."""

@@ -1,0 +1,223 @@
+"""`AsyncClient`: the API of a node as Python calls to await. See `client`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from greenroom.sdk import calls, discovery, flows, streams, wire
+from greenroom.sdk.models import Agent, Event, Key, Page, Problem, Replica, Session, Submission, Task
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same calls, awaited; `events` and `iter_tasks` are asynchronous iterators."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        data_dir: str | Path | None = None,
+        timeout_s: float = 30.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        address = discovery.address(url, key, discovery.data_dir(data_dir))
+        self.url = address.url
+        self._patience = flows.Patience(timeout_s)
+        self._http = httpx.AsyncClient(**wire.options(address), transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    # Tasks
+
+    async def submit(
+        self,
+        input: Any,
+        agent: str | None = None,
+        *,
+        session: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        not_before: datetime | None = None,
+        metadata: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        wait_s: float | None = None,
+    ) -> Task:
+        submission = Submission(
+            input=input,
+            agent=agent,
+            session=session,
+            priority=priority,
+            timeout_s=timeout_s,
+            not_before=not_before,
+            metadata=metadata,
+        )
+        return await self._send(calls.submit(submission, idempotency_key, wait_s=wait_s))
+
+    async def submit_many(
+        self, submissions: Sequence[Submission], idempotency_key: str | None = None
+    ) -> list[Task | Problem]:
+        return await self._send(calls.submit_many(submissions, idempotency_key))
+
+    async def task(self, id: str) -> Task:
+        return await self._send(calls.task(id))
+
+    async def tasks(
+        self,
+        agent: str | None = None,
+        state: str | None = None,
+        *,
+        session: str | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Page[Task]:
+        return await self._send(
+            calls.tasks(agent=agent, state=state, session=session, cursor=cursor, limit=limit)
+        )
+
+    async def iter_tasks(
+        self, agent: str | None = None, state: str | None = None, *, session: str | None = None
+    ) -> AsyncIterator[Task]:
+        cursor = None
+        while True:
+            page = await self.tasks(agent, state, session=session, cursor=cursor)
+            for task in page.items:
+                yield task
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def wait(self, id: str, timeout_s: float | None = None) -> Task:
+        return await self._run(flows.until_ended(id, timeout_s, self._patience))
+
+    async def result(self, id: str, timeout_s: float | None = None) -> Any:
+        return await self._run(flows.result(id, timeout_s, self._patience))
+
+    async def cancel(self, id: str) -> Task:
+        return await self._send(calls.cancel(id))
+
+    async def retry(self, id: str) -> Task:
+        return await self._send(calls.retry(id))
+
+    async def events(self, id: str, *, after: int | None = None) -> AsyncIterator[Event]:
+        following = streams.Following(id, after=after, patience=self._patience)
+        while not following.has_ended():
+            sent = wire.stream_request(following.connect(), self._patience.timeout_s)
+            try:
+                async with self._http.stream(**sent) as response:
+                    if response.is_success:
+                        async for chunk in response.aiter_bytes():
+                            for event in following.feed(chunk):
+                                yield event
+                            if following.has_ended():
+                                return
+                    else:
+                        await response.aread()
+            except httpx.RequestError as error:
+                delay_s = following.broken(wire.lost(error, self.url).error)
+            else:
+                if response.is_success:
+                    delay_s = following.closed(await self.task(id))
+                else:
+                    delay_s = following.refused(wire.reply(response))
+            await asyncio.sleep(delay_s)
+
+    # Sessions
+
+    async def session(self, id: str, agent: str | None = None) -> Session:
+        return await self._send(calls.session(id, agent))
+
+    async def sessions(self, *, cursor: str | None = None, limit: int | None = None) -> Page[Session]:
+        return await self._send(calls.sessions(cursor=cursor, limit=limit))
+
+    async def delete_session(self, id: str, agent: str | None = None) -> None:
+        await self._send(calls.delete_session(id, agent))
+
+    # Agents and replicas
+
+    async def agents(self) -> list[Agent]:
+        return await self._run(flows.everything(calls.agents, self._patience))
+
+    async def agent(self, name: str) -> Agent:
+        return await self._send(calls.agent(name))
+
+    async def put_agent(self, name: str, spec: Mapping[str, Any]) -> Agent:
+        return await self._send(calls.put_agent(name, spec))
+
+    async def delete_agent(self, name: str) -> None:
+        await self._send(calls.delete_agent(name))
+
+    async def scale(self, name: str, replicas: int) -> Agent:
+        return await self._send(calls.scale(name, replicas))
+
+    async def replicas(self) -> list[Replica]:
+        return await self._run(flows.everything(calls.replicas, self._patience))
+
+    async def restart_replica(self, id: str) -> Replica:
+        return await self._send(calls.restart_replica(id))
+
+    async def drain_replica(self, id: str) -> Replica:
+        return await self._send(calls.drain_replica(id))
+
+    # The node
+
+    async def status(self) -> dict[str, Any]:
+        return await self._send(calls.status())
+
+    async def keys(self) -> list[Key]:
+        return await self._run(flows.everything(calls.keys, self._patience))
+
+    async def create_key(self, name: str, role: str) -> Key:
+        return await self._send(calls.create_key(name, role))
+
+    async def revoke_key(self, id: str) -> None:
+        await self._send(calls.revoke_key(id))
+
+    async def health(self) -> bool:
+        return await self._send(calls.health())
+
+    async def ready(self) -> bool:
+        return await self._send(calls.ready())
+
+    # How calls are sent
+
+    async def _send(self, call: calls.Call[T]) -> T:
+        return await self._run(flows.answer(call, self._patience))
+
+    async def _run(self, flow: flows.Flow[T]) -> T:
+        came: calls.Reply | flows.Lost | None = None
+        while True:
+            try:
+                step = flow.send(came)
+            except StopIteration as end:
+                value: T = end.value
+                return value
+            match step:
+                case flows.Pause(delay_s):
+                    await asyncio.sleep(delay_s)
+                    came = None
+                case _:
+                    came = await self._exchange(step)
+
+    async def _exchange(self, call: calls.Call[Any]) -> calls.Reply | flows.Lost:
+        try:
+            return wire.reply(await self._http.request(**wire.request(call, self._patience.timeout_s)))
+        except httpx.RequestError as error:
+            return wire.lost(error, self.url)

@@ -1,0 +1,254 @@
+"""Every request that the API takes, as a value: what to send, how often, and how to read the answer.
+
+No I/O: `flows` decides when to send, `client` sends. The one place that knows paths and bodies.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from greenroom import errors, strict_json
+from greenroom.sdk import models, problems
+
+T = TypeVar("T")
+Query = Mapping[str, str | int | float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer as it came; *retry_after_s* is its header, in seconds."""
+
+    status: int
+    content: bytes
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request. *repeatable*: twice is as good as once; *wait_s*: how long the answer may be held."""
+
+    method: str
+    path: str
+    parse: Callable[[Reply], T]
+    query: Query = field(default_factory=dict)
+    body: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    repeatable: bool = True
+    wait_s: float = 0.0
+
+
+def as_a(kind: type[T]) -> Callable[[Reply], T]:
+    """Read answers as *kind*; refusals raise the error they mean."""
+    decoder = msgspec.json.Decoder(kind)
+
+    def parse(reply: Reply) -> T:
+        try:
+            return decoder.decode(accepted(reply))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise errors.GreenroomError(
+                f"cannot read the answer: {error}; is this a Greenroom node, and as new as this client?"
+            ) from None
+
+    return parse
+
+
+def accepted(reply: Reply) -> bytes:
+    """The answer's body; raises the error that a refusal means."""
+    if reply.status >= 300:
+        raise refusal(reply)
+    return reply.content
+
+
+def refusal(reply: Reply) -> errors.GreenroomError:
+    problem = problems.read(reply.status, reply.content)
+    return problems.to_error(problem, status=reply.status, retry_after_s=reply.retry_after_s)
+
+
+def _nothing(reply: Reply) -> None:
+    accepted(reply)
+
+
+def _is_ok(reply: Reply) -> bool:
+    return reply.status == 200
+
+
+_task = as_a(models.Task)
+_agent = as_a(models.Agent)
+_replica = as_a(models.Replica)
+_key = as_a(models.Key)
+_tasks = as_a(models.Page[models.Task])
+_agents = as_a(models.Page[models.Agent])
+_replicas = as_a(models.Page[models.Replica])
+_sessions = as_a(models.Page[models.Session])
+_keys = as_a(models.Page[models.Key])
+_session = as_a(models.Session)
+_document = as_a(dict[str, Any])
+
+
+def submit(
+    submission: models.Submission, idempotency_key: str | None, *, wait_s: float | None = None
+) -> Call[models.Task]:
+    return Call(
+        "POST",
+        "/v1/tasks",
+        _task,
+        query={"wait": wait_s},
+        body=strict_json.dumps(_body(submission)),
+        headers=_once(idempotency_key),
+        wait_s=wait_s or 0.0,
+    )
+
+
+def submit_many(
+    submissions: Sequence[models.Submission], idempotency_key: str | None
+) -> Call[list[models.Task | models.Problem]]:
+    body = strict_json.dumps({"tasks": [_body(submission) for submission in submissions]})
+    return Call("POST", "/v1/tasks/batch", _read_batch, body=body, headers=_once(idempotency_key))
+
+
+def task(id: str, *, wait_s: float | None = None) -> Call[models.Task]:
+    return Call("GET", f"/v1/tasks/{_segment(id)}", _task, query={"wait": wait_s}, wait_s=wait_s or 0.0)
+
+
+def tasks(**query: str | int | None) -> Call[models.Page[models.Task]]:
+    return Call("GET", "/v1/tasks", _tasks, query=query)
+
+
+def cancel(id: str) -> Call[models.Task]:
+    return Call("POST", f"/v1/tasks/{_segment(id)}/cancel", _task, repeatable=False)
+
+
+def retry(id: str) -> Call[models.Task]:
+    return Call("POST", f"/v1/tasks/{_segment(id)}/retry", _task, repeatable=False)
+
+
+def events(id: str, after: int | None) -> Call[None]:
+    headers = {"Accept": "text/event-stream"}
+    if after is not None:
+        headers["Last-Event-ID"] = str(after)
+    return Call("GET", f"/v1/tasks/{_segment(id)}/events", _nothing, headers=headers)
+
+
+def session(id: str, agent: str | None) -> Call[models.Session]:
+    return Call("GET", f"/v1/sessions/{_segment(id)}", _session, query={"agent": agent})
+
+
+def sessions(*, cursor: str | None, limit: int | None) -> Call[models.Page[models.Session]]:
+    return Call("GET", "/v1/sessions", _sessions, query={"cursor": cursor, "limit": limit})
+
+
+def delete_session(id: str, agent: str | None) -> Call[None]:
+    return Call("DELETE", f"/v1/sessions/{_segment(id)}", _nothing, query={"agent": agent})
+
+
+def agents(cursor: str | None = None) -> Call[models.Page[models.Agent]]:
+    return Call("GET", "/v1/agents", _agents, query={"cursor": cursor})
+
+
+def agent(name: str) -> Call[models.Agent]:
+    return Call("GET", f"/v1/agents/{_segment(name)}", _agent)
+
+
+def put_agent(name: str, spec: Mapping[str, Any]) -> Call[models.Agent]:
+    return Call("PUT", f"/v1/agents/{_segment(name)}", _agent, body=strict_json.dumps(dict(spec)))
+
+
+def delete_agent(name: str) -> Call[None]:
+    return Call("DELETE", f"/v1/agents/{_segment(name)}", _nothing)
+
+
+def scale(name: str, replicas: int) -> Call[models.Agent]:
+    return Call(
+        "PATCH", f"/v1/agents/{_segment(name)}/scale", _agent, body=strict_json.dumps({"replicas": replicas})
+    )
+
+
+def replicas(cursor: str | None = None) -> Call[models.Page[models.Replica]]:
+    return Call("GET", "/v1/replicas", _replicas, query={"cursor": cursor})
+
+
+def restart_replica(id: str) -> Call[models.Replica]:
+    return Call("POST", f"/v1/replicas/{_segment(id)}/restart", _replica, repeatable=False)
+
+
+def drain_replica(id: str) -> Call[models.Replica]:
+    return Call("POST", f"/v1/replicas/{_segment(id)}/drain", _replica, repeatable=False)
+
+
+def status() -> Call[dict[str, Any]]:
+    return Call("GET", "/v1/status", _document)
+
+
+def keys(cursor: str | None = None) -> Call[models.Page[models.Key]]:
+    return Call("GET", "/v1/keys", _keys, query={"cursor": cursor})
+
+
+def create_key(name: str, role: str) -> Call[models.Key]:
+    return Call(
+        "POST", "/v1/keys", _key, body=strict_json.dumps({"name": name, "role": role}), repeatable=False
+    )
+
+
+def revoke_key(id: str) -> Call[None]:
+    return Call("DELETE", f"/v1/keys/{_segment(id)}", _nothing)
+
+
+def health() -> Call[bool]:
+    return Call("GET", "/healthz", _is_ok, repeatable=False)
+
+
+def ready() -> Call[bool]:
+    return Call("GET", "/readyz", _is_ok, repeatable=False)
+
+
+def _once(idempotency_key: str | None) -> dict[str, str]:
+    # Every submission has a key, so that the client's own retries cannot submit twice.
+    return {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+
+
+def _body(submission: models.Submission) -> dict[str, Any]:
+    body: dict[str, Any] = {"input": submission.input}
+    if submission.priority:
+        body["priority"] = submission.priority
+    if submission.not_before is not None:
+        if submission.not_before.tzinfo is None:
+            raise errors.BodyInvalid("cannot submit: not_before has no time zone; pass an aware datetime")
+        body["not_before"] = submission.not_before.isoformat()
+    for name in ("agent", "session", "timeout_s", "metadata"):
+        if (value := getattr(submission, name)) is not None:
+            body[name] = value
+    return body
+
+
+class _Raw(msgspec.Struct):
+    items: list[msgspec.Raw]
+
+
+class _Kind(msgspec.Struct):
+    state: str | None = None  # a task has one, a problem has none
+
+
+_raw_batch = as_a(_Raw)
+
+
+def _read_batch(reply: Reply) -> list[models.Task | models.Problem]:
+    return [_task_or_problem(bytes(item)) for item in _raw_batch(reply).items]
+
+
+def _task_or_problem(item: bytes) -> models.Task | models.Problem:
+    if msgspec.json.decode(item, type=_Kind).state is not None:
+        return _task(Reply(200, item))
+    return msgspec.json.decode(item, type=models.Problem)
+
+
+def _segment(text: str) -> str:
+    """*text* as one segment of a path; dots are quoted too, or clients and proxies would walk up."""
+    if not text:
+        raise errors.NotFound("cannot ask for nothing: the id is empty")
+    return quote(text, safe="").replace(".", "%2E") if set(text) == {"."} else quote(text, safe="")

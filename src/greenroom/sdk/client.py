@@ -1,0 +1,254 @@
+"""`Client`: the API of a node as Python calls that block; `AsyncClient` is the same for asyncio.
+
+For callers, for the command, for `greenroom.system`. Requests are made in `calls`, decided on in `flows` and
+`streams`, put on the wire by `wire`; the clients only wait. Errors are those of `greenroom.errors`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from greenroom.sdk import calls, discovery, flows, streams, wire
+from greenroom.sdk.async_client import AsyncClient
+from greenroom.sdk.models import Agent, Event, Key, Page, Problem, Replica, Session, Submission, Task
+
+__all__ = ["AsyncClient", "Client", "Submission"]
+
+T = TypeVar("T")
+
+
+class Client:
+    """A node's API, blocking. Safe to share between threads; close it, or use it in a ``with``.
+
+    *url*: else ``GREENROOM_URL``, else what a running node wrote into *data_dir* (``GREENROOM_DATA_DIR``,
+    else ``.greenroom``), else http://127.0.0.1:7080. *key*: else ``GREENROOM_KEY``, else the owner's key in
+    *data_dir*. *timeout_s* bounds each request with its retries: three tries, of what can be repeated without
+    doing it twice; submissions can, by their idempotency key.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        data_dir: str | Path | None = None,
+        timeout_s: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        address = discovery.address(url, key, discovery.data_dir(data_dir))
+        self.url = address.url
+        self._patience = flows.Patience(timeout_s)
+        self._http = httpx.Client(**wire.options(address), transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # Tasks
+
+    def submit(
+        self,
+        input: Any,
+        agent: str | None = None,
+        *,
+        session: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        not_before: datetime | None = None,
+        metadata: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        wait_s: float | None = None,
+    ) -> Task:
+        """Submit *input* to *agent*, or to whom the router chooses; the task is durable when this returns.
+
+        With *wait_s* (at most 300) it returns when the task has ended, in whatever state, or after that time.
+        """
+        submission = Submission(
+            input=input,
+            agent=agent,
+            session=session,
+            priority=priority,
+            timeout_s=timeout_s,
+            not_before=not_before,
+            metadata=metadata,
+        )
+        return self._send(calls.submit(submission, idempotency_key, wait_s=wait_s))
+
+    def submit_many(
+        self, submissions: Sequence[Submission], idempotency_key: str | None = None
+    ) -> list[Task | Problem]:
+        """Submit many in one request; the answers stand in their order, a `Problem` where one was refused."""
+        return self._send(calls.submit_many(submissions, idempotency_key))
+
+    def task(self, id: str) -> Task:
+        return self._send(calls.task(id))
+
+    def tasks(
+        self,
+        agent: str | None = None,
+        state: str | None = None,
+        *,
+        session: str | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Page[Task]:
+        """The newest tasks first, one page."""
+        return self._send(calls.tasks(agent=agent, state=state, session=session, cursor=cursor, limit=limit))
+
+    def iter_tasks(
+        self, agent: str | None = None, state: str | None = None, *, session: str | None = None
+    ) -> Iterator[Task]:
+        """All of them, page by page as they are consumed."""
+        cursor = None
+        while True:
+            page = self.tasks(agent, state, session=session, cursor=cursor)
+            yield from page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def wait(self, id: str, timeout_s: float | None = None) -> Task:
+        """The task when it has ended, or as it is after *timeout_s* (None: however long it takes)."""
+        return self._run(flows.until_ended(id, timeout_s, self._patience))
+
+    def result(self, id: str, timeout_s: float | None = None) -> Any:
+        """The task's output. Raises `errors.TaskFailed`, or `errors.TaskPending` after *timeout_s*."""
+        return self._run(flows.result(id, timeout_s, self._patience))
+
+    def cancel(self, id: str) -> Task:
+        """Raises `errors.Conflict` if it has ended already."""
+        return self._send(calls.cancel(id))
+
+    def retry(self, id: str) -> Task:
+        """Submit an ended task again; the answer is the new task."""
+        return self._send(calls.retry(id))
+
+    def events(self, id: str, *, after: int | None = None) -> Iterator[Event]:
+        """The task's events from the first, or after the one numbered *after*, as they happen, to its end.
+
+        A broken connection is resumed without loss or repetition.
+        """
+        following = streams.Following(id, after=after, patience=self._patience)
+        while not following.has_ended():
+            sent = wire.stream_request(following.connect(), self._patience.timeout_s)
+            try:
+                with self._http.stream(**sent) as response:
+                    if response.is_success:
+                        for chunk in response.iter_bytes():
+                            yield from following.feed(chunk)
+                            if following.has_ended():
+                                return
+                    else:
+                        response.read()
+            except httpx.RequestError as error:
+                delay_s = following.broken(wire.lost(error, self.url).error)
+            else:
+                if response.is_success:
+                    delay_s = following.closed(self.task(id))
+                else:
+                    delay_s = following.refused(wire.reply(response))
+            time.sleep(delay_s)
+
+    # Sessions
+
+    def session(self, id: str, agent: str | None = None) -> Session:
+        """One session with its state; *agent* where several agents have one of this id."""
+        return self._send(calls.session(id, agent))
+
+    def sessions(self, *, cursor: str | None = None, limit: int | None = None) -> Page[Session]:
+        """Those used last first, one page."""
+        return self._send(calls.sessions(cursor=cursor, limit=limit))
+
+    def delete_session(self, id: str, agent: str | None = None) -> None:
+        self._send(calls.delete_session(id, agent))
+
+    # Agents and replicas
+
+    def agents(self) -> list[Agent]:
+        return self._run(flows.everything(calls.agents, self._patience))
+
+    def agent(self, name: str) -> Agent:
+        return self._send(calls.agent(name))
+
+    def put_agent(self, name: str, spec: Mapping[str, Any]) -> Agent:
+        """Create the agent, or change it; *spec* has the shape of the manifest's ``[agents.NAME]``."""
+        return self._send(calls.put_agent(name, spec))
+
+    def delete_agent(self, name: str) -> None:
+        self._send(calls.delete_agent(name))
+
+    def scale(self, name: str, replicas: int) -> Agent:
+        return self._send(calls.scale(name, replicas))
+
+    def replicas(self) -> list[Replica]:
+        return self._run(flows.everything(calls.replicas, self._patience))
+
+    def restart_replica(self, id: str) -> Replica:
+        return self._send(calls.restart_replica(id))
+
+    def drain_replica(self, id: str) -> Replica:
+        """Let it finish its tasks and give it no more."""
+        return self._send(calls.drain_replica(id))
+
+    # The node
+
+    def status(self) -> dict[str, Any]:
+        return self._send(calls.status())
+
+    def keys(self) -> list[Key]:
+        return self._run(flows.everything(calls.keys, self._patience))
+
+    def create_key(self, name: str, role: str) -> Key:
+        """The answer holds the secret, which is not to be had again."""
+        return self._send(calls.create_key(name, role))
+
+    def revoke_key(self, id: str) -> None:
+        self._send(calls.revoke_key(id))
+
+    def health(self) -> bool:
+        """Whether the node is alive. Raises `errors.NodeUnreachable` where there is none."""
+        return self._send(calls.health())
+
+    def ready(self) -> bool:
+        """Whether every agent has had its replicas or is settled as failed, and the node is not draining."""
+        return self._send(calls.ready())
+
+    # How calls are sent
+
+    def _send(self, call: calls.Call[T]) -> T:
+        return self._run(flows.answer(call, self._patience))
+
+    def _run(self, flow: flows.Flow[T]) -> T:
+        came: calls.Reply | flows.Lost | None = None
+        while True:
+            try:
+                step = flow.send(came)
+            except StopIteration as end:
+                value: T = end.value
+                return value
+            match step:
+                case flows.Pause(delay_s):
+                    time.sleep(delay_s)
+                    came = None
+                case _:
+                    came = self._exchange(step)
+
+    def _exchange(self, call: calls.Call[Any]) -> calls.Reply | flows.Lost:
+        try:
+            return wire.reply(self._http.request(**wire.request(call, self._patience.timeout_s)))
+        except httpx.RequestError as error:
+            return wire.lost(error, self.url)

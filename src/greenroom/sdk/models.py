@@ -1,0 +1,213 @@
+"""What a node answers, as values: frozen, typed, and tolerant of what they do not know.
+
+Fields that a newer node adds are ignored, states stay text, and only what every node has always said is
+required: old clients live with new nodes. Instants are aware. Decoded by `calls`, handed out by the clients.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from greenroom.core import tasks
+
+Item = TypeVar("Item")
+
+
+class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
+    """Part of a list; *next_cursor* asks for what follows and is None at the end."""
+
+    items: list[Item]
+    next_cursor: str | None = None
+
+
+class Submission(msgspec.Struct, frozen=True, kw_only=True):
+    """A task to be. Without *agent* it is routed by its text; *not_before* is an aware instant."""
+
+    input: Any
+    agent: str | None = None
+    session: str | None = None
+    priority: int = 0
+    timeout_s: float | None = None
+    not_before: datetime | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class TaskError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a task did not succeed; *may_have_run* warns of the outside effects of a lost replica."""
+
+    type: str
+    message: str = ""
+    retryable: bool = False
+    may_have_run: bool = False
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One execution of a task."""
+
+    epoch: int
+    attempt: int = 1
+    replica: str | None = None
+    revision: int | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    reason: str | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of the models that the agent called."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """How well an agent fits a request, and why."""
+
+    agent: str
+    score: float
+    reason: str = ""
+
+
+class Routing(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom the router chose for a task that named no agent; the scores are best first."""
+
+    agent: str
+    scores: tuple[Score, ...] = ()
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """One durable unit of work, as it was when it was asked for."""
+
+    id: str
+    state: str
+    agent: str = ""
+    revision: int | None = None
+    input: Any = None
+    output: Any = None
+    error: TaskError | None = None
+    session: str | None = None
+    priority: int = 0
+    attempt: int = 0
+    max_attempts: int = 0
+    attempts: tuple[Attempt, ...] = ()
+    usage: Usage = Usage()
+    created_at: datetime | None = None
+    not_before: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    deadline_at: datetime | None = None
+    metadata: dict[str, Any] | None = None
+    parent: str | None = None
+    routing: Routing | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the state is final."""
+        return self.state in tasks.TERMINAL
+
+    @property
+    def succeeded(self) -> bool:
+        return self.state == tasks.State.SUCCEEDED
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened to a task. *type*: state, output, message, tool, log or progress; *seq* only grows."""
+
+    seq: int
+    type: str
+    at: datetime | None = None
+    data: Any = None
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is the last: the task has reached a final state."""
+        return (
+            self.type == "state" and isinstance(self.data, dict) and self.data.get("state") in tasks.TERMINAL
+        )
+
+
+class ReplicaCount(msgspec.Struct, frozen=True, kw_only=True):
+    desired: int = 0
+    ready: int = 0
+
+
+class Agent(msgspec.Struct, frozen=True, kw_only=True):
+    """What tasks are submitted to. *adapter* is what its factory was taken for, *reason* why it failed."""
+
+    name: str
+    description: str = ""
+    state: str = ""
+    reason: str | None = None
+    revision: int | None = None
+    replicas: ReplicaCount = ReplicaCount()
+    queued: int = 0
+    running: int = 0
+    waiting: int = 0
+    concurrency: int = 1
+    sessions: bool = False
+    skills: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
+    adapter: str | None = None
+    spec: dict[str, Any] | None = None
+    generation: int = 0
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """One running instance of a revision; *busy* counts the tasks in its *slots*."""
+
+    id: str
+    agent: str
+    state: str
+    revision: int | None = None
+    node: str | None = None
+    pid: int | None = None
+    grade: str | None = None
+    reason: str | None = None
+    busy: int = 0
+    slots: int = 0
+    memory_mb: float | None = None
+    started_at: datetime | None = None
+    restarts: int = 0
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """Tasks that share state; *state* is there where one session was asked for."""
+
+    id: str
+    agent: str
+    revision: int | None = None
+    tasks: int = 0
+    updated_at: datetime | None = None
+    state_bytes: int = 0
+    state: Any = None
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """A credential. *key* is the secret itself: it is there once, in the answer to its creation."""
+
+    id: str
+    name: str = ""
+    role: str = ""
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    key: str | None = None
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """A refusal (RFC 9457). *type* is the code, or a URI that ends in it; *candidates* come with no-route."""
+
+    type: str = "about:blank"
+    title: str = ""
+    status: int = 0
+    detail: str = ""
+    request_id: str | None = None
+    candidates: tuple[Score, ...] = ()
+
+    @property
+    def code(self) -> str:
+        """What `errors` calls it."""
+        return self.type.rstrip("/").replace("#", "/").replace(":", "/").rpartition("/")[2]

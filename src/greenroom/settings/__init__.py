@@ -1,0 +1,47 @@
+"""What a node is told: environments, the manifest `greenroom.toml`, variables that override it, and one
+validation.
+
+`load` gives settings that can be trusted or raises `SettingsInvalid` with every mistake. Called by the node,
+the command, the API and `system`; it knows nothing of what the settings are for.
+"""
+
+from greenroom.settings.environments import DESIGNS, Design
+from greenroom.settings.loading import load, parse_agent
+from greenroom.settings.problems import Problem, SettingsInvalid
+from greenroom.settings.schema import (
+    AgentSettings,
+    Cluster,
+    Environment,
+    Rollout,
+    Scaling,
+    Security,
+    Server,
+    Settings,
+)
+from greenroom.settings.showing import Change, Row, diff, masked, rows
+from greenroom.settings.starter import starter_manifest
+from greenroom.settings.unbuilt import NOT_YET_BUILT
+
+__all__ = [
+    "DESIGNS",
+    "NOT_YET_BUILT",
+    "AgentSettings",
+    "Change",
+    "Cluster",
+    "Design",
+    "Environment",
+    "Problem",
+    "Rollout",
+    "Row",
+    "Scaling",
+    "Security",
+    "Server",
+    "Settings",
+    "SettingsInvalid",
+    "diff",
+    "load",
+    "masked",
+    "parse_agent",
+    "rows",
+    "starter_manifest",
+]

@@ -1,0 +1,122 @@
+"""The way from files, variables and dicts to settings that can be trusted: read, overlay, check, name the
+origins.
+
+`load` is for the node and the command, `parse_agent` for the API's PUT and for programs. Both raise
+`SettingsInvalid` with every mistake, and nothing else. Apart from reading the one file they look at their
+arguments only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import structs
+
+from greenroom.settings import rules, sources
+from greenroom.settings.checking import Checker
+from greenroom.settings.environments import DEFAULT_ENVIRONMENT
+from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid, dotted
+from greenroom.settings.schema import (
+    AgentName,
+    AgentSettings,
+    Cluster,
+    Environment,
+    Security,
+    Server,
+    Settings,
+)
+from greenroom.settings.showing import leaves
+from greenroom.settings.sources import Given, Source
+from greenroom.settings.unbuilt import effective, why_not_built
+
+OVERRIDE = "override"
+NOT_BUILT = "not yet built"
+MAX_AGENTS = 1000
+TOP_KEYS = ["environment", "cluster", "server", "security", "agents"]
+
+
+def load(
+    manifest: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+) -> Settings:
+    """The settings of *manifest*, overridden by the variables of *environ*, overridden by *overrides*.
+
+    *overrides* has the manifest's shape. Without a manifest and an environment name it is development's
+    defaults without agents. Raises `SettingsInvalid`.
+    """
+    checker = Checker()
+    fixed = [] if manifest is None else [Source(manifest.name, sources.read_manifest(manifest))]
+    last = [Source(OVERRIDE, overrides or {})]
+    agents = sources.overlay(fixed + last).table.get("agents")
+    names = agents.keys() if isinstance(agents, dict) else ()
+    given = sources.overlay([*fixed, *sources.from_variables(environ or {}, names, checker), *last])
+    settings = _settings(given, checker)
+    if checker.found:
+        raise SettingsInvalid(_problem(path, message, given) for path, message in checker.found)
+    return settings
+
+
+def parse_agent(name: str, given: Mapping[str, Any]) -> AgentSettings:
+    """The agent *name* as *given*, which has the shape of a manifest's agent. Raises `SettingsInvalid`."""
+    checker = Checker()
+    agent = _agent(name, given, checker)
+    if checker.found:
+        raise SettingsInvalid(Problem(dotted(path), message) for path, message in checker.found)
+    return agent
+
+
+def _settings(given: Given, checker: Checker) -> Settings:
+    table = checker.mapping(given.table, (), known=TOP_KEYS)
+    environment = _environment(table.get("environment"), checker)
+    defaults = effective(environment)
+    settings = Settings(
+        environment=environment,
+        cluster=checker.table(Cluster, table.get("cluster"), ("cluster",), defaults=defaults.cluster),
+        server=checker.table(Server, table.get("server"), ("server",)),
+        security=checker.table(Security, table.get("security"), ("security",), defaults=defaults.security),
+        agents=_agents(table.get("agents"), checker),
+        origins={},
+    )
+    rules.apply(rules.SETTINGS_RULES, settings, path=(), checker=checker)
+    origins = {dotted(path): _origin(path, given, environment) for path, _ in leaves(settings)}
+    return structs.replace(settings, origins=origins)
+
+
+def _environment(given: object, checker: Checker) -> Environment:
+    named = None if given is None else checker.scalar(Environment, given, ("environment",))
+    return named or DEFAULT_ENVIRONMENT
+
+
+def _agents(given: object, checker: Checker) -> dict[str, AgentSettings]:
+    tables = checker.mapping(given, ("agents",))
+    if len(tables) > MAX_AGENTS:
+        checker.report(("agents",), f"expected at most {MAX_AGENTS}, got {len(tables)}")
+        return {}
+    return {name: _agent(name, table, checker) for name, table in tables.items()}
+
+
+def _agent(name: str, given: object, checker: Checker) -> AgentSettings:
+    path: KeyPath = ("agents", name)
+    agent = checker.table(AgentSettings, given, path)
+    rules.apply(rules.AGENT_RULES, agent, path=path, checker=checker)
+    checker.scalar(AgentName, name, path)  # last: a bad name would silence the agent's rules
+    return agent
+
+
+def _origin(path: KeyPath, given: Given, environment: Environment) -> str:
+    if why_not_built(path):
+        return NOT_BUILT
+    if origin := given.origin(path):
+        return origin
+    return f"default of {environment}" if path[0] in ("cluster", "security") else "default"
+
+
+def _problem(path: KeyPath, message: str, given: Given) -> Problem:
+    origin = given.origin(path)
+    # What the manifest says stands there to be seen; a variable or an override has to be named.
+    is_elsewhere = origin is not None and (origin == OVERRIDE or origin.startswith(sources.PREFIX))
+    return Problem(dotted(path), f"{message} ({origin})" if is_elsewhere else message)

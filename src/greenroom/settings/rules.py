@@ -1,0 +1,106 @@
+"""The rules that concern more than one key, or more than a type can say.
+
+A rule names the keys it needs and is asked only where those are sound, so that it never speaks about a value
+that is already reported. Its message is shown at its first key.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import keyword
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from greenroom.settings.checking import Checker
+from greenroom.settings.problems import KeyPath, quoted
+from greenroom.settings.schema import AgentSettings, Settings
+
+Subject = TypeVar("Subject")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule(Generic[Subject]):
+    """*broken* answers with the message, or None where the rule is kept."""
+
+    needs: tuple[KeyPath, ...]
+    broken: Callable[[Subject], str | None]
+
+
+def apply(rules: tuple[Rule[Subject], ...], subject: Subject, *, path: KeyPath, checker: Checker) -> None:
+    """Report which of *rules* the *subject*, which stands at *path*, breaks."""
+    for rule in rules:
+        if all(checker.is_sound((*path, *key)) for key in rule.needs) and (message := rule.broken(subject)):
+            checker.report((*path, *rule.needs[0]), message)
+
+
+def _factory_is_importable(agent: AgentSettings) -> str | None:
+    for name in agent.factory.replace(":", ".").split("."):
+        if keyword.iskeyword(name) or not name.isidentifier():
+            return f"{quoted(name)} cannot be a name in Python"
+    return None
+
+
+def _losing_a_replica_fails_one_task(agent: AgentSettings) -> str | None:
+    if agent.on_replica_loss == "fail" and agent.concurrency != 1:
+        # A blocked task is killed with its process; its neighbours must be retried.
+        return f'"fail" requires concurrency = 1, got {agent.concurrency}'
+    return None
+
+
+def _there_is_a_replica(agent: AgentSettings) -> str | None:
+    if agent.scaling.min_replicas == 0:
+        return "0 (scale to zero) is not yet built: nothing would start a replica again; expected at least 1"
+    return None
+
+
+def _replicas_are_a_range(agent: AgentSettings) -> str | None:
+    scaling = agent.scaling
+    if scaling.max_replicas is not None and scaling.min_replicas > scaling.max_replicas:
+        return f"{scaling.min_replicas} is more than max_replicas, {scaling.max_replicas}"
+    return None
+
+
+def _authentication_is_on(settings: Settings) -> str | None:
+    if settings.security.authentication:
+        return None
+    return "is always on and cannot be switched off; remove the key"
+
+
+def _only_loopback_is_plain(settings: Settings) -> str | None:
+    if settings.security.tls or _is_loopback(settings.server.host):
+        return None
+    return (
+        f"expected a loopback address (127.0.0.1, ::1, localhost), got {quoted(settings.server.host)}: "
+        "any other requires security.tls, which is not yet built; put a TLS proxy before it"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name; of those only this one is certain to stay on the machine
+        return host.lower() == "localhost"
+
+
+def _minimums_fit(settings: Settings) -> str | None:
+    room = settings.cluster.max_replicas
+    minimums = sum(agent.scaling.min_replicas for agent in settings.agents.values())
+    if minimums > room:
+        return f"{room} is less than the agents' scaling.min_replicas together, {minimums}"
+    return None
+
+
+AGENT_RULES: tuple[Rule[AgentSettings], ...] = (
+    Rule((("factory",),), _factory_is_importable),
+    Rule((("on_replica_loss",), ("concurrency",)), _losing_a_replica_fails_one_task),
+    Rule((("scaling", "min_replicas"),), _there_is_a_replica),
+    Rule((("scaling", "min_replicas"), ("scaling", "max_replicas")), _replicas_are_a_range),
+)
+
+# The minimum of an agent that has a problem counts as its default, 1: never more than what was meant.
+SETTINGS_RULES: tuple[Rule[Settings], ...] = (
+    Rule((("server", "host"), ("security", "tls")), _only_loopback_is_plain),
+    Rule((("security", "authentication"),), _authentication_is_on),
+    Rule((("cluster", "max_replicas"),), _minimums_fit),
+)

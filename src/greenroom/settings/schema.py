@@ -1,0 +1,217 @@
+"""Every setting, with its type, bounds and default: the one table that validation, the API and the docs read.
+
+Frozen values; whoever holds one may trust it. A bound is written once, in the type, and the error messages
+are made from it. Defaults here are those without an environment; where a control is not yet built (`unbuilt`)
+the default is "off". An absent key and null are the same. Numbers that may be fractions are floats from the
+start (``300.0``), so that a value and its JSON round trip are the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+MINUTE_S = 60
+HOUR_S = 60 * MINUTE_S
+DAY_S = 24 * HOUR_S
+MIB = 1024 * 1024
+
+
+def _whole(pattern: str) -> str:
+    # `$` alone also matches before a last newline; `\Z` says it, but JSON Schema does not know it.
+    return rf"^(?:{pattern})(?!\n)$"
+
+
+_IDENTIFIER = r"[^\W\d]\w*"
+_DOTTED = rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})*"
+_TEXT = r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]*"  # no control characters but tabs and line ends
+_SEGMENT = r"(?!\.{1,2}(?:/|$))[^/\\\x00-\x1f\x7f\ud800-\udfff]+"  # a name between slashes, never `.` or `..`
+
+AgentName = Annotated[
+    str,
+    Meta(
+        pattern=_whole(r"[a-z0-9][a-z0-9_-]{0,62}"),
+        title="a name of at most 63 of a-z, 0-9, _ and -, beginning with a letter or digit",
+    ),
+]
+VariableName = Annotated[
+    str,
+    Meta(
+        pattern=_whole(r"(?!GREENROOM_)[A-Za-z_][A-Za-z0-9_]*"),
+        max_length=200,
+        title="the name of an environment variable (letters, digits and _, not GREENROOM_…)",
+    ),
+]
+Factory = Annotated[
+    str,
+    Meta(
+        pattern=_whole(rf"{_DOTTED}:{_DOTTED}"),
+        max_length=500,
+        title='"module:attribute", for example "agents:research"',
+    ),
+]
+ExceptionName = Annotated[
+    str,
+    Meta(
+        pattern=_whole(_DOTTED),
+        max_length=500,
+        title='the name of an exception, for example "openai.RateLimitError"',
+    ),
+]
+Pattern = Annotated[
+    str,
+    Meta(
+        pattern=_whole(rf"{_SEGMENT}(?:/{_SEGMENT})*"),
+        max_length=500,
+        title='a pattern inside the manifest\'s folder, without ".."',
+    ),
+]
+Interpreter = Annotated[
+    str,
+    Meta(
+        pattern=_whole(rf"/?(?:{_SEGMENT}/)*python[0-9.]*"),
+        max_length=1000,
+        title='the path of a Python interpreter, without "..", for example ".venv-crew/bin/python"',
+    ),
+]
+Folder = Annotated[
+    str,
+    Meta(pattern=_whole(rf"/?{_SEGMENT}(?:/{_SEGMENT})*/?"), max_length=1000, title='a path without ".."'),
+]
+Destination = Annotated[
+    str, Meta(pattern=_whole(_TEXT), min_length=1, max_length=300, title="a host, host:port, or any")
+]
+Host = Annotated[
+    str, Meta(pattern=_whole(r"[A-Za-z0-9.:_-]+"), max_length=253, title="an IP address or host name")
+]
+Text = Annotated[str, Meta(pattern=_whole(_TEXT), max_length=2000, title="text")]
+Skill = Annotated[str, Meta(pattern=_whole(_TEXT), min_length=1, max_length=100, title="text")]
+
+Replicas = Annotated[int, Meta(ge=1, le=10_000)]
+Concurrency = Annotated[int, Meta(ge=1, le=1024)]
+Attempts = Annotated[int, Meta(ge=1, le=100)]
+MemoryMb = Annotated[int, Meta(ge=1, le=16 * MIB, title="a whole number of megabytes")]
+Cpus = Annotated[float, Meta(gt=0, le=4096, title="a number of CPUs")]
+TaskSeconds = Annotated[float, Meta(gt=0, le=7 * DAY_S, title="a number of seconds")]
+DelaySeconds = Annotated[float, Meta(ge=0, le=HOUR_S, title="a number of seconds")]
+HoldSeconds = Annotated[float, Meta(ge=0, le=DAY_S, title="a number of seconds")]
+Off = Literal["off"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+
+
+class Environment(StrEnum):
+    """Which column of product.md's table the defaults come from."""
+
+    DEVELOPMENT = "development"
+    STAGING = "staging"
+    PRODUCTION = "production"
+
+
+class Cluster(msgspec.Struct, frozen=True, kw_only=True):
+    """All agents together. ``cpu`` and ``memory_mb`` are the envelope that measured use is compared with."""
+
+    max_replicas: Replicas
+    """Of steady state; a rollout may surge beside it."""
+    max_connections: Annotated[int, Meta(ge=1, le=100_000)]
+    metrics: bool
+    json_logs: bool
+    log_level: LogLevel
+    """Audit and lifecycle events are separate and never dropped."""
+    autoscaling: bool = False
+    cpu: Cpus | Off = "off"
+    memory_mb: MemoryMb | Off = "off"
+    health_checks: bool = False
+    performance_rules: bool = False
+    alert_delivery: bool = False
+    tracing: bool = False
+    result_cache: bool = False
+    scheduled_backups: bool = False
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """The HTTP API of a node."""
+
+    host: Host = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 7080
+    """0: any free port."""
+    accept_code: bool = False
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=256 * MIB, title="a whole number of bytes")] = MIB
+    max_queued_tasks: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
+    """Submissions beyond it are answered 429."""
+
+
+class Security(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may call and what is kept of it. ``authentication`` is stated, not switched: nobody is ever
+    anonymous.
+    """
+
+    authentication: bool = True
+    rate_limit_per_minute: Annotated[int, Meta(ge=1, le=1_000_000)] | Off = "off"
+    """Per principal."""
+    encryption_at_rest: bool = False
+    tls: bool = False
+    audit_log: bool = False
+    intrusion_rules: bool = False
+
+
+class Scaling(msgspec.Struct, frozen=True, kw_only=True):
+    """How many replicas. Without autoscaling the count is ``min_replicas``."""
+
+    min_replicas: Annotated[int, Meta(ge=0, le=10_000)] = 1
+    max_replicas: Replicas | None = None
+    """None: the environment's."""
+    target_queue_per_replica: Annotated[float, Meta(gt=0, le=10_000)] = 5.0
+
+
+class Rollout(msgspec.Struct, frozen=True, kw_only=True):
+    """How a new revision takes over."""
+
+    strategy: Literal["rolling", "blue-green", "canary"] = "rolling"
+    checks: Annotated[tuple[Factory, ...], Meta(max_length=20)] = ()
+    hold_s: HoldSeconds = 0.0
+    scale_down_delay_s: HoldSeconds = 5.0
+    progress_deadline_s: Annotated[float, Meta(gt=0, le=DAY_S, title="a number of seconds")] = 120.0
+
+
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One agent as the manifest or ``PUT /v1/agents/{name}`` declares it; its name is the key it stands
+    under.
+    """
+
+    factory: Factory
+    description: Text = ""
+    skills: Annotated[tuple[Skill, ...], Meta(max_length=64)] = ()
+    examples: Annotated[tuple[Text, ...], Meta(max_length=100)] = ()
+    arguments: dict[str, Any] = {}  # JSON values, checked by `checking`; passed to the factory by keyword
+    env: Annotated[tuple[VariableName, ...], Meta(max_length=200)] = ()
+    include: Annotated[tuple[Pattern, ...], Meta(max_length=100)] = ()
+    python: Interpreter | None = None
+    concurrency: Concurrency = 1
+    sessions: bool = False
+    timeout_s: TaskSeconds = 300.0
+    max_attempts: Attempts = 3
+    retry_backoff_s: DelaySeconds = 1.0
+    retry_on: Annotated[tuple[ExceptionName, ...], Meta(max_length=100)] = ()
+    on_replica_loss: Literal["retry", "fail"] = "retry"
+    memory_mb: MemoryMb | None = None
+    """Of one replica; None: not limited."""
+    read_paths: Annotated[tuple[Folder, ...], Meta(max_length=100)] = ()
+    write_paths: Annotated[tuple[Folder, ...], Meta(max_length=100)] = ()
+    egress: Annotated[tuple[Destination, ...], Meta(max_length=1000)] = ("any",)
+    scaling: Scaling = Scaling()
+    rollout: Rollout = Rollout()
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a node is told. ``origins``: for each dotted key path, where its value came from."""
+
+    environment: Environment
+    cluster: Cluster
+    server: Server
+    security: Security
+    agents: Mapping[str, AgentSettings]
+    origins: Mapping[str, str]

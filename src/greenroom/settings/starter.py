@@ -1,0 +1,43 @@
+"""The manifest that `greenroom init` writes."""
+
+from __future__ import annotations
+
+_STARTER = """\
+# What Greenroom runs here. `greenroom config validate` checks it, `greenroom config show` prints every value.
+
+environment = "development"              # or "staging", "production"
+
+# [cluster]                              # all agents together; the defaults are the environment's
+# max_replicas = 10
+# max_connections = 128
+# log_level = "INFO"
+
+# [server]
+# port = 7080
+# max_queued_tasks = 100_000             # more are answered 429
+
+[agents.hello]
+factory = "agents:hello"                 # module:attribute: an AutoGen agent or team, a class, or a function
+description = "Answers a greeting"       # requests that name no agent are routed by this
+# skills = ["greeting", "small talk"]
+# examples = ["Say hello to Ada"]
+# arguments = { model = "gpt-4o-mini" }  # passed to the factory by keyword
+# env = ["OPENAI_API_KEY"]               # the only variables of yours that the agent sees
+# include = ["prompts/*.txt"]            # files that it needs beside *.py
+# python = ".venv-hello/bin/python"      # an interpreter and environment of its own
+# concurrency = 4                        # tasks at once in one replica
+# sessions = true                        # keep state between the tasks of a session
+# timeout_s = 300                        # of one attempt
+# max_attempts = 3
+# retry_on = ["openai.RateLimitError"]   # the agent's errors that are worth another attempt
+# on_replica_loss = "retry"              # or "fail", which requires concurrency = 1
+# memory_mb = 512                        # of one replica
+
+# [agents.hello.scaling]
+# min_replicas = 2
+"""
+
+
+def starter_manifest() -> str:
+    """A manifest with one agent, ``agents:hello``; valid as it is and with any of its comments made real."""
+    return _STARTER

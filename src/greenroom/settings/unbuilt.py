@@ -1,0 +1,69 @@
+"""The switches whose control this release does not have: off everywhere, and an error where somebody turns
+one on.
+
+A switch that enforces nothing is worse than none. Whoever builds a control deletes its line here, and the
+environments' designed values and the manifest's become effective. The value that stands for "off" is the
+schema's default; ``*`` stands for every agent's name.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from msgspec import structs
+
+from greenroom.settings.environments import DESIGNS, Design
+from greenroom.settings.problems import KeyPath, dotted
+from greenroom.settings.schema import Cluster, Environment, Security
+
+Section = TypeVar("Section", Cluster, Security)
+
+NOT_YET_BUILT: dict[str, str] = {
+    "cluster.autoscaling": "the number of replicas is each agent's scaling.min_replicas",
+    "cluster.cpu": "nothing compares measured use with an envelope",
+    "cluster.memory_mb": "nothing compares measured use with an envelope; an agent's memory_mb is built",
+    "cluster.health_checks": "replicas are not probed; dead ones are replaced",
+    "cluster.performance_rules": "nothing is tuned by rules",
+    "cluster.alert_delivery": "no alerts are sent",
+    "cluster.tracing": "no traces are recorded",
+    "cluster.result_cache": "results are not cached",
+    "cluster.scheduled_backups": "no backups are made",
+    "server.accept_code": "code comes from the folder that the node was started in",
+    "security.rate_limit_per_minute": "callers are not limited",
+    "security.encryption_at_rest": "the store is not encrypted",
+    "security.tls": "the server speaks plain HTTP on loopback; put a TLS proxy before it",
+    "security.audit_log": "no audit log is written",
+    "security.intrusion_rules": "no rules watch the callers",
+    "agents.*.read_paths": "replicas have no sandbox",
+    "agents.*.write_paths": "replicas have no sandbox",
+    "agents.*.egress": "replicas have no sandbox",
+    "agents.*.scaling.max_replicas": "the number of replicas is scaling.min_replicas",
+    "agents.*.scaling.target_queue_per_replica": "the number of replicas is scaling.min_replicas",
+    "agents.*.rollout.strategy": "a new revision replaces the old one as soon as it is ready",
+    "agents.*.rollout.checks": "a new revision replaces the old one as soon as it is ready",
+    "agents.*.rollout.hold_s": "a new revision replaces the old one as soon as it is ready",
+    "agents.*.rollout.scale_down_delay_s": "a new revision replaces the old one as soon as it is ready",
+    "agents.*.rollout.progress_deadline_s": "a new revision replaces the old one as soon as it is ready",
+}
+
+
+def why_not_built(path: KeyPath) -> str | None:
+    """What happens instead, where *path* names a switch whose control this release does not have."""
+    if path[:1] == ("agents",):
+        path = ("agents", "*", *path[2:])
+    return NOT_YET_BUILT.get(dotted(path))
+
+
+def effective(environment: Environment) -> Design:
+    """The defaults of *environment* in this release: its design without what is not yet built."""
+    design = DESIGNS[environment]
+    return Design(_built("cluster", design.cluster), _built("security", design.security))
+
+
+def _built(name: str, section: Section) -> Section:
+    off = {
+        field.name: field.default
+        for field in structs.fields(section)
+        if why_not_built((name, field.name)) is not None
+    }
+    return structs.replace(section, **off)

@@ -1,0 +1,1 @@
+"""Remembers: one set of statements, two databases (SQLite and PostgreSQL), one contract suite."""

@@ -1,0 +1,154 @@
+"""The board: this node's slots, so that a task can be claimed by the very commit that stores it.
+
+The dispatcher opens a line for each ready replica; each commit claims for the free slots and writes who got what. An
+optimisation of the claim statement's timing, not a second path: the same statement runs for a long queue and an empty
+one. Also where the API reads how busy a replica is. All on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from greenroom.store.database import RetryTransaction
+
+MAX_CLAIMS = 500  # of one agent in one commit
+
+
+@dataclass(slots=True)
+class Line:
+    """A replica's slots."""
+
+    agent: str
+    revision: int
+    slots: int
+    busy: int = 0
+    attempts: int = 0  # also those that wait for a sub-task and hold no slot
+    open: bool = True
+
+    @property
+    def free(self) -> int:
+        return self.slots - self.busy if self.open else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """How many tasks of *agent* this node would take now, for replicas of *revision*."""
+
+    agent: str
+    revision: int
+    slots: int
+
+
+class Board:
+    def __init__(self) -> None:
+        self._lines: dict[str, Line] = {}
+        self._by_agent: dict[str, dict[str, Line]] = {}
+        self._hungry: set[str] = set()  # agents that may have claimable tasks
+        self._reserved: dict[str, int] = {}  # slots of an agent that a commit in flight may fill
+
+    def open(self, replica: str, *, agent: str, revision: int, slots: int) -> None:
+        line = self._lines[replica] = Line(agent, revision, slots)
+        self._by_agent.setdefault(agent, {})[replica] = line
+        self._hungry.add(agent)
+
+    def drain(self, replica: str) -> None:
+        """Take no more for *replica*; what runs goes on."""
+        if (line := self._lines.get(replica)) is not None:
+            line.open = False
+
+    def close(self, replica: str) -> None:
+        if (line := self._lines.pop(replica, None)) is not None:
+            self._by_agent[line.agent].pop(replica, None)
+
+    def busy(self, replica: str) -> int:
+        line = self._lines.get(replica)
+        return line.busy if line is not None else 0
+
+    def attempts(self, replica: str) -> int:
+        """Return how many attempts *replica* has, waiting ones too: it may go when there are none."""
+        line = self._lines.get(replica)
+        return line.attempts if line is not None else 0
+
+    def try_occupy(self, replica: str) -> bool:
+        """Take a slot of *replica* for a task that resumes; False while none is free or a commit may fill it."""
+        line = self._lines.get(replica)
+        if line is None or line.slots <= line.busy or self._reserved.get(line.agent, 0):
+            return False
+        line.busy += 1
+        return True
+
+    def release(self, replica: str) -> None:
+        """Free a slot."""
+        if (line := self._lines.get(replica)) is not None:
+            line.busy -= 1
+
+    def vacate(self, replica: str) -> None:
+        """Take back an assignment: it was not committed."""
+        self.release(replica)
+        self.leave(replica)
+
+    def leave(self, replica: str) -> None:
+        """Note that an attempt of *replica* is over."""
+        if (line := self._lines.get(replica)) is not None:
+            line.attempts -= 1
+
+    def mark(self, agents: Iterable[str]) -> None:
+        """Note that *agents* may have claimable tasks."""
+        self._hungry.update(agents)
+
+    def mark_all(self) -> None:
+        self._hungry.update(self._by_agent)
+
+    def has_demand(self) -> bool:
+        return any(
+            line.free > 0 for agent in self._hungry for line in self._by_agent.get(agent, {}).values()
+        )
+
+    def reserve(self) -> list[Demand]:
+        """Reserve the free slots of every agent that may have work; `settle` gives back what stayed empty."""
+        demands = []
+        for agent in self._hungry:
+            free: dict[int, int] = {}
+            for line in self._by_agent.get(agent, {}).values():
+                if line.free > 0:
+                    free[line.revision] = free.get(line.revision, 0) + line.free
+            # The newest revision that has room: claims bind to it.
+            if free:
+                revision = max(free)
+                slots = min(free[revision], MAX_CLAIMS)
+                self._reserved[agent] = slots
+                demands.append(Demand(agent, revision, slots))
+        return demands
+
+    def assign(self, demand: Demand, sessions: Iterable[str | None], homes: dict[str, str]) -> list[str]:
+        """Occupy a slot for each claimed task: its session's replica (*homes*) if that has room, else the least loaded.
+
+        Return the replicas in the order of *sessions* and settle the reservation; raises `RetryTransaction` if a replica
+        was drained or closed meanwhile, so that there is no room.
+        """
+        self._reserved.pop(demand.agent, None)
+        lines = self._by_agent.get(demand.agent, {})
+        replicas: list[str] = []
+        for session in sessions:
+            home = homes.get(session) if session is not None else None
+            if home not in lines or lines[home].revision != demand.revision or lines[home].free <= 0:
+                home = min(
+                    (name for name, line in lines.items() if line.revision == demand.revision and line.free > 0),
+                    key=lambda name: lines[name].busy / lines[name].slots,
+                    default=None,
+                )
+            if home is None:
+                for replica in replicas:
+                    self.vacate(replica)
+                raise RetryTransaction("a replica went away while tasks were claimed for it")
+            lines[home].busy += 1
+            lines[home].attempts += 1
+            replicas.append(home)
+        if len(replicas) < demand.slots:
+            self._hungry.discard(demand.agent)
+        return replicas
+
+    def settle(self, demand: Demand) -> None:
+        """Give up what is left of the reservation of *demand*."""
+        self._reserved.pop(demand.agent, None)

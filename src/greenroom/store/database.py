@@ -1,0 +1,69 @@
+"""The database port: transactions with one dialect of SQL, named parameters and the database's clock.
+
+Statements are written once, with ``:name`` parameters, and run on SQLite and PostgreSQL alike (the one fragment that
+SQLite lacks, `` for update skip locked``, is dropped there: it has a single writer). Transactions are asynchronous on
+both; on SQLite the statements themselves never suspend, only begin and commit do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+Params = Mapping[str, Any]
+Row = Sequence[Any]
+
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class RetryTransaction(Exception):
+    """The transaction was rolled back, certainly, for a reason that has passed: run it again."""
+
+
+class Transaction(Protocol):
+    now_us: int
+    """The database's clock when the transaction began; lagging behind it only ever makes a lease shorter."""
+
+    async def fetch(self, sql: str, params: Params) -> Sequence[Row]: ...
+
+    async def fetch_many(self, sql: str, rows: Iterable[Params]) -> Sequence[Row]:
+        """Run *sql* once for each of *rows*; return what all of them return, in order."""
+
+    async def execute_many(self, sql: str, rows: Iterable[Params]) -> None: ...
+
+
+class Database(Protocol):
+    dialect: str
+
+    async def migrate(self) -> None:
+        """Bring the schema to this release; raises `errors.StoreDamaged` if it is newer or not ours."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Open the one write transaction; durable (fsynced) when the block has ended without an exception.
+
+        Raises `errors.StoreUnavailable` when the database is locked, full, broken or away, `RetryTransaction` when
+        another node's transaction was in the way.
+        """
+
+    async def lookup(self, sql: str, params: Params) -> Sequence[Row]:
+        """Read a few rows by key, outside any transaction: the cheapest read there is."""
+
+    async def read(self, sql: str, params: Params) -> Sequence[Row]:
+        """Read what may take long (lists, sums) without holding up the event loop."""
+
+    async def close(self) -> None: ...
+
+
+def microseconds(instant: datetime) -> int:
+    return (instant - EPOCH) // timedelta(microseconds=1)
+
+
+def instant(microseconds: int) -> datetime:
+    return EPOCH + timedelta(microseconds=microseconds)
+
+
+def instant_or_none(microseconds: int | None) -> datetime | None:
+    return None if microseconds is None else instant(microseconds)

@@ -1,0 +1,62 @@
+"""The directory: every agent's row and validated spec, in memory, for the paths that cannot wait for a read.
+
+Refreshed after each write by this node and, for what other nodes write, by the host's every step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from greenroom import errors, settings
+from greenroom.core import routing
+from greenroom.store.agents import Agent, Agents
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    agent: Agent
+    spec: settings.AgentSettings
+
+
+class Directory:
+    def __init__(self, agents: Agents) -> None:
+        self._agents = agents
+        self.entries: Mapping[str, Entry] = {}
+
+    async def refresh(self) -> Mapping[str, Entry]:
+        rows = await self._agents.list()
+        known = self.entries
+        entries = {}
+        for row in rows:
+            entry = known.get(row.name)
+            is_same = entry is not None and entry.agent.spec == row.spec
+            entries[row.name] = Entry(row, entry.spec if entry and is_same else _decode(row.spec))
+        if {name: entry.spec for name, entry in known.items()} != {name: e.spec for name, e in entries.items()}:
+            self.__dict__.pop("index", None)
+        self.entries = entries
+        return entries
+
+    def get(self, name: str) -> Entry:
+        """Return the agent's entry; raises `errors.NotFound` naming those that there are."""
+        entry = self.entries.get(name)
+        if entry is None:
+            known = ", ".join(sorted(self.entries)) or "none is deployed"
+            raise errors.NotFound(f"cannot find the agent {name[:64]!r}; there are: {known}")
+        return entry
+
+    @functools.cached_property
+    def index(self) -> routing.Index:
+        """What requests that name no agent are routed by."""
+        return routing.Index.build(
+            [
+                routing.Candidate(name, entry.spec.description, entry.spec.skills, entry.spec.examples)
+                for name, entry in self.entries.items()
+            ]
+        )
+
+
+_decode = msgspec.json.Decoder(settings.AgentSettings).decode

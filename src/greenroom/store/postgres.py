@@ -1,0 +1,178 @@
+"""PostgreSQL: durable on every commit, one writing connection and a small pool of readers. The only importer of asyncpg.
+
+Connection loss is weather: the transaction in flight fails with `StoreUnavailable` (its fate is unknown: the same
+Idempotency-Key resolves it) and the next one connects again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from typing import Any
+
+from greenroom import clock as clocks
+from greenroom import errors
+from greenroom.store import database, migrations
+
+try:
+    import asyncpg
+except ImportError as error:  # the extra is not installed; said where a PostgreSQL URL is used
+    raise errors.StartRefused(
+        "cannot use PostgreSQL: asyncpg is not installed; run: pip install 'greenroom[postgresql]'"
+    ) from error
+
+READERS = 4
+CONNECT_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 30.0
+_MIGRATION_LOCK = 0x47524E52  # an advisory lock's number: "GRNR"
+
+# The database's clock behind one function, so that tests can move it.
+_CLOCK = """
+create table if not exists greenroom_clock (offset_us bigint not null);
+create or replace function greenroom_now_us() returns bigint language sql volatile as $$
+    select (extract(epoch from clock_timestamp()) * 1000000)::bigint
+        + coalesce((select offset_us from greenroom_clock limit 1), 0) $$;
+create table if not exists greenroom_schema (number integer primary key, name text not null, at timestamptz default now());
+"""
+
+
+class Postgres:
+    dialect = "postgresql"
+
+    def __init__(self, url: str, clock: clocks.Clock) -> None:
+        self._url, self._clock = url, clock
+        self._writer: asyncpg.Connection[Any] | None = None
+        self._readers: asyncpg.Pool[Any] | None = None
+        self._turn = asyncio.Lock()
+
+    async def migrate(self) -> None:
+        connection = await self._connected()
+        with _weather():
+            async with connection.transaction():
+                await connection.execute("select pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
+                await connection.execute(_CLOCK)
+                done = await connection.fetchval("select coalesce(max(number), 0) from greenroom_schema")
+                known = list(migrations.scripts(self.dialect))
+                if done > known[-1].number:
+                    raise errors.StoreDamaged(
+                        f"cannot use this PostgreSQL store: its schema {done} is newer than this release's "
+                        f"{known[-1].number}; start the newer release again"
+                    )
+                for migration in known[done:]:
+                    await connection.execute(migration.script)
+                    await connection.execute(
+                        "insert into greenroom_schema (number, name) values ($1, $2)", migration.number, migration.name
+                    )
+            durability = await connection.fetchval("show synchronous_commit")
+        if durability not in ("on", "remote_apply", "remote_write"):
+            raise errors.StartRefused(
+                f"cannot promise durability: synchronous_commit is {durability}; set it to on for this database"
+            )
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[_Transaction]:
+        async with self._turn:
+            connection = await self._connected()
+            with _weather():
+                async with connection.transaction():
+                    now_us = await connection.fetchval("select greenroom_now_us()")
+                    yield _Transaction(connection, now_us)
+
+    async def lookup(self, sql: str, params: database.Params) -> Sequence[database.Row]:
+        return await self.read(sql, params)
+
+    async def read(self, sql: str, params: database.Params) -> Sequence[database.Row]:
+        with _weather():
+            if self._readers is None:
+                self._readers = await asyncpg.create_pool(
+                    self._url,
+                    min_size=1,
+                    max_size=READERS,
+                    timeout=CONNECT_TIMEOUT_S,
+                    command_timeout=COMMAND_TIMEOUT_S,
+                )
+            text, names = _positional(sql)
+            return await self._readers.fetch(text, *(params[name] for name in names))  # type: ignore[no-any-return]
+
+    async def close(self) -> None:
+        async with self._turn:
+            if self._readers is not None:
+                await self._readers.close()
+            if self._writer is not None and not self._writer.is_closed():
+                await self._writer.close()
+
+    async def _connected(self) -> asyncpg.Connection[Any]:
+        if self._writer is None or self._writer.is_closed():
+            with _weather():
+                self._writer = await asyncpg.connect(
+                    self._url,
+                    timeout=CONNECT_TIMEOUT_S,
+                    command_timeout=COMMAND_TIMEOUT_S,
+                    # OIDs and generic plans: the statements are few and their tables change size quickly.
+                    server_settings={"application_name": "greenroom", "jit": "off"},
+                )
+        return self._writer
+
+
+class _Transaction:
+    __slots__ = ("_connection", "now_us")
+
+    def __init__(self, connection: asyncpg.Connection[Any], now_us: int) -> None:
+        self._connection, self.now_us = connection, now_us
+
+    async def fetch(self, sql: str, params: database.Params) -> Sequence[database.Row]:
+        text, names = _positional(sql)
+        return await self._connection.fetch(text, *(params[name] for name in names))  # type: ignore[no-any-return]
+
+    async def fetch_many(self, sql: str, rows: Iterable[database.Params]) -> Sequence[database.Row]:
+        text, names = _positional(sql)
+        arguments = [tuple(row[name] for name in names) for row in rows]
+        if len(arguments) == 1:
+            return await self._connection.fetch(text, *arguments[0])  # type: ignore[no-any-return]
+        return await self._connection.fetchmany(text, arguments)  # type: ignore[no-any-return]
+
+    async def execute_many(self, sql: str, rows: Iterable[database.Params]) -> None:
+        text, names = _positional(sql)
+        arguments = [tuple(row[name] for name in names) for row in rows]
+        if arguments:
+            await self._connection.executemany(text, arguments)
+
+
+@functools.lru_cache(maxsize=512)
+def _positional(sql: str) -> tuple[str, tuple[str, ...]]:
+    """Turn ``:name`` into ``$n``; the same name is the same number."""
+    names: list[str] = []
+
+    def number(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in names:
+            names.append(name)
+        return f"${names.index(name) + 1}"
+
+    return re.sub(r"(?<![:\w]):([a-z_]+)", number, sql), tuple(names)
+
+
+@contextlib.contextmanager
+def _weather() -> Iterator[None]:
+    """Turn what the network or the server did into `StoreUnavailable`; mistakes of ours pass through."""
+    try:
+        yield
+    except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError) as error:
+        raise database.RetryTransaction(str(error)) from error
+    except (
+        OSError,
+        TimeoutError,
+        asyncpg.InterfaceError,
+        asyncpg.PostgresConnectionError,
+        asyncpg.OperatorInterventionError,
+        asyncpg.InsufficientResourcesError,
+        asyncpg.CannotConnectNowError,
+        asyncpg.ReadOnlySQLTransactionError,
+        asyncpg.InvalidAuthorizationSpecificationError,
+        asyncpg.InvalidCatalogNameError,
+        asyncpg.PostgresSystemError,
+    ) as error:
+        raise errors.StoreUnavailable(f"cannot use the PostgreSQL store: {error or type(error).__name__}") from error

@@ -1,0 +1,79 @@
+"""Sessions in the store: state that the tasks of a session share. Written with a task's result, in its transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from greenroom import errors
+from greenroom.store import database
+from greenroom.store.commits import Commits
+from greenroom.store.database import Transaction
+from greenroom.store.news import News
+
+MAX_PAGE = 200
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A session's row. Instants are microseconds; *state* is JSON."""
+
+    id: str
+    agent: str
+    revision: int | None
+    tasks: int
+    created_at: int
+    updated_at: int
+    state: bytes | None
+
+
+class Removal(msgspec.Struct, frozen=True):
+    tenant: str
+    agent: str
+    id: str
+
+
+_COLUMNS = ", ".join(Session.__struct_fields__)
+_OPEN = """
+select count(*) from task where tenant = :tenant and agent = :agent and session = :id
+    and state in ('queued', 'running', 'waiting')"""
+_TAKE = "select 1 from session where tenant = :tenant and agent = :agent and id = :id for update"
+_REMOVE = "delete from session where tenant = :tenant and agent = :agent and id = :id returning id"
+
+
+async def remove(tx: Transaction, news: News, items: Sequence[Removal]) -> list[int]:
+    """Forget sessions: answers 1 if removed, 0 if there is none, minus the number of open tasks if it is in use."""
+    answers = []
+    for item in items:
+        key = msgspec.structs.asdict(item)
+        await tx.fetch(_TAKE, key)
+        ((open_tasks,),) = await tx.fetch(_OPEN, key)
+        answers.append(-open_tasks if open_tasks else len(await tx.fetch(_REMOVE, key)))
+    return answers
+
+
+class Sessions:
+    def __init__(self, db: database.Database, commits: Commits) -> None:
+        self._db, self._commits = db, commits
+
+    async def find(self, id: str, *, tenant: str, agent: str | None = None) -> Sequence[Session]:
+        """Return the sessions named *id*: one for each agent that has it."""
+        sql = f"select {_COLUMNS} from session where tenant = :tenant and id = :id"
+        params = {"tenant": tenant, "id": id}
+        if agent is not None:
+            sql, params = sql + " and agent = :agent", params | {"agent": agent}
+        return [Session(*row) for row in await self._db.read(sql, params)]
+
+    async def list(self, *, tenant: str, limit: int = 50) -> Sequence[Session]:
+        """Return the sessions used last, latest first."""
+        sql = f"select {_COLUMNS} from session where tenant = :tenant order by updated_at desc limit :limit"
+        rows = await self._db.read(sql, {"tenant": tenant, "limit": min(limit, MAX_PAGE)})
+        return [Session(*row) for row in rows]
+
+    async def remove(self, id: str, *, tenant: str, agent: str) -> None:
+        """Forget a session's state; raises `errors.NotFound`, or `errors.Conflict` while it has open tasks."""
+        answer = await self._commits.write(remove, Removal(tenant, agent, id))
+        if answer < 0:
+            raise errors.Conflict(f"cannot remove the session {id}: it has {-answer} open tasks; cancel them first")
+        if answer == 0:
+            raise errors.NotFound(f"cannot find the session {id[:64]}")

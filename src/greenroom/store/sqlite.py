@@ -1,0 +1,247 @@
+"""SQLite: one file, one process, one writing connection with ``synchronous=FULL``.
+
+Statements run on the event loop's own thread (a few microseconds each, no lock handed between threads); begin and
+commit, which wait for the disk, run on one writer thread without the GIL. Reads that may take long have a thread and a
+read-only connection of their own. The only module that imports apsw, which brings its own SQLite: interpreters ship
+versions with a WAL corruption bug (before 3.51.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import functools
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from greenroom import clock as clocks
+from greenroom import errors
+from greenroom.store import database, migrations
+
+BUSY_TIMEOUT_MS = 2_000  # another process (a backup, a curious shell) may hold the file for a moment
+_BROKEN = (
+    apsw.IOError,
+    apsw.CantOpenError,
+    apsw.ReadOnlyError,
+    apsw.CorruptError,
+    apsw.NotADBError,
+    apsw.ConnectionClosedError,  # opening it again has failed
+)
+_APPLICATION_ID = 0x47524E52  # "GRNR": marks the file as ours
+
+
+class Sqlite:
+    dialect = "sqlite"
+
+    def __init__(self, path: Path, clock: clocks.Clock) -> None:
+        """Open *path*, made if missing (mode 0600); raises `StoreInUse`, `StoreDamaged` or `StartRefused`."""
+        self._path, self._clock = path, clock
+        self._lock_fd = _take_file(path)
+        try:
+            with _start_refusals(path):
+                self._connect()
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+        self._writer_thread = ThreadPoolExecutor(1, "store-writer")
+        self._reader_thread = ThreadPoolExecutor(1, "store-reader")
+        self._turn = asyncio.Lock()
+        self._is_broken = False
+
+    async def migrate(self) -> None:
+        connection = self._writer
+        done = connection.pragma("user_version")
+        known = list(migrations.scripts(self.dialect))
+        if done > known[-1].number:
+            raise errors.StoreDamaged(
+                f"cannot open {self._path}: its schema {done} is newer than this release's {known[-1].number}; "
+                "start the newer release again"
+            )
+        for migration in known[done:]:
+            with _weather():
+                connection.execute("begin immediate")
+            with connection:
+                connection.execute(f"{migration.script}; pragma user_version={migration.number}")
+            connection.execute("commit")
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[_Transaction]:
+        async with self._turn:
+            if self._is_broken:
+                await self._reopen()
+            try:
+                await self._in_writer_thread(self._writer.execute, "begin immediate")
+                yield _Transaction(self._writer, database.microseconds(self._clock.now()))
+                await self._in_writer_thread(self._writer.execute, "commit")
+            except BaseException as error:
+                self._is_broken = isinstance(error.__cause__, apsw.Error)
+                self._roll_back()
+                raise
+
+    async def lookup(self, sql: str, params: database.Params) -> Sequence[database.Row]:
+        with _weather():
+            return self._reader.execute(_ours(sql), params).fetchall()
+
+    async def read(self, sql: str, params: database.Params) -> Sequence[database.Row]:
+        def run() -> Sequence[database.Row]:
+            with _weather():
+                return self._slow_reader.execute(_ours(sql), params).fetchall()
+
+        return await asyncio.get_running_loop().run_in_executor(self._reader_thread, run)
+
+    async def close(self) -> None:
+        async with self._turn:
+            self._writer_thread.shutdown(wait=True)
+            self._reader_thread.shutdown(wait=True)
+            for connection in (self._slow_reader, self._reader, self._writer):
+                connection.close()
+            os.close(self._lock_fd)
+
+    async def _in_writer_thread(self, act: Callable[..., object], *arguments: str) -> None:
+        execution = asyncio.get_running_loop().run_in_executor(self._writer_thread, act, *arguments)
+        try:
+            with _weather():
+                await asyncio.shield(execution)
+        except asyncio.CancelledError:
+            # The statement goes on in its thread: nobody may touch the connection until it is done.
+            await asyncio.wait([execution])
+            raise
+
+    def _roll_back(self) -> None:
+        # SQLITE_FULL and IOERR have rolled back already: a further rollback would raise.
+        if self._writer.in_transaction:
+            try:
+                self._writer.execute("rollback")
+            except apsw.Error:
+                self._is_broken = True
+
+    async def _reopen(self) -> None:
+        """Start again from the disk: after an I/O error it alone knows what is stored.
+
+        A failed fsync must not be tried again on the same pages, which the kernel may hold for clean ("fsyncgate").
+        """
+        await asyncio.get_running_loop().run_in_executor(self._reader_thread, self._slow_reader.close)
+        await self._in_writer_thread(self._connect_again)
+        self._is_broken = False
+
+    def _connect_again(self) -> None:
+        self._reader.close()
+        self._writer.close()
+        self._connect()
+
+    def _connect(self) -> None:
+        self._writer = _connection(self._path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+        _refuse_foreign(self._writer)
+        os.chmod(self._path, 0o600)
+        _prepare(self._writer)
+        self._reader = _connection(self._path, apsw.SQLITE_OPEN_READONLY)
+        self._slow_reader = _connection(self._path, apsw.SQLITE_OPEN_READONLY)
+
+
+class _Transaction:
+    __slots__ = ("_connection", "now_us")
+
+    def __init__(self, connection: apsw.Connection, now_us: int) -> None:
+        self._connection, self.now_us = connection, now_us
+
+    async def fetch(self, sql: str, params: database.Params) -> Sequence[database.Row]:
+        with _weather():
+            return self._connection.execute(_ours(sql), params).fetchall()
+
+    async def fetch_many(self, sql: str, rows: Iterable[database.Params]) -> Sequence[database.Row]:
+        with _weather():
+            return self._connection.executemany(_ours(sql), rows).fetchall()
+
+    async def execute_many(self, sql: str, rows: Iterable[database.Params]) -> None:
+        with _weather():
+            self._connection.executemany(_ours(sql), rows)
+
+
+@functools.lru_cache(maxsize=512)
+def _ours(sql: str) -> str:
+    return sql.replace(" for update skip locked", "").replace(" for update", "")
+
+
+@contextlib.contextmanager
+def _weather() -> Iterator[None]:
+    """Turn what the disk or another process did into `StoreUnavailable`; mistakes of ours pass through."""
+    try:
+        yield
+    except (apsw.BusyError, apsw.LockedError):
+        raise errors.StoreUnavailable("cannot write to the store: another process holds its file; try again") from None
+    except apsw.FullError:
+        raise errors.StoreUnavailable("cannot write to the store: the disk is full; free some space") from None
+    except _BROKEN as error:
+        raise errors.StoreUnavailable(f"cannot use the store: {error}") from error
+
+
+def _take_file(path: Path) -> int:
+    """Take the lock that makes this process the file's only node; the lock goes with the process."""
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise errors.StartRefused(
+            f"cannot write to {path.parent}: {error.strerror}; choose another folder with --data-dir"
+        ) from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        os.close(fd)
+        raise errors.StoreInUse(
+            f"cannot open {path}: another node has it open (process {holder or 'unknown'}); stop that node, "
+            "or give this one its own --data-dir"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    return fd
+
+
+@contextlib.contextmanager
+def _start_refusals(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (apsw.NotADBError, apsw.CorruptError) as error:
+        raise errors.StoreDamaged(
+            f"cannot open {path}: {error}; it was left untouched: put a good copy in its place"
+        ) from None
+    except (apsw.BusyError, apsw.LockedError):
+        raise errors.StoreUnavailable(f"cannot open {path}: another process holds it; end that one first") from None
+    except apsw.Error as error:
+        raise errors.StartRefused(f"cannot open {path}: {error}; choose another folder with --data-dir") from None
+
+
+def _connection(path: Path, flags: int) -> apsw.Connection:
+    connection = apsw.Connection(str(path), flags=flags, statementcachesize=512)
+    connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    return connection
+
+
+def _refuse_foreign(connection: apsw.Connection) -> None:
+    """Refuse, before anything is written, a file that has tables which are not ours."""
+    is_ours = connection.pragma("application_id") == _APPLICATION_ID
+    if not is_ours and connection.execute("select count(*) from sqlite_schema").get:
+        raise apsw.NotADBError("it is not a store of Greenroom")
+
+
+def _prepare(connection: apsw.Connection) -> None:
+    settings: list[tuple[str, Any]] = [
+        ("journal_mode", "wal"),
+        ("synchronous", "full"),
+        ("foreign_keys", True),
+        ("application_id", _APPLICATION_ID),
+        ("journal_size_limit", 64 * 1024 * 1024),
+        ("cache_size", -32 * 1024),  # KiB
+        ("wal_checkpoint", "truncate"),  # what an interrupted life left: written anew, nothing goes on after it
+    ]
+    for name, value in settings:
+        connection.pragma(name, value)
+
+

@@ -1,0 +1,67 @@
+"""Submissions: what a caller asks for, completed by what its agent's spec says. Used by the API and ``Context.call``."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import datetime
+
+from greenroom import settings
+from greenroom.store import database
+from greenroom.store.transitions import NewTask
+
+
+def new_id() -> str:
+    """Return 128 unpredictable bits, as 32 hexadecimal digits (ASVS 11.5.1: not a plain UUID)."""
+    return secrets.token_hex(16)
+
+
+def fingerprint(*parts: bytes) -> bytes:
+    """Return what two equal requests have in common."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()[:16]
+
+
+def new_task(
+    agent: str,
+    spec: settings.AgentSettings,
+    *,
+    tenant: str,
+    input: bytes,
+    submitted_by: str,
+    session: str | None = None,
+    priority: int = 0,
+    timeout_s: float | None = None,
+    not_before: datetime | None = None,
+    deadline_us: int | None = None,
+    parent: str | None = None,
+    idempotency_key: str | None = None,
+    fingerprint: bytes | None = None,
+    metadata: bytes | None = None,
+    routing: bytes | None = None,
+) -> NewTask:
+    """Build the task. *timeout_s* is of the whole task, queue included; the spec's is of one attempt."""
+    return NewTask(
+        id=new_id(),
+        tenant=tenant,
+        agent=agent,
+        input=input,
+        submitted_by=submitted_by,
+        run_timeout_us=int(spec.timeout_s * 1e6),
+        max_attempts=spec.max_attempts,
+        on_replica_loss=spec.on_replica_loss,
+        retry_backoff_us=int(spec.retry_backoff_s * 1e6),
+        session=session,
+        priority=priority,
+        not_before=None if not_before is None else database.microseconds(not_before),
+        deadline_at=deadline_us,
+        timeout_us=None if timeout_s is None else int(timeout_s * 1e6),
+        parent=parent,
+        idempotency_key=idempotency_key,
+        fingerprint=fingerprint,
+        metadata=metadata,
+        routing=routing,
+    )

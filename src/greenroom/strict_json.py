@@ -1,0 +1,129 @@
+"""JSON from strangers: one verdict for every body, input and result, the same on every store.
+
+Refused beside what is no JSON at all: duplicate keys, NaN and infinities, integers outside 64 bits, NUL and lone
+surrogates in strings, nesting deeper than `MAX_DEPTH`, more than `MAX_KEYS` keys. Never falls back to a laxer parser
+(LangGraph CVE-2025-64439). The common case costs one pass of the C scanner; the suspicious ones a walk.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+
+from greenroom import errors
+
+MAX_DEPTH = 64
+MAX_KEYS = 10_000
+MAX_INT = 2**63 - 1
+
+_SUSPICIOUS = re.compile(rb"\\u|[0-9]{19}|[0-9][eE]")  # escapes, long integers, exponents
+_TOO_LONG_NUMBER = re.compile(rb"[0-9]{41}")  # arithmetic on huge literals is quadratic
+
+
+def loads(body: bytes, *, max_keys: int = MAX_KEYS) -> Any:
+    """Parse *body*; raises `errors.JsonRefused` with the reason, and the position where the parser knows it."""
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        _check_depth(body)
+    if _TOO_LONG_NUMBER.search(body) and _has_long_literal(body):
+        raise errors.JsonRefused("cannot read JSON: a number has more than 40 digits")
+    try:
+        value = _DECODER.decode(body.decode())
+    except UnicodeDecodeError as error:
+        raise errors.JsonRefused(f"cannot read JSON: not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise errors.JsonRefused(f"cannot read JSON: {error.msg} at character {error.pos}") from None
+    if _SUSPICIOUS.search(body) or body.count(b":") > max_keys:
+        _check_values(value, max_keys)
+    return value
+
+
+def dumps(value: Any) -> bytes:
+    """Encode *value* compactly; raises `errors.JsonRefused` for what strict JSON cannot say (NaN, cycles, bytes …)."""
+    try:
+        encoded = _ENCODER.encode(value).encode()
+    except UnicodeEncodeError:
+        raise errors.JsonRefused("cannot write JSON: a string holds a lone surrogate") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise errors.JsonRefused(f"cannot write JSON: {error}") from None
+    return encoded
+
+
+def is_valid(body: bytes) -> bool:
+    """Tell whether *body* is JSON that every reader takes; cheaper than `loads`, blind to duplicate keys."""
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise errors.JsonRefused(f"cannot read JSON: the key {twice[:64]!r} stands twice in one object")
+    return members
+
+
+def _refuse_constant(name: str) -> None:
+    raise errors.JsonRefused(f"cannot read JSON: {name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _check_depth(body: bytes) -> None:
+    depth = 0
+    for token in re.finditer(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', body):
+        character = token.group()
+        if character in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise errors.JsonRefused(f"cannot read JSON: nested deeper than {MAX_DEPTH}")
+        elif character in b"]}":
+            depth -= 1
+
+
+def _has_long_literal(body: bytes) -> bool:
+    outside_strings = re.sub(rb'"(?:[^"\\]|\\.)*+"', b'""', body)
+    return _TOO_LONG_NUMBER.search(outside_strings) is not None
+
+
+def _check_values(root: Any, max_keys: int) -> None:
+    keys, stack = 0, [root]
+    while stack:
+        value = stack.pop()
+        match value:
+            case str():
+                _check_string(value)
+            case bool() | None:
+                pass
+            case int():
+                if not -MAX_INT - 1 <= value <= MAX_INT:
+                    raise errors.JsonRefused("cannot read JSON: an integer does not fit 64 bits")
+            case float():
+                if value in (float("inf"), float("-inf")):
+                    raise errors.JsonRefused("cannot read JSON: a number is out of range")
+            case list():
+                stack.extend(value)
+            case dict():
+                keys += len(value)
+                if keys > max_keys:
+                    raise errors.JsonRefused(f"cannot read JSON: more than {max_keys} keys")
+                for key in value:
+                    _check_string(key)
+                stack.extend(value.values())
+
+
+def _check_string(text: str) -> None:
+    if "\x00" in text:
+        raise errors.JsonRefused("cannot read JSON: a string holds NUL")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise errors.JsonRefused("cannot read JSON: a string holds a lone surrogate") from None

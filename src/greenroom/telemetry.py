@@ -1,0 +1,204 @@
+"""Facts: said once, where they became true. Logs and metrics subscribe; decisions neither log nor count.
+
+One `Telemetry` for each node: several nodes may live in one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import prometheus_client as prometheus
+import structlog
+
+
+@dataclass(frozen=True, slots=True)
+class TaskAccepted:
+    agent: str
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """*state* is the task's afterwards; *duration_s* the attempt's."""
+
+    agent: str
+    state: str
+    reason: str
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReady:
+    agent: str
+    replica: str
+    start_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaExited:
+    agent: str
+    replica: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSaid:
+    """A line that a replica's process wrote outside of any task."""
+
+    agent: str
+    replica: str
+    stream: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentFailing:
+    agent: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCrashed:
+    """A loop of the node raised what it should not: a bug of Greenroom's own."""
+
+    service: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreTrouble:
+    where: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeChanged:
+    """The node is ready, drains or has stopped."""
+
+    node: str
+    state: str
+    detail: str = ""
+
+
+Fact = (
+    TaskAccepted
+    | AttemptEnded
+    | ReplicaReady
+    | ReplicaExited
+    | ReplicaSaid
+    | AgentFailing
+    | ServiceCrashed
+    | StoreTrouble
+    | NodeChanged
+)
+
+
+class Telemetry:
+    def __init__(self) -> None:
+        self._subscribers: list[Callable[[Fact], None]] = []
+
+    def subscribe(self, subscriber: Callable[[Fact], None]) -> None:
+        self._subscribers.append(subscriber)
+
+    def emit(self, fact: Fact) -> None:
+        for subscriber in self._subscribers:
+            subscriber(fact)
+
+
+class Metrics:
+    """The Prometheus metrics of a node, in a registry of its own. Labels are agents and fixed words only."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        self._accepted = self._counter("tasks_accepted", "Tasks accepted", ["agent"])
+        self._attempts = self._counter("attempts", "Attempts ended", ["agent", "state", "reason"])
+        self._exits = self._counter("replica_exits", "Replicas that ended", ["agent", "reason"])
+        self._duration = prometheus.Histogram(
+            "greenroom_attempt_seconds",
+            "Duration of attempts",
+            ["agent"],
+            buckets=(0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+            registry=self.registry,
+        )
+        self._start = prometheus.Histogram(
+            "greenroom_replica_start_seconds",
+            "From asking for a replica to its readiness",
+            ["agent"],
+            registry=self.registry,
+        )
+        self._children: dict[tuple[Any, ...], Any] = {}  # labels() costs more than the counting
+
+    def _counter(self, name: str, help: str, labels: list[str]) -> prometheus.Counter:
+        return prometheus.Counter(f"greenroom_{name}", help, labels, registry=self.registry)
+
+    def _child(self, metric: Any, *labels: str) -> Any:
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
+
+    def __call__(self, fact: Fact) -> None:
+        match fact:
+            case TaskAccepted(agent, count):
+                self._child(self._accepted, agent).inc(count)
+            case AttemptEnded(agent, state, reason, duration_s):
+                self._child(self._attempts, agent, state, reason).inc()
+                self._child(self._duration, agent).observe(duration_s)
+            case ReplicaReady(agent, _, start_s):
+                self._child(self._start, agent).observe(start_s)
+            case ReplicaExited(agent, _, reason, _):
+                self._child(self._exits, agent, reason).inc()
+            case _:
+                pass
+
+    def render(self) -> bytes:
+        return prometheus.generate_latest(self.registry)
+
+
+_LEVELS: dict[type, int] = {
+    TaskAccepted: logging.NOTSET,  # tasks are in the store; a line for each would be noise
+    AttemptEnded: logging.NOTSET,
+    ReplicaReady: logging.INFO,
+    ReplicaExited: logging.INFO,
+    ReplicaSaid: logging.DEBUG,
+    AgentFailing: logging.ERROR,
+    ServiceCrashed: logging.ERROR,
+    StoreTrouble: logging.WARNING,
+    NodeChanged: logging.INFO,
+}
+
+
+class Log:
+    """Facts as lines on stderr: readable ones, or one JSON object each. Lifecycle facts ignore the level."""
+
+    def __init__(self, *, level: str, as_json: bool) -> None:
+        self._level = logging.getLevelNamesMapping()[level]
+        renderer: Any = (
+            structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        )
+        self._logger = structlog.wrap_logger(
+            structlog.PrintLogger(sys.stderr),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                renderer,
+            ],
+            wrapper_class=structlog.BoundLogger,
+        )
+
+    def __call__(self, fact: Fact) -> None:
+        level = _LEVELS[type(fact)]
+        is_lifecycle = isinstance(fact, NodeChanged)
+        if level and (is_lifecycle or level >= self._level):
+            method = getattr(self._logger, logging.getLevelName(level).lower())
+            method(_words(type(fact).__name__), **asdict(fact))
+
+
+def _words(name: str) -> str:
+    return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in name).strip()

@@ -1,0 +1,750 @@
+"""What every store does, as tests: subclass `StoreContract` with a fixture ``scratch`` that yields a `databases.Scratch`.
+
+The tests play the dispatcher: they open lines on the board, take what commits claim, and finish it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from greenroom import errors
+
+from greenroom.store.store import Store
+from greenroom.store.transitions import Accepted, Call, Claim, Event, Finish, Lease, NewTask
+from greenroom.testing.databases import Scratch
+from greenroom.testing.fakes import Fault, FaultyDatabase
+
+AGENT, TENANT, TTL_S = "research", "acme", 15.0
+_ids = itertools.count(1)
+
+
+def new_task(**changes: Any) -> NewTask:
+    given: dict[str, Any] = {
+        "id": f"task-{next(_ids)}",
+        "tenant": TENANT,
+        "agent": AGENT,
+        "input": b'"hello"',
+        "submitted_by": "key-1",
+        "run_timeout_us": 300_000_000,
+        "max_attempts": 3,
+    }
+    return NewTask(**given | changes)
+
+
+class Node:
+    """A store and the dispatcher's part, played by the test."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.claims: list[Claim] = []
+        self._names = itertools.count(1)
+        store.claimed = self.claims.extend
+
+    async def submit(self, **changes: Any) -> str:
+        accepted = await self.store.tasks.submit(new_task(**changes))
+        assert accepted.is_new
+        return accepted.id
+
+    async def flush(self) -> None:
+        """Wait for a commit, which claims for what is open on the board."""
+        await self.store.tasks.renew("nobody", ttl_us=1)
+
+    async def claim(self, slots: int = 1, *, agent: str = AGENT) -> list[Claim]:
+        """Claim up to *slots* tasks for a replica that takes no more afterwards."""
+        replica, before = f"{self.store.owner}-r{next(self._names)}", len(self.claims)
+        self.store.board.open(replica, agent=agent, revision=1, slots=slots)
+        await self.flush()
+        self.store.board.close(replica)
+        return self.claims[before:]
+
+    async def claim_one(self, *, agent: str = AGENT) -> Claim:
+        (claim,) = await self.claim(agent=agent)
+        return claim
+
+    async def run(self, *, agent: str = AGENT) -> str:
+        """Claim a task and let it succeed; return its id."""
+        claim = await self.claim_one(agent=agent)
+        assert await self.finish(claim)
+        return claim.id
+
+    async def finish(self, claim: Claim, state: str = "succeeded", **changes: Any) -> bool:
+        given: dict[str, Any] = {"output": b'"done"' if state == "succeeded" else None}
+        end = Finish(claim.id, claim.epoch, state, "ok", claim.replica, **given | changes)
+        return await self.store.tasks.finish(end)
+
+    async def state(self, id: str, *, tenant: str = TENANT) -> str:
+        return (await self.store.tasks.get(id, tenant=tenant)).state
+
+    async def trail(self, id: str) -> list[str]:
+        """The states that the events of a task tell."""
+        return [msgspec.json.decode(event.data)["state"] for event in await self.store.tasks.state_events(id)]
+
+    async def raw(self, sql: str, **params: Any) -> list[tuple[Any, ...]]:
+        async with self.store.db.transaction() as tx:
+            return [tuple(row) for row in await tx.fetch(sql, params)]
+
+
+def _lease(claim: Claim) -> Lease:
+    return Lease(claim.id, claim.epoch)
+
+
+class StoreContract:
+    @pytest.fixture
+    async def node(self, scratch: Scratch) -> Node:
+        return Node(await scratch.open())
+
+    # --- the queue
+
+    async def test_a_task_is_accepted_claimed_and_finished(self, node: Node) -> None:
+        id = await node.submit(metadata=b'{"a":1}', priority=2)
+        claim = await node.claim_one()
+        assert (claim.id, claim.epoch, claim.attempts_charged, claim.input) == (id, 1, 1, b'"hello"')
+        assert await node.finish(claim, output=b'"42"', input_tokens=3, output_tokens=4)
+        task = await node.store.tasks.get(id, tenant=TENANT)
+        assert (task.state, task.output, task.input_tokens, task.output_tokens) == ("succeeded", b'"42"', 3, 4)
+        assert task.created_at <= (task.started_at or 0) <= (task.finished_at or 0)
+        assert await node.trail(id) == ["running", "succeeded"]
+
+    async def test_a_task_is_claimed_by_the_commit_that_stores_it(self, node: Node) -> None:
+        node.store.board.open("r", agent=AGENT, revision=7, slots=1)
+        await node.flush()
+        id = await node.submit()
+        assert [(claim.id, claim.replica, claim.revision) for claim in node.claims] == [(id, "r", 7)]
+
+    async def test_older_tasks_go_first_and_higher_priorities_before_them(self, node: Node) -> None:
+        low, first, second = await node.submit(priority=-1), await node.submit(), await node.submit()
+        urgent = await node.submit(priority=9)
+        assert [claim.id for claim in await node.claim(2)] == [urgent, first]
+        assert [claim.id for claim in await node.claim(5)] == [second, low]
+
+    async def test_only_tasks_of_the_agent_are_claimed(self, node: Node) -> None:
+        await node.submit(agent="writing")
+        assert await node.claim() == []
+
+    async def test_a_task_is_claimed_once(self, node: Node) -> None:
+        ids = {await node.submit() for _ in range(10)}
+        claims = [claim for _ in range(12) for claim in await node.claim()]
+        assert {claim.id for claim in claims} == ids
+        assert len(claims) == 10
+
+    async def test_a_task_waits_until_it_is_due(self, scratch: Scratch, node: Node) -> None:
+        now_us = int(scratch.clock.now().timestamp() * 1e6)
+        id = await node.submit(not_before=now_us + 60_500_000)
+        await scratch.advance(59)
+        next_s = await node.store.tasks.tick()
+        assert next_s == pytest.approx(1.5, abs=1.0)
+        assert await node.claim() == []
+        await scratch.advance(2)
+        assert await node.store.tasks.tick() is None
+        assert (await node.claim_one()).id == id
+
+    async def test_a_task_that_waited_too_long_expires(self, scratch: Scratch, node: Node) -> None:
+        id = await node.submit(timeout_us=30_000_000)
+        ended = node.store.hub.end_of(id)
+        await scratch.advance(29)
+        assert await node.store.tasks.tick() == pytest.approx(1.0, abs=0.9)
+        await scratch.advance(2)
+        await node.store.tasks.tick()
+        assert ended.done()
+        task = await node.store.tasks.get(id, tenant=TENANT)
+        assert task.state == "expired"
+        assert msgspec.json.decode(task.error or b"")["type"] == "timeout"
+        assert await node.claim() == []
+
+    async def test_a_timeout_counts_from_the_time_the_task_was_due(self, scratch: Scratch, node: Node) -> None:
+        now_us = int(scratch.clock.now().timestamp() * 1e6)
+        id = await node.submit(not_before=now_us + 100_000_000, timeout_us=30_000_000)
+        await scratch.advance(120)
+        await node.store.tasks.tick()
+        assert await node.state(id) == "queued"
+        await scratch.advance(20)
+        await node.store.tasks.tick()
+        assert await node.state(id) == "expired"
+
+    async def test_a_sub_task_gets_no_more_time_than_its_parent_has(self, node: Node) -> None:
+        id = await node.submit(deadline_at=4, timeout_us=30_000_000)
+        assert (await node.store.tasks.get(id, tenant=TENANT)).deadline_at == 4
+
+    async def test_nobody_works_while_there_is_nothing_to_do(self, scratch: Scratch) -> None:
+        faulty: list[FaultyDatabase] = []
+
+        def wrap(db: Any) -> FaultyDatabase:
+            faulty.append(FaultyDatabase(db))
+            return faulty[0]
+
+        node = Node(await scratch.open(wrap=wrap))
+        node.store.board.open("r", agent=AGENT, revision=1, slots=4)
+        await node.flush()
+        before = faulty[0].transactions
+        assert not node.store.board.has_demand()
+        for _ in range(5):
+            node.store.commits.nudge()
+            await asyncio.sleep(0)
+        assert faulty[0].transactions == before
+
+    # --- idempotency keys
+
+    async def test_a_key_used_again_names_the_first_task(self, node: Node) -> None:
+        first = await node.store.tasks.submit(new_task(idempotency_key="k", fingerprint=b"same"))
+        again = await node.store.tasks.submit(new_task(idempotency_key="k", fingerprint=b"same"))
+        assert again == Accepted(first.id, is_new=False, matches=True, created_at=first.created_at)
+        other = await node.store.tasks.submit(new_task(idempotency_key="k", fingerprint=b"other"))
+        assert (other.id, other.is_new, other.matches) == (first.id, False, False)
+        assert len(await node.store.tasks.list(tenant=TENANT)) == 1
+
+    async def test_a_key_holds_after_its_task_has_ended(self, node: Node) -> None:
+        first = await node.submit(idempotency_key="k", fingerprint=b"same")
+        await node.run()
+        again = await node.store.tasks.submit(new_task(idempotency_key="k", fingerprint=b"same"))
+        assert (again.id, again.is_new) == (first, False)
+
+    async def test_keys_are_scoped_to_tenants(self, node: Node) -> None:
+        await node.submit(idempotency_key="k", fingerprint=b"same")
+        await node.submit(idempotency_key="k", fingerprint=b"same", tenant="other")
+
+    @pytest.mark.parametrize("session", [None, "s"])
+    async def test_many_equal_submissions_at_once_are_one_task(self, node: Node, session: str | None) -> None:
+        tasks = [new_task(idempotency_key="k", fingerprint=b"same", session=session) for _ in range(64)]
+        answers = await asyncio.gather(*(node.store.tasks.submit(task) for task in tasks))
+        assert len({answer.id for answer in answers}) == 1
+        assert sum(answer.is_new for answer in answers) == 1
+        assert all(answer.matches for answer in answers)
+
+    async def test_a_key_used_twice_within_a_commit_for_different_bodies_is_refused_once(self, node: Node) -> None:
+        first, second = await asyncio.gather(
+            node.store.tasks.submit(new_task(idempotency_key="k", fingerprint=b"one")),
+            node.store.tasks.submit(new_task(idempotency_key="k", fingerprint=b"two")),
+        )
+        assert (first.is_new, first.matches) == (True, True)
+        assert (second.id, second.is_new, second.matches) == (first.id, False, False)
+
+    async def test_a_submission_whose_answer_was_lost_is_found_by_its_key(self, scratch: Scratch) -> None:
+        faulty: list[FaultyDatabase] = []
+
+        def wrap(db: Any) -> FaultyDatabase:
+            faulty.append(FaultyDatabase(db))
+            return faulty[0]
+
+        node = Node(await scratch.open(wrap=wrap))
+        task = new_task(idempotency_key="k", fingerprint=b"same")
+        faulty[0].faults = [Fault.AFTER_COMMIT]
+        with pytest.raises(errors.StoreUnavailable):
+            await node.store.tasks.submit(task)
+        again = await node.store.tasks.submit(msgspec.structs.replace(task, id="another"))
+        assert (again.id, again.is_new, again.matches) == (task.id, False, True)
+
+    # --- sessions
+
+    async def test_tasks_of_a_session_run_one_at_a_time_in_order(self, node: Node) -> None:
+        ids = [await node.submit(session="s", priority=priority) for priority in (0, 5, 9)]
+        for id in ids:
+            (claim,) = await node.claim(3)
+            assert claim.id == id
+            assert await node.finish(claim)
+        assert await node.claim(3) == []
+
+    async def test_sessions_of_other_agents_and_tenants_do_not_wait(self, node: Node) -> None:
+        await node.submit(session="s")
+        await node.submit(session="s", tenant="other")
+        await node.submit(session="s", agent="writing")
+        assert len(await node.claim(3)) == 2
+        assert len(await node.claim(3, agent="writing")) == 1
+
+    async def test_a_whole_session_submitted_at_once_keeps_its_order(self, node: Node) -> None:
+        tasks = [new_task(session="s") for _ in range(10)]
+        await asyncio.gather(*(node.store.tasks.submit(task) for task in tasks))
+        assert [await node.run() for _ in tasks] == [task.id for task in tasks]
+
+    @pytest.mark.parametrize("state", ["succeeded", "failed", "expired"])
+    async def test_the_end_of_a_task_lets_its_session_go_on(self, node: Node, state: str) -> None:
+        await node.submit(session="s")
+        second = await node.submit(session="s")
+        claim = await node.claim_one()
+        assert await node.claim() == []
+        await node.finish(claim, state)
+        assert (await node.claim_one()).id == second
+
+    async def test_a_task_that_is_queued_again_keeps_its_place_in_its_session(self, node: Node) -> None:
+        first, _ = await node.submit(session="s"), await node.submit(session="s")
+        await node.finish(await node.claim_one(), "queued")
+        assert [claim.id for claim in await node.claim(2)] == [first]
+
+    async def test_a_waiting_task_holds_its_session(self, node: Node) -> None:
+        first, second = await node.submit(session="s"), await node.submit(session="s")
+        claim = await node.claim_one()
+        await node.store.tasks.call(Call(first, claim.epoch, new_task(agent="writing", parent=first)))
+        assert await node.claim() == []
+        await node.finish(claim)
+        assert (await node.claim_one()).id == second
+
+    async def test_cancelling_the_first_of_a_session_lets_the_second_go(self, node: Node) -> None:
+        first, second = await node.submit(session="s"), await node.submit(session="s")
+        await node.store.tasks.cancel(first, tenant=TENANT)
+        assert (await node.claim_one()).id == second
+
+    async def test_cancelling_a_blocked_task_does_not_let_the_third_pass(self, node: Node) -> None:
+        first, second, third = [await node.submit(session="s") for _ in range(3)]
+        claim = await node.claim_one()
+        assert claim.id == first
+        await node.store.tasks.cancel(second, tenant=TENANT)
+        assert await node.claim() == []
+        await node.finish(claim)
+        assert (await node.claim_one()).id == third
+
+    async def test_a_blocked_task_that_expires_does_not_let_the_third_pass(self, scratch: Scratch, node: Node) -> None:
+        await node.submit(session="s")
+        second, third = await node.submit(session="s", timeout_us=1_000_000), await node.submit(session="s")
+        claim = await node.claim_one()
+        await scratch.advance(5)
+        await node.store.tasks.tick()
+        assert await node.state(second) == "expired"
+        assert await node.claim() == []
+        await node.finish(claim)
+        assert (await node.claim_one()).id == third
+
+    async def test_the_first_of_a_session_that_expires_lets_the_second_go(self, scratch: Scratch, node: Node) -> None:
+        await node.submit(session="s", timeout_us=1_000_000)
+        second = await node.submit(session="s")
+        await scratch.advance(5)
+        await node.store.tasks.tick()
+        assert (await node.claim_one()).id == second
+
+    async def test_a_rescued_task_goes_before_the_rest_of_its_session(self, scratch: Scratch, node: Node) -> None:
+        first, second = await node.submit(session="s", max_attempts=2), await node.submit(session="s")
+        for _ in range(2):
+            assert (await node.claim_one()).id == first
+            assert await node.claim() == []
+            await scratch.advance(TTL_S + 1)
+            assert await node.store.tasks.rescue() == 1
+        assert await node.state(first) == "failed"
+        assert (await node.claim_one()).id == second
+
+    # --- session state
+
+    async def test_the_next_task_of_a_session_sees_the_state_saved_with_the_result(self, node: Node) -> None:
+        await node.submit(session="s")
+        await node.submit(session="s")
+        claim = await node.claim_one()
+        assert (claim.state, claim.state_revision) == (None, None)
+        await node.finish(claim, session_state=b'{"n":1}', revision=4)
+        claim = await node.claim_one()
+        assert (claim.state, claim.state_revision) == (b'{"n":1}', 4)
+        (session,) = await node.store.sessions.find("s", tenant=TENANT)
+        assert (session.tasks, session.state, session.revision) == (1, b'{"n":1}', 4)
+
+    async def test_a_stale_attempt_saves_no_session_state(self, scratch: Scratch, node: Node) -> None:
+        await node.submit(session="s")
+        stale = await node.claim_one()
+        await scratch.advance(TTL_S + 1)
+        await node.store.tasks.rescue()
+        claim = await node.claim_one()
+        assert not await node.finish(stale, session_state=b'"stale"')
+        await node.finish(claim, session_state=b'"right"')
+        (session,) = await node.store.sessions.find("s", tenant=TENANT)
+        assert (session.state, session.tasks) == (b'"right"', 1)
+
+    @pytest.mark.parametrize("state", ["queued", "failed", "expired"])
+    async def test_without_a_result_no_session_state_is_saved(self, node: Node, state: str) -> None:
+        await node.submit(session="s")
+        await node.finish(await node.claim_one(), state, session_state=b'"half"')
+        (session,) = await node.store.sessions.find("s", tenant=TENANT)
+        assert session.state is None
+
+    async def test_a_session_is_forgotten_once_nothing_of_it_is_open(self, node: Node) -> None:
+        await node.submit(session="s")
+        with pytest.raises(errors.Conflict):
+            await node.store.sessions.remove("s", tenant=TENANT, agent=AGENT)
+        await node.finish(await node.claim_one(), session_state=b"1")
+        with pytest.raises(errors.NotFound):
+            await node.store.sessions.remove("s", tenant="other", agent=AGENT)
+        await node.store.sessions.remove("s", tenant=TENANT, agent=AGENT)
+        with pytest.raises(errors.NotFound):
+            await node.store.sessions.remove("s", tenant=TENANT, agent=AGENT)
+        await node.submit(session="s")
+        assert (await node.claim_one()).state is None
+
+    # --- leases and epochs
+
+    async def test_a_stale_attempt_writes_nothing(self, scratch: Scratch, node: Node) -> None:
+        id = await node.submit()
+        stale = await node.claim_one()
+        await scratch.advance(TTL_S + 1)
+        await node.store.tasks.rescue()
+        claim = await node.claim_one()
+        assert (claim.id, claim.epoch) == (id, 2)
+        before = await node.store.tasks.get(id, tenant=TENANT), await node.store.tasks.events(id)
+        assert not await node.finish(stale, output=b'"stale"')
+        assert not await node.store.tasks.append(Event(id, stale.epoch, "message", b'"stale"'))
+        assert not await node.store.tasks.resume(_lease(stale))
+        child = new_task(parent=id)
+        assert await node.store.tasks.call(Call(id, stale.epoch, child)) is None
+        with pytest.raises(errors.NotFound):
+            await node.store.tasks.get(child.id, tenant=TENANT)
+        assert (await node.store.tasks.get(id, tenant=TENANT), await node.store.tasks.events(id)) == before
+        assert await node.finish(claim)
+
+    async def test_a_stale_and_a_fresh_end_in_one_commit_are_told_apart(self, scratch: Scratch, node: Node) -> None:
+        id = await node.submit()
+        stale = await node.claim_one()
+        await scratch.advance(TTL_S + 1)
+        await node.store.tasks.rescue()
+        claim = await node.claim_one()
+        ends = (node.finish(stale, output=b"0"), node.finish(claim, output=b"1"), node.finish(claim, output=b"2"))
+        assert list(await asyncio.gather(*ends)) == [False, True, False]
+        assert (await node.store.tasks.get(id, tenant=TENANT)).output == b"1"
+        assert await node.trail(id) == ["running", "queued", "running", "succeeded"]
+
+    async def test_a_renewed_lease_is_not_rescued(self, scratch: Scratch, node: Node) -> None:
+        await node.submit()
+        claim = await node.claim_one()
+        for _ in range(3):
+            await scratch.advance(10)
+            assert await node.store.tasks.renew("node-1", ttl_us=int(TTL_S * 1e6)) == {(claim.id, claim.epoch)}
+            assert await node.store.tasks.rescue() == 0
+
+    async def test_renewing_tells_what_is_lost(self, scratch: Scratch, node: Node) -> None:
+        kept, lost = await node.submit(), await node.submit()
+        by_id = {claim.id: claim for claim in await node.claim(2)}
+        await node.store.tasks.cancel(lost, tenant=TENANT)
+        assert await node.store.tasks.renew("node-1", ttl_us=1_000_000) == {(kept, by_id[kept].epoch)}
+        assert await node.store.tasks.renew("node-2", ttl_us=1_000_000) == set()
+
+    async def test_what_another_owner_held_is_rescued_at_once(self, node: Node) -> None:
+        id = await node.submit()
+        await node.claim_one()
+        assert await node.store.tasks.rescue(not_owner="node-1") == 0
+        assert await node.store.tasks.rescue(not_owner="node-2") == 1
+        assert await node.trail(id) == ["running", "queued"]
+        assert (await node.claim_one()).attempts_charged == 2
+
+    async def test_attempts_are_bounded(self, node: Node) -> None:
+        id = await node.submit(max_attempts=2)
+        for _ in range(2):
+            await node.claim_one()
+            await node.store.tasks.rescue(not_owner="node-2")
+        task = await node.store.tasks.get(id, tenant=TENANT)
+        assert (task.state, task.attempts_charged) == ("failed", 2)
+        error = msgspec.json.decode(task.error or b"")
+        assert (error["type"], error["may_have_run"]) == ("replica_lost", True)
+
+    async def test_a_task_that_must_not_run_twice_fails_with_its_node(self, node: Node) -> None:
+        id = await node.submit(on_replica_loss="fail")
+        ended = node.store.hub.end_of(id)
+        await node.claim_one()
+        await node.store.tasks.rescue(not_owner="node-2")
+        assert ended.done()
+        assert await node.state(id) == "failed"
+
+    async def test_a_refunded_attempt_is_not_charged_but_its_epoch_is_gone(self, node: Node) -> None:
+        await node.submit()
+        await node.finish(await node.claim_one(), "queued", refund=1)
+        claim = await node.claim_one()
+        assert (claim.attempts_charged, claim.epoch) == (1, 2)
+
+    async def test_a_retry_waits_for_its_backoff(self, scratch: Scratch, node: Node) -> None:
+        id = await node.submit()
+        claim = await node.claim_one()
+        await node.finish(claim, "queued", due_at=claim.claimed_at + 10_000_000)
+        await scratch.advance(9)
+        await node.store.tasks.tick()
+        assert await node.claim() == []
+        await scratch.advance(2)
+        await node.store.tasks.tick()
+        assert (await node.claim_one()).id == id
+
+    async def test_events_of_an_attempt_are_numbered_in_order(self, node: Node) -> None:
+        id = await node.submit()
+        claim = await node.claim_one()
+        events = [Event(id, claim.epoch, "message", str(number).encode()) for number in range(5)]
+        assert all(await asyncio.gather(*(node.store.tasks.append(event) for event in events), node.finish(claim)))
+        stored = await node.store.tasks.events(id)
+        assert [event.seq for event in stored] == [2, 3, 4, 5, 6, 7, 8]
+        assert [event.data for event in stored if event.type == "message"] == [event.data for event in events]
+        assert [event.seq for event in await node.store.tasks.events(id, after=6)] == [7, 8]
+
+    # --- cancelling
+
+    async def test_a_cancelled_task_gives_no_result(self, node: Node) -> None:
+        queued, running = await node.submit(priority=-1), await node.submit()
+        claim = await node.claim_one()
+        for id in (queued, running):
+            await node.store.tasks.cancel(id, tenant=TENANT)
+            assert await node.state(id) == "cancelled"
+        assert not await node.finish(claim)
+        assert await node.claim() == []
+        assert await node.trail(running) == ["running", "cancelled"]
+
+    async def test_cancelling_ends_the_whole_tree_of_sub_tasks(self, node: Node) -> None:
+        root = await node.submit()
+        claim = await node.claim_one()
+        child, bystander = new_task(parent=root), await node.submit(agent="other")
+        await node.store.tasks.call(Call(root, claim.epoch, child))
+        child_claim = await node.claim_one()
+        grandchild = new_task(parent=child.id, agent="third")
+        await node.store.tasks.call(Call(child.id, child_claim.epoch, grandchild))
+        ends = [node.store.hub.end_of(id) for id in (root, child.id, grandchild.id)]
+        await node.store.tasks.cancel(root, tenant=TENANT)
+        assert all(end.done() for end in ends)
+        states = [await node.state(id) for id in (root, child.id, grandchild.id, bystander)]
+        assert states == ["cancelled", "cancelled", "cancelled", "queued"]
+        assert not await node.finish(child_claim)
+
+    async def test_a_foreign_task_cannot_be_cancelled_nor_seen(self, node: Node) -> None:
+        id = await node.submit()
+        for missing, tenant in ((id, "other"), ("nothing", TENANT)):
+            with pytest.raises(errors.NotFound):
+                await node.store.tasks.cancel(missing, tenant=tenant)
+            with pytest.raises(errors.NotFound):
+                await node.store.tasks.get(missing, tenant=tenant)
+        assert await node.store.tasks.list(tenant="other") == []
+        assert await node.state(id) == "queued"
+
+    async def test_an_ended_task_cannot_be_cancelled(self, node: Node) -> None:
+        id = await node.submit()
+        await node.run()
+        with pytest.raises(errors.Conflict, match="succeeded"):
+            await node.store.tasks.cancel(id, tenant=TENANT)
+
+    async def test_a_task_cancelled_twice_at_once_is_cancelled_once(self, node: Node) -> None:
+        id = await node.submit()
+        answers = await asyncio.gather(
+            *(node.store.tasks.cancel(id, tenant=TENANT) for _ in range(2)), return_exceptions=True
+        )
+        assert [type(answer) for answer in answers] == [type(None), errors.Conflict]
+        assert await node.trail(id) == ["cancelled"]
+
+    async def test_an_end_and_a_cancel_in_one_commit_leave_one_terminal_state(self, node: Node) -> None:
+        id = await node.submit()
+        claim = await node.claim_one()
+        finished, cancelled = await asyncio.gather(
+            node.finish(claim), node.store.tasks.cancel(id, tenant=TENANT), return_exceptions=True
+        )
+        assert finished is True
+        assert isinstance(cancelled, errors.Conflict)
+        assert await node.trail(id) == ["running", "succeeded"]
+
+    # --- sub-tasks
+
+    async def test_a_parent_waits_for_its_sub_task_and_goes_on(self, node: Node) -> None:
+        root = await node.submit()
+        claim = await node.claim_one()
+        child = new_task(agent="writing", parent=root)
+        accepted = await node.store.tasks.call(Call(root, claim.epoch, child))
+        assert accepted is not None
+        assert accepted.is_new
+        assert await node.state(root) == "waiting"
+        await node.run(agent="writing")
+        assert await node.store.tasks.resume(_lease(claim))
+        assert await node.finish(claim)
+        assert await node.trail(root) == ["running", "waiting", "running", "succeeded"]
+
+    async def test_a_call_made_again_by_the_next_attempt_finds_the_recorded_child(self, node: Node) -> None:
+        root = await node.submit()
+        claim = await node.claim_one()
+        child = new_task(agent="writing", parent=root, idempotency_key=f"call:{root}:0", fingerprint=b"f")
+        await node.store.tasks.call(Call(root, claim.epoch, child))
+        await node.run(agent="writing")
+        await node.store.tasks.rescue(not_owner="node-2")
+        claim = await node.claim_one()
+        again = msgspec.structs.replace(child, id="task-again")
+        accepted = await node.store.tasks.call(Call(root, claim.epoch, again))
+        assert accepted is not None
+        assert (accepted.id, accepted.is_new, accepted.matches) == (child.id, False, True)
+
+    @pytest.mark.parametrize("state", ["failed", "expired"])
+    async def test_a_task_that_fails_takes_its_sub_tasks_along(self, node: Node, state: str) -> None:
+        root = await node.submit()
+        claim = await node.claim_one()
+        child = new_task(agent="writing", parent=root)
+        await node.store.tasks.call(Call(root, claim.epoch, child))
+        assert await node.finish(claim, state)
+        assert await node.state(child.id) == "cancelled"
+
+    async def test_a_task_that_expires_in_the_queue_takes_its_sub_tasks_along(
+        self, scratch: Scratch, node: Node
+    ) -> None:
+        root = await node.submit(timeout_us=5_000_000)
+        claim = await node.claim_one()
+        child = new_task(agent="writing", parent=root)
+        await node.store.tasks.call(Call(root, claim.epoch, child))
+        assert await node.finish(claim, "queued")
+        assert await node.state(child.id) == "queued"
+        await scratch.advance(6)
+        await node.store.tasks.tick()
+        assert (await node.state(root), await node.state(child.id)) == ("expired", "cancelled")
+
+    async def test_a_task_rescued_too_often_takes_its_sub_tasks_along(self, node: Node) -> None:
+        root = await node.submit(max_attempts=1)
+        claim = await node.claim_one()
+        child = new_task(agent="writing", parent=root)
+        await node.store.tasks.call(Call(root, claim.epoch, child))
+        await node.claim_one(agent="writing")
+        assert await node.store.tasks.rescue(not_owner="node-2") == 2
+        assert (await node.state(root), await node.state(child.id)) == ("failed", "cancelled")
+
+    # --- what the database itself enforces
+
+    @pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled", "expired"])
+    async def test_the_database_lets_no_task_leave_a_terminal_state(self, node: Node, state: str) -> None:
+        id = await node.submit()
+        if state == "cancelled":
+            await node.store.tasks.cancel(id, tenant=TENANT)
+        else:
+            await node.finish(await node.claim_one(), state)
+        for other in ("queued", "running", "succeeded", "failed"):
+            with pytest.raises(Exception, match="terminal states are absorbing"):
+                await node.raw("update task set state = :state where id = :id", state=other, id=id)
+        assert await node.state(id) == state
+
+    async def test_the_database_lets_nobody_rewrite_events(self, node: Node) -> None:
+        id = await node.submit()
+        await node.run()
+        with pytest.raises(Exception, match="events are append-only"):
+            await node.raw("update task_event set data = data where task = :id", id=id)
+
+    async def test_the_database_lets_one_task_of_a_session_run(self, node: Node) -> None:
+        await node.submit(session="s")
+        second = await node.submit(session="s")
+        await node.claim_one()
+        with pytest.raises(Exception, match=r"(?i)unique"):
+            await node.raw("update task set state = 'running', lease_until = 1 where id = :id", id=second)
+
+    # --- group commit
+
+    async def test_an_item_that_fails_does_not_fail_its_neighbours(self, node: Node) -> None:
+        taken = await node.submit()
+        answers = await asyncio.gather(
+            node.store.tasks.submit(new_task()),
+            node.store.tasks.submit(new_task(id=taken)),
+            node.store.tasks.submit(new_task(session="s")),
+            return_exceptions=True,
+        )
+        assert [isinstance(answer, Accepted) for answer in answers] == [True, False, True]
+        assert len(await node.store.tasks.list(tenant=TENANT)) == 3
+
+    async def test_a_value_that_the_database_cannot_hold_fails_alone(self, node: Node) -> None:
+        await node.flush()
+        answers = await asyncio.gather(
+            node.store.tasks.submit(new_task()),
+            node.store.tasks.submit(new_task(deadline_at=2**70)),
+            return_exceptions=True,
+        )
+        assert [isinstance(answer, Accepted) for answer in answers] == [True, False]
+
+    async def test_what_listens_to_a_commit_cannot_make_it_happen_twice(self, scratch: Scratch) -> None:
+        store = await scratch.open()
+
+        def break_down(news: Any) -> None:
+            raise RuntimeError("a listener is broken")
+
+        store.hub.subscribe(break_down)
+        first, second = new_task(), new_task()
+        answers = await asyncio.gather(*(store.tasks.submit(task) for task in (first, second)))
+        assert [answer.id for answer in answers] == [first.id, second.id]
+        with pytest.raises(errors.StoreUnavailable):
+            await asyncio.wait_for(store.tasks.submit(new_task()), 5)
+        with pytest.raises(RuntimeError, match="a listener is broken"):
+            await store.commits.close()
+
+    @pytest.fixture
+    async def faulty(self, scratch: Scratch) -> AsyncIterator[tuple[Node, FaultyDatabase]]:
+        wrapped: list[FaultyDatabase] = []
+
+        def wrap(db: Any) -> FaultyDatabase:
+            wrapped.append(FaultyDatabase(db))
+            return wrapped[0]
+
+        node = Node(await scratch.open(wrap=wrap))
+        yield node, wrapped[0]
+
+    @pytest.mark.parametrize("fault", [Fault.AT_COMMIT, "insert into task_event", "from session", "with ready"])
+    async def test_a_failed_commit_gives_its_slots_back(
+        self, faulty: tuple[Node, FaultyDatabase], fault: Fault | str
+    ) -> None:
+        node, db = faulty
+        ids = [await node.submit(session=session) for session in ("s", "t", None)]
+        node.store.board.open("r", agent=AGENT, revision=1, slots=3)
+        db.faults = [fault]
+        with pytest.raises(errors.StoreUnavailable):
+            await node.flush()
+        assert (node.claims, node.store.board.busy("r"), node.store.board.attempts("r")) == ([], 0, 0)
+        assert node.store.board.has_demand()
+        await node.flush()
+        assert [claim.id for claim in node.claims] == ids
+        assert node.store.board.busy("r") == 3
+
+    async def test_nothing_of_a_failed_commit_is_stored_and_nothing_acknowledged_is_lost(
+        self, faulty: tuple[Node, FaultyDatabase]
+    ) -> None:
+        node, db = faulty
+        acknowledged: set[str] = set()
+        refused: set[str] = set()
+        db.faults = [Fault.AT_COMMIT if number % 3 == 0 else None for number in range(12)]
+        for _ in range(12):
+            tasks = [new_task() for _ in range(5)]
+            answers = await asyncio.gather(*(node.store.tasks.submit(task) for task in tasks), return_exceptions=True)
+            for task, answer in zip(tasks, answers, strict=True):
+                (acknowledged if isinstance(answer, Accepted) else refused).add(task.id)
+        stored = {task.id for task in await node.store.tasks.list(tenant=TENANT, limit=200)}
+        assert (stored, len(refused)) == (acknowledged, 20)
+
+    async def test_news_is_told_only_of_what_is_stored(self, faulty: tuple[Node, FaultyDatabase]) -> None:
+        node, db = faulty
+        id = await node.submit()
+        claim, ended = await node.claim_one(), node.store.hub.end_of(id)
+        db.faults = [Fault.AT_COMMIT]
+        with pytest.raises(errors.StoreUnavailable):
+            await node.finish(claim)
+        assert not ended.done()
+        assert await node.finish(claim)
+        assert ended.done()
+
+    async def test_closing_commits_what_is_pending(self, scratch: Scratch, node: Node) -> None:
+        task = new_task()
+        pending = node.store.tasks.submit(task)
+        await scratch.close()
+        assert pending.result().is_new
+        with pytest.raises(errors.StoreUnavailable):
+            await node.store.tasks.submit(new_task())
+        node = Node(await scratch.open("node-2"))
+        assert await node.state(task.id) == "queued"
+
+    async def test_a_store_opened_again_goes_on_where_it_was(self, scratch: Scratch, node: Node) -> None:
+        ids = [await node.submit(session="s") for _ in range(2)]
+        await node.claim_one()
+        await scratch.close()
+        node = Node(await scratch.open("node-2"))
+        assert await node.store.tasks.rescue(not_owner="node-2") == 1
+        assert [await node.run(), await node.run()] == ids
+
+    async def test_a_commit_is_bounded(self, node: Node) -> None:
+        answers = await asyncio.gather(*(node.store.tasks.submit(new_task()) for _ in range(2_500)))
+        assert sum(answer.is_new for answer in answers) == 2_500
+        assert await node.store.tasks.open_counts() == {(AGENT, "queued"): 2_500}
+
+    # --- reading
+
+    async def test_lists_are_filtered_and_paged(self, node: Node) -> None:
+        ids = [await node.submit(agent=("a", "b")[number % 2], session=f"s{number}") for number in range(6)]
+        page = await node.store.tasks.list(tenant=TENANT, limit=4)
+        assert [task.id for task in page] == ids[:1:-1]
+        rest = await node.store.tasks.list(tenant=TENANT, before_seq=page[-1].seq)
+        assert [task.id for task in rest] == ids[1::-1]
+        assert [task.id for task in await node.store.tasks.list(tenant=TENANT, agent="b")] == ids[5:0:-2]
+        assert [task.id for task in await node.store.tasks.list(tenant=TENANT, session="s3")] == [ids[3]]
+        await node.run(agent="a")
+        assert [task.id for task in await node.store.tasks.list(tenant=TENANT, state="succeeded")] == [ids[0]]
+        assert await node.store.tasks.end_counts(tenant=TENANT) == {("a", "succeeded"): 1}
+
+    async def test_migrating_again_changes_nothing(self, node: Node) -> None:
+        id = await node.submit()
+        await node.store.db.migrate()
+        assert await node.state(id) == "queued"
+
+

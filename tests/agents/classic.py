@@ -1,0 +1,51 @@
+"""AG2 Classic agents whose replies are functions: no model, no network."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import autogen
+
+
+def _reply(recipient: Any, messages: list[dict[str, Any]], sender: Any, config: Any) -> tuple[bool, Any]:
+    print("replying")
+    last = messages[-1]["content"]
+    if last == "dict":
+        return True, {"role": "assistant", "content": "in a dict"}
+    if last == "nothing":
+        return True, None
+    if last == "block":
+        time.sleep(30)
+    return True, f"{len(messages)}: " + ", ".join(m["content"] for m in messages)
+
+
+async def _reply_later(
+    recipient: Any, messages: list[dict[str, Any]], sender: Any, config: Any
+) -> tuple[bool, Any]:
+    return True, "later: " + messages[-1]["content"]
+
+
+def agent() -> autogen.ConversableAgent:
+    made = autogen.ConversableAgent("classic", llm_config=False, human_input_mode="NEVER")
+    made.register_reply([autogen.Agent, None], _reply)
+    return made
+
+
+def asynchronous_agent() -> autogen.ConversableAgent:
+    made = autogen.ConversableAgent("classic", llm_config=False, human_input_mode="NEVER")
+    made.register_reply([autogen.Agent, None], _reply_later)
+    return made
+
+
+class Counted(autogen.ConversableAgent):
+    """Has used a model."""
+
+    def get_total_usage(self) -> Any:
+        return {"total_cost": 0.1, "model": {"cost": 0.1, "prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}}
+
+
+def counted_agent() -> autogen.ConversableAgent:
+    made = Counted("classic", llm_config=False, human_input_mode="NEVER")
+    made.register_reply([autogen.Agent, None], _reply)
+    return made

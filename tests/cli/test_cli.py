@@ -1,0 +1,540 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.responses import Response
+
+from fake_node import AT, SLOTS, TASK_ID, FakeNode, agent, event, problem, task
+from greenroom import errors
+from greenroom.cli import main as cli
+from greenroom.cli import render
+
+TASK = f"/v1/tasks/{TASK_ID}"
+REPLICA = {
+    "id": "research-3-7fe02c11",
+    "agent": "research",
+    "revision": 3,
+    "pid": 4242,
+    "state": "ready",
+    "grade": "healthy",
+    "busy": 1,
+    "slots": 4,
+    "memory_mb": 41.7,
+    "started_at": AT,
+}
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNode]:
+    """A node that the command finds by itself, in a folder of its own, on a screen of 80 columns."""
+    node = FakeNode()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    with node.serving() as url:
+        folder = tmp_path / ".greenroom"
+        folder.mkdir()
+        (folder / "node.json").write_text(json.dumps({"url": url}))
+        (folder / "local.key").write_text("gr_owner\n")
+        yield node
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of nobody."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("GREENROOM_URL", url)
+        yield url
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = cli.main(argv)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+# Submitting
+
+
+def test_a_task_for_an_agent_prints_its_id_and_what_to_do_next(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.put("POST /v1/tasks", task("queued"))
+    code, out, err = run(capsys, "submit", "research", "the news", "--session", "s", "--priority", "3")
+    assert (code, out) == (0, f"{TASK_ID}\n")
+    assert fake.last_body == {"agent": "research", "input": "the news", "session": "s", "priority": 3}
+    assert fake.last.headers["authorization"] == "Bearer gr_owner"
+    assert f"next: greenroom tasks watch {TASK_ID}" in err
+
+
+def test_a_task_without_an_agent_is_routed_and_the_choice_is_explained(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.put("POST /v1/tasks", task("queued", routing={"agent": "research", "scores": SLOTS}))
+    code, _, err = run(capsys, "submit", "the news")
+    assert code == 0
+    assert fake.last_body == {"input": "the news"}
+    assert "chose research (research 0.91, writing 0.12)" in err
+
+
+def test_no_route_lists_the_candidates(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put(
+        "POST /v1/tasks", problem(422, "no-route", "cannot route: nobody fits; name one", candidates=SLOTS)
+    )
+    code, out, err = run(capsys, "submit", "hm")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[0] == "error: cannot route: nobody fits; name one"
+    assert "candidate: research (0.91) summarise" in err
+
+
+def test_waiting_prints_the_output_alone_on_stdout(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.put("POST /v1/tasks", task("queued"))
+    fake.put(f"GET {TASK}", task("running"), task())
+    code, out, _ = run(capsys, "submit", "research", "the news", "--wait")
+    assert (code, out) == (0, "All is well.\n")
+
+
+@pytest.mark.parametrize("how", [["--wait"], ["--wait-s", "5"], ["--wait", "--json"]])
+def test_waiting_for_a_task_that_fails_exits_with_one(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], how: list[str]
+) -> None:
+    fake.put("POST /v1/tasks", task("queued"))
+    fake.put(f"GET {TASK}", task("failed"))
+    code, out, err = run(capsys, "submit", "research", "the news", *how)
+    assert code == 1
+    if "--json" in how:
+        assert json.loads(out)["error"]["type"] == "ValueError"
+    else:
+        assert (out, "ValueError: no sources" in err) == ("", True)
+
+
+def test_waiting_for_a_while_says_that_the_task_goes_on(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.put("POST /v1/tasks", task("queued"))
+    fake.put(f"GET {TASK}", task("running"))
+    code, _, err = run(capsys, "submit", "research", "the news", "--wait-s", "0.01")
+    assert code == 1
+    assert "has not ended yet: it is running and goes on" in err
+
+
+def test_the_text_may_come_on_stdin(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.put("POST /v1/tasks", task("queued"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO('{"q": "ü"}\n'.encode())))
+    assert run(capsys, "submit", "research", "-", "--json-input")[0] == 0
+    assert fake.last_body == {"agent": "research", "input": {"q": "ü"}}
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (["submit"], "AGENT"),
+        (["submit", "--wiat", "x"], "no option --wiat"),
+        (["submit", "a", "{", "--json-input"], "cannot read JSON"),
+        (["submit", "a", '{"a":1,"a":2}', "--json-input"], "stands twice"),
+        (["submit", "a", "b", "c"], "c"),
+        (["submit", "a", "b", "--priority", "high"], "high"),
+        (["bogus"], "bogus"),
+        (["tasks", "show"], "ID"),
+        (["scale", "research", "-1"], "-1"),
+        (["up", "--engine", "ray"], "local"),
+    ],
+)
+def test_wrong_usage_is_one_message_and_exits_with_two(
+    nowhere: str, capsys: pytest.CaptureFixture[str], argv: list[str], why: str
+) -> None:
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert why in err
+    assert "Traceback" not in err
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["status"],
+        ["agents"],
+        ["replicas"],
+        ["tasks", "ls"],
+        ["submit", "a", "b"],
+        ["keys", "ls"],
+        ["sessions", "ls"],
+        ["tasks", "watch", "x"],
+    ],
+)
+def test_where_there_is_no_node_every_verb_says_so_and_exits_with_three(
+    nowhere: str, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (3, "")
+    assert err.startswith(
+        f"error: cannot reach a node at {nowhere}: Connection refused; start one with `greenroom up`"
+    )
+
+
+def test_a_refusal_is_the_nodes_own_words(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put("GET /v1/agents", problem(401, "unauthenticated", "cannot let you in: the key is unknown"))
+    code, _, err = run(capsys, "agents")
+    assert code == 1
+    assert "error: cannot let you in: the key is unknown" in err
+    assert "GREENROOM_KEY" in err
+
+
+def test_debugging_raises_the_error(nowhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREENROOM_DEBUG", "1")
+    with pytest.raises(errors.NodeUnreachable):
+        cli.main(["status"])
+
+
+# Tables and JSON
+
+
+def put_lists(fake: FakeNode) -> None:
+    long = task("running", agent="a" * 63, input={"text": "x" * 300}, finished_at=None)
+    fake.put("GET /v1/tasks", {"items": [task(), long], "next_cursor": "77"})
+    fake.put(f"GET {TASK}", task())
+    fake.put(
+        "GET /v1/agents", {"items": [agent(), agent("broken", state="failed", reason="no module named x")]}
+    )
+    fake.put("GET /v1/agents/research", agent())
+    fake.put("GET /v1/replicas", {"items": [REPLICA]})
+    fake.put(
+        "GET /v1/sessions", {"items": [{"id": "s-1", "agent": "research", "tasks": 3, "updated_at": AT}]}
+    )
+    fake.put("GET /v1/sessions/s-1", {"id": "s-1", "agent": "research", "state": {"n": 1}})
+    fake.put("GET /v1/keys", {"items": [{"id": "k1", "name": "ci", "role": "user", "created_at": AT}]})
+    fake.put(
+        "GET /v1/status",
+        {
+            "environment": "development",
+            "node": {"id": "node-1", "state": "ready"},
+            "agents": [
+                {
+                    "name": "research",
+                    "state": "ready",
+                    "replicas": {"ready": 2, "desired": 2},
+                    "tasks": {"x": 1},
+                }
+            ],
+            "tasks": {"queued": 3, "running": 1},
+            "not_yet_built": {"cluster.tracing": "nothing is traced"},
+        },
+    )
+
+
+READ_VERBS: list[list[str]] = [
+    ["tasks", "ls"],
+    ["tasks", "show", TASK_ID],
+    ["agents"],
+    ["agents", "research"],
+    ["replicas"],
+    ["sessions", "ls"],
+    ["sessions", "show", "s-1"],
+    ["keys", "ls"],
+    ["status"],
+]
+
+
+@pytest.mark.parametrize("argv", READ_VERBS, ids=" ".join)
+def test_every_read_verb_prints_json_and_nothing_else(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    put_lists(fake)
+    code, out, err = run(capsys, *argv, "--json")
+    assert (code, err) == (0, "")
+    assert isinstance(json.loads(out), dict)
+    assert out.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", READ_VERBS, ids=" ".join)
+def test_every_table_fits_80_columns_with_its_ids_whole(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    put_lists(fake)
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    assert "\x1b" not in out
+    if argv[-1] == "ls" or len(argv) == 1:
+        assert all(len(line.rstrip()) <= 80 for line in out.splitlines()), out
+        wanted = {
+            "tasks": TASK_ID,
+            "agents": "broken",
+            "replicas": str(REPLICA["id"]),
+            "sessions": "s-1",
+            "keys": "k1",
+        }
+        assert wanted.get(argv[0], "research") in out
+
+
+def test_where_no_screen_is_nothing_is_cut(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_lists(fake)
+    monkeypatch.delenv("COLUMNS")
+    assert "x" * 300 in run(capsys, "tasks", "ls")[1]
+
+
+def test_a_failed_agents_reason_and_more_pages_are_said(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_lists(fake)
+    assert "broken: no module named x" in run(capsys, "agents")[2]
+    assert "--cursor 77" in run(capsys, "tasks", "ls")[2]
+    assert "cluster.tracing" in run(capsys, "status")[1]
+
+
+def test_empty_lists_say_so(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put("GET /v1/tasks", {"items": []})
+    assert run(capsys, "tasks", "ls") == (0, "", "no tasks\n")
+    assert run(capsys, "tasks", "ls", "--json") == (0, '{"items":[],"next_cursor":null}\n', "")
+
+
+def test_what_agents_write_cannot_command_the_terminal(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.put(f"GET {TASK}", task(output="\x1b]0;owned\x07\x1b[31mred [bold]markup[/bold]\u202e\nsecond line"))
+    _, out, _ = run(capsys, "tasks", "show", TASK_ID)
+    assert "\x1b" not in out
+    assert "\u202e" not in out
+    assert "[bold]markup[/bold]" in out
+    assert "second line" in out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "0s"), (0, "0s"), (1.25, "1.2s"), (59, "59s"), (3599, "59m"), (86400, "1d"), (1e6, "11d")],
+)
+def test_spans_are_short(seconds: float, text: str) -> None:
+    assert render.span(seconds) == text
+
+
+# Following a task
+
+
+def test_watching_prints_the_events_and_the_output(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.stream(
+        event(1, "state", {"state": "running"}),
+        event(2, "message", {"source": "research", "content": "two\nlines \x1b[2J"}),
+        event(3, "progress", {"done": 1, "of": 2}),
+        event(4, "state", {"state": "succeeded"}),
+    )
+    fake.put(f"GET {TASK}", task())
+    code, out, err = run(capsys, "tasks", "watch", TASK_ID)
+    assert (code, err) == (0, "")
+    lines = [line.split(maxsplit=1)[1] for line in out.splitlines()[:4]]
+    assert lines == [
+        "state     running",
+        "message   research: two lines �[2J",
+        'progress  {"done":1,"of":2}',
+        "state     succeeded",
+    ]
+    assert out.splitlines()[4:] == ["All is well."]
+
+
+def test_watching_a_task_that_fails_exits_with_one_and_json_is_a_line_an_event(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.stream(event(1, "state", {"state": "failed"}))
+    fake.put(f"GET {TASK}", task("failed"))
+    code, out, _ = run(capsys, "tasks", "watch", TASK_ID, "--json")
+    assert code == 1
+    assert [json.loads(line)["seq"] for line in out.splitlines()] == [1]
+
+
+@pytest.mark.slow
+def test_interrupting_a_watch_leaves_the_task_and_exits_with_130(fake: FakeNode, tmp_path: Path) -> None:
+    fake.put(f"GET {TASK}", task("running"))
+    fake.stream(event(1, "state", {"state": "running"}))
+    fake.streams += [[] for _ in range(1000)]  # connections that end at once: the command goes on asking
+    program = "import sys; from greenroom.cli.main import main; sys.exit(main())"
+    watching = subprocess.Popen(
+        [sys.executable, "-c", program, "tasks", "watch", TASK_ID],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    )
+    try:
+        assert watching.stdout is not None
+        assert "running" in watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        _, err = watching.communicate(timeout=20)
+    finally:
+        watching.kill()
+    assert watching.returncode == 130
+    assert "goes on" in err
+    assert "Traceback" not in err
+
+
+# Doing
+
+
+def test_the_verbs_that_change_something(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put(f"POST {TASK}/cancel", task("cancelled"))
+    fake.put(f"POST {TASK}/retry", task("queued", id="another"))
+    fake.put("DELETE /v1/sessions/s", Response(status_code=204))
+    fake.put("PATCH /v1/agents/research/scale", agent(replicas={"desired": 3, "ready": 2}))
+    fake.put(f"POST /v1/replicas/{REPLICA['id']}/restart", REPLICA)
+    fake.put(f"POST /v1/replicas/{REPLICA['id']}/drain", REPLICA | {"state": "draining"})
+    fake.put("POST /v1/keys", {"id": "k", "name": "ci", "role": "user", "key": "gr_dev_secret"})
+    fake.put("DELETE /v1/keys/k", Response(status_code=204))
+
+    def out(*argv: str) -> str:
+        code, printed, _ = run(capsys, *argv)
+        assert code == 0
+        return printed
+
+    assert "cancelled" in out("tasks", "cancel", TASK_ID)
+    assert "another" in out("tasks", "retry", TASK_ID)
+    assert "removed" in out("sessions", "rm", "s")
+    assert "3 replicas wanted, 2 ready" in out("scale", "research", "3")
+    assert "ready" in out("replicas", "restart", str(REPLICA["id"]))
+    assert "draining" in out("replicas", "drain", str(REPLICA["id"]))
+    assert out("keys", "create", "ci") == "gr_dev_secret\n"
+    assert fake.last_body == {"name": "ci", "role": "user"}
+    assert "revoked" in out("keys", "revoke", "k")
+
+
+def test_cancelling_what_has_ended_fails(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put(f"POST {TASK}/cancel", problem(409, "conflict", "cannot cancel: it has succeeded"))
+    code, _, err = run(capsys, "tasks", "cancel", TASK_ID)
+    assert (code, err) == (1, "error: cannot cancel: it has succeeded\n")
+
+
+# Manifest and machine
+
+
+def test_init_writes_a_manifest_that_is_valid_and_an_agent_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "init")
+    assert (code, out) == (0, "wrote greenroom.toml\nwrote agents.py\n")
+    assert "next: greenroom up" in err
+    code, out, _ = run(capsys, "config", "validate")
+    assert (code, out) == (0, "greenroom.toml is valid: development, 1 agent\n")
+    written: dict[str, Any] = {}
+    exec(compile((tmp_path / "agents.py").read_text(), "agents.py", "exec"), written)
+    assert "hello" in written
+
+
+def test_init_overwrites_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "agents.py").write_text("mine")
+    code, _, err = run(capsys, "init")
+    assert code == 1
+    assert "agents.py: it is there already" in err
+    assert not (tmp_path / "greenroom.toml").exists()
+    assert run(capsys, "init", "new/folder")[0] == 0
+
+
+def test_config_show_has_an_origin_for_every_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GREENROOM_CLUSTER__MAX_REPLICAS", "7")
+    cli.main(["init"])
+    capsys.readouterr()
+    _, out, _ = run(capsys, "config", "show", "--json")
+    rows = {row["path"]: row for row in json.loads(out)["items"]}
+    assert rows["cluster.max_replicas"] == {
+        "path": "cluster.max_replicas",
+        "value": 7,
+        "origin": "GREENROOM_CLUSTER__MAX_REPLICAS",
+    }
+    assert rows["agents.hello.factory"]["origin"] == "greenroom.toml"
+    assert "GREENROOM_CLUSTER__MAX_REPLICAS" in run(capsys, "config", "show")[1]
+
+
+def test_every_mistake_of_the_manifest_is_listed_and_exits_with_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "greenroom.toml").write_text('environment = "prod"\n[cluster]\nmax_replicas = 0\n')
+    for argv in (["config", "validate"], ["up"]):
+        code, out, err = run(capsys, *argv)
+        assert (code, out) == (2, "")
+        assert "environment:" in err
+        assert "cluster.max_replicas:" in err
+    code, out, _ = run(capsys, "config", "validate", "--json")
+    assert code == 2
+    assert [problem["path"] for problem in json.loads(out)["problems"]] == [
+        "environment",
+        "cluster.max_replicas",
+    ]
+
+
+def test_doctor_says_what_each_agent_is_taken_for(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["init"])
+    capsys.readouterr()
+    fake.put(
+        "GET /v1/agents", {"items": [agent(), agent("broken", state="failed", reason="no module named x")]}
+    )
+    code, out, _ = run(capsys, "doctor", "--json")
+    findings = {finding["check"]: finding for finding in json.loads(out)["items"]}
+    assert code == 1
+    assert findings["agent research"]["found"] == "taken for an AutoGen agent"
+    assert findings["agent broken"]["result"] == "failed"
+    assert findings["manifest"]["result"] == "ok"
+    assert {"python", "kernel", "sqlite", "landlock", "pidfd", "node"} <= set(findings)
+
+
+def test_doctor_without_a_node_says_to_start_it(nowhere: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["init"])
+    capsys.readouterr()
+    _, out, _ = run(capsys, "doctor")
+    assert "start it with greenroom up" in out
+
+
+# Help
+
+
+def test_help_lists_the_verbs_and_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for verb, _, help in cli.VERBS:
+        assert verb in out
+        code, shown, _ = run(capsys, verb, "--help")
+        assert code == 0
+        assert help.removesuffix(".") in " ".join(shown.split())
+
+
+@pytest.mark.slow
+def test_help_is_quick_and_imports_no_web_library() -> None:
+    program = (
+        "import sys; from greenroom.cli.main import main; code = main(['--help'])\n"
+        "sys.exit(code or bool({'httpx', 'uvicorn', 'greenroom.settings', 'greenroom.node'} & set(sys.modules)))"
+    )
+    start_s = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        check=False,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert done.returncode == 0
+    assert time.monotonic() - start_s < 4.0  # a fifth of a second on an idle machine

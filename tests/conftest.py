@@ -1,0 +1,18 @@
+"""What holds for every test: no variable of the developer's is seen, and no example is drawn at random."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+
+_FOREIGN = ("GREENROOM_", "LLAMA_ARG_", "OPENAI_")
+
+for name in [
+    name for name in os.environ if name.startswith(_FOREIGN) and not name.startswith("GREENROOM_TEST_")
+]:
+    del os.environ[name]
+os.environ["AUTOGEN_DISABLE_RUNTIME_TRACING"] = "true"
+
+hypothesis.settings.register_profile("greenroom", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("greenroom")

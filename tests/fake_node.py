@@ -1,0 +1,137 @@
+"""A node of canned answers, for the tests of the client and of the command: real HTTP, no engine."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+AT = "2026-01-02T03:04:05.678901Z"
+LATER = "2026-01-02T03:04:07.178901Z"
+TASK_ID = "01936f2e4b7c7d0aa1b2c3d4e5f60718"
+SLOTS = [{"agent": "research", "score": 0.91, "reason": "summarise"}, {"agent": "writing", "score": 0.12}]
+
+Answer = Response | Exception
+
+
+def task(state: str = "succeeded", **fields: Any) -> dict[str, Any]:
+    """A task as the API shows it, with a field that this client does not know."""
+    return {
+        "id": TASK_ID,
+        "agent": "research",
+        "revision": 3,
+        "state": state,
+        "input": "Summarise the news",
+        "output": "All is well." if state == "succeeded" else None,
+        "error": {"type": "ValueError", "message": "no sources", "retryable": False}
+        if state == "failed"
+        else None,
+        "attempt": 1,
+        "attempts": [
+            {"epoch": 1, "attempt": 1, "replica": "r1", "revision": 3, "started_at": AT, "ended_at": LATER}
+        ],
+        "usage": {"input_tokens": 12, "output_tokens": 34},
+        "created_at": AT,
+        "started_at": AT,
+        "finished_at": LATER if state in ("succeeded", "failed") else None,
+        "mood": "of a newer node",
+        **fields,
+    }
+
+
+def agent(name: str = "research", **fields: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "description": "Finds and summarises sources from everywhere, at length and with great care",
+        "state": "ready",
+        "revision": 3,
+        "replicas": {"desired": 2, "ready": 2},
+        "queued": 0,
+        "running": 1,
+        "adapter": "an AutoGen agent",
+        **fields,
+    }
+
+
+def problem(status: int, code: str, detail: str, **fields: Any) -> Response:
+    body = {"type": f"greenroom:{code}", "title": code, "status": status, "detail": detail, **fields}
+    headers = {"Retry-After": "0"} if status in (429, 503) else None
+    return JSONResponse(body, status, headers=headers, media_type="application/problem+json")
+
+
+def event(seq: int, type: str, data: Any) -> bytes:
+    body = json.dumps({"seq": seq, "type": type, "at": AT, "data": data}, ensure_ascii=False)
+    return f"id: {seq}\nevent: {type}\ndata: {body}\n\n".encode()
+
+
+class FakeNode:
+    """Answers each ``METHOD /path`` with what was put there, in turn, the last one for ever."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[Answer]] = {}
+        self.requests: list[tuple[Request, bytes]] = []
+        self.streams: list[list[bytes | Exception]] = []
+        methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+        self.app = Starlette(routes=[Route("/{path:path}", self._answer, methods=methods)])
+
+    def put(self, route: str, *answers: Any) -> None:
+        self.answers[route] = [
+            answer if isinstance(answer, Response | Exception) else JSONResponse(answer) for answer in answers
+        ]
+
+    def stream(self, *chunks: bytes | Exception) -> None:
+        """Add a connection to ``/v1/tasks/ID/events``: what it sends before it closes or breaks."""
+        self.streams.append(list(chunks))
+
+    @property
+    def last(self) -> Request:
+        return self.requests[-1][0]
+
+    @property
+    def last_body(self) -> Any:
+        return json.loads(self.requests[-1][1])
+
+    def asked(self, route: str) -> list[Request]:
+        return [request for request, _ in self.requests if f"{request.method} {request.url.path}" == route]
+
+    async def _answer(self, request: Request) -> Response:
+        self.requests.append((request, await request.body()))
+        if request.url.path.endswith("/events"):
+            return StreamingResponse(self._chunks(self.streams.pop(0)), media_type="text/event-stream")
+        answers = self.answers.get(f"{request.method} {request.url.path}")
+        if answers is None:
+            return problem(404, "not-found", f"cannot find {request.url.path}: there is no such thing")
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def _chunks(self, chunks: list[bytes | Exception]) -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield chunk
+
+    @contextmanager
+    def serving(self) -> Iterator[str]:
+        """Serve on a free port of loopback; the URL."""
+        server = uvicorn.Server(
+            uvicorn.Config(self.app, port=0, log_level="critical", ws="none", lifespan="off")
+        )
+        sock = server.config.bind_socket()
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(10)
+            sock.close()

@@ -1,0 +1,276 @@
+"""What an agent may say of itself: defaults, bounds, names, and the rules between keys."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import msgspec
+import pytest
+
+from greenroom import settings
+from greenroom.settings import AgentSettings, SettingsInvalid, rules
+from greenroom.settings.checking import Checker
+
+FULL = {
+    "factory": "agents.team:build.it",
+    "description": "Finds sources\nand sums them up",
+    "skills": ["search", "summary"],
+    "examples": ["Find three sources on rain"],
+    "arguments": {"model": "gpt-4o-mini", "nested": {"list": [1, 2.5, None, True]}, "none": None},
+    "env": ["OPENAI_API_KEY"],
+    "include": ["prompts/**/*.txt", "data.json", "..hidden/x"],
+    "python": ".venv-crew/bin/python3.12",
+    "concurrency": 4,
+    "sessions": True,
+    "timeout_s": 10,
+    "max_attempts": 5,
+    "retry_backoff_s": 0.5,
+    "retry_on": ["openai.RateLimitError", "TimeoutError"],
+    "on_replica_loss": "retry",
+    "memory_mb": 512,
+    "read_paths": [],
+    "write_paths": [],
+    "egress": ["any"],
+    "scaling": {"min_replicas": 2, "max_replicas": None},
+    "rollout": {
+        "strategy": "rolling",
+        "checks": [],
+        "hold_s": 0,
+        "scale_down_delay_s": 5,
+        "progress_deadline_s": 120,
+    },
+}
+
+
+def _problems(name: str = "research", **given: Any) -> dict[str, str]:
+    with pytest.raises(SettingsInvalid) as caught:
+        settings.parse_agent(name, {"factory": "agents:research"} | given)
+    return dict(caught.value.problems)
+
+
+def test_an_agent_needs_a_factory_only_and_the_rest_has_the_documented_defaults() -> None:
+    agent = settings.parse_agent("research", {"factory": "agents:research"})
+    assert (agent.concurrency, agent.sessions, agent.timeout_s, agent.max_attempts) == (1, False, 300, 3)
+    assert (agent.retry_backoff_s, agent.retry_on, agent.on_replica_loss, agent.memory_mb) == (
+        1,
+        (),
+        "retry",
+        None,
+    )
+    assert (agent.scaling.min_replicas, agent.scaling.max_replicas) == (1, None)
+    assert agent.scaling.target_queue_per_replica == 5
+    rollout = agent.rollout
+    assert (rollout.strategy, rollout.hold_s, rollout.scale_down_delay_s) == ("rolling", 0, 5)
+    assert rollout.progress_deadline_s == 120
+
+
+def test_every_key_is_taken() -> None:
+    assert set(FULL) == set(AgentSettings.__struct_fields__)
+    agent = settings.parse_agent("research", FULL)
+    assert agent.skills == ("search", "summary")
+    assert agent.arguments == FULL["arguments"]
+    assert agent.scaling.min_replicas == 2
+
+
+@pytest.mark.parametrize("given", [FULL, {"factory": "a:b"}])
+def test_an_agent_survives_json(given: dict[str, Any]) -> None:
+    agent = settings.parse_agent("research", given)
+    encoded = msgspec.json.encode(agent)
+    assert msgspec.convert(msgspec.json.decode(encoded), AgentSettings) == agent
+    again = settings.parse_agent("research", msgspec.json.decode(encoded))
+    assert msgspec.json.encode(again) == encoded
+
+
+def test_a_default_said_aloud_is_the_same_bytes() -> None:
+    said = {
+        "factory": "a:b",
+        "timeout_s": 300,
+        "retry_backoff_s": 1,
+        "scaling": {"target_queue_per_replica": 5},
+    }
+    silent = settings.parse_agent("a", {"factory": "a:b"})
+    assert msgspec.json.encode(settings.parse_agent("a", said)) == msgspec.json.encode(silent)
+
+
+def test_null_is_absent() -> None:
+    nulls = {key: None for key in FULL if key != "factory"}
+    assert settings.parse_agent("a", {"factory": "a:b"} | nulls) == settings.parse_agent(
+        "a", {"factory": "a:b"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("timeout_s", "10", 'expected a number of seconds > 0 and at most 604800, got "10"'),
+        ("timeout_s", 0, "got 0"),
+        ("timeout_s", True, "got true"),
+        ("timeout_s", float("nan"), "got nan"),
+        ("timeout_s", float("inf"), "got inf"),
+        ("timeout_s", 604_801, "got 604801"),
+        ("timeout_s", 10**400, "got a number of 1329 bits"),
+        ("concurrency", 0, "expected a whole number from 1 to 1024, got 0"),
+        ("concurrency", 1025, "got 1025"),
+        ("concurrency", 2.0, "got 2.0"),
+        ("concurrency", True, "got true"),
+        pytest.param("concurrency", 10**5000, "got a number of 16610 bits", id="concurrency-huge"),
+        ("sessions", 1, "expected true or false, got 1"),
+        ("max_attempts", 101, "from 1 to 100"),
+        ("retry_backoff_s", -1, "expected a number of seconds from 0"),
+        ("memory_mb", 0, "a whole number of megabytes from 1"),
+        ("on_replica_loss", "retri", 'did you mean "retry"?'),
+        ("env", "OPENAI_API_KEY", "expected a list of at most 200"),
+        ("env", ["A"] * 201, "got a list of 201"),
+        ("description", 5, "expected text of at most 2000 characters, got 5"),
+        ("description", "x" * 2001, "got"),
+        ("description", "bell\x07", "expected text"),
+        ("description", "\ud800", "expected text"),
+        ("factory", "agents.research", '"module:attribute"'),
+        ("factory", "../agents:research", '"module:attribute"'),
+        ("factory", "agents:research\n", '"module:attribute"'),
+        ("factory", "agents/x:research", '"module:attribute"'),
+        ("factory", "agents:a:b", '"module:attribute"'),
+        ("factory", "1agents:a", '"module:attribute"'),
+        ("factory", ".agents:a", '"module:attribute"'),
+        ("factory", "agents:class", '"class" cannot be a name in Python'),
+        ("factory", "agents:x²", '"x²" cannot be a name in Python'),
+        ("python", "../python", 'the path of a Python interpreter, without ".."'),
+        ("python", "venv/../bin/python", "got"),
+        ("python", "/bin/sh", "got"),
+        ("python", "python -c x", "got"),
+        ("arguments", [], "expected a table, got a list of 0"),
+        ("arguments", {"x": "a" * 300_000}, "expected at most 262144 bytes"),
+        ("scaling", 3, "expected a table, got 3"),
+        ("on_replica_loss", "fail", '"fail" requires concurrency = 1, got 4'),
+    ],
+)
+def test_a_wrong_value_is_named(key: str, value: object, message: str) -> None:
+    given: dict[str, Any] = {key: value} | ({"concurrency": 4} if value == "fail" else {})
+    problems = _problems(**given)
+    assert list(problems) == [f"agents.research.{key}"]
+    assert message in problems[f"agents.research.{key}"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["/etc/passwd", "../x", "a/../b", "a/..", "..", ".", "./a", "a//b", "a\\..\\b", "", "a\0b"]
+)
+def test_a_pattern_stays_inside_the_folder(pattern: str) -> None:
+    assert list(_problems(include=["ok.txt", pattern])) == ["agents.research.include[1]"]
+
+
+@pytest.mark.parametrize("name", ["GREENROOM_KEY", "1A", "A-B", "", "A=1", "A\n", "É"])
+def test_a_variable_needs_a_valid_name_that_is_not_ours(name: str) -> None:
+    assert list(_problems(env=["A", name])) == ["agents.research.env[1]"]
+
+
+def test_a_secret_written_by_mistake_is_not_repeated() -> None:
+    assert "sk-1" not in str(_problems(env=["OPENAI_API_KEY=sk-1"]))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-a", "_a", "A", "a" * 64, "a/b", "..", "a.b", "a\n", "a\0", "é", "a b"]
+)
+def test_a_name_that_is_no_name_is_refused_and_hides_nothing(name: str) -> None:
+    problems = _problems(name, concurrency=2, on_replica_loss="fail")
+    assert len(problems) == 2
+    assert all(path.startswith("agents.") for path in problems)
+
+
+@pytest.mark.parametrize("name", ["a", "0", "research-2_b", "a" * 63])
+def test_a_good_name_is_taken(name: str) -> None:
+    settings.parse_agent(name, {"factory": "a:b"})
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "message"),
+    [
+        ({"x": {"y": [1, float("nan")]}}, "arguments.x.y[1]", "expected a finite number"),
+        ({"when": datetime.date(2026, 1, 1)}, "arguments.when", "expected a JSON value, got a date"),
+        ({"big": 2**63}, "arguments.big", "at most 64 bits"),
+        ({"a b": "\udfff"}, 'arguments."a b"', "text in Unicode"),
+        ({5: 1}, "arguments.5", "expected a key that is text"),
+    ],
+)
+def test_arguments_are_json(value: object, path: str, message: str) -> None:
+    problems = _problems(arguments=value)
+    assert list(problems) == [f"agents.research.{path}"]
+    assert message in problems[f"agents.research.{path}"]
+
+
+def test_arguments_may_not_be_bottomless() -> None:
+    bottomless: dict[str, Any] = {}
+    bottomless["again"] = bottomless
+    [message] = _problems(arguments=bottomless).values()
+    assert message == "expected at most 32 levels of nesting"
+
+
+def test_arguments_are_a_copy() -> None:
+    arguments = {"list": [1]}
+    agent = settings.parse_agent("a", {"factory": "a:b", "arguments": arguments})
+    arguments["list"].append(2)
+    assert agent.arguments == {"list": [1]}
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ({"read_paths": ["/srv"]}, "read_paths"),
+        ({"write_paths": ["/var/lib/reports"]}, "write_paths"),
+        ({"egress": ["api.openai.com:443"]}, "egress"),
+        ({"egress": []}, "egress"),
+        ({"scaling": {"max_replicas": 10}}, "scaling.max_replicas"),
+        ({"scaling": {"target_queue_per_replica": 6}}, "scaling.target_queue_per_replica"),
+        ({"scaling": {"min_replicas": 0}}, "scaling.min_replicas"),
+        ({"rollout": {"strategy": "canary"}}, "rollout.strategy"),
+        ({"rollout": {"checks": ["agents:smoke"]}}, "rollout.checks"),
+        ({"rollout": {"hold_s": 1}}, "rollout.hold_s"),
+    ],
+)
+def test_what_is_not_yet_built_is_refused_by_name(given: dict[str, Any], path: str) -> None:
+    problems = _problems(**given)
+    assert list(problems) == [f"agents.research.{path}"]
+    assert "not yet built" in problems[f"agents.research.{path}"]
+
+
+def test_all_mistakes_are_found_at_once() -> None:
+    problems = _problems(
+        concurency=1,
+        timeout_s=0,
+        env=[1, "A", "2"],
+        scaling={"min_replica": 1, "min_replicas": -1},
+        rollout=[],
+    )
+    assert set(problems) == {
+        "agents.research.concurency",
+        "agents.research.timeout_s",
+        "agents.research.env[0]",
+        "agents.research.env[2]",
+        "agents.research.scaling.min_replica",
+        "agents.research.scaling.min_replicas",
+        "agents.research.rollout",
+    }
+    assert 'did you mean "concurrency"?' in problems["agents.research.concurency"]
+
+
+def test_a_missing_factory_is_named() -> None:
+    with pytest.raises(SettingsInvalid) as caught:
+        settings.parse_agent("research", {})
+    assert caught.value.problems[0].path == "agents.research.factory"
+    assert caught.value.problems[0].message.startswith("is missing")
+
+
+def test_the_bounds_of_scaling_are_a_range() -> None:
+    # Reached by `parse_agent` once scaling.max_replicas is built; the rule must be right by then.
+    agent = AgentSettings(factory="a:b", scaling=settings.Scaling(min_replicas=3, max_replicas=2))
+    checker = Checker()
+    rules.apply(rules.AGENT_RULES, agent, path=("agents", "a"), checker=checker)
+    assert checker.found == [(("agents", "a", "scaling", "min_replicas"), "3 is more than max_replicas, 2")]
+
+
+def test_nonsense_by_the_megabyte_costs_little() -> None:
+    nonsense = {f"timeout_{number}": number for number in range(100_000)}
+    with pytest.raises(SettingsInvalid) as caught:
+        settings.parse_agent("research", nonsense)
+    assert len(caught.value.problems) == 1000
+    assert len(str(caught.value)) < 10_000

@@ -1,0 +1,301 @@
+"""Files, variables and overrides: which wins, what each may say, and how mistakes in them are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from greenroom import errors, settings
+from greenroom.settings import SettingsInvalid, showing
+
+Write = Callable[[str], Path]
+AGENT = '[agents.research]\nfactory = "agents:research"\n'
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str) -> Path:
+        path = tmp_path / "greenroom.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def _problems(
+    manifest: Path | None = None, environ: dict[str, str] | None = None, **overrides: Any
+) -> dict[str, str]:
+    with pytest.raises(SettingsInvalid) as caught:
+        settings.load(manifest, environ or {}, overrides=overrides)
+    return dict(caught.value.problems)
+
+
+def test_a_variable_overrides_the_manifest_and_an_override_both(write: Write) -> None:
+    manifest = write(
+        'environment = "production"\n[cluster]\nmax_replicas = 20\nmax_connections = 30\njson_logs = false'
+    )
+    environ = {"GREENROOM_CLUSTER__MAX_REPLICAS": "21", "GREENROOM_CLUSTER__MAX_CONNECTIONS": "31"}
+    loaded = settings.load(
+        manifest, environ, overrides={"cluster": {"max_connections": 32, "json_logs": None}}
+    )
+    cluster = loaded.cluster
+    assert (cluster.json_logs, cluster.max_replicas, cluster.max_connections) == (False, 21, 32)
+    assert loaded.origins["environment"] == "greenroom.toml"
+    assert loaded.origins["cluster.json_logs"] == "greenroom.toml"
+    assert loaded.origins["cluster.max_replicas"] == "GREENROOM_CLUSTER__MAX_REPLICAS"
+    assert loaded.origins["cluster.max_connections"] == "override"
+    assert loaded.origins["cluster.log_level"] == "default of production"
+    assert loaded.origins["server.port"] == "default"
+    assert loaded.origins["cluster.tracing"] == "not yet built"
+
+
+def test_every_value_has_an_origin(write: Write) -> None:
+    loaded = settings.load(write(AGENT), {})
+    assert [path for path, _, _ in settings.rows(loaded)] == list(loaded.origins)
+
+
+def test_variables_change_agents_by_their_name_in_capitals(write: Write) -> None:
+    manifest = write(
+        '[agents.deep-research]\nfactory="a:b"\n[agents.a]\nfactory="a:b"\n[agents.a__b]\nfactory="a:b"\n'
+    )
+    environ = {
+        "GREENROOM_AGENTS__DEEP_RESEARCH__TIMEOUT_S": "7.5",
+        "GREENROOM_AGENTS__DEEP_RESEARCH__SCALING__MIN_REPLICAS": "2",
+        "GREENROOM_AGENTS__DEEP_RESEARCH__ENV": '["A", "B"]',
+        "GREENROOM_AGENTS__DEEP_RESEARCH__DESCRIPTION": "reads, and reads",
+        "GREENROOM_AGENTS__DEEP_RESEARCH__ARGUMENTS__MODEL": "gpt-4o",
+        "GREENROOM_AGENTS__A__SESSIONS": "true",
+        "GREENROOM_AGENTS__A__B__MAX_ATTEMPTS": "9",
+    }
+    loaded = settings.load(manifest, environ)
+    agent = loaded.agents["deep-research"]
+    assert (agent.timeout_s, agent.scaling.min_replicas, agent.env) == (7.5, 2, ("A", "B"))
+    assert (agent.description, agent.arguments) == ("reads, and reads", {"model": "gpt-4o"})
+    assert loaded.agents["a"].sessions
+    assert loaded.agents["a__b"].max_attempts == 9
+    assert (
+        loaded.origins["agents.deep-research.arguments.model"]
+        == "GREENROOM_AGENTS__DEEP_RESEARCH__ARGUMENTS__MODEL"
+    )
+
+
+def test_a_variable_that_may_mean_two_agents_is_refused(write: Write) -> None:
+    manifest = write('[agents.a-b]\nfactory="a:b"\n[agents.a_b]\nfactory="a:b"\n')
+    problems = _problems(manifest, {"GREENROOM_AGENTS__A_B__TIMEOUT_S": "1"})
+    assert problems == {"GREENROOM_AGENTS__A_B__TIMEOUT_S": "may mean each of the agents a-b, a_b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("plain words", "plain words"),
+        ('"quoted"', "quoted"),
+        ("2026-01-01", "2026-01-01"),
+        ("x\ny = 1", "x\ny = 1"),
+        ('"x"\nfactory = "evil:it"', '"x"\nfactory = "evil:it"'),
+        ("", ""),
+        ("[" * 100_000, None),
+    ],
+)
+def test_a_variable_that_is_not_toml_is_text(text: str, value: str | None, write: Write) -> None:
+    environ = {"GREENROOM_AGENTS__RESEARCH__DESCRIPTION": text}
+    if value is None:  # longer than a description may be
+        assert list(_problems(write(AGENT), environ)) == ["agents.research.description"]
+    else:
+        assert settings.load(write(AGENT), environ).agents["research"].description == value
+
+
+@pytest.mark.parametrize(
+    ("variable", "path", "message"),
+    [
+        ("GREENROOM_CLUSTER__MAX_REPLICA", "cluster.max_replica", 'did you mean "max_replicas"?'),
+        ("GREENROOM_CLUSTR__METRICS", "GREENROOM_CLUSTR__METRICS", 'did you mean "GREENROOM_CLUSTER__…"?'),
+        ("GREENROOM_SERVER_PORT", "GREENROOM_SERVER_PORT", 'did you mean "GREENROOM_SERVER__PORT"?'),
+        ("GREENROOM_ENV", "GREENROOM_ENV", 'did you mean "GREENROOM_ENVIRONMENT"?'),
+        ("GREENROOM_AGENTS__RESERCH__ENV", "GREENROOM_AGENTS__RESERCH__ENV", 'did you mean "research"?'),
+        ("GREENROOM_AGENTS__RESEARCH__TIMEOUT", "agents.research.timeout", 'did you mean "timeout_s"?'),
+        ("GREENROOM_CLUSTER__MAX_REPLICAS", "cluster.max_replicas", "(GREENROOM_CLUSTER__MAX_REPLICAS)"),
+    ],
+)
+def test_a_wrong_variable_is_refused_with_a_suggestion(
+    variable: str, path: str, message: str, write: Write
+) -> None:
+    problems = _problems(write(AGENT), {variable: "some text"})
+    assert list(problems) == [path]
+    assert message in problems[path]
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    others = ["URL", "KEY", "TEST_POSTGRES", "DATA_DIR", "STORE", "SERVICE_HOST", "PORT_7080_TCP_ADDR"]
+    environ = {f"GREENROOM_{name}": "tcp://10.0.0.1:80" for name in others} | {
+        "HOME": "/",
+        "greenroom_cluster__x": "1",
+    }
+    assert settings.load(None, environ) == settings.load(None, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[cluster\n", "line 1, column 9"),
+        ("a = 1\na = 2\n", "line 2"),
+        ("x = " + "1" * 5000, "is not TOML"),
+        ("x = " + "[" * 50_000, "nested too deeply"),
+        ("#" * 1_100_000, "larger than 1048576 bytes"),
+    ],
+)
+def test_a_file_that_is_no_manifest_is_one_mistake(text: str, message: str, write: Write) -> None:
+    problems = _problems(write(text), {"GREENROOM_NONSENSE__X": "1"})
+    assert list(problems) == ["greenroom.toml"]
+    assert message in problems["greenroom.toml"]
+
+
+def test_a_file_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
+    assert "`greenroom init` writes one" in _problems(tmp_path / "greenroom.toml")["greenroom.toml"]
+    assert "directory" in _problems(tmp_path)[tmp_path.name]
+    assert _problems(Path("a\0b")) == {"a\0b": "is not a path"}
+    (tmp_path / "latin").write_bytes(b"\xff")
+    assert _problems(tmp_path / "latin") == {"latin": "is not UTF-8: byte 0"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "message"),
+    [
+        ({"clusters": {}}, "clusters", 'did you mean "cluster"?'),
+        ({"": 1}, '""', "unknown key"),
+        ({"cluster": 5}, "cluster", "expected a table, got 5"),
+        ({"cluster": {"log_level": "info"}}, "cluster.log_level", 'did you mean "INFO"?'),
+        (
+            {"cluster": {"max_replicas": True}},
+            "cluster.max_replicas",
+            "expected a whole number from 1 to 10000, got true",
+        ),
+        ({"server": {"port": 65_536}}, "server.port", "from 0 to 65535"),
+        ({"server": {"host": "0.0.0.0"}}, "server.host", "requires security.tls"),
+        ({"server": {"host": "example.com"}}, "server.host", "requires security.tls"),
+        ({"server": {"host": "local host"}}, "server.host", "expected an IP address or host name"),
+        ({"security": {"authentication": False}}, "security.authentication", "cannot be switched off"),
+        ({"environment": {}}, "environment", "got a table"),
+        ({"agents": []}, "agents", "got a list of 0"),
+        ({"agents": {"a": None, "b": 5}}, "agents.b", "expected a table, got 5"),
+        ({"cluster": {"autoscaling": True}}, "cluster.autoscaling", "not yet built"),
+        ({"cluster": {"cpu": 4}}, "cluster.cpu", "not yet built"),
+        ({"cluster": {"tracing": True}}, "cluster.tracing", "not yet built"),
+        ({"server": {"accept_code": True}}, "server.accept_code", "not yet built"),
+        ({"security": {"rate_limit_per_minute": 600}}, "security.rate_limit_per_minute", "not yet built"),
+        ({"security": {"tls": True}}, "security.tls", "not yet built"),
+        ({"security": {"audit_log": True}}, "security.audit_log", "not yet built"),
+    ],
+)
+def test_a_wrong_key_is_named(overrides: dict[str, Any], path: str, message: str) -> None:
+    problems = _problems(**overrides)
+    assert list(problems) == [path]
+    assert message in problems[path]
+
+
+@pytest.mark.parametrize("path", [path for path in settings.NOT_YET_BUILT if not path.startswith("agents")])
+def test_saying_off_to_what_is_not_yet_built_is_fine(path: str) -> None:
+    section, key = path.split(".")
+    off = getattr(getattr(settings.load(None, {}), section), key)
+    loaded = settings.load(None, {}, overrides={section: {key: off}})
+    assert loaded.origins[path] == "not yet built"
+
+
+def test_what_is_not_yet_built_are_existing_keys() -> None:
+    agent = {"factory": "a:b"}
+    loaded = settings.load(
+        None, {}, overrides={"agents": {"*": agent, "a": agent}} | {"agents": {"a": agent}}
+    )
+    paths = {path.replace("agents.a.", "agents.*.") for path in loaded.origins}
+    assert settings.NOT_YET_BUILT.keys() <= paths
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_loopback_needs_no_tls(host: str) -> None:
+    assert settings.load(None, {}, overrides={"server": {"host": host}}).server.host == host
+
+
+def test_the_minimums_have_to_fit() -> None:
+    agents = {name: {"factory": "a:b", "scaling": {"min_replicas": 6}} for name in ("a", "b")}
+    problems = _problems(agents=agents)
+    assert problems == {
+        "cluster.max_replicas": "10 is less than the agents' scaling.min_replicas together, 12"
+    }
+    settings.load(None, {}, overrides={"agents": agents, "cluster": {"max_replicas": 12}})
+
+
+def test_mistakes_everywhere_are_told_at_once_and_readably(write: Write) -> None:
+    manifest = write(AGENT + 'timeout_s = "10"\n[cluster]\nmax_replicas = 0\n[sevrer]\nport = 1\n')
+    with pytest.raises(errors.SettingsInvalid) as caught:
+        settings.load(manifest, {"GREENROOM_SERVER__PORT": "x"})
+    assert str(caught.value) == (
+        "cannot use these settings: 4 mistakes\n"
+        '  sevrer: unknown key; did you mean "server"?\n'
+        "  cluster.max_replicas: expected a whole number from 1 to 10000, got 0\n"
+        '  server.port: expected a whole number from 0 to 65535, got "x" (GREENROOM_SERVER__PORT)\n'
+        '  agents.research.timeout_s: expected a number of seconds > 0 and at most 604800, got "10"'
+    )
+
+
+def test_the_starter_manifest_is_valid_as_it_is_and_with_its_comments_made_real(write: Write) -> None:
+    text = settings.starter_manifest()
+    assert list(settings.load(write(text), {}).agents) == ["hello"]
+    lines = [
+        line.removeprefix("# ") if " = " in line or line.startswith("# [") else line
+        for line in text.splitlines()
+    ]
+    everything = settings.load(write("\n".join(lines)), {})
+    assert everything.agents["hello"].scaling.min_replicas == 2
+    assert everything.cluster.max_connections == 128
+
+
+def test_secrets_among_the_arguments_are_not_shown() -> None:
+    def loaded(secret: str) -> settings.Settings:
+        arguments = {
+            "model": "m",
+            "max_tokens": 5,
+            "api_key": secret,
+            "llm": {"list": [{"Token": secret, "top_k": 1}]},
+        }
+        return settings.load(
+            None, {}, overrides={"agents": {"a": {"factory": "a:b", "arguments": arguments}}}
+        )
+
+    values = {path: value for path, value, _ in settings.rows(loaded("s3cret"))}
+    assert "s3cret" not in str(values)
+    assert values["agents.a.arguments.api_key"] == "***"
+    assert values["agents.a.arguments.max_tokens"] == 5
+    assert values["agents.a.arguments.llm"] == {"list": [{"Token": "***", "top_k": 1}]}
+    changed = settings.diff(loaded("s3cret"), loaded("other"))
+    assert ("agents.a.arguments.api_key", "***", "***") in changed
+    assert "s3cret" not in str(changed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["api_key", "apikey", "OPENAI_API_KEY", "key", "accessKey", "hf_token", "db_password", "client_secret"],
+)
+def test_a_name_of_a_secret_is_known(name: str) -> None:
+    assert showing.masked(("agents", "a", "arguments", name), "x") == "***"
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "monkey", "keyboard", "model"])
+def test_a_name_that_only_resembles_one_is_shown(name: str) -> None:
+    assert showing.masked(("agents", "a", "arguments", name), "x") == "x"
+
+
+def test_a_diff_has_what_changed_and_nothing_else() -> None:
+    agent = {"factory": "a:b"}
+    old = settings.load(None, {}, overrides={"agents": {"a": agent, "gone": agent}})
+    new = settings.load(
+        None, {}, overrides={"agents": {"a": agent | {"concurrency": 2}}, "server": {"port": 1}}
+    )
+    changes = settings.diff(old, new)
+    assert ("server.port", 7080, 1) in changes
+    assert ("agents.a.concurrency", 1, 2) in changes
+    assert ("agents.gone.factory", "a:b", None) in changes
+    assert not [change for change in changes if change.old == change.new and change.new is not None]
+    assert settings.diff(old, old) == []

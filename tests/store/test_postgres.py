@@ -1,0 +1,214 @@
+"""What only a server can do: go away in the middle, refuse, and serve two nodes at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from greenroom import errors
+from greenroom.store import store
+from greenroom.store.transitions import Call
+from greenroom.testing import databases
+from greenroom.testing.fakes import FakeClock
+from greenroom.testing.store_contract import AGENT, TENANT, Node, new_task
+
+DEADLINE_S = 30.0
+_KILL_OTHERS = """
+select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"""
+
+
+async def test_a_killed_connection_is_weather(postgres_scratch: databases.Scratch) -> None:
+    node = Node(await postgres_scratch.open("node-1"))
+    killer = Node(await postgres_scratch.open("node-2"))
+    stored = await node.submit()
+    for _ in range(3):
+        await node.store.tasks.get(stored, tenant=TENANT)
+        await killer.raw(_KILL_OTHERS)
+        with pytest.raises(errors.StoreUnavailable):
+            await node.submit()
+        await node.submit()
+    assert await node.state(stored) == "queued"
+    assert len(await node.store.tasks.list(tenant=TENANT)) == 4
+
+
+async def test_a_connection_killed_in_a_transaction_stores_nothing(postgres_scratch: databases.Scratch) -> None:
+    node = Node(await postgres_scratch.open("node-1"))
+    killer = Node(await postgres_scratch.open("node-2"))
+    id = await node.submit()
+
+    async def delete_all() -> None:
+        async with node.store.db.transaction() as tx:
+            await tx.fetch("delete from task", {})
+            await killer.raw(_KILL_OTHERS)
+            await tx.fetch("select 1", {})
+
+    with pytest.raises(errors.StoreUnavailable):
+        await delete_all()
+    assert await node.state(id) == "queued"
+
+
+async def test_readers_recover_from_killed_connections(postgres_scratch: databases.Scratch) -> None:
+    node = Node(await postgres_scratch.open("node-1"))
+    killer = Node(await postgres_scratch.open("node-2"))
+    id = await node.submit()
+    for _ in range(5):
+        await asyncio.gather(*(node.state(id) for _ in range(8)))
+        await killer.raw(_KILL_OTHERS)
+        try:
+            assert await node.state(id) == "queued"
+        except errors.StoreUnavailable:
+            assert await node.state(id) == "queued"
+
+
+async def test_a_server_that_is_away_is_weather() -> None:
+    opened = store.open("postgresql://nobody@127.0.0.1:1/nothing", clock=FakeClock(), owner="node-1")
+    with pytest.raises(errors.StoreUnavailable):
+        await opened.start()
+    await opened.db.close()
+
+
+async def test_a_database_that_would_lose_what_it_acknowledges_is_refused(postgres_scratch: databases.Scratch) -> None:
+    node = Node(await postgres_scratch.open())
+    ((name,),) = await node.raw("select current_database()")
+    await node.store.db.read(f"alter database {name} set synchronous_commit = off", {})
+    with pytest.raises(errors.StartRefused, match="synchronous_commit"):
+        await postgres_scratch.open("node-2")
+
+
+async def test_a_newer_schema_is_refused(postgres_scratch: databases.Scratch) -> None:
+    node = Node(await postgres_scratch.open())
+    await node.raw("insert into greenroom_schema (number, name) values (9999, 'later')")
+    with pytest.raises(errors.StoreDamaged, match="newer than this release"):
+        await node.store.db.migrate()
+
+
+async def test_two_nodes_that_start_at_once_migrate_once(postgres_server: databases.Server) -> None:
+    async with postgres_server.scratch() as scratch:
+        first = Node(await scratch.open())
+        await first.raw("drop schema public cascade")
+        await first.raw("create schema public")
+        await asyncio.gather(*(store.open(scratch.url, clock=FakeClock(), owner="x").db.migrate() for _ in range(1)))
+        await asyncio.gather(*(scratch.open(f"node-{number}") for number in range(2, 5)))
+        assert await first.raw("select number from greenroom_schema") == [(1,)]
+
+
+async def test_equal_submissions_through_two_nodes_are_one_task(postgres_scratch: databases.Scratch) -> None:
+    nodes = [Node(await postgres_scratch.open(f"node-{number}")) for number in (1, 2)]
+    for key in range(20):
+        answers = await asyncio.gather(
+            *(
+                node.store.tasks.submit(new_task(idempotency_key=f"k{key}", fingerprint=b"same"))
+                for _ in range(8)
+                for node in nodes
+            )
+        )
+        assert len({answer.id for answer in answers}) == 1
+        assert sum(answer.is_new for answer in answers) == 1
+
+
+async def test_transactions_that_wait_for_each_other_are_run_again(postgres_scratch: databases.Scratch) -> None:
+    """Each node takes two sessions in one commit, in opposite order."""
+    nodes = [Node(await postgres_scratch.open(f"node-{number}")) for number in (1, 2)]
+    for sessions in range(50):
+        names = [f"s{sessions}-a", f"s{sessions}-b"]
+        writes = []
+        for node, order in zip(nodes, (names, names[::-1]), strict=True):
+            writes += [node.store.tasks.submit(new_task(session=name)) for name in order]
+        answers = await asyncio.wait_for(asyncio.gather(*writes), DEADLINE_S)
+        assert all(answer.is_new for answer in answers)
+
+
+async def test_a_sub_task_called_while_its_parent_is_cancelled_does_not_stay(
+    postgres_scratch: databases.Scratch,
+) -> None:
+    caller, canceller = [Node(await postgres_scratch.open(f"node-{number}")) for number in (1, 2)]
+    for _ in range(60):
+        root = await caller.submit()
+        claim = await caller.claim_one()
+        child = new_task(parent=root, agent="writing")
+        accepted, _ = await asyncio.gather(
+            caller.store.tasks.call(Call(root, claim.epoch, child)), canceller.store.tasks.cancel(root, tenant=TENANT)
+        )
+        if accepted is not None:
+            assert await caller.state(child.id) == "cancelled"
+
+
+async def test_a_cancel_that_comes_too_late_says_so(postgres_scratch: databases.Scratch) -> None:
+    finisher, canceller = [Node(await postgres_scratch.open(f"node-{number}")) for number in (1, 2)]
+    outcomes = set()
+    for _ in range(60):
+        id = await finisher.submit()
+        claim = await finisher.claim_one()
+        is_stored, answer = await asyncio.gather(
+            finisher.finish(claim), canceller.store.tasks.cancel(id, tenant=TENANT), return_exceptions=True
+        )
+        state = await finisher.state(id)
+        outcomes.add(state)
+        assert (state, is_stored, type(answer)) in {
+            ("succeeded", True, errors.Conflict),
+            ("cancelled", False, type(None)),
+        }
+    assert outcomes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+async def test_sessions_stay_in_order_and_none_is_forgotten_while_two_nodes_race(
+    postgres_scratch: databases.Scratch, seed: int
+) -> None:
+    """Submissions, ends and cancels of the same few sessions meet in every order; at the end nothing is left blocked."""
+    nodes = [Node(await postgres_scratch.open(f"node-{number}")) for number in (1, 2)]
+    chance = random.Random(seed)
+    accepted: list[str] = []
+    order: list[tuple[str, str]] = []  # session, id, as claimed
+
+    async def submit(node: Node) -> None:
+        for _ in range(60):
+            accepted.append(await node.submit(session=f"s{chance.randrange(3)}"))
+
+    async def cancel(node: Node) -> None:
+        for _ in range(40):
+            if accepted:
+                try:
+                    await node.store.tasks.cancel(chance.choice(accepted), tenant=TENANT)
+                except errors.Conflict:
+                    continue
+            await asyncio.sleep(0)
+
+    async def work(node: Node) -> None:
+        for _ in range(60):
+            for claim in await node.claim(2):
+                order.append((claim.session or "", claim.id))
+                await node.finish(claim, chance.choice(["succeeded", "succeeded", "failed"]))
+
+    async with asyncio.timeout(DEADLINE_S):
+        await asyncio.gather(*(act(node) for node in nodes for act in (submit, cancel, work)))
+        while any(await asyncio.gather(*(_drain(node, order) for node in nodes))):
+            pass
+        assert await nodes[0].store.tasks.open_counts() == {}
+    rows = await nodes[0].raw("select id, seq from task")
+    seq = dict(rows)
+    for session in ("s0", "s1", "s2"):
+        numbers = [seq[id] for name, id in order if name == session]
+        assert numbers == sorted(numbers)
+    assert len(rows) == len(accepted) == 120
+
+
+async def _drain(node: Node, order: list[tuple[str, str]]) -> bool:
+    claims = await node.claim(3)
+    for claim in claims:
+        order.append((claim.session or "", claim.id))
+        await node.finish(claim)
+    return bool(claims)
+
+
+async def test_two_nodes_never_claim_the_same_task(postgres_scratch: databases.Scratch) -> None:
+    nodes = [Node(await postgres_scratch.open(f"node-{number}")) for number in (1, 2)]
+    ids = {await nodes[0].submit() for _ in range(60)}
+    for node in nodes:
+        node.store.board.open(f"{node.store.owner}-r", agent=AGENT, revision=1, slots=40)
+    await asyncio.gather(*(node.flush() for node in nodes for _ in range(5)))
+    claims = [claim.id for node in nodes for claim in node.claims]
+    assert len(claims) == len(set(claims)) == len(ids)
