@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 import signal
@@ -62,6 +63,7 @@ class Replica:
         try:
             os.setsid()
             warnings.resetwarnings()
+            logging.getLogger().handlers.clear()  # the test runner's
             self.channel.close()
             os.dup2(output, 1)
             os.dup2(output, 2)
@@ -161,7 +163,11 @@ class Replica:
 def started(factory: str, **options: Any) -> Replica:
     """Start a replica and wait until it is ready."""
     replica = Replica(factory, **options)
-    replica.ready()
+    try:
+        replica.ready()
+    except BaseException:
+        replica.__exit__()
+        raise
     return replica
 
 

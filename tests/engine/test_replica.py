@@ -61,8 +61,8 @@ def test_ready_says_what_the_factory_was_taken_for() -> None:
 @pytest.mark.parametrize(
     ("factory", "arguments", "type", "words"),
     [
-        ("plain:needs_key", {}, "TypeError", ["needs api_key", "`arguments`", "`input`"]),
-        ("plain:unnamed", {}, "TypeError", ["needs text", "`input`"]),
+        ("plain:needs_key", {}, "TypeError", ["needs 'api_key'", "`arguments`", "`input`"]),
+        ("plain:unnamed", {}, "TypeError", ["needs 'text'", "`input`"]),
         ("plain:make_shouter", {"marks": "!"}, "TypeError", ["does not take the argument 'marks'", "it takes mark"]),
         ("plain:notebook", {"a": 1}, "TypeError", ["takes no arguments"]),
         ("plain:number", {}, "UnknownAgent", ["builtins.int", "execute_task(payload)"]),
@@ -520,7 +520,7 @@ def test_a_replica_imports_little() -> None:
     own = {name for name in imported if name.partition(".")[0] == "greenroom"}
     assert own == allowed
     foreign = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"greenroom", "__main__"}
-    assert foreign <= {"msgspec", "_virtualenv", "sitecustomize", "_distutils_hack"}
+    assert foreign <= {"msgspec", "_virtualenv", "sitecustomize", "_distutils_hack", "typing_extensions"}
     assert not {"uvloop", "importlib.metadata", "unittest", "email", "http", "xml"} & set(imported)
 
 
@@ -549,6 +549,6 @@ def test_a_task_log_joins_the_pieces_of_a_line_and_cuts_long_ones() -> None:
 
 def test_a_result_at_the_limit_fits_and_one_byte_more_does_not() -> None:
     limit = running.MAX_OUTPUT_BYTES
-    assert len(values.encode("x" * (limit - 2), "the result", limit_bytes=limit)) == limit
+    assert len(values.encode("x" * (limit - 2), "result", limit_bytes=limit)) == limit
     with pytest.raises(values.Unfit, match="too large"):
-        values.encode("x" * (limit - 1), "the result", limit_bytes=limit)
+        values.encode("x" * (limit - 1), "result", limit_bytes=limit)

@@ -87,11 +87,13 @@ async def test_a_newer_schema_is_refused(postgres_scratch: databases.Scratch) ->
 async def test_two_nodes_that_start_at_once_migrate_once(postgres_server: databases.Server) -> None:
     async with postgres_server.scratch() as scratch:
         first = Node(await scratch.open())
-        await first.raw("drop schema public cascade")
-        await first.raw("create schema public")
-        await asyncio.gather(*(store.open(scratch.url, clock=FakeClock(), owner="x").db.migrate() for _ in range(1)))
-        await asyncio.gather(*(scratch.open(f"node-{number}") for number in range(2, 5)))
-        assert await first.raw("select number from greenroom_schema") == [(1,)]
+        numbers = await first.raw("select number from greenroom_schema")
+        await first.store.db.read("drop schema public cascade", {})
+        await first.store.db.read("create schema public", {})
+        nodes = [store.open(scratch.url, clock=FakeClock(), owner="x") for _ in range(3)]
+        await asyncio.gather(*(node.start() for node in nodes))
+        assert await first.raw("select number from greenroom_schema") == numbers
+        await asyncio.gather(*(node.close() for node in nodes))
 
 
 async def test_equal_submissions_through_two_nodes_are_one_task(postgres_scratch: databases.Scratch) -> None:
@@ -109,15 +111,26 @@ async def test_equal_submissions_through_two_nodes_are_one_task(postgres_scratch
 
 
 async def test_transactions_that_wait_for_each_other_are_run_again(postgres_scratch: databases.Scratch) -> None:
-    """Each node takes two sessions in one commit, in opposite order."""
-    nodes = [Node(await postgres_scratch.open(f"node-{number}")) for number in (1, 2)]
-    for sessions in range(50):
-        names = [f"s{sessions}-a", f"s{sessions}-b"]
-        writes = []
-        for node, order in zip(nodes, (names, names[::-1]), strict=True):
-            writes += [node.store.tasks.submit(new_task(session=name)) for name in order]
-        answers = await asyncio.wait_for(asyncio.gather(*writes), DEADLINE_S)
-        assert all(answer.is_new for answer in answers)
+    """Each node's commit opens a task of one session and then ends one of the session that the other opens one of."""
+    nodes = [Node(await postgres_scratch.open("node-1"))]
+    ((name,),) = await nodes[0].raw("select current_database()")
+    await nodes[0].store.db.read(f"alter database {name} set deadlock_timeout = '10ms'", {})
+    nodes.append(Node(await postgres_scratch.open("node-2")))
+    deadlocks = "select deadlocks from pg_stat_database where datname = current_database()"
+    async with asyncio.timeout(DEADLINE_S):
+        while await nodes[0].raw(deadlocks) == [(0,)]:
+            sessions = "a", "b"
+            for session in sessions:
+                await nodes[0].submit(session=session)
+            claims = sorted(await nodes[0].claim(2), key=lambda claim: claim.session or "")
+            opened = asyncio.gather(
+                *(node.store.tasks.submit(new_task(session=name)) for node, name in zip(nodes, sessions, strict=True))
+            )
+            ended = asyncio.gather(*(node.finish(claim) for node, claim in zip(nodes, claims[::-1], strict=True)))
+            assert all(answer.is_new for answer in await opened)
+            assert all(await ended)
+            for _ in sessions:
+                await asyncio.gather(*(nodes[0].finish(claim) for claim in await nodes[0].claim(2)))
 
 
 async def test_a_sub_task_called_while_its_parent_is_cancelled_does_not_stay(

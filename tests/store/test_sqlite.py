@@ -53,7 +53,7 @@ async def test_the_file_is_its_owners_only(sqlite_scratch: databases.Scratch) ->
     assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o600"] * 3
 
 
-@pytest.mark.parametrize("content", [b"this is no database " * 100, b"SQLite format 3\0" + b"\xff" * 4080, b"x"])
+@pytest.mark.parametrize("content", [b"this is no database " * 100, b"SQLite format 3\0" + b"\xff" * 4080])
 def test_what_is_no_database_is_refused_and_left_as_it_was(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "greenroom.db"
     path.write_bytes(content)

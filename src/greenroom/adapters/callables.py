@@ -26,10 +26,6 @@ _CONTEXT_NAMES = ("context", "ctx")
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
 
 
-class EndlessStream(Exception):
-    """A generator yielded more than `MAX_YIELDS` values."""
-
-
 class Functions:
     """The adapter of functions and of objects with ``execute_task``."""
 
@@ -221,7 +217,8 @@ def _drain_blocking(values: Generator[Any, Any, Any], context: sdk_context.Conte
 
 def _publish(value: Any, context: sdk_context.Context, count: int) -> None:
     if count > MAX_YIELDS:
-        raise EndlessStream(
-            f"the agent yielded more than {MAX_YIELDS} values; yield less often, or in larger pieces"
+        raise contract.Failure(
+            "result_too_large",
+            f"the agent yielded more than {MAX_YIELDS} values; yield less often, or in larger pieces",
         )
     context.emit(value, type="output")

@@ -84,7 +84,7 @@ def _agent(name: str, given: options.Options) -> int:
             ("agent", agent.name),
             ("state", agent.state),
             ("reason", agent.reason),
-            ("taken for", agent.adapter),
+            ("factory", agent.adapter),
             ("revision", agent.revision),
             ("replicas", f"{agent.replicas.ready} of {agent.replicas.desired} ready"),
             ("tasks", f"{agent.running} running, {agent.queued} queued"),

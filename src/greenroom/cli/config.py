@@ -35,7 +35,7 @@ def show(*, manifest: Manifest = MANIFEST, as_json: AsJson = False) -> None:
 
 @app.command
 def validate(*, manifest: Manifest = MANIFEST, as_json: AsJson = False) -> int:
-    """List every mistake in the manifest and in the variables that override it; if there is one, exit with 2."""
+    """List all mistakes in the manifest and in the variables that override it; with one, exit with 2."""
     from greenroom import settings
 
     try:

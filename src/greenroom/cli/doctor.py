@@ -102,7 +102,7 @@ def _node(given: options.Options) -> Iterator[Finding]:
         return
     yield Finding("node", "ok", node.url)
     for agent in agents:
-        taken_for = f"taken for {agent.adapter}" if agent.adapter else agent.state
+        taken_for = agent.adapter or agent.state
         if agent.state == "failed":
             yield Finding(f"agent {agent.name}", "failed", agent.reason or taken_for)
         else:

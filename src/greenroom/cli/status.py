@@ -51,7 +51,7 @@ def _facts(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     """All that the node says, also what this client does not know, a line each."""
     for name, value in document.items():
         if name == "not_yet_built":
-            yield "not yet built", ", ".join(value) or None
+            yield "not yet built", f"{len(value)} settings; see greenroom config show"
         elif isinstance(value, Mapping) and all(isinstance(count, int) for count in value.values()):
             yield f"{prefix}{name}", _counts(value) or "none"
         elif isinstance(value, Mapping):

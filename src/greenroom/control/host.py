@@ -76,6 +76,7 @@ class Host:
         self._adapters: dict[str, str] = {}
         self._stops: set[asyncio.Task[None]] = set()
         self._measure_at_s = 0.0
+        self._is_leaving = False
         self._is_hurried = asyncio.Event()
         engine.subscribe(self)
 
@@ -93,10 +94,10 @@ class Host:
         return STEP_EVERY_S
 
     async def drain_all(self, *, grace_s: float) -> None:
-        """Take no more work, let what runs end within *grace_s*, then stop every replica."""
+        """Take no more work, let what runs end within *grace_s*, then stop every replica. For good."""
         for replica in list(self._replicas.values()):
             self._drain(replica)
-        self._is_hurried.clear()
+        self._is_leaving = True
         deadline_s = self._clock.monotonic_s() + grace_s
         while not self._is_hurried.is_set() and self._clock.monotonic_s() < deadline_s and any(
             self._store.board.attempts(replica.id) for replica in self._replicas.values()
@@ -171,7 +172,7 @@ class Host:
         name = entry.agent.name
         health = self._health.setdefault(name, Health())
         record, now_s = health.record, self._clock.monotonic_s()
-        may_start = not record.is_given_up and now_s >= record.start_not_before_s
+        may_start = not self._is_leaving and not record.is_given_up and now_s >= record.start_not_before_s
         wanted = plans.Wanted(name, entry.agent.revision, entry.agent.replicas, may_start)
         seen = [
             plans.Seen(replica.id, replica.revision, replica.state == "ready", replica.state == "draining")

@@ -1,7 +1,7 @@
 """The engine port: what runs replicas. Five verbs: start, stop, observe, invoke, close.
 
 `control.host` starts and stops, `control.dispatcher` invokes; both hear of what happened as a `Listener`. An engine knows
-neither store nor loops. `greenroom.testing.contracts.EngineContract` is the behaviour that every engine must show.
+neither store nor loops. `greenroom.testing.engine_contract.EngineContract` is the behaviour that every engine must show.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ def _function(
     signature = _signature(target)
     missing = _check_names(agent, reference, signature, arguments)
     if not any(name in callables.INPUT_NAMES for name in missing):
-        _refuse_missing(agent, reference, missing, signature)
+        _refuse_missing(agent, reference, missing)
         return Factory(
             agent,
             f"{reference} is called to build an agent for each task",
@@ -214,9 +214,7 @@ def _function(
             adapter=None,
         )
     inputs = [name for name in missing if name in callables.INPUT_NAMES]
-    _refuse_missing(
-        agent, reference, [n for n in missing if n not in {inputs[0], "context", "ctx"}], signature
-    )
+    _refuse_missing(agent, reference, [n for n in missing if n not in {inputs[0], "context", "ctx"}])
     bound = functools.partial(target, **arguments) if arguments else target
     convention = callables.convention_of(bound)
     how = "a coroutine function, called" if convention.is_async else "a function, called in a thread"
@@ -252,7 +250,7 @@ def _check_arguments(
     agent: str, reference: str, signature: inspect.Signature | None, arguments: dict[str, Any]
 ) -> None:
     missing = _check_names(agent, reference, signature, arguments)
-    _refuse_missing(agent, reference, missing, signature)
+    _refuse_missing(agent, reference, missing)
 
 
 def _check_names(
@@ -278,12 +276,10 @@ def _check_names(
     ]
 
 
-def _refuse_missing(
-    agent: str, reference: str, missing: list[str], signature: inspect.Signature | None
-) -> None:
+def _refuse_missing(agent: str, reference: str, missing: list[str]) -> None:
     if missing:
         raise LoadFailed(
             "TypeError",
-            f"cannot build agent {agent}: {reference}{signature} needs {missing[0]!r}, which its arguments do not name; add"
+            f"cannot build agent {agent}: {reference} needs {missing[0]!r}, which its arguments do not name; add"
             f" it to `arguments`, or, if the function is the agent itself, call its first parameter `input`",
         )

@@ -102,10 +102,8 @@ class Attempt:
             if self._cancel_grace_s is not None:
                 raise asyncio.CancelledError
             result = await instance.run(strict_json.loads(self._invoke.input), self.context)
-            encoded = values.encode(result, "the result", limit_bytes=MAX_OUTPUT_BYTES)
+            encoded = values.encode(result, "result", limit_bytes=MAX_OUTPUT_BYTES)
             return encoded, await self._save(instance) if self._keeps_session else None
-        except values.Unfit as error:
-            raise contract.Failure(f"result_{error.kind}", str(error)) from None
         finally:
             self.context.usage += instance.usage
             await instance.close()
@@ -128,10 +126,7 @@ class Attempt:
         state = await instance.save_state()
         if state is None:
             return None
-        try:
-            encoded = values.encode(state, "the session's state", limit_bytes=MAX_STATE_BYTES)
-        except values.Unfit as error:
-            raise contract.Failure(f"state_{error.kind}", str(error)) from None
+        encoded = values.encode(state, "state", limit_bytes=MAX_STATE_BYTES)
         return None if encoded == self._invoke.state else encoded
 
     async def _settled(self, timeout_s: float) -> bool:
@@ -152,6 +147,8 @@ class Attempt:
     def _failed(self, error: BaseException) -> protocol.Ended:
         if isinstance(error, factories.LoadFailed):
             return self._ended(error_type=error.error_type, error_message=error.message)
+        if isinstance(error, values.Unfit):
+            return self._ended(error_type=error.type, error_message=str(error))
         told = failures.describe(error, frozenset(self._settings.retry_on))
         return self._ended(error_type=told.type, error_message=told.message, retryable=told.retryable)
 

@@ -86,7 +86,7 @@ class TaskContext:
     def emit(self, event: Any, *, type: str = "message") -> None:
         if type not in EVENT_TYPES:
             raise ValueError(f"cannot emit: type {type!r} is none of {', '.join(sorted(EVENT_TYPES))}")
-        self._publish(type, values.encode(event, "the event", limit_bytes=MAX_EVENT_BYTES))
+        self._publish(type, values.encode(event, "event", limit_bytes=MAX_EVENT_BYTES))
 
     async def call(
         self, agent: str, input: Any, *, timeout_s: float | None = None, session: str | None = None
@@ -147,7 +147,7 @@ class TaskContext:
     ) -> Future[Any]:
         if self._closed:
             raise RuntimeError(f"cannot call {agent}: the task has ended")
-        encoded = values.encode(input, "the input", limit_bytes=MAX_INPUT_BYTES)
+        encoded = values.encode(input, "input", limit_bytes=MAX_INPUT_BYTES)
         ordinal = next(self._ordinals)
         future: Future[Any] = Future()
         self._calls[ordinal] = (agent, future)

@@ -16,15 +16,18 @@ from greenroom import errors, strict_json
 
 
 class Unfit(ValueError):
-    """*kind* is ``not_json`` or ``too_large``."""
+    """*type* names what is unfit and how: ``result_not_json``, ``state_too_large``, ``event_…``, ``input_…``."""
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, type: str, message: str) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.type = type
 
 
 def encode(value: Any, what: str, *, limit_bytes: int) -> bytes:
-    """Encode *value*; raises `Unfit` with a message that calls it *what*, whatever the value's own code does."""
+    """Encode *value*; raises `Unfit` with a message, whatever the value's own code does.
+
+    *what* is the word for it: result, state, event or input.
+."""
     if isinstance(value, str | bytes) and len(value) > limit_bytes:
         raise _too_large(what, len(value), limit_bytes)
     try:
@@ -68,13 +71,13 @@ def _reason(error: BaseException) -> str:
 
 def _not_json(what: str, reason: str) -> Unfit:
     return Unfit(
-        "not_json",
-        f"{what} is not strict JSON: {reason}; use str, int, float, bool, None, lists and dicts with string keys",
+        f"{what}_not_json",
+        f"the {what} is not strict JSON: {reason}; use str, int, float, bool, None, lists and dicts with string keys",
     )
 
 
 def _too_large(what: str, size: int, limit_bytes: int) -> Unfit:
     return Unfit(
-        "too_large",
-        f"{what} is too large: {size} bytes, and the limit is {limit_bytes}; store it and pass a reference",
+        f"{what}_too_large",
+        f"the {what} is too large: {size} bytes, and the limit is {limit_bytes}; store it and pass a reference",
     )

@@ -27,6 +27,13 @@ except ImportError as error:  # the extra is not installed; said where a Postgre
 READERS = 4
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 30.0
+_LOST = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the server's last words came between two statements
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+)
 _MIGRATION_LOCK = 0x47524E52  # an advisory lock's number: "GRNR"
 
 # The database's clock behind one function, so that tests can move it.
@@ -76,10 +83,14 @@ class Postgres:
     async def transaction(self) -> AsyncIterator[_Transaction]:
         async with self._turn:
             connection = await self._connected()
-            with _weather():
-                async with connection.transaction():
-                    now_us = await connection.fetchval("select greenroom_now_us()")
-                    yield _Transaction(connection, now_us)
+            try:
+                with _weather():
+                    async with connection.transaction():
+                        now_us = await connection.fetchval("select greenroom_now_us()")
+                        yield _Transaction(connection, now_us)
+            except errors.StoreUnavailable:
+                connection.terminate()  # its state is unknown: the next transaction connects again
+                raise
 
     async def lookup(self, sql: str, params: database.Params) -> Sequence[database.Row]:
         return await self.read(sql, params)
@@ -89,13 +100,17 @@ class Postgres:
             if self._readers is None:
                 self._readers = await asyncpg.create_pool(
                     self._url,
-                    min_size=1,
+                    min_size=0,
                     max_size=READERS,
                     timeout=CONNECT_TIMEOUT_S,
                     command_timeout=COMMAND_TIMEOUT_S,
                 )
             text, names = _positional(sql)
-            return await self._readers.fetch(text, *(params[name] for name in names))  # type: ignore[no-any-return]
+            try:
+                return await self._readers.fetch(text, *(params[name] for name in names))  # type: ignore[no-any-return]
+            except _LOST:
+                await self._readers.expire_connections()  # the server that cut one has mostly cut all
+                raise
 
     async def close(self) -> None:
         async with self._turn:
@@ -163,11 +178,8 @@ def _weather() -> Iterator[None]:
     except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError) as error:
         raise database.RetryTransaction(str(error)) from error
     except (
-        OSError,
+        *_LOST,
         TimeoutError,
-        asyncpg.InterfaceError,
-        asyncpg.PostgresConnectionError,
-        asyncpg.OperatorInterventionError,
         asyncpg.InsufficientResourcesError,
         asyncpg.CannotConnectNowError,
         asyncpg.ReadOnlySQLTransactionError,

@@ -133,6 +133,16 @@ _TAKE_SESSION = """
 insert into session (tenant, agent, id, created_at, updated_at) values (:tenant, :agent, :session, :now, :now)
 on conflict (tenant, agent, id) do update set updated_at = :now"""
 
+
+async def _take(tx: Transaction, sessions: Iterable[tuple[str, str, str]]) -> None:
+    """Take the rows of these sessions (tenant, agent, id): nobody else opens or closes a task of theirs meanwhile.
+
+    In one order for all, so that two nodes seldom wait for each other; where they do, one runs its commit again.
+    """
+    rows = [{"tenant": tenant, "agent": agent, "session": session} for tenant, agent, session in sorted(sessions)]
+    await tx.execute_many(_TAKE_SESSION, [row | {"now": tx.now_us} for row in rows])
+
+
 _SESSION_IS_OPEN = """
 select 1 from task where tenant = :tenant and agent = :agent and session = :session
     and state in ('queued', 'running', 'waiting') limit 1"""
@@ -143,9 +153,9 @@ _BY_KEY = "select id, fingerprint, created_at from task where tenant = :tenant a
 async def submit(tx: Transaction, news: News, items: Sequence[NewTask]) -> list[Accepted]:
     """queued: store tasks. A used idempotency key stores nothing and answers with the task that it stands for."""
     rows = [_new_row(item, tx.now_us) for item in items]
-    for row in rows:
-        if row["session"] is not None:
-            return [await _submit_one(tx, news, item, row) for item, row in zip(items, rows, strict=True)]
+    if sessions := {(item.tenant, item.agent, item.session) for item in items if item.session is not None}:
+        await _take(tx, sessions)
+        return [await _submit_one(tx, news, item, row) for item, row in zip(items, rows, strict=True)]
     stored = {row[0] for row in await tx.fetch_many(_INSERT, rows)}
     return [
         _accepted(news, item, row) if item.id in stored else await _replayed(tx, item)
@@ -155,9 +165,7 @@ async def submit(tx: Transaction, news: News, items: Sequence[NewTask]) -> list[
 
 async def _submit_one(tx: Transaction, news: News, item: NewTask, row: dict[str, Any]) -> Accepted:
     if item.session is not None:
-        # The session's row first: from here on nobody else opens or closes a task of this session.
         key = {"tenant": item.tenant, "agent": item.agent, "session": item.session}
-        await tx.execute_many(_TAKE_SESSION, [key | {"now": tx.now_us}])
         row["blocked"] = bool(await tx.fetch(_SESSION_IS_OPEN, key))
     if await tx.fetch(_INSERT, row):
         return _accepted(news, item, row)
@@ -330,11 +338,11 @@ update task set blocked = false where seq = (
 
 
 async def _unblock(tx: Transaction, news: News, sessions: Iterable[tuple[str, str, str]]) -> None:
-    """Let the next task of each session go; the session's row is taken first, sorted so that nobody deadlocks."""
-    for tenant, agent, session in sorted(sessions):
-        key = {"tenant": tenant, "agent": agent, "session": session}
-        await tx.execute_many(_TAKE_SESSION, [key | {"now": tx.now_us}])
-        await tx.execute_many(_UNBLOCK, [key])
+    """Let the next task of each session go."""
+    sessions = sorted(sessions)
+    await _take(tx, sessions)
+    for tenant, agent, session in sessions:
+        await tx.execute_many(_UNBLOCK, [{"tenant": tenant, "agent": agent, "session": session}])
         news.ready.add(agent)
 
 
