@@ -1,4 +1,4 @@
-"""A replica in a forked child, and this end of its channel: what the tests of the replica and the adapters talk to."""
+"""A replica in a forked child, and this end of its channel: what tests of replica and adapters talk to."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ class Replica:
         self.channel.settimeout(DEADLINE_S)
         self.output, their_output = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # the test runner has threads; none is needed here
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # the test runner has threads; none is needed here
             self.pid = os.fork()
         if self.pid == 0:
             self._be_child(theirs, their_output)
@@ -110,7 +112,9 @@ class Replica:
         assert isinstance(message, protocol.Refused), message
         return message
 
-    def invoke(self, task: str, input: Any, *, session: str | None = None, state: bytes | None = None) -> None:
+    def invoke(
+        self, task: str, input: Any, *, session: str | None = None, state: bytes | None = None
+    ) -> None:
         self.send(
             protocol.Invoke(
                 task, 1, json.dumps(input).encode(), 1, 60.0, session=session, state=state, state_revision=1

@@ -19,7 +19,7 @@ import msgspec
 import uvicorn
 
 from greenroom import clock as clocks
-from greenroom import errors, settings, telemetry
+from greenroom import embeddings, errors, settings, telemetry
 from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
@@ -28,6 +28,7 @@ from greenroom.control import supervisor
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
+from greenroom.core import routing
 from greenroom.engine import contract, snapshots
 from greenroom.engine.local import LocalEngine
 from greenroom.security import secret_file
@@ -83,6 +84,7 @@ class Node:
             restart=self.host.restart,
             is_ready=self.host.settled.is_set,
             backlog=Backlog(self.store, clock, limit=options.settings.server.max_queued_tasks),
+            similarity=_similarity(),
         )
         self.app = App(self.services)
         self._loops: asyncio.Task[None] | None = None
@@ -266,6 +268,14 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self):  # type: ignore[no-untyped-def]
         yield
+
+
+def _similarity() -> routing.Similarity | None:
+    """Return the embedding model, where the extra that brings it is installed."""
+    try:
+        return embeddings.Embeddings()
+    except embeddings.EmbeddingsMissing:
+        return None
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 import pytest
-import replicas
 
+import replicas
 from greenroom.adapters import autogen_agentchat
 from greenroom.engine import protocol
 
@@ -133,7 +133,7 @@ def test_a_state_of_a_team_with_other_members_is_refused() -> None:
     ],
 )
 def test_an_error_in_a_team_is_told_with_its_own_type(
-    factory: str, input: str, retry_on: tuple[str, ...], type: str, message: str, retryable: bool
+    factory: str, input: str, *, retry_on: tuple[str, ...], type: str, message: str, retryable: bool
 ) -> None:
     with replicas.started(factory, retry_on=retry_on) as replica:
         ended = replica.run(input)

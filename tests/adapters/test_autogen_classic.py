@@ -3,8 +3,8 @@ from __future__ import annotations
 import importlib
 
 import pytest
-import replicas
 
+import replicas
 from greenroom.engine import protocol
 
 importlib.import_module("autogen")
@@ -20,7 +20,9 @@ def test_an_agent_replies_and_prints_as_its_task() -> None:
     assert replicas.output_of(ended) == "1: hello"
 
 
-@pytest.mark.parametrize(("input", "output"), [("dict", "in a dict"), ("nothing", None), ({"content": "x"}, "1: x")])
+@pytest.mark.parametrize(
+    ("input", "output"), [("dict", "in a dict"), ("nothing", None), ({"content": "x"}, "1: x")]
+)
 def test_a_reply_may_be_a_dict_or_nothing(input: object, output: str | None) -> None:
     with replicas.started("classic:agent") as replica:
         assert replicas.output_of(replica.run(input)) == output

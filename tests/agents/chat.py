@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002, ARG005, T201 - agents as people write them
 """AutoGen AgentChat agents and teams on models that answer without a network."""
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Reply = str | list[FunctionCall]
 
 
 class Model(core_models.ChatCompletionClient):
-    """Answers with what *answer* makes of the messages: tool calls, delays and errors, which a replay cannot do."""
+    """Answers with what *answer* makes of the messages: tool calls and errors, which a replay cannot do."""
 
     def __init__(self, answer: Callable[[Seen], Reply], *, meet: asyncio.Barrier | None = None) -> None:
         self._answer, self._meet = answer, meet
@@ -184,7 +185,8 @@ def streaming_agent() -> base.ChatAgent:
 def replay_team() -> base.Team:
     names = ("research", "analysis")
     members = [
-        agents.AssistantAgent(name, model_client=replay.ReplayChatCompletionClient([f"{name} done"])) for name in names
+        agents.AssistantAgent(name, model_client=replay.ReplayChatCompletionClient([f"{name} done"]))
+        for name in names
     ]
     return teams.RoundRobinGroupChat([*members], max_turns=2)
 

@@ -1,3 +1,4 @@
+# ruff: noqa: ARG001, T201 - agents as people write them
 """AG2 Classic agents whose replies are functions: no model, no network."""
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class Counted(autogen.ConversableAgent):
     """Has used a model."""
 
     def get_total_usage(self) -> Any:
-        return {"total_cost": 0.1, "model": {"cost": 0.1, "prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}}
+        return {
+            "total_cost": 0.1,
+            "model": {"cost": 0.1, "prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+        }
 
 
 def counted_agent() -> autogen.ConversableAgent:

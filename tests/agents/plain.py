@@ -1,3 +1,4 @@
+# ruff: noqa: A001, ARG001, T201 - agents as people write them
 """Agents in plain Python, as people write them."""
 
 from __future__ import annotations
@@ -220,7 +221,12 @@ async def misused(input: str, context: sdk_context.Context) -> str:
 async def emits(input: str, context: sdk_context.Context) -> list[str]:
     refused = []
     context.emit({"step": 1}, type="progress")
-    for event, type in (({1, 2}, "message"), ("x" * 300_000, "message"), ("x", "state"), (float("nan"), "tool")):
+    for event, type in (
+        ({1, 2}, "message"),
+        ("x" * 300_000, "message"),
+        ("x", "state"),
+        (float("nan"), "tool"),
+    ):
         try:
             context.emit(event, type=type)
         except ValueError as error:
@@ -249,7 +255,12 @@ class Pair(msgspec.Struct):
 
 
 async def shapes(input: str) -> Any:
-    return {"point": Point(1, 2), "pair": Pair(Point(3, 4), Point(5, 6)), "tuple": (1, 2), "number": {1: "one"}}
+    return {
+        "point": Point(1, 2),
+        "pair": Pair(Point(3, 4), Point(5, 6)),
+        "tuple": (1, 2),
+        "number": {1: "one"},
+    }
 
 
 def needs_key(api_key: str) -> Any:

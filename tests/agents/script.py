@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 
-import script  # noqa: PLW0406 - itself, by its own name: it must not run twice
+import script  # type: ignore[import-not-found]  # itself, by its own name: it must not run twice
 
 
 @dataclasses.dataclass
@@ -16,7 +16,12 @@ class Answer:
 class Agent:
     def execute_task(self, payload: str) -> dict[str, typing.Any]:
         hints = typing.get_type_hints(Answer)
-        return {"module": type(self).__module__, "hints": list(hints), "same": script.Agent is Agent, "payload": payload}
+        return {
+            "module": type(self).__module__,
+            "hints": list(hints),
+            "same": script.Agent is Agent,
+            "payload": payload,
+        }
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import replicas
 
+import replicas
 from greenroom.engine import output, protocol, running, values
 
 SOURCE = Path(protocol.__file__).parents[2]
@@ -27,13 +27,20 @@ SOURCE = Path(protocol.__file__).parents[2]
         ("plain:prompted", {"prompt": "say"}, "x", "say: x"),
         ("plain:make_shouter", {"mark": "?"}, "x", "X?"),
         ("plain:make_later", {}, "x", "x"),
-        ("plain:Research", {"llm_config": {"model": "m"}}, {"topic": "t"}, {"topic": "t", "model": "m", "tasks": 1}),
+        (
+            "plain:Research",
+            {"llm_config": {"model": "m"}},
+            {"topic": "t"},
+            {"topic": "t", "model": "m", "tasks": 1},
+        ),
         ("plain:Doubler", {}, 4, 8),
         ("plain:doubler", {}, 4, 8),
         ("plain:notebook", {}, "line", 1),
     ],
 )
-def test_a_factory_is_the_agent_or_builds_it(factory: str, arguments: dict[str, Any], input: Any, result: Any) -> None:
+def test_a_factory_is_the_agent_or_builds_it(
+    factory: str, arguments: dict[str, Any], input: Any, result: Any
+) -> None:
     for check in (False, True):
         with replicas.started(factory, arguments=arguments, check=check) as replica:
             assert replicas.output_of(replica.run(input)) == result
@@ -55,7 +62,10 @@ def test_ready_says_what_the_factory_was_taken_for() -> None:
     with replicas.Replica("plain:blocking_echo") as replica:
         ready = replica.ready()
     assert ready.adapter == "callables"
-    assert ready.took == "plain:blocking_echo is the agent itself: a function, called in a thread with each task's payload"
+    assert (
+        ready.took
+        == "plain:blocking_echo is the agent itself: a function, called in a thread with each task's payload"
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +73,12 @@ def test_ready_says_what_the_factory_was_taken_for() -> None:
     [
         ("plain:needs_key", {}, "TypeError", ["needs 'api_key'", "`arguments`", "`input`"]),
         ("plain:unnamed", {}, "TypeError", ["needs 'text'", "`input`"]),
-        ("plain:make_shouter", {"marks": "!"}, "TypeError", ["does not take the argument 'marks'", "it takes mark"]),
+        (
+            "plain:make_shouter",
+            {"marks": "!"},
+            "TypeError",
+            ["does not take the argument 'marks'", "it takes mark"],
+        ),
         ("plain:notebook", {"a": 1}, "TypeError", ["takes no arguments"]),
         ("plain:number", {}, "UnknownAgent", ["builtins.int", "execute_task(payload)"]),
         ("plain:returns_a_number", {}, "UnknownAgent", ["builtins.int"]),
@@ -465,7 +480,9 @@ def test_sigterm_cancels_what_runs_and_leaves() -> None:
         assert replica.exit_code() == 0
 
 
-@pytest.mark.parametrize("garbage", [b"\xff\xff\xff\xff", b"\x02\x00\x00\x00\x91\x63", b"\x01\x00\x00\x00\xc1"])
+@pytest.mark.parametrize(
+    "garbage", [b"\xff\xff\xff\xff", b"\x02\x00\x00\x00\x91\x63", b"\x01\x00\x00\x00\xc1"]
+)
 def test_a_garbled_frame_ends_the_replica(garbage: bytes) -> None:
     with replicas.started("plain:echo") as replica:
         replica.channel.sendall(garbage)
@@ -519,7 +536,9 @@ def test_a_replica_imports_little() -> None:
     imported = json.loads(done.stdout)
     own = {name for name in imported if name.partition(".")[0] == "greenroom"}
     assert own == allowed
-    foreign = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"greenroom", "__main__"}
+    foreign = (
+        {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"greenroom", "__main__"}
+    )
     assert foreign <= {"msgspec", "_virtualenv", "sitecustomize", "_distutils_hack", "typing_extensions"}
     assert not {"uvloop", "importlib.metadata", "unittest", "email", "http", "xml"} & set(imported)
 

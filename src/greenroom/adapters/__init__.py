@@ -1,1 +1,1 @@
-"""What makes one agent framework look like our agent contract, inside the replica. Empty: a replica imports little."""
+"""One module per agent framework: each makes it look like our agent contract, inside the replica."""

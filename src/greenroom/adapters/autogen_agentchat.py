@@ -1,10 +1,11 @@
 """AutoGen AgentChat (autogen-agentchat 0.7) agents and teams.
 
-They are stateful and must not be shared: run at once, one caller's text enters the other's prompt (agents), or the second
-run is refused (teams). Cancelling by token leaves a run in a tool call hanging (hence the replica's ladder), and a history
-with a tool call that nobody answered, which model providers reject: `load_state` answers such calls. A team tells of an
-exception by text only: `_told` reads it. The model client is the agent author's: it is never closed here (one that a
-factory builds for each task closes itself when it is collected).
+They are stateful and must not be shared: run at once, one caller's text enters the other's prompt (agents),
+or the second run is refused (teams). Cancelling by token leaves a run in a tool call hanging (hence the
+replica's ladder), and a history with a tool call that nobody answered, which model providers reject:
+`load_state` answers such calls. A team tells of an exception by text only: `_told` reads it. The model client
+is the agent author's: it is never closed here (one that a factory builds for each task closes itself when it
+is collected).
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ class AgentChatInstance:
     """One agent or team, for one task."""
 
     def __init__(self, runner: Any) -> None:
-        import autogen_core  # noqa: PLC0415 - the framework is there when one of its agents is
+        import autogen_core
 
         self._runner = runner
         self._token = autogen_core.CancellationToken()
         self.usage = contract.Usage()
 
     async def run(self, input: Any, context: sdk_context.Context) -> Any:
-        from autogen_agentchat import base, messages  # noqa: PLC0415
+        from autogen_agentchat import base, messages
 
         last, stop_reason = None, None
         try:
@@ -60,7 +61,8 @@ class AgentChatInstance:
             )
             async for message in stream:
                 if isinstance(message, base.TaskResult):
-                    last, stop_reason = (message.messages or [None])[-1], message.stop_reason
+                    last = message.messages[-1] if message.messages else None
+                    stop_reason = message.stop_reason
                 else:
                     self._count(message, messages)
                     _publish(context, _event_type(message, messages), message.model_dump(mode="json"))
@@ -91,7 +93,7 @@ class AgentChatInstance:
 
 
 def text_of(input: Any) -> str:
-    """Return a task's input as the text that an agent is given: a string, the one in a usual key, or compact JSON."""
+    """Return a task's input as an agent's text: a string, the one under a usual key, or compact JSON."""
     if isinstance(input, str):
         return input
     if isinstance(input, dict) and len(input) == 1:
@@ -175,7 +177,7 @@ _LAST_LINE = re.compile(r"^(?P<module>[\w.]+\.)?(?P<name>\w+)(?::|$)")
 
 
 def _told(text: str) -> contract.Failure | None:
-    """Read the exception that a team tells of: AutoGen's ``SerializableException`` as text, nested for teams in teams."""
+    """Read the exception that a team tells of: AutoGen's ``SerializableException`` as text."""
     match = _TOLD.fullmatch(text)
     if match is None:
         return None
@@ -193,7 +195,8 @@ def _told(text: str) -> contract.Failure | None:
 
 
 def _class_named(name: str, traceback: str) -> type | None:
-    # The traceback says "module.Name: message" at the start of a line of its own; builtins have no module there.
+    # The traceback says "module.Name: message" at the start of a line of its own; builtins have no module
+    # there.
     for line in traceback.splitlines():
         match = _LAST_LINE.match(line)
         if match is not None and match["name"] == name:

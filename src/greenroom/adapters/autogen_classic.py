@@ -1,9 +1,10 @@
-"""AutoGen 0.2 style agents: AG2 Classic (PyPI ``autogen`` 0.14, ``import autogen``) and what has its ``generate_reply``.
+"""AutoGen 0.2 style agents: AG2 Classic (PyPI ``autogen`` 0.14) and what has its ``generate_reply``.
 
-Recognised by shape, so that pyautogen and subclasses fit as well. The agent is asked for one reply to the conversation,
-without a sender, so that no history is kept in it: a session's state is that conversation. The synchronous method runs in
-a thread; an agent that has asynchronous reply functions of its own is asked asynchronously, because the synchronous method
-skips those. It has no way to cancel: a thread that does not end is ended with its process.
+Recognised by shape, so that pyautogen and subclasses fit as well. The agent is asked for one reply to the
+conversation, without a sender, so that no history is kept in it: a session's state is that conversation. The
+synchronous method runs in a thread; an agent that has asynchronous reply functions of its own is asked
+asynchronously, because the synchronous method skips those. It has no way to cancel: a thread that does not
+end is ended with its process.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class ClassicInstance:
 
 
 def messages_of(input: Any) -> list[dict[str, Any]]:
-    """Return what a task's input adds to the conversation: a list of role and content, or one message of the user."""
+    """Return what a task's input adds to the conversation: messages as they are, or one of the user's."""
     if (
         isinstance(input, list)
         and input

@@ -1,8 +1,9 @@
 """Plain Python as an agent: functions, coroutine functions, generators, and objects with ``execute_task``.
 
-Called as ``(input)`` or ``(input, context)``. Coroutine functions run on the replica's loop, plain functions in a thread.
-A generator, plain or asynchronous, streams: each value that it yields becomes an ``output`` event, and the last one is the
-task's output. An agent keeps a session's state in ``context.state``, or by ``save_state`` and ``load_state`` of its own.
+Called as ``(input)`` or ``(input, context)``. Coroutine functions run on the replica's loop, plain functions
+in a thread. A generator, plain or asynchronous, streams: each value that it yields becomes an ``output``
+event, and the last one is the task's output. An agent keeps a session's state in ``context.state``, or by
+``save_state`` and ``load_state`` of its own.
 """
 
 from __future__ import annotations
@@ -139,17 +140,17 @@ class CallableInstance:
 def convention_of(function: Callable[..., Any]) -> _Convention:
     """Read how *function* wants to be called from its signature.
 
-    The input is the parameter of one of `INPUT_NAMES`, else the first; the context is the one named ``context`` or
-    ``ctx``, or annotated as `Context`, else a second required one.
+    The input is the parameter of one of `INPUT_NAMES`, else the first; the context is the one named
+    ``context`` or ``ctx``, or annotated as `Context`, else a second required one.
     """
     bound_to = getattr(function, "__func__", function)
     try:
-        return _cached_convention(bound_to, isinstance(function, types.MethodType))
+        return _cached_convention(bound_to, is_method=isinstance(function, types.MethodType))
     except TypeError:  # not hashable
-        return _read_convention(bound_to, isinstance(function, types.MethodType))
+        return _read_convention(bound_to, is_method=isinstance(function, types.MethodType))
 
 
-def _read_convention(function: Callable[..., Any], is_method: bool) -> _Convention:
+def _read_convention(function: Callable[..., Any], *, is_method: bool) -> _Convention:
     is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
     try:
         parameters = list(inspect.signature(function).parameters.values())
@@ -159,15 +160,15 @@ def _read_convention(function: Callable[..., Any], is_method: bool) -> _Conventi
         is_method:
     ]
     named = [p for p in parameters[is_method:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    input = next((p for p in named if p.name in INPUT_NAMES), by_position[0] if by_position else None)
-    context = next((p for p in named if p is not input and _is_context(p)), None)
+    first = next((p for p in named if p.name in INPUT_NAMES), by_position[0] if by_position else None)
+    context = next((p for p in named if p is not first and _is_context(p)), None)
     if context is None:
-        required = [p for p in by_position if p is not input and p.default is p.empty]
+        required = [p for p in by_position if p is not first and p.default is p.empty]
         context = required[0] if required else None
     return _Convention(
         is_async,
         takes_context=context is not None,
-        input_keyword=_keyword(input, by_position[:1]),
+        input_keyword=_keyword(first, by_position[:1]),
         context_keyword=_keyword(context, by_position[1:2]),
     )
 

@@ -1,8 +1,9 @@
 """The agent contract: how one framework's agents look to a replica.
 
-`engine.replica` calls this; adapters implement it and are found by the entry point group ``greenroom.adapters``. An
-instance is built by the agent's factory for one session or one task and never shared between callers: AutoGen agents
-are stateful and leak one caller's text into another's prompt when shared. Standard library and msgspec only.
+`engine.replica` calls this; adapters implement it and are found by the entry point group
+``greenroom.adapters``. An instance is built by the agent's factory for one session or one task and never
+shared between callers: AutoGen agents are stateful and leak one caller's text into another's prompt when
+shared. Standard library and msgspec only.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Usage:
 class Failure(Exception):
     """What an adapter raises when its framework told of an exception by text only.
 
-    *type* is the class's name as the framework gave it, *names* are those of the class and its bases where they are
-    known (``retry_on`` is compared with them), *retryable* is what the class itself says.
+    *type* is the class's name as the framework gave it, *names* are those of the class and its bases where
+    they are known (``retry_on`` is compared with them), *retryable* is what the class itself says.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Instance(Protocol):
         """The framework's own signal to stop, cooperative and allowed to do nothing."""
 
     async def save_state(self) -> Any:
-        """Return the session's state for strict JSON, None if there is none; called after a successful `run`."""
+        """Return the session's state for strict JSON, or None; called after a successful `run`."""
 
     async def load_state(self, state: Any) -> None: ...
 

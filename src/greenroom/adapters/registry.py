@@ -1,7 +1,7 @@
-"""Which adapter knows an agent: the built-in ones first, then the entry points of the group ``greenroom.adapters``.
+"""Which adapter knows an agent: a built-in one, or one of the entry points ``greenroom.adapters``.
 
-Entry points are looked up only for objects that no built-in adapter knows, so that a replica does not pay for them.
-Any other callable object is taken last, so that an adapter may claim agents that happen to be callable.
+Entry points are looked up only for objects that no built-in adapter knows, so that a replica does not pay for
+them. Any other callable object is taken last, so that an adapter may claim agents that happen to be callable.
 """
 
 from __future__ import annotations
@@ -33,6 +33,6 @@ def find(agent: object) -> contract.Adapter | None:
 
 @functools.cache
 def _installed() -> tuple[contract.Adapter, ...]:
-    from importlib import metadata  # noqa: PLC0415 - dear to import, and seldom needed
+    from importlib import metadata  # dear to import, and seldom needed
 
     return tuple(entry_point.load()() for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP))

@@ -25,7 +25,7 @@ async def submit(call: Call) -> Answer:
     """Accept a task; with ``?wait=SECONDS`` answer 200 when it ended in time."""
     wait_s = call.seconds("wait", most=schemas.MAX_WAIT_S)
     submission = schemas.read(call.body, schemas.Submission)
-    task = _new_task(call, submission, call.body, _key(call, submission))
+    task = await _new_task(call, submission, call.body, _key(call, submission))
     await call.services.backlog.admit()
     end = call.store.hub.end_of(task.id) if wait_s else None  # before it is stored: its end must not slip by
     try:
@@ -48,7 +48,9 @@ async def submit_batch(call: Call) -> Answer:
     batch = schemas.convert(strict_json.loads(call.body, max_keys=100_000), schemas.Batch)
     await call.services.backlog.admit(len(batch.tasks))
     header = call.header("idempotency-key")
-    prepared = [_prepare(call, item, f"{header}:{index}" if header else None) for index, item in enumerate(batch.tasks)]
+    prepared = [
+        await _prepare(call, item, f"{header}:{index}" if header else None) for index, item in enumerate(batch.tasks)
+    ]
     futures = [call.store.tasks.submit(item) for item in prepared if isinstance(item, NewTask)]
     results = iter(await asyncio.gather(*futures, return_exceptions=True))
     items = []
@@ -61,10 +63,10 @@ async def submit_batch(call: Call) -> Answer:
     return Answer({"items": items}, status=202)
 
 
-def _prepare(call: Call, value: Any, key: str | None) -> NewTask | errors.GreenroomError:
+async def _prepare(call: Call, value: Any, key: str | None) -> NewTask | errors.GreenroomError:
     try:
         submission = schemas.convert(value, schemas.Submission)
-        return _new_task(call, submission, _encode(value), submission.idempotency_key or key)
+        return await _new_task(call, submission, _encode(value), submission.idempotency_key or key)
     except errors.GreenroomError as error:
         return error
 
@@ -89,12 +91,12 @@ def _key(call: Call, submission: schemas.Submission) -> str | None:
     return header or submission.idempotency_key
 
 
-def _new_task(call: Call, submission: schemas.Submission, body: bytes, key: str | None) -> NewTask:
+async def _new_task(call: Call, submission: schemas.Submission, body: bytes, key: str | None) -> NewTask:
     directory = call.store.directory
     chosen: bytes | None = None
     name = submission.agent
     if name is None:
-        choice = _route(call, submission.input)
+        choice = await _route(call, submission.input)
         name, chosen = choice.agent, _encode({"agent": choice.agent, "scores": _scores(choice.scores)})
     entry = directory.get(name)
     return submissions.new_task(
@@ -114,9 +116,12 @@ def _new_task(call: Call, submission: schemas.Submission, body: bytes, key: str 
     )
 
 
-def _route(call: Call, value: Any) -> routing.Choice:
-    text = text_of(value)
-    answer = routing.choose(call.store.directory.index, text, similarity=call.services.similarity)
+async def _route(call: Call, value: Any) -> routing.Choice:
+    index, text, similarity = call.store.directory.index, text_of(value), call.services.similarity
+    if similarity is None:
+        answer = routing.choose(index, text)
+    else:  # a model takes milliseconds
+        answer = await asyncio.to_thread(routing.choose, index, text, similarity=similarity)
     if isinstance(answer, routing.NoRoute):
         raise Unrouted(answer.message, _scores(answer.scores))
     return answer

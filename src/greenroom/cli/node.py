@@ -57,9 +57,9 @@ def up(
     return 0
 
 
-def _announce(started: node.Node, url: str) -> None:
+def _announce(started: node.Node) -> None:
     agents = ", ".join(started.options.settings.agents) or "none yet"
-    render.say(f"ready at {url}; agents: {agents}")
+    render.say(f"ready at {started.url}; agents: {agents}")
     render.say("next, in another terminal: greenroom status, greenroom submit TEXT --wait")
 
 

@@ -1,7 +1,7 @@
 """Finds an agent's factory, and says what it is: the agent itself, a class, or a function that builds agents.
 
-Called by `engine.replica`: in the zygote to import the code, in the replica to build instances. Whatever is wrong with an
-agent's code is an error here that names the agent, what happened and the fix.
+Called by `engine.replica`: in the zygote to import the code, in the replica to build instances. Whatever is
+wrong with an agent's code is an error here that names the agent, what happened and the fix.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import types
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from greenroom import errors
@@ -33,7 +34,7 @@ class LoadFailed(errors.AgentInvalid):
 
 
 def load(agent: str, snapshot: str, reference: str) -> object:
-    """Import the module of *reference* from the folder *snapshot* and return the attribute; raises `LoadFailed`."""
+    """Import the module of *reference* from the folder *snapshot*, return the attribute; raises `LoadFailed`."""
     module_name, _, attribute = reference.partition(":")
     if not attribute:
         raise LoadFailed(
@@ -59,11 +60,11 @@ def _import(name: str) -> types.ModuleType:
 
 def _import_script(snapshot: str, name: str) -> types.ModuleType:
     """Import a script under another name than ``__main__``, so that its guarded part does not run."""
-    path = os.path.join(snapshot, name)
+    path = Path(snapshot, name)
     known = sys.modules.get(SCRIPT_MODULE)
-    if known is not None and known.__file__ == path:
+    if known is not None and known.__file__ == str(path):
         return known
-    if not os.path.isfile(path):
+    if not path.is_file():
         raise FileNotFoundError(f"there is no file {name} in the agent's folder")
     spec = importlib.util.spec_from_file_location(SCRIPT_MODULE, path)
     if spec is None or spec.loader is None:
@@ -90,13 +91,13 @@ def _import_failed(agent: str, module_name: str, error: BaseException) -> LoadFa
     if missing is not None and (module_name == missing or module_name.startswith(missing + ".")):
         fix = "check the factory's module name and that its file is in the agent's folder"
     elif missing is not None:
-        fix = f"install {missing!r} in the agent's environment, or name that environment's interpreter with `python`"
+        fix = f"install {missing!r} in the agent's environment, or name an interpreter that has it with `python`"
     elif isinstance(error, SystemExit | KeyboardInterrupt):
-        fix = "a module must not exit when it is imported: guard its main part with `if __name__ == '__main__':`"
+        fix = "an import must not exit: guard the module's main part with `if __name__ == '__main__':`"
     else:
         fix = "fix the module; importing it in its folder shows the same"
-    message = f"cannot load agent {agent}: importing {module_name} raised {name}: {failures.message_of(error)}; {fix}"
-    return LoadFailed(name, message, failures.short_traceback(error))
+    what = f"importing {module_name} raised {name}: {failures.message_of(error)}"
+    return LoadFailed(name, f"cannot load agent {agent}: {what}; {fix}", failures.short_traceback(error))
 
 
 def _attribute(agent: str, module: types.ModuleType, module_name: str, attribute: str) -> object:
@@ -164,8 +165,9 @@ class Factory:
         if agent in self._built:
             raise LoadFailed(
                 "SharedAgent",
-                f"cannot build agent {self._agent}: its factory returned the same object again, and {adapter.took} keeps"
-                " one caller's text where the next one sees it; build a new one inside the factory",
+                f"cannot build agent {self._agent}: its factory returned the same object again, and"
+                f" {adapter.took} keeps one caller's text where the next one sees it; build a new one inside"
+                " the factory",
             )
         self._built.add(agent)
 
@@ -189,8 +191,8 @@ def _ready_made(
     if not adapter.shareable:
         raise LoadFailed(
             "SharedAgent",
-            f"cannot build agent {agent}: {reference} is one {kind} object, and {adapter.took} keeps one caller's text where"
-            f" the next one sees it; make it a function that builds it: `def build(): return {kind}(...)`",
+            f"cannot build agent {agent}: {reference} is one {kind} object, and {adapter.took} keeps one"
+            f" caller's text where the next one sees it; make it a function that builds it: `def build(): return {kind}(...)`",
         )
     if arguments:
         raise LoadFailed(
@@ -233,9 +235,9 @@ def _unknown(agent: str, found: object) -> LoadFailed:
     kind = type(found)
     return LoadFailed(
         "UnknownAgent",
-        f"cannot build agent {agent}: no adapter knows a {kind.__module__}.{kind.__qualname__}; the factory must be or return"
-        " a function (input) or (input, context), an object with execute_task(payload), an AutoGen agent or team, or what"
-        f" an adapter from the entry points {registry.ENTRY_POINT_GROUP} knows",
+        f"cannot build agent {agent}: no adapter knows a {kind.__module__}.{kind.__qualname__}; the factory must"
+        " be or return a function (input) or (input, context), an object with execute_task(payload), an AutoGen"
+        f" agent or team, or what an adapter from the entry points {registry.ENTRY_POINT_GROUP} knows",
     )
 
 
@@ -280,6 +282,6 @@ def _refuse_missing(agent: str, reference: str, missing: list[str]) -> None:
     if missing:
         raise LoadFailed(
             "TypeError",
-            f"cannot build agent {agent}: {reference} needs {missing[0]!r}, which its arguments do not name; add"
-            f" it to `arguments`, or, if the function is the agent itself, call its first parameter `input`",
+            f"cannot build agent {agent}: {reference} needs {missing[0]!r}, which its arguments do not name;"
+            " add it to `arguments`, or, if the function is the agent itself, call its first parameter `input`",
         )

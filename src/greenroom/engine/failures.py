@@ -1,6 +1,7 @@
-"""What an exception of agent code is told as: its type, a bounded message, whether to retry. Called by `engine.running`.
+"""What an exception of agent code is told as: its type, a bounded message, whether to retry.
 
-Exceptions are as hostile as any other value of an agent: ``__str__`` may raise or return ten megabytes.
+Called by `engine.running`. Exceptions are as hostile as any other value of an agent: ``__str__`` may raise,
+or return ten megabytes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Description:
 
 
 def describe(error: BaseException, retry_on: Set[str]) -> Description:
-    """Describe *error*; retryable where its attribute ``retryable`` is True, or *retry_on* names its class or a base."""
+    """Describe *error*; retryable if its ``retryable`` is True, or *retry_on* names its class or a base."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]  # a task group around one failure says less than the failure
     if isinstance(error, contract.Failure):
@@ -45,7 +46,7 @@ def message_of(error: BaseException) -> str:
     """Return ``str(error)``, bounded and clean, whatever ``__str__`` does."""
     try:
         text = str(error)
-    except BaseException as another:  # agent code, too
+    except BaseException as another:  # noqa: BLE001 - agent code, too
         text = f"(its text cannot be had: str() raised {type(another).__name__})"
     return bounded(text, MAX_MESSAGE_BYTES)
 
@@ -74,5 +75,5 @@ _OWN_FOLDER = __file__.rpartition("/")[0] + "/"
 def _says_retryable(error: BaseException) -> bool:
     try:
         return getattr(error, "retryable", False) is True
-    except Exception:  # a property of agent code
+    except Exception:  # noqa: BLE001 - a property of agent code
         return False

@@ -73,6 +73,7 @@ class LocalEngine:
             home = self._zygote_of(record)
         except errors.AgentInvalid:
             del self._replicas[replica]
+            record.gone.set()  # for a stop that came meanwhile
             raise
         await record.launch(home)
         self._watch_memory()
@@ -148,6 +149,8 @@ class LocalEngine:
             record.kill(reason)
 
     async def close(self) -> None:
+        if self._is_closed:
+            return
         self._is_closed = True
         async with asyncio.TaskGroup() as ending:
             for replica in list(self._replicas):

@@ -1,7 +1,8 @@
-"""What agent code prints becomes log lines of its task. `capture` replaces stdout and stderr, `TaskLog` bounds the lines.
+"""What agent code prints becomes log lines of its task.
 
-The task is found by a context variable, so it works in coroutines, in threads of synchronous agents, and for logging
-handlers; threads that agent code starts by itself belong to no task. What belongs to none goes to the process's own pipe.
+The task is found by a context variable, so it works in coroutines, in threads of synchronous agents, and for
+logging handlers; threads that agent code starts by itself belong to no task. What belongs to none goes to the
+process's own pipe.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class TaskStream(io.TextIOBase):
 
 
 def capture() -> None:
-    """Replace ``sys.stdout`` and ``sys.stderr``; before agent code is imported, so that its logging handlers use them."""
+    """Replace ``sys.stdout`` and ``sys.stderr``; before agent code makes its logging handlers."""
     if not isinstance(sys.stdout, TaskStream):
         sys.stdout = TaskStream("stdout", 1)
     if not isinstance(sys.stderr, TaskStream):

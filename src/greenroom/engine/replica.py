@@ -1,8 +1,8 @@
 """A replica: the forked child that hosts one agent. Frames in, frames out, over one socket to its node.
 
-The zygote calls `load` to import the agent's code, forks, and the child calls `main`, which never returns. Agent code runs
-here, so here is nothing worth stealing: no store, no key; only the standard library, msgspec and what agents need. All of it
-is imported before the fork.
+The zygote calls `load` to import the agent's code, forks, and the child calls `main`, which never returns.
+Agent code runs here, so here is nothing worth stealing: no store, no key; only the standard library, msgspec
+and what agents need. All of it is imported before the fork.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from typing import Any, NoReturn
 
 import msgspec
 
 from greenroom.engine import factories, output, protocol, running, task_context, threads
-from greenroom.engine.factories import LoadFailed as LoadFailed
 from greenroom.sdk import context as sdk_context
+
+LoadFailed = factories.LoadFailed
 
 HEARTBEAT_S = 2.0
 STOP_GRACE_S = 2.0  # what running attempts get after SIGTERM
@@ -56,10 +57,10 @@ def load(config: Config) -> object:
 
 
 def main(channel: socket.socket, config: Config) -> NoReturn:
-    """Be a replica until the node is gone. Exits with EX_CONFIG when the agent was refused, EX_PROTOCOL on bad frames."""
+    """Be a replica until its node is gone; exits with EX_CONFIG for a refused agent, EX_PROTOCOL on bad frames."""
     try:
         _serve(channel, config)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - nothing above may go on as if this were the zygote
         traceback.print_exc(file=sys.__stderr__)
     os._exit(os.EX_SOFTWARE)
 
@@ -87,12 +88,13 @@ def _serve(channel: socket.socket, config: Config) -> None:
         try:
             loop.run_forever()
         except (SystemExit, KeyboardInterrupt):
-            # Raised by a task that agent code started; asyncio lets these two out. Who awaits the task has it, too.
+            # Raised by a task that agent code started; asyncio lets these two out. Who awaits the task has
+            # it, too.
             continue
 
 
 def _refuse(channel: socket.socket, error: LoadFailed) -> NoReturn:
-    channel.setblocking(True)
+    channel.settimeout(None)
     channel.sendall(protocol.frame(protocol.Refused(error.error_type, error.message, error.traceback)))
     os._exit(os.EX_CONFIG)
 
@@ -118,7 +120,7 @@ class _Replica(asyncio.Protocol):
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         os._exit(os.EX_OK)
 
     def data_received(self, data: bytes) -> None:
@@ -131,7 +133,7 @@ class _Replica(asyncio.Protocol):
             self._receive(message)
 
     def send(self, message: protocol.ToNode) -> None:
-        """Send *message*, from any thread; what one turn of the loop sends goes out in one piece, in order."""
+        """Send *message*, from any thread; what one turn of the loop sends goes out in one piece."""
         self._outbox.append(protocol.frame(message))
         if self._flush_is_due:
             return
@@ -214,11 +216,13 @@ class _Replica(asyncio.Protocol):
 
 
 def _start_task(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
+    loop: asyncio.AbstractEventLoop,
+    coroutine: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
+    **options: Any,
 ) -> asyncio.Task[Any]:
     """Create a task as asyncio does, and note whose attempt it belongs to."""
     task = asyncio.Task(coroutine, loop=loop, **options)
-    context = sdk_context._current.get(None)
+    context = sdk_context._current.get(None)  # noqa: SLF001 - the runtime's end of `current()`
     if isinstance(context, task_context.TaskContext):
         context.tasks.add(task)
     return task
@@ -227,7 +231,7 @@ def _start_task(
 def _report(loop: asyncio.AbstractEventLoop, situation: dict[str, Any]) -> None:
     error = situation.get("exception")
     if isinstance(error, ValueError) and str(error) == "task_done() called too many times":
-        return  # AutoGen's runtime, when a run in a tool call is cancelled: harmless, and nobody can act on it
+        return  # AutoGen's runtime, when a run in a tool call is cancelled: nobody can act on it
     loop.default_exception_handler(situation)
 
 

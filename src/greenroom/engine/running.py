@@ -1,7 +1,8 @@
 """Runs one attempt of a task: build the instance, load the session's state, run, save, and say how it ended.
 
-Called by `engine.replica`, one `Attempt` per `protocol.Invoke`. State is only ever sent with a success, so that a failed or
-cancelled run leaves the session as it was. Nothing that agent code raises or returns leaves this module as an exception.
+Called by `engine.replica`, one `Attempt` per `protocol.Invoke`. State is only ever sent with a success, so
+that a failed or cancelled run leaves the session as it was. Nothing that agent code raises or returns leaves
+this module as an exception.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class AgentSettings(Protocol):
 
 
 class Attempt:
-    """One attempt. `run` answers with `Ended`, or with None where something of it cannot be ended from inside."""
+    """One attempt. `run` answers with `Ended`, or with None if something of it cannot be ended from here."""
 
     __slots__ = (
         "_cancel_grace_s",
@@ -61,13 +62,14 @@ class Attempt:
 
     async def run(self) -> protocol.Ended | None:
         self._task = asyncio.current_task()
-        # Set and never reset: each asyncio task has context variables of its own, and so has all that it starts.
-        sdk_context._current.set(self.context)
+        # Set and never reset: each asyncio task has context variables of its own, and so has all that it
+        # starts.
+        sdk_context._current.set(self.context)  # noqa: SLF001 - the runtime's end of `current()`
         output.current.set(self._log)
         try:
             result, state = await self._work()
             ended = self._ended(output=result, state=state)
-        except BaseException as error:  # agent code, which may raise SystemExit as well
+        except BaseException as error:  # noqa: BLE001 - agent code, which may raise SystemExit as well
             ended = self._failed(error)
         if self._cancel_grace_s is not None:
             if not await self._settled(self._cancel_grace_s / 2):
@@ -78,7 +80,7 @@ class Attempt:
         return ended
 
     def cancel(self, grace_s: float) -> None:
-        """Begin the ladder: the framework's signal now, asyncio's after half of *grace_s*; the node has the last rung."""
+        """Begin the ladder: the framework's signal now, asyncio's after half of *grace_s*."""
         if self._cancel_grace_s is not None:
             return
         self._cancel_grace_s = grace_s
@@ -86,7 +88,7 @@ class Attempt:
         if self._instance is not None:
             try:
                 self._instance.cancel()
-            except Exception as error:  # agent code
+            except Exception as error:  # noqa: BLE001 - agent code
                 self._log.write("stderr", f"cancel() raised {type(error).__name__}\n")
         asyncio.get_running_loop().call_later(grace_s / 2, self._cancel_task)
 
@@ -118,8 +120,8 @@ class Attempt:
         except Exception as error:
             raise contract.Failure(
                 "state_not_loadable",
-                f"this revision cannot load the session's state, written by revision {self._invoke.state_revision}:"
-                f" {type(error).__name__}: {failures.message_of(error)}",
+                f"this revision cannot load the session's state, written by revision"
+                f" {self._invoke.state_revision}: {type(error).__name__}: {failures.message_of(error)}",
             ) from error
 
     async def _save(self, instance: contract.Instance) -> bytes | None:

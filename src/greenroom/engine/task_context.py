@@ -25,10 +25,11 @@ MAX_EVENT_BYTES = 256 * 1024
 MAX_EVENTS = 10_000
 MAX_EVENTS_BYTES = 16 * 1024 * 1024  # of one attempt, so that a flood does not fill the node's memory
 MAX_INPUT_BYTES = 8 * 1024 * 1024
+_TRUNCATED = b'{"truncated":true,"line":"(too many events; the rest of this task\'s are dropped)"}'
 
 
 class TaskContext:
-    """`sdk.context.Context`, and what `engine.running` needs to know of the attempt's threads, tasks and tokens."""
+    """`sdk.context.Context`, and what `engine.running` needs of the attempt's threads, tasks and tokens."""
 
     __slots__ = (
         "__weakref__",
@@ -165,11 +166,9 @@ class TaskContext:
         self._bytes_left -= len(data)
         if self._events_left == 0 or self._bytes_left < 0:
             self._events_left = 0
-            type, data = (
-                "log",
-                b'{"truncated":true,"line":"(too many events; the rest of this task\'s are dropped)"}',
-            )
-        self._send_event(type, data)
+            self._send_event("log", _TRUNCATED)
+        else:
+            self._send_event(type, data)
 
     def _send_event(self, type: str, data: bytes) -> None:
         if not self._closed:

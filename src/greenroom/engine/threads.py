@@ -1,8 +1,9 @@
-"""The threads that synchronous agent code runs in: agents that are plain functions, and the tools of asynchronous ones.
+"""The threads of synchronous agent code: agents that are plain functions, and tools of asynchronous ones.
 
-The replica's loop has it as default executor, so ``asyncio.to_thread`` and AutoGen's synchronous tools end up here.
-A call sees the context variables of who made it (so ``sdk.context.current()`` and captured output work in tools), and is
-counted as part of its attempt: an attempt has not ended while one of its threads is still at work.
+The replica's loop has it as default executor, so ``asyncio.to_thread`` and AutoGen's synchronous tools end up
+here. A call sees the context variables of who made it (so ``sdk.context.current()`` and captured output work
+in tools), and is counted as part of its attempt: an attempt has not ended while one of its threads is still
+at work.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any, TypeVar
 from greenroom.engine import task_context
 from greenroom.sdk import context as sdk_context
 
-# Not the replica's concurrency: a parent that waits in `call_blocking` keeps its thread and has given up its slot.
+# Not the replica's concurrency: a parent that waits in `call_blocking` keeps its thread and has given up its
+# slot.
 MAX_THREADS = 256
 
 _T = TypeVar("_T")
@@ -32,7 +34,7 @@ class AgentThreads(pools.ThreadPoolExecutor):
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         call = functools.partial(_call, contextvars.copy_context(), fn, args, kwargs)
         future = super().submit(call)
-        context = sdk_context._current.get(None)
+        context = sdk_context._current.get(None)  # noqa: SLF001 - the runtime's end of `current()`
         if isinstance(context, task_context.TaskContext):
             context.threads.add(future)
             future.add_done_callback(context.threads.discard)

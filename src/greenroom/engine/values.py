@@ -1,7 +1,8 @@
-"""What an agent's value is as strict JSON, or why it is none. Called by `engine.running` and `engine.task_context`.
+"""What an agent's value is as strict JSON, or why it is none.
 
-Beside JSON's own types it takes dataclasses, pydantic models and msgspec Structs, at any depth. Keys that are numbers become
-strings, as `json` does it. What passes can be read back by `strict_json.loads`, here and on every store.
+Beside JSON's own types it takes dataclasses, pydantic models and msgspec Structs, at any depth. Keys that are
+numbers become strings, as `json` does it. What passes can be read back by `strict_json.loads`, here and on
+every store.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from greenroom import errors, strict_json
 
 
 class Unfit(ValueError):
-    """*type* names what is unfit and how: ``result_not_json``, ``state_too_large``, ``event_…``, ``input_…``."""
+    """*type* names what is unfit, and how: ``result_not_json``, ``state_too_large``, ``event_…``."""
 
     def __init__(self, type: str, message: str) -> None:
         super().__init__(message)
@@ -26,8 +27,9 @@ class Unfit(ValueError):
 def encode(value: Any, what: str, *, limit_bytes: int) -> bytes:
     """Encode *value*; raises `Unfit` with a message, whatever the value's own code does.
 
-    *what* is the word for it: result, state, event or input.
-."""
+        *what* is the word for it: result, state, event or input.
+    .
+    """
     if isinstance(value, str | bytes) and len(value) > limit_bytes:
         raise _too_large(what, len(value), limit_bytes)
     try:
@@ -65,19 +67,21 @@ def _reason(error: BaseException) -> str:
         return f"nested deeper than {strict_json.MAX_DEPTH}"
     try:
         return str(error)[:300]
-    except Exception:
+    except Exception:  # noqa: BLE001 - agent code
         return type(error).__name__
 
 
 def _not_json(what: str, reason: str) -> Unfit:
     return Unfit(
         f"{what}_not_json",
-        f"the {what} is not strict JSON: {reason}; use str, int, float, bool, None, lists and dicts with string keys",
+        f"the {what} is not strict JSON: {reason};"
+        " use str, int, float, bool, None, lists and dicts with string keys",
     )
 
 
 def _too_large(what: str, size: int, limit_bytes: int) -> Unfit:
     return Unfit(
         f"{what}_too_large",
-        f"the {what} is too large: {size} bytes, and the limit is {limit_bytes}; store it and pass a reference",
+        f"the {what} is too large: {size} bytes, and the limit is {limit_bytes};"
+        " store it elsewhere and pass a reference",
     )

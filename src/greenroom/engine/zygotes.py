@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from greenroom.engine import channels, contract, processes, zygote
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
@@ -135,7 +137,9 @@ class Zygote:
     def order(self, order: Order) -> None:
         """Fork a replica now, or as soon as the code is imported; one of the order's callbacks follows."""
         self._queued.append(order)
-        if self._loaded:
+        if self.gone.is_set():  # it died between the question whether it is usable and this order
+            self._refuse_all(contract.Exit("crashed", "its zygote died before it was forked"))
+        elif self._loaded:
             self._send_orders()
 
     def withdraw(self, replica: str) -> bool:
@@ -183,7 +187,11 @@ class Zygote:
             if not record:
                 self._loop.remove_reader(self._control)
                 return
-            self._on_report(zygote.decode_report(record), fds)
+            try:
+                self._on_report(zygote.decode_report(record), fds)
+            except (msgspec.DecodeError, LookupError) as error:  # an import can write to this socket, too
+                self._failure = contract.Exit("refused", f"cannot import {self._code}: its zygote talks nonsense: {error}")
+                self._process.kill()
 
     def _on_report(self, report: zygote.Report, fds: list[int]) -> None:
         match report:

@@ -1,0 +1,433 @@
+"""What only local processes can show: real deaths, orphans, memory, interpreters. The rest is the engine's contract."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from greenroom.testing.engine_contract import Bench
+
+from greenroom import clock as clocks
+from greenroom import errors
+from greenroom.engine import contract, kernel, local, processes
+
+_ECHO = "def run(input): return input"
+_PID = "import os\ndef run(input): return os.getpid()"
+
+# Leaves a daemon that forked twice, has a session of its own, never called exec and closed what it inherited.
+_DAEMON = """
+    import os, time
+    def run(input):
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.write(write, str(os.getpid()).encode())
+                os.closerange(0, 1000)
+                while True: time.sleep(1)
+            os._exit(0)
+        os.wait()
+        return int(os.read(read, 100))
+"""
+# The same by exec: a shell that leaves the group.
+_EXECED = """
+    import subprocess
+    def run(input):
+        child = subprocess.Popen(["sleep", "1000"], start_new_session=True, stdin=-3, stdout=-3, stderr=-3)
+        return child.pid
+"""
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[local.LocalEngine]:
+    engine = local.LocalEngine(tmp_path / "data", clocks.SystemClock(), import_deadline_s=5)
+    yield engine
+    await engine.close()
+
+
+@pytest.fixture
+async def bench(engine: local.LocalEngine, tmp_path: Path) -> Bench:
+    return Bench(engine, tmp_path)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return kernel.stat(pid)[0] != "Z"
+    except OSError:
+        return False
+
+
+async def until(happened: Callable[[], bool], *, within_s: float = 10.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not happened():
+            await asyncio.sleep(0.005)
+
+
+def zygote_pid(engine: local.LocalEngine) -> int:
+    (zygote,) = engine._zygotes.values()
+    return zygote.pid
+
+
+# --- death
+
+
+async def test_sigkill_is_noticed_at_once(bench: Bench) -> None:
+    await bench.start(_PID)
+    pid = await bench.ask("r1", "t1")
+    begun = time.perf_counter()
+    os.kill(pid, signal.SIGKILL)
+    exit = await bench.recorder.exit("r1")
+    took_ms = (time.perf_counter() - begun) * 1000
+    print(f"SIGKILL to on_exit: {took_ms:.1f} ms")
+    assert took_ms < 1000
+    assert (exit.reason, exit.signal) == ("killed", signal.SIGKILL)
+
+
+async def test_a_segmentation_fault_is_a_crash_by_its_signal(bench: Bench) -> None:
+    await bench.start("import os, signal\ndef run(input): os.kill(os.getpid(), signal.SIGSEGV)")
+    bench.send("r1", "t1")
+    exit = await bench.recorder.exit("r1")
+    assert (exit.reason, exit.signal, exit.detail) == ("crashed", signal.SIGSEGV, "by SIGSEGV")
+
+
+async def test_what_was_sent_before_the_death_is_heard(bench: Bench) -> None:
+    source = """
+        import os, threading
+        def run(input):
+            if input == "die": os.kill(os.getpid(), 9)
+            return "x" * 300_000
+    """
+    await bench.start(source, concurrency=8)
+    for number in range(7):
+        bench.send("r1", f"t{number}")
+    await bench.recorder.ended("t6")
+    bench.send("r1", "last", "die")
+    await bench.recorder.exit("r1")
+    assert len(bench.recorder.messages) == 7
+
+
+async def test_an_agent_that_ignores_sigterm_is_killed_after_its_grace(bench: Bench) -> None:
+    await bench.start(
+        "import asyncio, signal\nasync def run(input):\n"
+        "    asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    )
+    await bench.recorder.until(lambda: bench.send("r1", "t1"))
+    await bench.recorder.ended("t1")
+    await bench.engine.stop("r1", grace_s=0.1)
+    exit = await bench.recorder.exit("r1")
+    assert (exit.reason, exit.signal) == ("stopped", signal.SIGKILL)
+    assert "did not leave within 0.1 s" in exit.detail
+
+
+async def test_a_stopped_process_can_be_killed(bench: Bench) -> None:
+    await bench.start(_PID)
+    os.kill(await bench.ask("r1", "t1"), signal.SIGSTOP)
+    bench.engine.kill("r1", "hung")
+    assert (await bench.recorder.exit("r1")).reason == "hung"
+
+
+@pytest.mark.parametrize("nonsense", [b"\x05\x00\x00\x00hello", b"\xff\xff\xff\xff"], ids=["no message", "too large"])
+async def test_a_replica_that_sends_nonsense_is_killed(bench: Bench, nonsense: bytes) -> None:
+    source = f"""
+        import gc, socket, os
+        def run(input):
+            for fd in range(3, 100):
+                try: socket.socket(fileno=os.dup(fd)).send({nonsense!r})
+                except OSError: pass
+    """
+    await bench.start(source)
+    bench.send("r1", "t1")
+    assert (await bench.recorder.exit("r1")).reason == "protocol"
+
+
+async def test_a_replica_that_closes_its_channel_does_not_live_on(bench: Bench) -> None:
+    # The watchdog of a well-behaved replica ends it; one that got rid of that, too, is killed.
+    source = """
+        import asyncio, os, socket, time
+        def run(input):
+            for fd in range(3, 100):
+                try: socket.socket(fileno=os.dup(fd)).shutdown(socket.SHUT_WR)
+                except OSError: pass
+            time.sleep(1000)
+    """
+    await bench.start(source)
+    bench.send("r1", "t1")
+    assert (await bench.recorder.exit("r1")).reason in {"protocol", "crashed"}
+
+
+# --- nothing is left behind
+
+
+@pytest.mark.parametrize("source", [_DAEMON, _EXECED], ids=["forked twice", "by exec"])
+async def test_a_daemon_that_left_its_group_dies_with_its_replica(bench: Bench, source: str) -> None:
+    await bench.start(source, "r1")
+    await bench.engine.start("r2", bench.revision(source))
+    await bench.recorder.ready("r2")
+    mine, others = await bench.ask("r1", "t1"), await bench.ask("r2", "t2")
+    assert lives(mine)
+    bench.engine.kill("r1", "hung")
+    await bench.recorder.exit("r1")
+    assert not lives(mine)
+    assert lives(others)
+    await bench.engine.close()
+    assert not lives(others)
+
+
+async def test_the_dead_are_reaped(bench: Bench, engine: local.LocalEngine) -> None:
+    await bench.start(_DAEMON)
+    daemon = await bench.ask("r1", "t1")
+    (seen,) = bench.engine.observe()
+    await bench.engine.stop("r1", grace_s=5)
+    await until(lambda: not Path(f"/proc/{daemon}").exists() and not Path(f"/proc/{seen.pid}").exists())
+    zygote = zygote_pid(engine)
+    await bench.engine.close()
+    assert not Path(f"/proc/{zygote}").exists()
+
+
+async def test_replicas_outlive_their_zygote_and_others_can_be_started(bench: Bench, engine: local.LocalEngine) -> None:
+    revision = await bench.start(_DAEMON, "r1")
+    first = zygote_pid(engine)
+    os.kill(first, signal.SIGKILL)
+    await bench.engine.start("r2", revision)
+    await bench.recorder.ready("r2")
+    assert zygote_pid(engine) != first
+    daemon = await bench.ask("r1", "t1")  # adopted, and at work
+    (pid,) = [seen.pid for seen in engine.observe() if seen.replica == "r1"]
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    exit = await bench.recorder.exit("r1")
+    assert (exit.reason, exit.signal) == ("killed", signal.SIGKILL)
+    assert not lives(daemon)
+    assert not Path(f"/proc/{pid}").exists()
+    assert await bench.ask("r2", "t2")
+
+
+async def test_a_zygote_that_hangs_does_not_hide_a_death(bench: Bench, engine: local.LocalEngine) -> None:
+    await bench.start(_PID)
+    pid = await bench.ask("r1", "t1")
+    os.kill(zygote_pid(engine), signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    assert (await bench.recorder.exit("r1")).reason == "crashed"  # the status is the zygote's to know
+    os.kill(zygote_pid(engine), signal.SIGCONT)
+
+
+_NODE = """
+import asyncio, sys
+from pathlib import Path
+from greenroom import clock
+from greenroom.engine import contract, local, protocol
+
+class Listener:
+    def on_ready(self, replica, ready): engine.invoke(replica, protocol.Invoke("t", 1, b"null", 1, 60.0))
+    def on_message(self, replica, message): print(message.output.decode(), engine.observe()[0].pid, flush=True)
+    def on_log(self, replica, stream, line): print(line, file=sys.stderr)
+    def on_exit(self, replica, exit): print(exit, file=sys.stderr)
+
+async def main():
+    global engine
+    engine = local.LocalEngine(Path(sys.argv[1]), clock.SystemClock())
+    engine.subscribe(Listener())
+    await engine.start("r1", contract.Revision("echo", 1, Path(sys.argv[2]), "agent:run"))
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def node(bench: Bench, tmp_path: Path) -> subprocess.Popen[bytes]:
+    """A node in a process of its own, whose replica has left a daemon; prints the daemon's and the replica's pids."""
+    snapshot = bench.revision(_DAEMON).snapshot
+    source = str(Path(local.__file__).parents[2])
+    return subprocess.Popen(
+        [sys.executable, "-c", _NODE, str(tmp_path / "other"), str(snapshot)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": source},
+    )
+
+
+async def first_line(node: subprocess.Popen[bytes]) -> list[int]:
+    assert node.stdout is not None
+    text = await asyncio.to_thread(node.stdout.readline)
+    return [int(word) for word in text.split()]
+
+
+async def test_nothing_is_left_when_the_node_is_killed(node: subprocess.Popen[bytes]) -> None:
+    with node:
+        daemon, replica = await first_line(node)
+        zygote = int(kernel.stat(replica)[1])
+        assert all(lives(pid) for pid in (daemon, replica, zygote))
+        node.kill()
+        await until(lambda: not any(lives(pid) for pid in (daemon, replica, zygote)))
+
+
+async def test_a_starting_node_sweeps_what_a_killed_one_left(node: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    with node:
+        daemon, replica = await first_line(node)
+        os.kill(int(kernel.stat(replica)[1]), signal.SIGKILL)  # its zygote can do nothing any more
+        await until(lambda: int(kernel.stat(replica)[1]) == node.pid)
+        assert processes.kill_leftovers(tmp_path / "other") == 0  # its node lives
+        node.kill()
+        node.wait()
+        await until(lambda: not lives(replica))  # by its own watchdog
+        assert lives(daemon)
+        next_engine = local.LocalEngine(tmp_path / "other", clocks.SystemClock())
+        assert await next_engine.sweep() == 1
+        assert not lives(daemon)
+        await next_engine.close()
+
+
+# --- the import
+
+
+async def test_an_import_that_hangs_is_refused_after_its_deadline(tmp_path: Path) -> None:
+    engine = local.LocalEngine(tmp_path / "data", clocks.SystemClock(), import_deadline_s=0.5)
+    bench = Bench(engine, tmp_path)
+    await engine.start("r1", bench.revision("while True: pass"))
+    exit = await bench.recorder.exit("r1")
+    assert exit.reason == "refused"
+    assert "longer than 0.5 s" in exit.detail
+    await engine.close()
+
+
+async def test_an_import_that_ends_the_interpreter_is_refused_with_what_it_said(bench: Bench) -> None:
+    source = "import os; os.write(2, b'no licence\\n'); os._exit(4)"
+    await bench.engine.start("r1", bench.revision(source))
+    exit = await bench.recorder.exit("r1")
+    assert exit.reason == "refused"
+    assert "exit code 4" in exit.detail
+    assert "no licence" in exit.detail
+
+
+async def test_an_import_that_starts_threads_is_done_by_every_replica(bench: Bench) -> None:
+    source = """
+        import os, threading, time
+        IMPORTED_IN = os.getpid()
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+        def run(input): return [IMPORTED_IN == os.getpid(), threading.active_count() > 1]
+    """
+    await bench.start(source)
+    assert await bench.ask("r1", "t1") == [True, True]
+    assert any("starts threads" in line for _, _, line in bench.recorder.logs)
+
+
+async def test_an_import_without_threads_is_done_once(bench: Bench) -> None:
+    await bench.start("import os\nIMPORTED_IN = os.getpid()\ndef run(input): return IMPORTED_IN")
+    await bench.engine.start("r2", bench.revision("import os\nIMPORTED_IN = os.getpid()\ndef run(input): return IMPORTED_IN"))
+    await bench.recorder.ready("r2")
+    assert await bench.ask("r1", "t1") == await bench.ask("r2", "t2")
+
+
+async def test_what_an_import_prints_is_heard_once(bench: Bench) -> None:
+    revision = await bench.start("print('loading')\ndef run(input): pass", "r1")
+    await bench.engine.start("r2", revision)
+    await bench.recorder.ready("r2")
+    await bench.recorder.until(lambda: bool(bench.recorder.logs))
+    await bench.engine.stop("r2", grace_s=5)
+    assert [line for _, _, line in bench.recorder.logs] == ["loading"]
+
+
+async def test_idle_zygotes_are_let_go(bench: Bench, engine: local.LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "IDLE_ZYGOTE_S", 0.01)
+    revision = await bench.start(_ECHO)
+    pid = zygote_pid(engine)
+    await bench.engine.stop("r1", grace_s=5)
+    await until(lambda: not Path(f"/proc/{pid}").exists())
+    await bench.engine.start("r2", revision)
+    await bench.recorder.ready("r2")
+
+
+# --- limits and interpreters
+
+
+async def test_a_sudden_burst_of_memory_fails_inside(bench: Bench) -> None:
+    source = """
+        def run(input):
+            try: bytearray(8 * 2**30)
+            except MemoryError: return "refused"
+    """
+    await bench.start(source, memory_mb=300)
+    assert await bench.ask("r1", "t1") == "refused"
+
+
+async def test_a_replica_holds_no_descriptor_of_the_zygote_or_its_siblings(bench: Bench) -> None:
+    source = """
+        import os
+        def run(input):
+            return sorted(os.readlink(f"/proc/self/fd/{fd}").partition(":")[0] for fd in os.listdir("/proc/self/fd")
+                          if os.path.exists(f"/proc/self/fd/{fd}") or True)[:20]
+    """.replace("os.listdir(\"/proc/self/fd\")", "map(int, FDS())") + """
+    def FDS():
+        found = []
+        for fd in range(200):
+            try: os.fstat(fd)
+            except OSError: continue
+            found.append(fd)
+        return found
+    """
+    await bench.start(source.replace("\n    def FDS", "\n        def FDS").replace("\n    ", "\n"), "r1")
+    seen = await bench.ask("r1", "t1")
+    assert seen.count("pipe") == 2
+    assert seen.count("socket") <= 3  # its channel, and the two of its loop's waker
+    assert not any("memfd" in name for name in seen)
+
+
+async def test_a_flood_of_output_is_bounded_and_stops_nobody(bench: Bench) -> None:
+    source = """
+        import os
+        def run(input):
+            for _ in range(2000): os.write(1, b"spam\\n" * 20)
+            return "done"
+    """
+    await bench.start(source)
+    assert await bench.ask("r1", "t1") == "done"
+    await bench.engine.stop("r1", grace_s=5)
+    lines = [line for _, _, line in bench.recorder.logs]
+    assert len(lines) < 10_000
+    assert any("lines were dropped" in line for line in lines)
+
+
+async def test_an_interpreter_that_is_not_there_is_an_error_of_the_agent(bench: Bench) -> None:
+    with pytest.raises(errors.AgentInvalid, match="/no/python: No such file"):
+        await bench.engine.start("r1", bench.revision(_ECHO, python="/no/python"))
+    assert bench.engine.observe() == []
+
+
+@pytest.fixture
+def own_python(tmp_path: Path) -> str:
+    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
+    return str(tmp_path / "venv" / "bin" / "python")
+
+
+@pytest.mark.slow
+async def test_an_interpreter_without_msgspec_is_an_error_with_the_fix(bench: Bench, own_python: str) -> None:
+    with pytest.raises(errors.AgentInvalid, match="pip install msgspec"):
+        await bench.engine.start("r1", bench.revision(_ECHO, python=own_python))
+
+
+@pytest.mark.slow
+async def test_an_agent_runs_in_an_interpreter_of_its_own_with_msgspec_only(bench: Bench, own_python: str) -> None:
+    (packages,) = Path(own_python).parents[1].glob("lib/python*/site-packages")
+    assert msgspec.__file__ is not None
+    (packages / "msgspec").symlink_to(Path(msgspec.__file__).parent)
+    source = """
+        import importlib.util, sys
+        def run(input): return [sys.prefix, importlib.util.find_spec("httpx") is None]
+    """
+    await bench.start(source, python=own_python)
+    assert await bench.ask("r1", "t1") == [str(Path(own_python).parents[1]), True]
+
+
+def test_the_engine_is_one(tmp_path: Path) -> None:
+    engine: contract.Engine = local.LocalEngine(tmp_path, clocks.SystemClock())
+    assert engine.observe() == []
