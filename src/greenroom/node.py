@@ -82,7 +82,7 @@ class Node:
             started_at_us=database.microseconds(clock.now()),
             deploy=self.deploy,
             restart=self.host.restart,
-            is_ready=self.host.settled.is_set,
+            is_ready=lambda: self.host.has_settled,
             backlog=Backlog(self.store, clock, limit=options.settings.server.max_queued_tasks),
             similarity=_similarity(),
         )
@@ -92,6 +92,7 @@ class Node:
     async def start(self) -> None:
         """Open the store, take over what a dead node left, deploy the manifest's agents, and start the loops."""
         await self.store.start()
+        await self.engine.sweep()
         if self.store.db.dialect == "sqlite":  # one file, one node: whatever another incarnation held is free
             await self.store.tasks.rescue(not_owner=self.id)
             await self.store.agents.close_other_nodes(self.id)
@@ -155,7 +156,7 @@ class Node:
 
     async def _mint_owner_key(self) -> None:
         path = self.options.data_dir / "local.key"
-        if path.exists() and any(row.name == "owner" for row in self.auth.rows(tenant=TENANT)):
+        if path.exists() and self.auth.is_valid(b"Bearer " + path.read_bytes().strip()):
             return
         key = await self.auth.create(
             tenant=TENANT, name="owner", role="admin", word=self.services.key_word, expires_in_s=None

@@ -1,7 +1,20 @@
-"""Failures in the shipped contract are to be read like those of the tests here."""
+"""The contract's tests run on asyncio's own loop and on uvloop, and their failures read like those of the tests here."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Mapping
+
 import pytest
+import uvloop
 
 pytest.register_assert_rewrite("greenroom.testing.engine_contract")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config,  # noqa: ARG001  # the hook names its arguments
+    item: pytest.Item,
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if item.path.name == "test_contract.py":
+        return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop}

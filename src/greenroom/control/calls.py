@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -23,6 +24,7 @@ from greenroom.store.store import Store
 from greenroom.store.tasks import Task
 from greenroom.store.transitions import Accepted, Call, Lease, NewTask
 
+T = TypeVar("T")
 POLL_EVERY_S = 1.0
 _TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 
@@ -71,21 +73,31 @@ class Calls:
 
     async def _call(self, attempt: Attempt, message: protocol.Called) -> None:
         child = self._child(attempt, message)
-        accepted = await self._submit(attempt, child)
+        accepted = await self._through_weather(lambda: self._submit(attempt, child))
         if accepted is None:
             return  # fenced: the attempt is being stopped
         attempt.waiting_for += 1
         if attempt.holds_slot and attempt.waiting_for == 1:
             self._free(attempt)
         try:
-            ended = await self._end_of(accepted.id, attempt.claim.tenant)
+            ended = await self._through_weather(lambda: self._end_of(accepted.id, attempt.claim.tenant))
         finally:
             attempt.waiting_for -= 1
         if attempt.waiting_for == 0:
             await self._occupy(attempt)
-            if not await self._store.tasks.resume(Lease(*attempt.key)):
+            if not await self._through_weather(lambda: self._store.tasks.resume(Lease(*attempt.key))):
                 return
         self._answer_with(attempt, message, ended)
+
+    async def _through_weather(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask the store until it answers; the attempt's deadline ends this, and asking twice does no harm."""
+        delay_s = 0.1
+        while True:
+            try:
+                return await ask()
+            except errors.StoreUnavailable:
+                await self._clock.sleep(delay_s)
+                delay_s = min(2.0, delay_s * 2)
 
     def _child(self, attempt: Attempt, message: protocol.Called) -> NewTask:
         claim = attempt.claim

@@ -60,10 +60,6 @@ class Dispatcher:
         store.hub.subscribe(self._hear)
         engine.subscribe(self)
 
-    @property
-    def in_flight(self) -> int:
-        return len(self._attempts) + len(self._unwritten)
-
     async def step(self) -> float:
         """Enforce deadlines, renew leases, write again what the store refused, and look for work nobody announced."""
         now_s = self._clock.monotonic_s()
@@ -254,11 +250,13 @@ class Dispatcher:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._resuming[attempt.claim.replica].append(turn)
         self._resume_next(attempt.claim.replica)
-        await turn
-        if attempt.key in self._attempts:
-            attempt.holds_slot = True
-        else:  # it ended while it waited
-            self._store.board.release(attempt.claim.replica)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it got its slot just as it ended
+                self._store.board.release(attempt.claim.replica)
+            raise
+        attempt.holds_slot = True
 
 
 EVENT_TYPES = frozenset({"message", "tool", "output", "progress", "log"})

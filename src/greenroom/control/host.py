@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from greenroom import clock as clocks
@@ -69,7 +69,8 @@ class Host:
         self._store, self._engine, self._clock, self._facts = store, engine, clock, facts
         self._node, self._revision_of, self._jitter = node, revision_of, jitter
         self.wakeup = asyncio.Event()
-        self.settled = asyncio.Event()  # every agent has had its replicas ready, or is settled as failed
+        self.settled = asyncio.Event()  # every agent has its replicas ready, or has failed
+        self.has_settled = False  # it once was so: the node is ready, and stays so
         self._replicas: dict[str, Hosted] = {}
         self._health: dict[str, Health] = {}
         self._unwritten: set[Hosted] = set()
@@ -90,7 +91,7 @@ class Host:
         self._stop_drained()
         self._measure()
         await self._write_rows()
-        await self._write_agents(list(entries.values()))
+        await self._write_agents(entries)
         return STEP_EVERY_S
 
     async def drain_all(self, *, grace_s: float) -> None:
@@ -245,12 +246,13 @@ class Host:
     async def _write_rows(self) -> None:
         unwritten, self._unwritten = self._unwritten, set()
         pids = {seen.replica: seen.pid for seen in self._engine.observe()} if unwritten else {}
-        for replica in unwritten:
-            try:
-                await self._store.agents.put_replica(self._row(replica, pids.get(replica.id)))
-            except errors.StoreUnavailable:
-                self._unwritten.add(replica)
-                raise
+        try:
+            async with asyncio.TaskGroup() as group:  # one commit for all of them
+                for replica in unwritten:
+                    group.create_task(self._store.agents.put_replica(self._row(replica, pids.get(replica.id))))
+        except* errors.StoreUnavailable as weather:
+            self._unwritten |= unwritten
+            raise weather.exceptions[0] from None
 
     def _row(self, replica: Hosted, pid: int | None) -> Replica:
         has_ended = replica.state in ("stopped", "failed")
@@ -271,9 +273,9 @@ class Host:
             ended_at=database.microseconds(self._clock.now()) if has_ended else None,
         )
 
-    async def _write_agents(self, entries: list[Entry]) -> None:
+    async def _write_agents(self, entries: Mapping[str, Entry]) -> None:
         is_settled = True
-        for entry in entries:
+        for entry in entries.values():
             name = entry.agent.name
             state, reason = self._state_of(entry)
             is_settled = is_settled and state in ("ready", "failed")
@@ -281,8 +283,9 @@ class Host:
             if (state, reason) != health.told or entry.agent.state != state:
                 await self._store.agents.observe(name, state=state, reason=reason, adapter=self._adapters.get(name))
                 health.told = (state, reason)
-        if is_settled:
+        if is_settled and entries is self._store.directory.entries:  # no deployment came in between
             self.settled.set()
+            self.has_settled = True
 
     def _state_of(self, entry: Entry) -> tuple[str, str]:
         ready = sum(

@@ -34,7 +34,7 @@ class LoadFailed(errors.AgentInvalid):
 
 
 def load(agent: str, snapshot: str, reference: str) -> object:
-    """Import the module of *reference* from the folder *snapshot*, return the attribute; raises `LoadFailed`."""
+    """Import *reference*'s module from the folder *snapshot*, return the attribute; raises `LoadFailed`."""
     module_name, _, attribute = reference.partition(":")
     if not attribute:
         raise LoadFailed(
@@ -91,7 +91,7 @@ def _import_failed(agent: str, module_name: str, error: BaseException) -> LoadFa
     if missing is not None and (module_name == missing or module_name.startswith(missing + ".")):
         fix = "check the factory's module name and that its file is in the agent's folder"
     elif missing is not None:
-        fix = f"install {missing!r} in the agent's environment, or name an interpreter that has it with `python`"
+        fix = f"install {missing!r} in the agent's environment, or name an interpreter that has it"
     elif isinstance(error, SystemExit | KeyboardInterrupt):
         fix = "an import must not exit: guard the module's main part with `if __name__ == '__main__':`"
     else:
@@ -166,8 +166,8 @@ class Factory:
             raise LoadFailed(
                 "SharedAgent",
                 f"cannot build agent {self._agent}: its factory returned the same object again, and"
-                f" {adapter.took} keeps one caller's text where the next one sees it; build a new one inside"
-                " the factory",
+                f" {adapter.took} keeps one caller's text where the next one sees it;"
+                " build a new one inside the factory",
             )
         self._built.add(agent)
 
@@ -192,7 +192,8 @@ def _ready_made(
         raise LoadFailed(
             "SharedAgent",
             f"cannot build agent {agent}: {reference} is one {kind} object, and {adapter.took} keeps one"
-            f" caller's text where the next one sees it; make it a function that builds it: `def build(): return {kind}(...)`",
+            f" caller's text where the next one sees it; make it a function that builds it:"
+            f" `def build(): return {kind}(...)`",
         )
     if arguments:
         raise LoadFailed(
@@ -235,9 +236,10 @@ def _unknown(agent: str, found: object) -> LoadFailed:
     kind = type(found)
     return LoadFailed(
         "UnknownAgent",
-        f"cannot build agent {agent}: no adapter knows a {kind.__module__}.{kind.__qualname__}; the factory must"
-        " be or return a function (input) or (input, context), an object with execute_task(payload), an AutoGen"
-        f" agent or team, or what an adapter from the entry points {registry.ENTRY_POINT_GROUP} knows",
+        f"cannot build agent {agent}: no adapter knows a {kind.__module__}.{kind.__qualname__};"
+        " the factory must be or return a function (input) or (input, context), an object with"
+        " execute_task(payload), an AutoGen agent or team, or what an"
+        f" adapter from the entry points {registry.ENTRY_POINT_GROUP} knows",
     )
 
 
@@ -283,5 +285,5 @@ def _refuse_missing(agent: str, reference: str, missing: list[str]) -> None:
         raise LoadFailed(
             "TypeError",
             f"cannot build agent {agent}: {reference} needs {missing[0]!r}, which its arguments do not name;"
-            " add it to `arguments`, or, if the function is the agent itself, call its first parameter `input`",
+            " add it to `arguments`, or, if the function is the agent itself, name its first parameter `input`",
         )

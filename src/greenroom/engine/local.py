@@ -65,17 +65,17 @@ class LocalEngine:
             revision,
             listeners=self._listeners,
             clock=self._clock,
+            zygote_of=self._zygote_of,
             sweep=self._sweep,
             on_gone=self._on_gone,
         )
         try:
             await self._check(revision)
-            home = self._zygote_of(record)
+            await record.launch()
         except errors.AgentInvalid:
             del self._replicas[replica]
             record.gone.set()  # for a stop that came meanwhile
             raise
-        await record.launch(home)
         self._watch_memory()
 
     async def _check(self, revision: contract.Revision) -> None:

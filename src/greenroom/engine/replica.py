@@ -57,7 +57,7 @@ def load(config: Config) -> object:
 
 
 def main(channel: socket.socket, config: Config) -> NoReturn:
-    """Be a replica until its node is gone; exits with EX_CONFIG for a refused agent, EX_PROTOCOL on bad frames."""
+    """Be a replica until its node is gone; exit code EX_CONFIG: refused, EX_PROTOCOL: bad frames."""
     try:
         _serve(channel, config)
     except BaseException:  # noqa: BLE001 - nothing above may go on as if this were the zygote

@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, assert_never
 
 from greenroom import clock as clocks
+from greenroom import errors
 from greenroom.engine import channels, contract, processes, protocol, zygotes
 
 _LAST_WORDS_S = (
     0.05  # for the zygote's report and the channel's end; both are there within a millisecond, or not at all
 )
 _LINGER_S = 1.0  # between the end of the channel and that of the process
+_LAUNCHES = 3  # zygotes that may die under one replica before that is its own end
 _CRASHES = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS}
 )
@@ -44,6 +46,7 @@ class Replica:
         *,
         listeners: Sequence[contract.Listener],
         clock: clocks.Clock,
+        zygote_of: Callable[[Replica], zygotes.Zygote],
         sweep: Sweep,
         on_gone: Callable[[Replica], None],
     ) -> None:
@@ -53,10 +56,10 @@ class Replica:
         self.last_frame_s = clock.monotonic_s()
         self.gone = asyncio.Event()
         self._listeners, self._clock, self._sweep, self._on_gone = listeners, clock, sweep, on_gone
+        self._zygote_of = zygote_of
         self._loop = asyncio.get_running_loop()
-        self._channel = channels.Channel(
-            on_message=self._on_message, on_end=self._on_end, on_broken=lambda why: self.kill("protocol", why)
-        )
+        self._launches = 0
+        self._channel: channels.Channel | None = None
         self._pipes: list[channels.LogPipe] = []
         self._zygote: zygotes.Zygote | None = None
         self._pidfd: int | None = None
@@ -64,10 +67,11 @@ class Replica:
         self._linger: asyncio.TimerHandle | None = None
         self._burial: asyncio.Task[None] | None = None
 
-    async def launch(self, zygote: zygotes.Zygote) -> None:
-        """Have *zygote* make its process, which it does once the code is imported."""
-        self._zygote = zygote
-        zygote.tenants.add(self.id)
+    async def launch(self) -> None:
+        """Have a zygote make its process, which it does once the code is imported; raises `errors.AgentInvalid`."""
+        self._launches += 1
+        self._zygote = self._zygote_of(self)
+        self._zygote.tenants.add(self.id)
         try:
             endpoints = await self._open()
         except OSError as error:
@@ -78,7 +82,7 @@ class Replica:
             self._on_never_born(contract.Exit(*self._verdict))
             return
         channel, stdout, stderr = endpoints
-        zygote.order(zygotes.Order(self.id, channel, stdout, stderr, self._on_forked, self._on_never_born))
+        self._zygote.order(zygotes.Order(self.id, channel, stdout, stderr, self._on_forked, self._on_failed))
 
     async def _open(self) -> list[int]:
         """Make its endpoints; return the child's: channel, stdout, stderr."""
@@ -86,7 +90,7 @@ class Replica:
         try:
             ours, theirs = socket.socketpair()
             endpoints.append(theirs.detach())
-            await self._loop.create_unix_connection(lambda: self._channel, sock=ours)
+            _, self._channel = await self._loop.create_unix_connection(self._new_channel, sock=ours)
             for stream in ("stdout", "stderr"):
                 read_end, write_end = os.pipe()
                 endpoints.append(write_end)
@@ -95,6 +99,11 @@ class Replica:
             _close(endpoints)
             raise
         return endpoints
+
+    def _new_channel(self) -> channels.Channel:
+        return channels.Channel(
+            on_message=self._on_message, on_end=self._on_end, on_broken=lambda why: self.kill("protocol", why)
+        )
 
     def _line_of(self, stream: str) -> Callable[[str], None]:
         return lambda line: self.log(stream, line)
@@ -112,7 +121,7 @@ class Replica:
             processes.send(pidfd, signal.SIGKILL)
 
     def send(self, message: protocol.ToReplica) -> bool:
-        if self._verdict is not None or self._burial is not None:
+        if self._channel is None or self._verdict is not None or self._burial is not None:
             return False
         self._channel.send(message)
         return True
@@ -152,7 +161,8 @@ class Replica:
             self._on_never_born(contract.Exit("stopped"))
 
     def kill(self, reason: str, detail: str = "") -> None:
-        self._verdict = self._verdict or (reason, detail)
+        if self._verdict in {None, ("stopped", "")}:  # a reason to kill says more than a stop that it interrupts
+            self._verdict = (reason, detail)
         if self._pidfd is not None:
             processes.send(self._pidfd, signal.SIGKILL)
         elif self._zygote is not None and self._zygote.withdraw(self.id):
@@ -169,10 +179,25 @@ class Replica:
         self._loop.remove_reader(self._pidfd)
         self._burial = self._loop.create_task(self._bury())
 
+    def _on_failed(self, exit: contract.Exit | None) -> None:
+        if self._verdict is not None:
+            self._on_never_born(contract.Exit(*self._verdict))
+        elif exit is None and self._launches < _LAUNCHES:
+            self._burial = self._loop.create_task(self._launch_again())
+        else:
+            self._on_never_born(exit or contract.Exit("crashed", "its zygotes died before it was forked"))
+
     def _on_never_born(self, exit: contract.Exit) -> None:
-        if self._verdict is not None and exit.reason == "crashed":
-            exit = contract.Exit(*self._verdict)
         self._burial = self._loop.create_task(self._bury(exit))
+
+    async def _launch_again(self) -> None:
+        """Its zygote may have died between fork and report: with new endpoints, that child is nobody's and leaves."""
+        self._burial = None
+        self._let_go()
+        try:
+            await self.launch()
+        except errors.AgentInvalid as error:
+            self._on_never_born(contract.Exit("crashed", str(error)))
 
     async def _bury(self, exit: contract.Exit | None = None) -> None:
         if exit is None:
@@ -182,7 +207,7 @@ class Replica:
             exit = self._judge(status.result())
         # Also for one that was never born, as far as this side knows: its zygote may have died after the fork.
         await self._sweep(self.id)
-        self._release()
+        self._let_go()
         for listener in self._listeners:
             listener.on_exit(self.id, exit)
         self.gone.set()
@@ -201,6 +226,7 @@ class Replica:
         """Read what it sent before it died; a grandchild may hold the channel open for ever."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS_S):
+                assert self._channel is not None
                 await self._channel.closed.wait()
 
     def _judge(self, status: int | None) -> contract.Exit:
@@ -223,10 +249,11 @@ class Replica:
             )
         return contract.Exit(reason, detail, exit_code=code, signal=number)
 
-    def _release(self) -> None:
-        self._channel.abort()
-        for pipe in self._pipes:
-            pipe.close()
+    def _let_go(self) -> None:
+        if self._channel is not None:
+            self._channel.abort()
+        while self._pipes:
+            self._pipes.pop().close()
         if self._linger is not None:
             self._linger.cancel()
         if self._pidfd is not None:

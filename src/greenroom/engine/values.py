@@ -25,10 +25,9 @@ class Unfit(ValueError):
 
 
 def encode(value: Any, what: str, *, limit_bytes: int) -> bytes:
-    """Encode *value*; raises `Unfit` with a message, whatever the value's own code does.
+    """Encode *value*; raises `Unfit`, whatever the value's own code does.
 
-        *what* is the word for it: result, state, event or input.
-    .
+    *what* is the word for it: result, state, event or input.
     """
     if isinstance(value, str | bytes) and len(value) > limit_bytes:
         raise _too_large(what, len(value), limit_bytes)

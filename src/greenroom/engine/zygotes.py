@@ -37,7 +37,7 @@ class Order:
     stdout: int
     stderr: int
     on_forked: Callable[[int, int], None]  # pid, pidfd
-    on_failed: Callable[[contract.Exit], None]
+    on_failed: Callable[[contract.Exit | None], None]  # None: the zygote is lost, and another may do it
 
     def close(self) -> None:
         for fd in (self.channel, self.stdout, self.stderr):
@@ -138,7 +138,7 @@ class Zygote:
         """Fork a replica now, or as soon as the code is imported; one of the order's callbacks follows."""
         self._queued.append(order)
         if self.gone.is_set():  # it died between the question whether it is usable and this order
-            self._refuse_all(contract.Exit("crashed", "its zygote died before it was forked"))
+            self._refuse_all(None)
         elif self._loaded:
             self._send_orders()
 
@@ -263,14 +263,14 @@ class Zygote:
                 future.set_result(None)
         self._refuse_all(self._failure or self._unexpected(code))
 
-    def _unexpected(self, code: int) -> contract.Exit:
-        how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    def _unexpected(self, code: int) -> contract.Exit | None:
         if self._loaded:
-            return contract.Exit("crashed", f"its zygote ended ({how}) before it was forked")
+            return None
+        how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
         said = f": {self._last_line[:500]}" if self._last_line else ""
         return contract.Exit("refused", f"cannot import {self._code}: the interpreter ended ({how}){said}")
 
-    def _refuse_all(self, exit: contract.Exit) -> None:
+    def _refuse_all(self, exit: contract.Exit | None) -> None:
         for order in self._queued:
             order.close()
             order.on_failed(exit)

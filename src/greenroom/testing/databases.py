@@ -32,7 +32,7 @@ class Scratch:
 
     url: str
     clock: FakeClock = field(default_factory=FakeClock)
-    _opened: list[store.Store] = field(default_factory=list)
+    opened: list[store.Store] = field(default_factory=list)
 
     async def open(
         self, owner: str = "node-1", *, wrap: Callable[[database.Database], database.Database] = lambda db: db
@@ -40,20 +40,20 @@ class Scratch:
         """Open and start a store; *wrap* may put something between it and its database."""
         plain = store.open(self.url, clock=self.clock, owner=owner)
         opened = store.Store(wrap(plain.db), owner=owner)
-        self._opened.append(opened)
+        self.opened.append(opened)
         await opened.start()
         await self._set_clock(opened)
         return opened
 
     async def advance(self, delay_s: float) -> None:
         self.clock.advance(delay_s)
-        if self._opened:
-            await self._set_clock(self._opened[-1])
+        if self.opened:
+            await self._set_clock(self.opened[-1])
 
     async def close(self) -> None:
-        for opened in self._opened:
+        for opened in self.opened:
             await opened.close()
-        self._opened.clear()
+        self.opened.clear()
 
     async def _set_clock(self, opened: store.Store) -> None:
         """PostgreSQL's clock goes on by itself, from where the fake one stands now."""
