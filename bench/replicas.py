@@ -1,6 +1,8 @@
-"""What a replica costs: its start from a warm zygote, its memory, the notice of its death; beside a bare fork, same run.
+"""What a replica costs: its start from a warm zygote, its memory, the notice of its death; beside a bare
+fork, same run.
 
-Run it as ``python bench/replicas.py [replicas]``. The agent is an AutoGen `AssistantAgent` without a model call.
+Run it as ``python bench/replicas.py [replicas]``. The agent is an AutoGen `AssistantAgent` without a model
+call.
 """
 
 from __future__ import annotations
@@ -178,7 +180,9 @@ async def invoke_many(engine: local.LocalEngine, notices: Notices, *, count: int
     for number in range(count):
         assert engine.invoke(names[number % 4], protocol.Invoke(f"t{number}", 1, b'"hello"', 1, 60.0))
     await until(lambda: len(notices.ended_at) == count)
-    print(f"{f'{count} tasks on 4 of them, an AssistantAgent each':58} {count / (time.perf_counter() - begun):12.0f} a second")
+    print(
+        f"{f'{count} tasks on 4 of them, an AssistantAgent each':58} {count / (time.perf_counter() - begun):12.0f} a second"
+    )
 
 
 def bare() -> None:

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,9 +49,7 @@ class Replica:
         self.channel.settimeout(DEADLINE_S)
         self.output, their_output = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # the test runner has threads; none is needed here
+            warnings.simplefilter("ignore", DeprecationWarning)  # the test runner has threads; none is needed here
             self.pid = os.fork()
         if self.pid == 0:
             self._be_child(theirs, their_output)
@@ -112,9 +111,7 @@ class Replica:
         assert isinstance(message, protocol.Refused), message
         return message
 
-    def invoke(
-        self, task: str, input: Any, *, session: str | None = None, state: bytes | None = None
-    ) -> None:
+    def invoke(self, task: str, input: Any, *, session: str | None = None, state: bytes | None = None) -> None:
         self.send(
             protocol.Invoke(
                 task, 1, json.dumps(input).encode(), 1, 60.0, session=session, state=state, state_revision=1
@@ -122,7 +119,9 @@ class Replica:
         )
 
     def until(self, wanted: Callable[[protocol.ToNode], bool]) -> protocol.ToNode:
+        deadline_s = time.monotonic() + DEADLINE_S  # heartbeats come for ever
         while True:
+            assert time.monotonic() < deadline_s, "the replica does not say what is waited for"
             message = self.receive()
             match message:
                 case protocol.Emitted():

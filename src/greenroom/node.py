@@ -241,15 +241,15 @@ async def _until_stopped(node: Node, stop: asyncio.Event, on_ready: Callable[[No
         await node.host.settled.wait()
         node.facts.emit(telemetry.NodeChanged(node.id, "ready", node.url))
         on_ready(node)
+        await stop.wait()
 
-    waiting = [asyncio.create_task(stop.wait()), asyncio.create_task(node.ended())]
-    announcing = asyncio.create_task(announce())
+    waiting = [asyncio.create_task(wait) for wait in (stop.wait(), node.ended(), announce())]
     try:
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        for task in (*waiting, announcing):
+        for task in waiting:
             task.cancel()
 
 

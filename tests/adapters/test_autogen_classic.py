@@ -20,9 +20,7 @@ def test_an_agent_replies_and_prints_as_its_task() -> None:
     assert replicas.output_of(ended) == "1: hello"
 
 
-@pytest.mark.parametrize(
-    ("input", "output"), [("dict", "in a dict"), ("nothing", None), ({"content": "x"}, "1: x")]
-)
+@pytest.mark.parametrize(("input", "output"), [("dict", "in a dict"), ("nothing", None), ({"content": "x"}, "1: x")])
 def test_a_reply_may_be_a_dict_or_nothing(input: object, output: str | None) -> None:
     with replicas.started("classic:agent") as replica:
         assert replicas.output_of(replica.run(input)) == output

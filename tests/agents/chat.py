@@ -37,9 +37,7 @@ class Model(core_models.ChatCompletionClient):
             cached=False,
         )
 
-    async def create_stream(
-        self, messages: Seen, **_: Any
-    ) -> AsyncGenerator[str | core_models.CreateResult, None]:
+    async def create_stream(self, messages: Seen, **_: Any) -> AsyncGenerator[str | core_models.CreateResult, None]:
         result = await self.create(messages)
         for word in str(result.content).split():
             yield word
@@ -118,9 +116,7 @@ def stuck_agent() -> base.ChatAgent:
 
 
 def stuck_team() -> base.Team:
-    return teams.RoundRobinGroupChat(
-        [stuck_agent()], termination_condition=conditions.MaxMessageTermination(2)
-    )
+    return teams.RoundRobinGroupChat([stuck_agent()], termination_condition=conditions.MaxMessageTermination(2))
 
 
 def remembering_agent() -> base.ChatAgent:
@@ -185,8 +181,7 @@ def streaming_agent() -> base.ChatAgent:
 def replay_team() -> base.Team:
     names = ("research", "analysis")
     members = [
-        agents.AssistantAgent(name, model_client=replay.ReplayChatCompletionClient([f"{name} done"]))
-        for name in names
+        agents.AssistantAgent(name, model_client=replay.ReplayChatCompletionClient([f"{name} done"])) for name in names
     ]
     return teams.RoundRobinGroupChat([*members], max_turns=2)
 

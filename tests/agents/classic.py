@@ -21,9 +21,7 @@ def _reply(recipient: Any, messages: list[dict[str, Any]], sender: Any, config: 
     return True, f"{len(messages)}: " + ", ".join(m["content"] for m in messages)
 
 
-async def _reply_later(
-    recipient: Any, messages: list[dict[str, Any]], sender: Any, config: Any
-) -> tuple[bool, Any]:
+async def _reply_later(recipient: Any, messages: list[dict[str, Any]], sender: Any, config: Any) -> tuple[bool, Any]:
     return True, "later: " + messages[-1]["content"]
 
 

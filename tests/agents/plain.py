@@ -164,9 +164,8 @@ def block(input: float, context: sdk_context.Context) -> str:
     return "unblocked"
 
 
-async def block_the_loop(input: float, context: sdk_context.Context) -> str:
-    context.emit("blocking")
-    await asyncio.sleep(0.05)
+async def block_the_loop(input: float) -> str:
+    os.write(1, b"blocking the loop")
     time.sleep(input)  # noqa: ASYNC251 - what must not be done
     return "unblocked"
 
@@ -189,6 +188,7 @@ def talk(input: str) -> str:
     thread = threading.Thread(target=print, args=("from a thread of no task",))
     thread.start()
     thread.join()
+    print("the tail", end="")
     return input
 
 

@@ -227,10 +227,9 @@ from pathlib import Path
 from greenroom import clock
 from greenroom.engine import contract, local, protocol
 
-class Listener:
-    def on_ready(self, replica, ready): engine.invoke(replica, protocol.Invoke("t", 1, b"null", 1, 60.0))
-    def on_message(self, replica, message): print(message.output.decode(), engine.observe()[0].pid, flush=True)
-    def on_log(self, replica, stream, line): print(line, file=sys.stderr)
+    class Listener: def on_ready(self, replica, ready): engine.invoke(replica, protocol.Invoke("t", 1,
+    b"null", 1, 60.0)) def on_message(self, replica, message): print(message.output.decode(),
+    engine.observe()[0].pid, flush=True) def on_log(self, replica, stream, line): print(line, file=sys.stderr)
     def on_exit(self, replica, exit): print(exit, file=sys.stderr)
 
 async def main():
@@ -323,7 +322,9 @@ async def test_an_import_that_starts_threads_is_done_by_every_replica(bench: Ben
 
 async def test_an_import_without_threads_is_done_once(bench: Bench) -> None:
     await bench.start("import os\nIMPORTED_IN = os.getpid()\ndef run(input): return IMPORTED_IN")
-    await bench.engine.start("r2", bench.revision("import os\nIMPORTED_IN = os.getpid()\ndef run(input): return IMPORTED_IN"))
+    await bench.engine.start(
+        "r2", bench.revision("import os\nIMPORTED_IN = os.getpid()\ndef run(input): return IMPORTED_IN")
+    )
     await bench.recorder.ready("r2")
     assert await bench.ask("r1", "t1") == await bench.ask("r2", "t2")
 
@@ -337,7 +338,9 @@ async def test_what_an_import_prints_is_heard_once(bench: Bench) -> None:
     assert [line for _, _, line in bench.recorder.logs] == ["loading"]
 
 
-async def test_idle_zygotes_are_let_go(bench: Bench, engine: local.LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_zygotes_are_let_go(
+    bench: Bench, engine: local.LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local, "IDLE_ZYGOTE_S", 0.01)
     revision = await bench.start(_ECHO)
     pid = zygote_pid(engine)

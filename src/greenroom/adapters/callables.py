@@ -156,9 +156,7 @@ def _read_convention(function: Callable[..., Any], *, is_method: bool) -> _Conve
         parameters = list(inspect.signature(function).parameters.values())
     except ValueError:  # a builtin without a signature
         return _Convention(is_async)
-    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][
-        is_method:
-    ]
+    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][is_method:]
     named = [p for p in parameters[is_method:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     first = next((p for p in named if p.name in INPUT_NAMES), by_position[0] if by_position else None)
     context = next((p for p in named if p is not first and _is_context(p)), None)
@@ -184,9 +182,7 @@ def _keyword(parameter: inspect.Parameter | None, place: list[inspect.Parameter]
 
 def _is_context(parameter: inspect.Parameter) -> bool:
     annotation = parameter.annotation
-    named = (
-        annotation.rpartition(".")[2] if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    )
+    named = annotation.rpartition(".")[2] if isinstance(annotation, str) else getattr(annotation, "__name__", "")
     return parameter.name in _CONTEXT_NAMES or (named == "Context" and parameter.name not in INPUT_NAMES)
 
 

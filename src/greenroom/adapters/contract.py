@@ -32,9 +32,7 @@ class Failure(Exception):
     they are known (``retry_on`` is compared with them), *retryable* is what the class itself says.
     """
 
-    def __init__(
-        self, type: str, message: str, *, names: tuple[str, ...] = (), retryable: bool = False
-    ) -> None:
+    def __init__(self, type: str, message: str, *, names: tuple[str, ...] = (), retryable: bool = False) -> None:
         super().__init__(message)
         self.type, self.message = type, message
         self.names, self.retryable = names or (type,), retryable
@@ -67,9 +65,7 @@ class Instance(Protocol):
 class Adapter(Protocol):
     name: str
     took: str  # what it takes an agent for, in words for people: "an AutoGen AgentChat agent or team"
-    shareable: (
-        bool  # whether one object may serve many tasks; False: the factory must build a new one each time
-    )
+    shareable: bool  # whether one object may serve many tasks; False: the factory must build a new one each time
 
     def recognises(self, agent: object) -> bool:
         """Tell whether *agent* is of this framework, without importing the framework."""

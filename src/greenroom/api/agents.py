@@ -81,7 +81,7 @@ async def list_replicas(call: Call) -> Answer:
 
 
 async def restart_replica(call: Call) -> Answer:
-    """Drain a replica and start another in its place."""
+    """Let a replica take no more work and go when it is done; another is started in its place."""
     row = await call.store.agents.replica(call.path("id"))
     if row.ended_at is not None or not call.services.restart(row.id):
         raise errors.Conflict(f"cannot restart {row.id}: it is not a live replica of this node")

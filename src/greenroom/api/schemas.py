@@ -26,6 +26,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Annotated[float, Meta(gt=0, le=604_800)] | None = None
     not_before: datetime | None = None
     metadata: dict[str, Any] | None = None
+    webhook: None = None  # not yet built
     idempotency_key: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
 
 

@@ -294,6 +294,7 @@ async def _events(call: Call, row: Task, after: int) -> AsyncIterator[bytes]:
             after = 1
         while not stopping.is_set():
             wakeup.clear()
+            has_ended = (await call.store.tasks.get(row.id, tenant=row.tenant)).state in tasks.TERMINAL
             batch = await call.store.tasks.events(row.id, after=after)
             for event in batch:
                 yield _sse(views.event(event))
@@ -303,6 +304,8 @@ async def _events(call: Call, row: Task, after: int) -> AsyncIterator[bytes]:
             if batch:
                 quiet_since_s = clock.monotonic_s()
                 continue
+            if has_ended:
+                return
             if clock.monotonic_s() - quiet_since_s > HEARTBEAT_S:
                 yield b": still here\n\n"
                 quiet_since_s = clock.monotonic_s()

@@ -48,7 +48,7 @@ def up(
     asked = node.Options(
         settings=found,
         folder=manifest.resolve().parent,
-        data_dir=discovery.data_dir(data_dir).absolute(),
+        data_dir=discovery.data_dir(data_dir).resolve(),
         store_url=store,
         host=found.server.host,
         port=found.server.port,

@@ -1,1 +1,1 @@
-"""Runs replicas. `contract` says what an engine is, `local` is processes on this machine; empty, so that a replica stays small."""
+"""Runs replicas. `contract` is what an engine must do; empty, so that a replica stays small."""

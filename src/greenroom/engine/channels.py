@@ -1,4 +1,5 @@
-"""The node's ends of a replica's channel and of its stdout and stderr. Called by `engine.replicas` and `engine.zygotes`.
+"""The node's ends of a replica's channel and of its stdout and stderr. Called by `engine.replicas` and
+`engine.zygotes`.
 
 What comes in is written by agent code: bounded in size, in rate and in what waits to be read.
 """
@@ -90,10 +91,11 @@ class Channel(asyncio.Protocol):
 
 
 class LogPipe:
-    """Reads lines from a pipe whose writer may be native code, hostile, or shared with a grandchild that outlives it.
+    """Reads lines from a pipe whose writer may be native code, hostile, or shared with a grandchild that
+    outlives it.
 
-    A line is cut at 4 KiB. At most 500 lines a second are passed on and at most 2.5 MB a second are read: what is over
-    the first is counted and dropped, what is over the second makes the writer wait.
+    A line is cut at 4 KiB. At most 500 lines a second are passed on and at most 2.5 MB a second are read:
+    what is over the first is counted and dropped, what is over the second makes the writer wait.
     """
 
     def __init__(self, fd: int, on_line: Callable[[str], None]) -> None:

@@ -46,9 +46,7 @@ def load(agent: str, snapshot: str, reference: str) -> object:
     # AutoGen's runtime writes a span for each message otherwise.
     os.environ.setdefault("AUTOGEN_DISABLE_RUNTIME_TRACING", "true")
     try:
-        module = (
-            _import_script(snapshot, module_name) if module_name.endswith(".py") else _import(module_name)
-        )
+        module = _import_script(snapshot, module_name) if module_name.endswith(".py") else _import(module_name)
     except BaseException as error:  # agent code: SystemExit and KeyboardInterrupt, too
         raise _import_failed(agent, module_name, error) from error
     return _attribute(agent, module, module_name, attribute)
@@ -117,9 +115,7 @@ def _attribute(agent: str, module: types.ModuleType, module_name: str, attribute
 class Factory:
     """What builds the instances of one agent. ``adapter`` is empty until an instance was built."""
 
-    def __init__(
-        self, agent: str, took: str, build: Callable[[], Any], *, adapter: contract.Adapter | None
-    ) -> None:
+    def __init__(self, agent: str, took: str, build: Callable[[], Any], *, adapter: contract.Adapter | None) -> None:
         self.took = took
         self._agent, self._build = agent, build
         self._adapter = adapter
@@ -154,9 +150,7 @@ class Factory:
             raise
         except BaseException as error:  # agent code
             name = type(error).__name__
-            message = (
-                f"cannot build agent {self._agent}: its factory raised {name}: {failures.message_of(error)}"
-            )
+            message = f"cannot build agent {self._agent}: its factory raised {name}: {failures.message_of(error)}"
             raise LoadFailed(name, message, failures.short_traceback(error)) from error
         if self._adapter is not None:
             self.took = f"{self.took}; it builds {self._adapter.took}"
@@ -203,9 +197,7 @@ def _ready_made(
     return Factory(agent, f"{reference} is the agent itself: {adapter.took}", lambda: target, adapter=adapter)
 
 
-def _function(
-    target: Callable[..., Any], *, agent: str, reference: str, arguments: dict[str, Any]
-) -> Factory:
+def _function(target: Callable[..., Any], *, agent: str, reference: str, arguments: dict[str, Any]) -> Factory:
     signature = _signature(target)
     missing = _check_names(agent, reference, signature, arguments)
     if not any(name in callables.INPUT_NAMES for name in missing):
@@ -273,11 +265,7 @@ def _check_names(
             f" {', '.join(takes) or 'none'}",
         )
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [
-        p.name
-        for p in parameters
-        if p.default is p.empty and p.kind not in variadic and p.name not in arguments
-    ]
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic and p.name not in arguments]
 
 
 def _refuse_missing(agent: str, reference: str, missing: list[str]) -> None:
@@ -285,5 +273,5 @@ def _refuse_missing(agent: str, reference: str, missing: list[str]) -> None:
         raise LoadFailed(
             "TypeError",
             f"cannot build agent {agent}: {reference} needs {missing[0]!r}, which its arguments do not name;"
-            " add it to `arguments`, or, if the function is the agent itself, name its first parameter `input`",
+            " add it to `arguments`, or, if the function is the agent itself, name that parameter `input`",
         )

@@ -31,9 +31,7 @@ def describe(error: BaseException, retry_on: Set[str]) -> Description:
         error = error.exceptions[0]  # a task group around one failure says less than the failure
     if isinstance(error, contract.Failure):
         retryable = error.retryable or not retry_on.isdisjoint(error.names)
-        return Description(
-            bounded(error.type, _MAX_TYPE_BYTES), bounded(error.message, MAX_MESSAGE_BYTES), retryable
-        )
+        return Description(bounded(error.type, _MAX_TYPE_BYTES), bounded(error.message, MAX_MESSAGE_BYTES), retryable)
     names = {base.__name__ for base in type(error).__mro__}
     return Description(
         bounded(type(error).__name__, _MAX_TYPE_BYTES),

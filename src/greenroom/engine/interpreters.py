@@ -1,17 +1,21 @@
-"""Judges an interpreter that an agent brings along: it must be Python 3.11 or newer and have msgspec. Called by `engine.local`."""
+"""Judges an interpreter that an agent brings along: Python 3.11 or newer, with msgspec. Called by `engine.local`."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 from greenroom import errors
 
 OWN = sys.executable
 _DEADLINE_S = 20.0
-_QUESTION = "import sys, ctypes; sys.version_info >= (3, 11) or sys.exit('it is older than Python 3.11'); import msgspec"
+_QUESTION = """
+import ctypes, sys
+if sys.version_info < (3, 11): sys.exit("it is older than Python 3.11")
+import msgspec
+"""
 
 
 class Interpreters:
@@ -23,7 +27,7 @@ class Interpreters:
     async def check(self, agent: str, python: str) -> None:
         """Raise `errors.AgentInvalid` when *python*, an absolute path, cannot run replicas."""
         try:
-            changed_ns = Path(python).stat().st_mtime_ns
+            changed_ns = os.stat(python).st_mtime_ns  # noqa: PTH116, ASYNC240  # one look at a local file
         except OSError as error:
             raise errors.AgentInvalid(
                 f"cannot run agent {agent} with {python}: {error.strerror}; correct the agent's python"
@@ -52,6 +56,4 @@ def _ask(python: str) -> str:
         return f"{error}; correct the agent's python"
     if "No module named 'msgspec'" in answer.stderr:
         return f"it has no msgspec, which a replica needs; install it there: {python} -m pip install msgspec"
-    return (
-        (answer.stderr.strip().splitlines() or ["it says nothing and fails"])[-1] if answer.returncode else ""
-    )
+    return (answer.stderr.strip().splitlines() or ["it says nothing and fails"])[-1] if answer.returncode else ""

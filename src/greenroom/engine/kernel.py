@@ -1,4 +1,4 @@
-"""The few Linux calls that Python lacks, and what ``/proc`` says; for both sides, so standard library only."""
+"""The few Linux calls that Python lacks, and what ``/proc`` says. For both sides: standard library only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def become_subreaper() -> None:
 
 
 def die_with_parent(signal: int) -> None:
-    """Ask for *signal* when the *thread* that started this process ends; 0 takes it back. Not inherited by fork."""
+    """Ask for *signal* when the *thread* that started this process ends; 0 takes it back. Forks do not inherit it."""
     _prctl(_PR_SET_PDEATHSIG, signal)
 
 
@@ -39,8 +39,9 @@ def gain_no_privileges() -> None:
 class Marker:
     """A variable of this process's *initial* environment whose bytes can be changed in place.
 
-    ``/proc/<pid>/environ`` shows the initial block, which a fork copies and `os.environ` never changes. Changing it in
-    place marks every descendant, also one that forks twice, starts a session of its own and never calls exec.
+    ``/proc/<pid>/environ`` shows the initial block, which a fork copies and `os.environ` never changes.
+    Changing it in place marks every descendant, also one that forks twice, starts a session of its own and
+    never calls exec.
     """
 
     def __init__(self, name: str) -> None:
@@ -59,11 +60,12 @@ class Marker:
 
 def pids() -> Iterator[int]:
     """Yield every process that can be seen."""
-    return (int(name) for name in os.listdir("/proc") if name.isdecimal())
+    return (int(name) for name in os.listdir("/proc") if name.isdecimal())  # noqa: PTH208  # names are all it needs
 
 
 def stat(pid: int) -> list[str]:
-    """Return ``/proc/<pid>/stat`` from its third field, the state, on: [1] is the parent, [19] the start in ticks.
+    """Return ``/proc/<pid>/stat`` from its third field, the state, on: [1] is the parent, [19] the start in
+    ticks.
 
     Raises OSError when the process is gone.
     """
@@ -82,7 +84,4 @@ def children() -> Iterator[int]:
 def threads() -> list[str]:
     """Return the names of this process's threads, the main one first."""
     tasks = Path("/proc/self/task")
-    return [
-        (task / "comm").read_text().strip()
-        for task in sorted(tasks.iterdir(), key=lambda task: int(task.name))
-    ]
+    return [(task / "comm").read_text().strip() for task in sorted(tasks.iterdir(), key=lambda task: int(task.name))]

@@ -1,6 +1,7 @@
 """The local engine: replicas are processes of this machine, forked from a warm zygote for each revision.
 
-`node` builds it; `control.host` and `control.dispatcher` use it through `contract.Engine`. It knows no store and no loop.
+`node` builds it; `control.host` and `control.dispatcher` use it through `contract.Engine`. It knows no store
+and no loop.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ _Key = tuple[str, int, Path]
 
 
 class LocalEngine:
-    def __init__(
-        self, data_dir: Path, clock: clocks.Clock, *, import_deadline_s: float = IMPORT_DEADLINE_S
-    ) -> None:
+    def __init__(self, data_dir: Path, clock: clocks.Clock, *, import_deadline_s: float = IMPORT_DEADLINE_S) -> None:
         processes.prepare_node()
         self._data_dir, self._clock, self._import_deadline_s = data_dir, clock, import_deadline_s
         self._marker = processes.node_marker(data_dir)
@@ -40,7 +39,8 @@ class LocalEngine:
         self._interpreters = interpreters.Interpreters()
         self._memory_poll: asyncio.TimerHandle | None = None
         self._is_closed = False
-        # Looking for what the dead left behind reads all of /proc: off the loop, one look for all that died meanwhile.
+        # Looking for what the dead left behind reads all of /proc: off the loop, one look for all that died
+        # meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sweep")
         self._sweeping = asyncio.Lock()
         self._fallen: list[str] = []
@@ -104,9 +104,7 @@ class LocalEngine:
         try:
             fresh = zygotes.Zygote(launch, on_log=self._log_of(record))
         except OSError as error:
-            raise errors.AgentInvalid(
-                f"cannot start agent {revision.agent} with {launch.python}: {error}"
-            ) from error
+            raise errors.AgentInvalid(f"cannot start agent {revision.agent} with {launch.python}: {error}") from error
         self._zygotes[key] = fresh
         return fresh
 
@@ -233,7 +231,7 @@ def _observe(record: replicas.Replica) -> contract.Observation:
 
 
 def _replica_side(data_dir: Path) -> Path:
-    """Return a folder with nothing but this package in it, for interpreters whose own packages must not be mixed in."""
+    """Return a folder that holds this package only, so that nothing else comes onto an interpreter's path with it."""
     side = data_dir.resolve() / "replica-side"
     side.mkdir(parents=True, exist_ok=True)
     link, package = side / "greenroom", Path(greenroom.__file__).parent

@@ -1,7 +1,9 @@
-"""What a node knows and does about processes: readings, death notices, reaping, and finding what carries a marker.
+"""What a node knows and does about processes: readings, death notices, reaping, and finding what carries a
+marker.
 
-Called by the engine in the node. Everything that a node's zygotes start carries two variables in ``/proc/<pid>/environ``:
-`NODE_MARKER`, which names the data directory and the node's process, and `zygote.REPLICA_MARKER`.
+Called by the engine in the node. Everything that a node's zygotes start carries two variables in
+``/proc/<pid>/environ``: `NODE_MARKER`, which names the data directory and the node's process, and
+`zygote.REPLICA_MARKER`.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def read(pid: int) -> Reading | None:
 
 
 def prepare_node() -> None:
-    """Adopt the replicas of zygotes that die, and allow as many open files as the system does: four for a replica."""
+    """Adopt the replicas of zygotes that die, and allow as many open files as the system does: a replica takes four."""
     kernel.become_subreaper()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -67,7 +69,8 @@ def send(pidfd: int, number: int) -> None:
 
 
 def reap(pid: int, pidfd: int) -> int | None:
-    """Bury a dead replica that this node has adopted, its group first; None if it is another process's to reap.
+    """Bury a dead replica that this node has adopted, its group first; None if it is another process's to
+    reap.
 
     A status is an exit code, or minus the signal's number.
     """
@@ -95,7 +98,7 @@ def is_corpse(pid: int) -> bool:
 
 
 def kill_replicas(marker: str, replicas: Collection[str]) -> int:
-    """Kill what descends from *replicas* of the engine with *marker*, wherever it went; return how many there were."""
+    """Kill what descends from *replicas* of the engine with *marker*, wherever it went; return how many it was."""
     node = f"{NODE_MARKER}={marker}".encode()
     wanted = {f"{zygote.REPLICA_MARKER}={replica}".encode() for replica in replicas}
     return _kill(lambda environment: node in environment and not wanted.isdisjoint(environment))
@@ -112,8 +115,7 @@ def kill_leftovers(data_dir: Path) -> int:
     prefix = f"{NODE_MARKER}={home(data_dir)}".encode()
     return _kill(
         lambda environment: any(
-            entry.startswith(prefix) and not _lives(entry.removeprefix(prefix).decode())
-            for entry in environment
+            entry.startswith(prefix) and not _lives(entry.removeprefix(prefix).decode()) for entry in environment
         )
     )
 

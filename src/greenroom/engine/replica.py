@@ -144,9 +144,7 @@ class _Replica(asyncio.Protocol):
             self._loop.call_soon_threadsafe(self._flush)
 
     def _flush(self) -> None:
-        self._flush_is_due = (
-            False  # first: what a thread appends from here on is either seen below or flushed again
-        )
+        self._flush_is_due = False  # first: what a thread appends from here on is either seen below or flushed again
         outbox, pieces = self._outbox, []
         while outbox:
             pieces.append(outbox.popleft())

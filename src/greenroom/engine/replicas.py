@@ -23,9 +23,7 @@ _LAST_WORDS_S = (
 )
 _LINGER_S = 1.0  # between the end of the channel and that of the process
 _LAUNCHES = 3  # zygotes that may die under one replica before that is its own end
-_CRASHES = frozenset(
-    {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS}
-)
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS})
 
 
 def _close(fds: list[int]) -> None:
@@ -170,9 +168,7 @@ class Replica:
 
     def _on_end(self) -> None:
         if self._burial is None:
-            self._linger = self._loop.call_later(
-                _LINGER_S, self.kill, "protocol", "it closed its channel and lives on"
-            )
+            self._linger = self._loop.call_later(_LINGER_S, self.kill, "protocol", "it closed its channel and lives on")
 
     def _on_death(self) -> None:
         assert self._pidfd is not None
@@ -205,7 +201,8 @@ class Replica:
                 status = last_things.create_task(self._status())
                 last_things.create_task(self._hear_the_last())
             exit = self._judge(status.result())
-        # Also for one that was never born, as far as this side knows: its zygote may have died after the fork.
+        # Also for one that was never born, as far as this side knows: its zygote may have died after the
+        # fork.
         await self._sweep(self.id)
         self._let_go()
         for listener in self._listeners:
@@ -242,11 +239,7 @@ class Replica:
         else:
             name = signal.Signals(number).name
             reason = "crashed" if number in _CRASHES else "killed"
-            detail = (
-                f"by {name}"
-                if reason == "crashed"
-                else f"by {name} from outside, or by the kernel for memory"
-            )
+            detail = f"by {name}" if reason == "crashed" else f"by {name} from outside, or by the kernel for memory"
         return contract.Exit(reason, detail, exit_code=code, signal=number)
 
     def _let_go(self) -> None:

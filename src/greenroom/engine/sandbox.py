@@ -1,7 +1,8 @@
-"""What a fresh child does to itself before an agent's code runs in it. Called by `engine.zygote` after the fork.
+"""What a fresh child does to itself before an agent's code runs in it. Called by `engine.zygote` after the
+fork.
 
-The tier is T0 with limits: own session and group, no core files, no new privileges, a memory ceiling. The replica's side:
-standard library only.
+The tier is T0 with limits: own session and group, no core files, no new privileges, a memory ceiling. The
+replica's side: standard library only.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ def enter(*, memory_mb: int | None) -> None:
 def data_limit_bytes(memory_mb: int) -> int:
     """Return the ceiling of private writable *address space* for a limit of *memory_mb* of resident memory.
 
-    It must be well above: a thread's stack counts 8 MB and an allocator's arena 64 MB before a byte of it is touched.
-    It is there for a burst that would outrun the poll of the resident size: that one gets a MemoryError.
+    It must be well above: a thread's stack counts 8 MB and an allocator's arena 64 MB before a byte of it is
+    touched. It is there for a burst that would outrun the poll of the resident size: that one gets a
+    MemoryError.
     """
     return (2 * memory_mb + 1024) * 1024 * 1024
 

@@ -1,7 +1,7 @@
 """Takes the immutable, content-addressed copy of an agent's code that a revision runs.
 
-Called when an agent is deployed. The digest is of names and contents alone, so the same folder gives the same digest on
-every machine. Bytecode is not part of it: compiling costs 1.4 ms a file, once for each zygote.
+Called when an agent is deployed. The digest is of names and contents alone, so the same folder gives the same
+digest on every machine. Bytecode is not part of it: compiling costs 1.4 ms a file, once for each zygote.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ class Snapshot:
 
 
 def take(folder: Path, *, include: Sequence[str], into: Path) -> Snapshot:
-    """Copy ``*.py`` and what *include* names under *folder* to ``into/<digest>``; a copy that is there is kept.
+    """Copy ``*.py`` and what *include* names under *folder* to ``into/<digest>``; a copy that is there is
+    kept.
 
-    A pattern is a file, a folder (all below it) or a glob whose ``*`` crosses slashes. Left out whatever *include* says:
-    hidden names, virtual environments, caches, ``*.log``, symbolic links, and the data directory, which is *into*'s
-    parent. Raises `errors.AgentInvalid` over `MAX_FILES` or `MAX_BYTES`, and for a pattern that names nothing.
+    A pattern is a file, a folder (all below it) or a glob whose ``*`` crosses slashes. Left out whatever
+    *include* says: hidden names, virtual environments, caches, ``*.log``, symbolic links, and the data
+    directory, which is *into*'s parent. Raises `errors.AgentInvalid` over `MAX_FILES` or `MAX_BYTES`, and for
+    a pattern that names nothing.
     """
     files = _read(folder, include, data_dir=into.parent)
     digest = _digest(files)
@@ -58,9 +60,7 @@ def _read(folder: Path, include: Sequence[str], *, data_dir: Path) -> dict[str, 
         size = (folder / name).stat().st_size
         total += size
         if len(files) >= MAX_FILES or total > MAX_BYTES:
-            raise errors.AgentInvalid(
-                _too_much(folder, {**{n: len(c) for n, c in files.items()}, name: size})
-            )
+            raise errors.AgentInvalid(_too_much(folder, {**{n: len(c) for n, c in files.items()}, name: size}))
         files[name] = (folder / name).read_bytes()
     if unused:
         raise errors.AgentInvalid(
@@ -74,17 +74,10 @@ def _candidates(folder: Path, data_dir: Path) -> Iterator[str]:
     data_dir = data_dir.resolve()
     for here, folders, names in os.walk(folder):
         at = Path(here)
-        folders[:] = sorted(
-            name for name in folders if _is_code(at / name) and (at / name).resolve() != data_dir
-        )
+        folders[:] = sorted(name for name in folders if _is_code(at / name) and (at / name).resolve() != data_dir)
         for name in sorted(names):
             path = at / name
-            if (
-                not name.startswith(".")
-                and not name.endswith(".log")
-                and path.is_file()
-                and not path.is_symlink()
-            ):
+            if not name.startswith(".") and not name.endswith(".log") and path.is_file() and not path.is_symlink():
                 yield path.relative_to(folder).as_posix()
 
 

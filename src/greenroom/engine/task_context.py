@@ -89,9 +89,7 @@ class TaskContext:
             raise ValueError(f"cannot emit: type {type!r} is none of {', '.join(sorted(EVENT_TYPES))}")
         self._publish(type, values.encode(event, "event", limit_bytes=MAX_EVENT_BYTES))
 
-    async def call(
-        self, agent: str, input: Any, *, timeout_s: float | None = None, session: str | None = None
-    ) -> Any:
+    async def call(self, agent: str, input: Any, *, timeout_s: float | None = None, session: str | None = None) -> Any:
         # Wrapped here and not where it is made: the caller's loop may be one of its own, in a thread.
         return await asyncio.wrap_future(self._begin_call(agent, input, timeout_s, session))
 
@@ -99,9 +97,7 @@ class TaskContext:
         self, agent: str, input: Any, *, timeout_s: float | None = None, session: str | None = None
     ) -> Any:
         if threading.get_ident() == self._loop_thread:
-            raise RuntimeError(
-                "cannot call_blocking on the event loop: it would stop; use `await context.call(...)`"
-            )
+            raise RuntimeError("cannot call_blocking on the event loop: it would stop; use `await context.call(...)`")
         return self._begin_call(agent, input, timeout_s, session).result()
 
     async def run(self, agent: object, input: Any) -> Any:
@@ -143,9 +139,7 @@ class TaskContext:
         self._closed = True
         self.abandon_calls()
 
-    def _begin_call(
-        self, agent: str, input: Any, timeout_s: float | None, session: str | None
-    ) -> Future[Any]:
+    def _begin_call(self, agent: str, input: Any, timeout_s: float | None, session: str | None) -> Future[Any]:
         if self._closed:
             raise RuntimeError(f"cannot call {agent}: the task has ended")
         encoded = values.encode(input, "input", limit_bytes=MAX_INPUT_BYTES)

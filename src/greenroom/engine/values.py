@@ -73,8 +73,7 @@ def _reason(error: BaseException) -> str:
 def _not_json(what: str, reason: str) -> Unfit:
     return Unfit(
         f"{what}_not_json",
-        f"the {what} is not strict JSON: {reason};"
-        " use str, int, float, bool, None, lists and dicts with string keys",
+        f"the {what} is not strict JSON: {reason}; use str, int, float, bool, None, lists and dicts with string keys",
     )
 
 

@@ -1,12 +1,14 @@
-"""The process that imports a revision's code once and forks its replicas. The replica's side: standard library and msgspec.
+"""The process that imports a revision's code once and forks its replicas. The replica's side: standard
+library and msgspec.
 
-`engine.zygotes` starts it with ``python -I`` and a clean environment and speaks to it over a SOCK_SEQPACKET pair, one
-message a record. It stays single-threaded, because fork copies one thread and every lock that the others hold. Where the
-import started threads, it begins again as a fresh interpreter that imports nothing, and every replica imports for itself
-after its fork: slower and larger, and safe.
+`engine.zygotes` starts it with ``python -I`` and a clean environment and speaks to it over a SOCK_SEQPACKET
+pair, one message a record. It stays single-threaded, because fork copies one thread and every lock that the
+others hold. Where the import started threads, it begins again as a fresh interpreter that imports nothing,
+and every replica imports for itself after its fork: slower and larger, and safe.
 
-It is the parent of everything below it, orphans included (subreaper), reaps it, and when its node is gone (end of file)
-it kills until it has no child left. When it dies itself, the node adopts its replicas and they go on.
+It is the parent of everything below it, orphans included (subreaper), reaps it, and when its node is gone
+(end of file) it kills until it has no child left. When it dies itself, the node adopts its replicas and they
+go on.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ MAX_REPLICA_ID_BYTES = 64
 MAX_RECORD_BYTES = 64 * 1024
 
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from greenroom.engine import zygote; zygote.main()"
-"""What ``python -I -X utf8 -c`` runs; arguments: the replica's side, the control socket's number, the node's process, and the
-names of threads, empty at first."""
+"""What ``python -I -X utf8 -c`` runs; arguments: the replica's side, the control socket's number, the node's
+process, and the names of threads, empty at first."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -52,7 +54,7 @@ class Fork(msgspec.Struct, frozen=True, tag=1, array_like=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=16, array_like=True):
-    """Forks from now on. *threads* names those that the import started: replicas are then forked before it."""
+    """Ready. *threads* names those that the import started: replicas are then forked before it."""
 
     threads: str = ""
 
@@ -134,9 +136,7 @@ def _load(config: replica.Config, control: socket.socket) -> None:
         replica.load(config)
     except replica.LoadFailed as failure:
         limit = MAX_RECORD_BYTES // 16  # in characters; four bytes each at most
-        control.send(
-            encode(Failed(failure.error_type[:200], failure.message[:limit], failure.traceback[-limit:]))
-        )
+        control.send(encode(Failed(failure.error_type[:200], failure.message[:limit], failure.traceback[-limit:])))
         sys.exit(1)
 
 
@@ -211,8 +211,8 @@ class _Zygote:
             _kill_everything_below()
 
     def _become(self, replica_id: str, channel: int, stdout: int, stderr: int) -> NoReturn:
-        # Open files of the zygote itself end here; what the agent's import opened is the agent's, and closing it behind
-        # the agent's back would hand the number to somebody else.
+        # Open files of the zygote itself end here; what the agent's import opened is the agent's, and closing
+        # it behind the agent's back would hand the number to somebody else.
         try:
             signal.set_wakeup_fd(-1)
             os.dup2(stdout, 1)
@@ -256,7 +256,7 @@ def _kill_group(pid: int) -> None:
 
 
 def _kill_everything_below() -> NoReturn:
-    """The node is gone. Orphans come to this process, so killing its children until there are none reaches them all."""
+    """The node is gone. Orphans come to this process, so killing children until there are none reaches them all."""
     while True:
         for pid in kernel.children():
             os.kill(pid, signal.SIGKILL)

@@ -30,7 +30,7 @@ _EXIT_DEADLINE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One replica to make. The descriptors are the child's ends; they are closed here once they are passed on."""
+    """One replica to make. The descriptors are the child's ends, closed here once they are passed on."""
 
     replica: str
     channel: int
@@ -56,14 +56,13 @@ class Launch:
 
 
 def environment(revision: contract.Revision, *, node_marker: str) -> dict[str, str]:
-    """Return all that a replica of *revision* sees of this node's variables: none but what it names, and a few."""
+    """Return what a replica of *revision* sees of this node's variables: none but what it names, and a few."""
     names = (*_PASSED_ON, *revision.env)
     return {
         **_ONE_THREAD,
         **{name: os.environ[name] for name in names if name in os.environ},
         processes.NODE_MARKER: node_marker,
-        zygote.REPLICA_MARKER: "-"
-        * zygote.MAX_REPLICA_ID_BYTES,  # written over in place: see `kernel.Marker`
+        zygote.REPLICA_MARKER: "-" * zygote.MAX_REPLICA_ID_BYTES,  # written over in place: see `kernel.Marker`
     }
 
 
@@ -131,7 +130,7 @@ class Zygote:
         return self._process.pid
 
     def is_usable(self) -> bool:
-        """Tell whether it takes orders; asks the kernel, because the notice of its death may still be on the way."""
+        """Tell whether it takes orders; asks the kernel, as the notice of its death may still be on the way."""
         return self._failure is None and not self.gone.is_set() and self._process.poll() is None
 
     def order(self, order: Order) -> None:
@@ -177,9 +176,7 @@ class Zygote:
     def _on_reports(self) -> None:
         while True:
             try:
-                record, fds, _, _ = socket.recv_fds(
-                    self._control, zygote.MAX_RECORD_BYTES, 1, socket.MSG_CMSG_CLOEXEC
-                )
+                record, fds, _, _ = socket.recv_fds(self._control, zygote.MAX_RECORD_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             except ConnectionError:
@@ -190,7 +187,9 @@ class Zygote:
             try:
                 self._on_report(zygote.decode_report(record), fds)
             except (msgspec.DecodeError, LookupError) as error:  # an import can write to this socket, too
-                self._failure = contract.Exit("refused", f"cannot import {self._code}: its zygote talks nonsense: {error}")
+                self._failure = contract.Exit(
+                    "refused", f"cannot import {self._code}: its zygote talks nonsense: {error}"
+                )
                 self._process.kill()
 
     def _on_report(self, report: zygote.Report, fds: list[int]) -> None:
@@ -205,9 +204,7 @@ class Zygote:
                 self._status[pid] = self._loop.create_future()
                 self._ordered.pop(replica).on_forked(pid, fds[0])
             case zygote.NotForked(replica, message):
-                self._ordered.pop(replica).on_failed(
-                    contract.Exit("crashed", f"cannot fork a replica: {message}")
-                )
+                self._ordered.pop(replica).on_failed(contract.Exit("crashed", f"cannot fork a replica: {message}"))
             case zygote.Died(pid, status):
                 if pid in self._status and not self._status[pid].done():
                     self._status[pid].set_result(status)

@@ -20,7 +20,7 @@ environment = "development"              # or "staging", "production"
 factory = "agents:hello"                 # module:attribute: an AutoGen agent or team, a class, or a function
 description = "Answers a greeting"       # requests that name no agent are routed by this
 # skills = ["greeting", "small talk"]
-# examples = ["Say hello to Ada"]
+examples = ["Say hello to Ada"]
 # arguments = { model = "gpt-4o-mini" }  # passed to the factory by keyword
 # env = ["OPENAI_API_KEY"]               # the only variables of yours that the agent sees
 # include = ["prompts/*.txt"]            # files that it needs beside *.py

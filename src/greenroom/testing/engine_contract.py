@@ -1,6 +1,8 @@
-"""What every engine does, as tests: subclass `EngineContract` with a fixture ``engine`` that yields an engine and closes it.
+"""What every engine does, as tests: subclass `EngineContract` with a fixture ``engine`` that yields an engine
+and closes it.
 
-The tests play the host and the dispatcher. They write agents, so they say *what* a replica does, never how it is made.
+The tests play the host and the dispatcher. They write agents, so they say *what* a replica does, never how it
+is made.
 """
 
 from __future__ import annotations

@@ -1,0 +1,172 @@
+"""Agents for the tests of the node and the API: good ones, slow ones, stubborn ones."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from greenroom.sdk.context import Context, SubTaskFailed
+
+
+def _note(path: str, line: str) -> None:
+    """Append a line to a ledger in one write: what really ran is what stands there."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, f"{line}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for(path: str) -> None:
+    while not Path(path).exists():
+        time.sleep(0.005)
+
+
+async def echo(input: Any) -> Any:
+    return input
+
+
+async def pid(input: Any) -> int:
+    return os.getpid()
+
+
+async def failing(input: str) -> None:
+    raise ValueError(input)
+
+
+async def talking(input: dict[str, Any], context: Context) -> str:
+    """Emit as many messages as asked for; go on to the second half when the gate is open."""
+    count = input["count"]
+    for number in range(count):
+        if number == count // 2:
+            while "gate" in input and not Path(input["gate"]).exists():
+                await asyncio.sleep(0.005)
+        context.emit({"number": number})
+    return "said"
+
+
+async def gated(input: dict[str, Any], context: Context) -> dict[str, Any]:
+    """Say where it runs in the ledger, then end when the gate is there."""
+    _note(input["ledger"], f"{input.get('name', '')} {os.getpid()} {context.task.attempt} {context.task.epoch}")
+    while "gate" in input and not Path(input["gate"]).exists():
+        await asyncio.sleep(0.005)
+    return {"pid": os.getpid(), "attempt": context.task.attempt, "remaining_s": context.remaining_s()}
+
+
+async def chained(input: list[Any], context: Context) -> list[Any]:
+    """Add its word and the session's links to a hash chain that it keeps in the session's state."""
+    word, gate = input
+    state = context.state
+    if gate:
+        await asyncio.to_thread(_wait_for, gate)
+    link = hashlib.sha256(f"{state.get('link', '')}{word}".encode()).hexdigest()
+    state["link"], state["count"] = link, state.get("count", 0) + 1
+    return [state["count"], link]
+
+
+# Chains
+
+
+async def first(input: Any, context: Context) -> Any:
+    return ["first", await context.call("second", input)]
+
+
+async def second(input: Any, context: Context) -> Any:
+    return ["second", await context.call("third", input)]
+
+
+async def third(input: Any) -> Any:
+    return ["third", input]
+
+
+async def parallel(input: list[Any], context: Context) -> list[Any]:
+    return list(await asyncio.gather(*(context.call("third", item) for item in input)))
+
+
+def blocking_parent(input: Any, context: Context) -> Any:
+    return context.call_blocking("third", input)
+
+
+async def parent(input: dict[str, Any], context: Context) -> dict[str, Any]:
+    """Call *agent* with *child*, then wait for the gate; say what came of the call."""
+    _note(input["ledger"], f"parent {os.getpid()} {context.task.attempt}")
+    try:
+        answer = await context.call(input["agent"], input["child"], timeout_s=input.get("timeout_s"))
+    except SubTaskFailed as error:
+        return {"failed": error.type, "message": error.message}
+    _note(input["ledger"], f"answered {os.getpid()} {context.task.attempt}")
+    while "gate" in input and not Path(input["gate"]).exists():
+        await asyncio.sleep(0.005)
+    return {"answer": answer}
+
+
+# Stubborn ones
+
+
+async def stubborn(input: dict[str, Any], context: Context) -> Any:
+    """Do what *input* says about the way not to end. The others on its replica say `echo`."""
+    if "ledger" in input:
+        _note(input["ledger"], f"{input['how']} {os.getpid()} {context.task.attempt}")
+    match input["how"]:
+        case "echo":
+            return "echo"
+        case "wait":
+            await asyncio.Event().wait()
+        case "busy":
+            while True:
+                pass
+        case "sleep":
+            time.sleep(3600)
+        case "deaf":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+            while True:
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    continue
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "exit":
+            os._exit(7)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "eat":
+            eaten = []
+            while True:
+                eaten.append(bytearray(16 << 20))
+
+
+def thread_blocked(input: dict[str, Any]) -> None:
+    _note(input["ledger"], f"thread {os.getpid()} 1")
+    while True:
+        time.sleep(0.1)
+
+
+# Factories that go wrong
+
+
+def raising() -> None:
+    raise RuntimeError("the model is missing")
+
+
+def junk() -> int:
+    return 42
+
+
+def greedy(model: str) -> Any:
+    return echo
+
+
+def dying() -> Any:
+    """Be ready, then die with nothing to do."""
+    asyncio.get_running_loop().call_later(0.05, os._exit, 3)
+    return echo
+
+
+def dying_when_built() -> Any:
+    os._exit(4)
