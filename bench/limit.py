@@ -95,10 +95,10 @@ def sqlite(path: str) -> Commit:
         db.execute("begin immediate")
         db.executemany("insert into task (id, agent, input) values (?, ?, ?)", inserts)
         db.executemany("update task set output = ? where id = ?", updates)
-        db.execute("commit")
 
     async def commit(inserts: Rows, updates: Rows) -> None:
-        await asyncio.get_running_loop().run_in_executor(thread, write, inserts, updates)
+        write(inserts, updates)
+        await asyncio.get_running_loop().run_in_executor(thread, db.execute, "commit")
 
     return commit
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from greenroom import clock as clocks
@@ -70,13 +70,19 @@ class Notices:
         self.ready_at: dict[str, float] = {}
         self.gone_at: dict[str, float] = {}
         self.ended_at: list[float] = []
-        self._changed = asyncio.Condition()
 
-    def on_ready(self, replica: str, ready: protocol.Ready) -> None:
+    def on_ready(self, replica: str, ready: protocol.Ready) -> None:  # noqa: ARG002
         self.ready_at[replica] = time.perf_counter()
+
+    def are_ready(self, names: Sequence[str]) -> bool:
+        return all(name in self.ready_at for name in names)
+
+    def is_gone(self, name: str) -> bool:
+        return name in self.gone_at
 
     def on_message(self, replica: str, message: object) -> None:
         if isinstance(message, protocol.Ended):
+            assert message.output is not None, f"{replica}: {message}"
             self.ended_at.append(time.perf_counter())
 
     def on_log(self, replica: str, stream: str, line: str) -> None:
@@ -88,10 +94,9 @@ class Notices:
             sys.exit(f"{replica}: {exit}")
 
 
-async def until(condition: object, *, within_s: float = 60.0) -> None:
-    assert callable(condition)
-    async with asyncio.timeout(within_s):
-        while not condition():
+async def until(condition: Callable[..., bool], *given: object) -> None:
+    async with asyncio.timeout(60):
+        while not condition(*given):  # noqa: ASYNC110  # the listener is to cost nothing
             await asyncio.sleep(0.0005)
 
 
@@ -131,13 +136,13 @@ async def measure(folder: Path, replicas: int) -> None:
 async def start_one_by_one(engine: local.LocalEngine, notices: Notices, revision: contract.Revision) -> None:
     begun = time.perf_counter()
     await engine.start("first", revision)
-    await until(lambda: "first" in notices.ready_at)
+    await until(notices.are_ready, ["first"])
     print(f"{'first start: interpreter, import, fork, ready':58} {(notices.ready_at['first'] - begun) * 1000:12.0f} ms")
     took = []
     for number in range(STARTS):
         begun = time.perf_counter()
         await engine.start(f"one-{number}", revision)
-        await until(lambda name=f"one-{number}": name in notices.ready_at)
+        await until(notices.are_ready, [f"one-{number}"])
         took.append((notices.ready_at[f"one-{number}"] - begun) * 1000)
     print(line(f"start from the warm zygote to ready, {STARTS} one by one", took, "ms"))
     await asyncio.sleep(0.5)
@@ -156,7 +161,7 @@ async def kill_some(engine: local.LocalEngine, notices: Notices) -> None:
     for seen in engine.observe()[1:]:
         begun = time.perf_counter()
         os.kill(seen.pid or 0, signal.SIGKILL)
-        await until(lambda name=seen.replica: name in notices.gone_at)
+        await until(notices.is_gone, seen.replica)
         took.append((notices.gone_at[seen.replica] - begun) * 1000)
     print(line("SIGKILL to on_exit, everything it left killed", took, "ms"))
 
@@ -168,7 +173,7 @@ async def start_at_once(
         names = [f"burst-{count}-{number}" for number in range(count - len(engine.observe()))]
         begun = time.perf_counter()
         await asyncio.gather(*(engine.start(name, revision) for name in names))
-        await until(lambda names=names: all(name in notices.ready_at for name in names))
+        await until(notices.are_ready, names)
         print(f"{f'{len(names)} more at once, all ready after':58} {(time.perf_counter() - begun) * 1000:12.0f} ms")
         await asyncio.sleep(1)
         report_memory(engine)
@@ -180,9 +185,8 @@ async def invoke_many(engine: local.LocalEngine, notices: Notices, *, count: int
     for number in range(count):
         assert engine.invoke(names[number % 4], protocol.Invoke(f"t{number}", 1, b'"hello"', 1, 60.0))
     await until(lambda: len(notices.ended_at) == count)
-    print(
-        f"{f'{count} tasks on 4 of them, an AssistantAgent each':58} {count / (time.perf_counter() - begun):12.0f} a second"
-    )
+    rate_per_s = count / (time.perf_counter() - begun)
+    print(f"{f'{count} tasks on 4 of them, an AssistantAgent each':58} {rate_per_s:12.0f} a second")
 
 
 def bare() -> None:

@@ -50,10 +50,10 @@ async def lines_of(path: Path, count: int = 1, *, within_s: float = DEADLINE_S) 
 
 @dataclass
 class Api:
-    """A node's API with a key; `node` is there where it runs in this process."""
+    """A node's API with a key; of a node that runs in this process."""
 
     http: httpx.AsyncClient
-    node: node.Node = field(repr=False)
+    running: node.Node = field(repr=False)
 
     async def call(self, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
         if body is not None:
@@ -98,12 +98,12 @@ class Api:
         return [item for item in items if item["agent"] == agent and item["state"] == state]
 
     async def key(self, role: str = "user", *, tenant: str = node.TENANT, expires_in_s: float | None = None) -> str:
-        made = await self.node.auth.create(tenant=tenant, name=role, role=role, word="dev", expires_in_s=expires_in_s)
+        made = await self.running.auth.create(tenant=tenant, name=role, role=role, word="dev", expires_in_s=expires_in_s)
         return made.text
 
     def of(self, key: str | None, *, source: str = "127.0.0.1") -> Api:
         """The same API, with another key or none, and from another place."""
-        return Api(_client(self.node, key, source), self.node)
+        return Api(_client(self.running, key, source), self.running)
 
 
 def _client(running: node.Node, key: str | None, source: str = "127.0.0.1") -> httpx.AsyncClient:

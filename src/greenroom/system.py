@@ -57,6 +57,12 @@ class ProductionMultiAgentSystem:
         await self.shutdown()
 
     async def start(self) -> None:
+        """Open the store and start the loops; raises `errors.StartRefused` with what is in the way."""
+        if "__greenroom_main__" in sys.modules:  # a replica imports the script for its agents
+            raise errors.StartRefused(
+                "cannot start a system while a replica imports this script: "
+                'put what runs under `if __name__ == "__main__":`, as multiprocessing asks for'
+            )
         options = node.Options(
             settings=self.settings, folder=Path.cwd(), data_dir=self._data_dir, store_url=self._store_url
         )

@@ -1,4 +1,4 @@
-# ruff: noqa: A001, ARG001, T201 - agents as people write them
+# ruff: noqa: ARG001, T201 - agents as people write them
 """Agents in plain Python, as people write them."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contract's tests run on asyncio's own loop and on uvloop, and their failures read like those of the tests here."""
+"""The contract's tests run on asyncio's own loop and on uvloop; their failures read like those of other tests."""
 
 from __future__ import annotations
 

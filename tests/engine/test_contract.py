@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from greenroom.testing.engine_contract import EngineContract
 
 from greenroom import clock as clocks
 from greenroom.engine import local
+from greenroom.testing.engine_contract import EngineContract
 
 
 class TestLocalEngine(EngineContract):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 import msgspec
@@ -35,7 +35,7 @@ class App:
         self._plain: dict[str, dict[str, Route]] = {}
         self._patterns: list[tuple[re.Pattern[str], tuple[str, ...], dict[str, Route]]] = []
         by_path: dict[str, dict[str, Route]] = {}
-        for route in ROUTES:
+        for route in (*ROUTES, openapi.ROUTE):
             by_path.setdefault(route.path, {})[route.method] = route
         for path, methods in by_path.items():
             names = tuple(re.findall(r"\{(\w+)\}", path))
@@ -76,8 +76,6 @@ class App:
         client = scope.get("client")
         principal = services.auth.authenticate(headers.get(b"authorization"), source=client[0] if client else "local")
         route, path_params = self._match(scope["path"], scope["method"])
-        if route is openapi.ROUTE:
-            return Answer(openapi.document())
         if not admission.allows(principal.role, route.permission):
             raise errors.Forbidden(f"cannot {scope['method']} {route.path}: the role {principal.role} may not {route.permission}")
         if services.stopping.is_set() and route.method != "GET":
@@ -95,12 +93,10 @@ class App:
                     methods, path_params = candidates, dict(zip(names, match.groups(), strict=True))
                     break
         if methods is None:
-            if path == openapi.ROUTE.path and method == "GET":
-                return openapi.ROUTE, {}
             raise errors.NotFound(f"cannot find {path[:100]!r}; the routes are in /openapi.json")
         route = methods.get(method)
         if route is None:
-            raise MethodNotAllowed(f"cannot {method[:16]} {path[:100]}: it takes {', '.join(sorted(methods))}")
+            raise MethodNotAllowed(f"cannot {method[:16]} {path[:100]}", allowed=methods)
         return route, path_params
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,6 +112,10 @@ class MethodNotAllowed(errors.GreenroomError):
 
     code = "method-not-allowed"
     status = 405
+
+    def __init__(self, message: str, *, allowed: Iterable[str]) -> None:
+        self.headers = {"allow": ", ".join(sorted(allowed))}
+        super().__init__(f"{message}: it takes {self.headers['allow']}")
 
 
 class UnsupportedMediaType(errors.GreenroomError):

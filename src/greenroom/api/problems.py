@@ -25,7 +25,7 @@ def problem(error: errors.GreenroomError, request_id: str, *, extra: dict[str, A
 
 
 def response(error: errors.GreenroomError, request_id: str) -> Response:
-    headers = {}
+    headers: dict[str, str] = dict(getattr(error, "headers", {}))
     if isinstance(error, (errors.Overloaded, errors.StoreUnavailable)):
         headers["retry-after"] = str(max(1, round(error.retry_after_s)))
     if isinstance(error, errors.Unauthenticated):

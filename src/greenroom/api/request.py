@@ -60,16 +60,19 @@ class Call:
         if not raw:
             return None
         try:
-            return dict(parse_qsl(raw.decode("ascii"), max_num_fields=20)).get(name)
+            value = dict(parse_qsl(raw.decode("ascii"), max_num_fields=20)).get(name)
         except (UnicodeDecodeError, ValueError):
             raise errors.JsonRefused("cannot read the query: it is malformed") from None
+        if value is not None and "\0" in value:  # PostgreSQL has no such text
+            raise errors.BodyInvalid(f"cannot take ?{name}: it holds NUL")
+        return value
 
-    def number(self, name: str, *, default: int, most: int) -> int:
+    def number(self, name: str, *, default: int, least: int = 0, most: int) -> int:
         text = self.query(name)
         if text is None:
             return default
-        if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= most):
-            raise errors.BodyInvalid(f"cannot take ?{name}={text[:40]}: give a whole number of at most {most}")
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+            raise errors.BodyInvalid(f"cannot take ?{name}={text[:40]}: give a whole number from {least} to {most}")
         return int(text)
 
     def seconds(self, name: str, *, most: float) -> float:

@@ -63,6 +63,13 @@ def convert(value: Any, schema: type[Body]) -> Body:
         converted = msgspec.convert(value, schema, strict=True)
     except msgspec.ValidationError as error:
         raise errors.BodyInvalid(f"cannot take the body: {error}") from None
-    if isinstance(converted, Submission) and converted.not_before is not None and converted.not_before.tzinfo is None:
-        raise errors.BodyInvalid("cannot take the body: not_before needs a time zone, for example a Z at its end")
+    if isinstance(converted, Submission) and converted.not_before is not None:
+        _check_instant(converted.not_before)
     return converted
+
+
+def _check_instant(not_before: datetime) -> None:
+    if not_before.tzinfo is None:
+        raise errors.BodyInvalid("cannot take the body: not_before needs a time zone, for example a Z at its end")
+    if not 1970 <= not_before.year < 9000:  # what is added to it must have a date, too
+        raise errors.BodyInvalid("cannot take the body: not_before is no instant from the years 1970 to 8999")

@@ -230,7 +230,7 @@ async def show(call: Call) -> Answer:
 
 async def list_tasks(call: Call) -> Answer:
     """List tasks, newest first; ``?agent= &state= &session= &limit= &cursor=``."""
-    limit = call.number("limit", default=50, most=200)
+    limit = call.number("limit", default=50, least=1, most=200)
     state = call.query("state")
     if state is not None and state not in set(tasks.State):
         raise errors.BodyInvalid(f"cannot filter by state {state!r}: one of {', '.join(tasks.State)}")
@@ -320,7 +320,8 @@ def _sse(document: dict[str, Any]) -> bytes:
 
 async def list_sessions(call: Call) -> Answer:
     """List sessions, those used last first."""
-    rows = await call.store.sessions.list(tenant=call.principal.tenant, limit=call.number("limit", default=50, most=200))
+    limit = call.number("limit", default=50, least=1, most=200)
+    rows = await call.store.sessions.list(tenant=call.principal.tenant, limit=limit)
     return Answer({"items": [views.session(row, with_state=False) for row in rows], "next_cursor": None})
 
 

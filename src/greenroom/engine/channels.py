@@ -1,5 +1,4 @@
-"""The node's ends of a replica's channel and of its stdout and stderr. Called by `engine.replicas` and
-`engine.zygotes`.
+"""The node's ends of a replica's channel and of its stdout and stderr. Called by `engine.replicas`.
 
 What comes in is written by agent code: bounded in size, in rate and in what waits to be read.
 """
@@ -41,7 +40,7 @@ class Channel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop has classes of its own
+        self._transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
         self._transport.set_write_buffer_limits(high=_MAX_UNREAD_BYTES)
 
     def send(self, message: protocol.Message) -> None:
@@ -50,12 +49,6 @@ class Channel(asyncio.Protocol):
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(frame)
-
-    def end(self) -> None:
-        """Tell the replica that nothing follows; what it still sends is still read."""
-        self._flush()
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write_eof()
 
     def abort(self) -> None:
         if self._transport is not None:

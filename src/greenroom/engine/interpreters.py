@@ -27,7 +27,7 @@ class Interpreters:
     async def check(self, agent: str, python: str) -> None:
         """Raise `errors.AgentInvalid` when *python*, an absolute path, cannot run replicas."""
         try:
-            changed_ns = os.stat(python).st_mtime_ns  # noqa: PTH116, ASYNC240  # one look at a local file
+            changed_ns = os.stat(python).st_mtime_ns  # noqa: PTH116  # one look at a local file
         except OSError as error:
             raise errors.AgentInvalid(
                 f"cannot run agent {agent} with {python}: {error.strerror}; correct the agent's python"

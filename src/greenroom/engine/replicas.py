@@ -211,7 +211,9 @@ class Replica:
         self._on_gone(self)
 
     async def _status(self) -> int | None:
-        assert self.pid is not None and self._pidfd is not None and self._zygote is not None
+        assert self.pid is not None
+        assert self._pidfd is not None
+        assert self._zygote is not None
         status = await self._zygote.status(self.pid, timeout_s=_LAST_WORDS_S)
         if status is None:
             status = processes.reap(self.pid, self._pidfd)

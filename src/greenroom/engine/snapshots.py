@@ -99,8 +99,8 @@ def _too_much(folder: Path, sizes: dict[str, int]) -> str:
     biggest = sorted(sizes, key=lambda name: sizes[name], reverse=True)[:3]
     named = ", ".join(f"{name} ({sizes[name] / 1024:,.0f} KiB)" for name in biggest)
     return (
-        f"cannot take a snapshot of {folder}: it has more than {MAX_FILES:,} files or {MAX_BYTES // 2**20} MiB of code; "
-        f"the biggest so far: {named}; keep the agent's code in a folder of its own, or narrow include"
+        f"cannot take a snapshot of {folder}: it has more than {MAX_FILES:,} files or {MAX_BYTES // 2**20} MiB "
+        f"of code; the biggest so far: {named}; keep the agent's code in a folder of its own, or narrow include"
     )
 
 

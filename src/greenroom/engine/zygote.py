@@ -19,6 +19,7 @@ import select
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import msgspec
@@ -124,8 +125,7 @@ def _read_plan() -> Plan:
 def _settle(config: replica.Config) -> None:
     os.chdir(config.snapshot)
     sys.path.insert(0, config.snapshot)
-    with open("/proc/self/comm", "w") as name:
-        name.write(f"zygote {config.agent}"[:15])
+    Path("/proc/self/comm").write_text(f"zygote {config.agent}"[:15])
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # typed as TextIO, always a TextIOWrapper
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -142,7 +142,7 @@ def _load(config: replica.Config, control: socket.socket) -> None:
 
 def _start_again(arguments: list[str], control: socket.socket, environment: dict[str, str]) -> NoReturn:
     control.set_inheritable(True)
-    os.execve(sys.executable, [sys.executable, "-I", "-X", "utf8", "-c", BOOT, *arguments], environment)
+    os.execve(sys.executable, [sys.executable, "-I", "-X", "utf8", "-c", BOOT, *arguments], environment)  # noqa: S606  # the same program
 
 
 def _freeze() -> None:
@@ -161,8 +161,8 @@ class _Zygote:
         self._plan, self._control, self._marker = plan, control, marker
         self._replicas: set[int] = set()
         self._woken, self._wakes = socket.socketpair()
-        self._woken.setblocking(False)
-        self._wakes.setblocking(False)
+        self._woken.settimeout(0)
+        self._wakes.settimeout(0)
 
     def serve(self) -> NoReturn:
         kernel.become_subreaper()

@@ -88,7 +88,7 @@ class Zygote:
 
     def _spawn(self) -> tuple[socket.socket, subprocess.Popen[bytes], list[channels.LogPipe]]:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        control.setblocking(False)
+        control.settimeout(0)
         plan = os.memfd_create("plan")
         os.write(plan, zygote.encode(self._launch.plan))
         pipes = {stream: os.pipe() for stream in ("stdout", "stderr")}

@@ -32,7 +32,7 @@ class Recorder:
         self.logs: list[tuple[str, str, str]] = []
         self._news = asyncio.Event()
 
-    def on_ready(self, replica: str, ready: protocol.Ready) -> None:
+    def on_ready(self, replica: str, ready: protocol.Ready) -> None:  # noqa: ARG002
         self.readies.append(replica)
         self._news.set()
 

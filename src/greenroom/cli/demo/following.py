@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from greenroom.sdk.async_client import AsyncClient
 from greenroom.sdk.models import Event, Task
@@ -23,7 +23,6 @@ class Followed:
     attempt: int = 0
     replica: str = ""
     text: str = ""
-    moved: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Following:

@@ -1,7 +1,7 @@
 """Which model the demonstration's agents use, and how it is called in the output.
 
-An OpenAI-compatible endpoint where the usual variables name one, else the small local model; `replay`, for tests, is no
-model at all. Called by `story`.
+An OpenAI-compatible endpoint where the usual variables name one, else the small local model; for tests, none at all.
+Called by `story`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from greenroom.cli import local_model
 
-CHOICE = "GREENROOM_DEMO_MODEL"  # "replay"
+CHOICE = "GREENROOM_DEMO_MODEL"  # "local" or "replay"; else the variables of OpenAI decide
 DEFAULT_MODEL = "gpt-4o-mini"
 
 # What OpenAI's client must be told of a model that it does not know. The agents here need text alone.
@@ -26,7 +26,7 @@ _TEXT_ONLY = {
 }
 _USAGE_TOO = {"stream_options": {"include_usage": True}}  # a streamed answer has no token count otherwise
 # So that 135 million parameters stay short and do not repeat themselves.
-_SMALL = {"max_tokens": 110, "temperature": 0.5, "frequency_penalty": 0.6, "stop": ["\n\n"]}
+_SMALL = {"max_tokens": 110, "temperature": 0.5, "frequency_penalty": 0.5, "stop": ["\n\n"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,10 @@ class Model:
 @contextlib.contextmanager
 def chosen(environ: Mapping[str, str]) -> Iterator[Model]:
     """The model that *environ* names, there for the length of the block."""
-    if environ.get(CHOICE) == "replay":
-        yield Model("no model: prepared answers, replayed (GREENROOM_DEMO_MODEL=replay)", {"model": "replay"})
-    elif environ.get("OPENAI_API_KEY") or environ.get("OPENAI_BASE_URL"):
+    choice = environ.get(CHOICE)
+    if choice == "replay":
+        yield Model("none: prepared answers are replayed", {"model": "replay"})
+    elif choice != "local" and (environ.get("OPENAI_API_KEY") or environ.get("OPENAI_BASE_URL")):
         yield _endpoint(environ)
     else:
         with local_model.LocalModel() as served:

@@ -33,8 +33,8 @@ async def research(input: str, context: Context, *, model: dict[str, Any]) -> An
 async def analysis(input: str, context: Context, *, model: dict[str, Any]) -> Any:
     """Say what the notes mean, and have it written up."""
     findings = await context.run(
-        _assistant("analyst", "You are an analyst. You write two short sentences.", model),
-        f"{input}\n\nWhy does this matter, and to whom?",
+        _assistant("analyst", "You are an analyst. You answer in two short sentences.", model),
+        f"{input}\n\nWho gains most from this, and why?",
     )
     return await context.call("writing", findings)
 
@@ -43,12 +43,12 @@ async def writing(input: str, context: Context, *, model: dict[str, Any]) -> Any
     """A team of two: one writes, the other makes it shorter."""
     team = RoundRobinGroupChat(
         [
-            _assistant("writer", "You are a journalist. You write one short paragraph.", model),
-            _assistant("editor", "You are an editor. You make the text shorter and simpler.", model),
+            _assistant("writer", "You are a journalist. You write short articles.", model),
+            _assistant("editor", "You are an editor. You make articles shorter and simpler.", model),
         ],
-        termination_condition=MaxMessageTermination(3),  # the request, the draft, the edited text
+        termination_condition=MaxMessageTermination(3),  # the request, the article, the edited article
     )
-    return await context.run(team, f"Write a short paragraph about this: {input}")
+    return await context.run(team, f"Write a short article that says: {input}")
 
 
 def _assistant(name: str, system_message: str, model: dict[str, Any]) -> AssistantAgent:

