@@ -38,6 +38,7 @@ class Seen(msgspec.Struct):
     latencies_ms: list[float]  # sorted
     refused: int  # answers other than 200 and 202
     cpu_us: float  # of this process for each request
+    server_cpu_us: float = 0.0  # of the server's process for each request, which is for who started it to fill in
 
     @property
     def rate(self) -> float:

@@ -7,6 +7,7 @@ surrogates in strings, nesting deeper than `MAX_DEPTH`, more than `MAX_KEYS` key
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from typing import Any
@@ -21,6 +22,10 @@ MAX_INT = 2**63 - 1
 
 _SUSPICIOUS = re.compile(rb"\\u|[0-9]{19}|[0-9][eE]")  # escapes, long integers, exponents
 _TOO_LONG_NUMBER = re.compile(rb"[0-9]{41}")  # arithmetic on huge literals is quadratic
+# A string, or what begins like one and never ends: always a match, so that no byte is looked at twice.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_STEPS = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
+_NO_BRACKETS = bytes(byte for byte in range(256) if not _STEPS[byte])
 
 
 def loads(body: bytes, *, max_keys: int = MAX_KEYS) -> Any:
@@ -41,9 +46,12 @@ def loads(body: bytes, *, max_keys: int = MAX_KEYS) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Encode *value* compactly; raises `errors.JsonRefused` for what strict JSON cannot say (NaN, cycles, bytes …)."""
+    """Encode *value* compactly; raises `errors.JsonRefused` for what `loads` would not read (NaN, cycles, bytes …)."""
     try:
         encoded = _ENCODER.encode(value).encode()
+        loads(encoded)
+    except errors.JsonRefused as error:
+        raise errors.JsonRefused(str(error).replace("read", "write", 1)) from None
     except UnicodeEncodeError:
         raise errors.JsonRefused("cannot write JSON: a string holds a lone surrogate") from None
     except (TypeError, ValueError, RecursionError) as error:
@@ -78,20 +86,13 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 
 def _check_depth(body: bytes) -> None:
-    depth = 0
-    for token in re.finditer(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', body):
-        character = token.group()
-        if character in b"[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise errors.JsonRefused(f"cannot read JSON: nested deeper than {MAX_DEPTH}")
-        elif character in b"]}":
-            depth -= 1
+    brackets = _STRING.sub(b"", body).translate(None, _NO_BRACKETS)
+    if max(itertools.accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
+        raise errors.JsonRefused(f"cannot read JSON: nested deeper than {MAX_DEPTH}")
 
 
 def _has_long_literal(body: bytes) -> bool:
-    outside_strings = re.sub(rb'"(?:[^"\\]|\\.)*+"', b'""', body)
-    return _TOO_LONG_NUMBER.search(outside_strings) is not None
+    return _TOO_LONG_NUMBER.search(_STRING.sub(b'""', body)) is not None
 
 
 def _check_values(root: Any, max_keys: int) -> None:

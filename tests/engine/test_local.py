@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -249,15 +249,16 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def node(bench: Bench, tmp_path: Path) -> subprocess.Popen[bytes]:
+def node(bench: Bench, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A node in a process of its own, whose replica has left a daemon; prints the daemon's and the replica's pids."""
     snapshot = bench.revision(_DAEMON).snapshot
-    source = str(Path(local.__file__).parents[2])
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", _NODE, str(tmp_path / "other"), str(snapshot)],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": source},
-    )
+        env=os.environ | {"PYTHONPATH": str(Path(local.__file__).parents[2])},
+    ) as node:
+        yield node
+        node.kill()
 
 
 async def first_line(node: subprocess.Popen[bytes]) -> list[int]:
@@ -267,28 +268,26 @@ async def first_line(node: subprocess.Popen[bytes]) -> list[int]:
 
 
 async def test_nothing_is_left_when_the_node_is_killed(node: subprocess.Popen[bytes]) -> None:
-    with node:
-        daemon, replica = await first_line(node)
-        zygote = int(kernel.stat(replica)[1])
-        assert all(lives(pid) for pid in (daemon, replica, zygote))
-        node.kill()
-        await until(lambda: not any(lives(pid) for pid in (daemon, replica, zygote)))
+    daemon, replica = await first_line(node)
+    zygote = int(kernel.stat(replica)[1])
+    assert all(lives(pid) for pid in (daemon, replica, zygote))
+    node.kill()
+    await until(lambda: not any(lives(pid) for pid in (daemon, replica, zygote)))
 
 
 async def test_a_starting_node_sweeps_what_a_killed_one_left(node: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    with node:
-        daemon, replica = await first_line(node)
-        os.kill(int(kernel.stat(replica)[1]), signal.SIGKILL)  # its zygote can do nothing any more
-        await until(lambda: int(kernel.stat(replica)[1]) == node.pid)
-        assert processes.kill_leftovers(tmp_path / "other") == 0  # its node lives
-        node.kill()
-        node.wait()
-        await until(lambda: not lives(replica))  # by its own watchdog
-        assert lives(daemon)
-        next_engine = local.LocalEngine(tmp_path / "other", clocks.SystemClock())
-        assert await next_engine.sweep() == 1
-        assert not lives(daemon)
-        await next_engine.close()
+    daemon, replica = await first_line(node)
+    os.kill(int(kernel.stat(replica)[1]), signal.SIGKILL)  # its zygote can do nothing any more
+    await until(lambda: int(kernel.stat(replica)[1]) == node.pid)
+    assert processes.kill_leftovers(tmp_path / "other") == 0  # its node lives
+    node.kill()
+    node.wait()
+    await until(lambda: not lives(replica))  # by its own watchdog
+    assert lives(daemon)
+    next_engine = local.LocalEngine(tmp_path / "other", clocks.SystemClock())
+    assert await next_engine.sweep() == 1
+    assert not lives(daemon)
+    await next_engine.close()
 
 
 # --- the import

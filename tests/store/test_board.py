@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-
-import pytest
 
 from greenroom.store.board import MAX_CLAIMS, Board, Demand
 from greenroom.store.database import RetryTransaction

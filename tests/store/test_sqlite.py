@@ -124,17 +124,20 @@ async def test_a_file_locked_by_another_process_is_weather(
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 50)
     node = Node(await sqlite_scratch.open())
     stored = await node.submit()
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(_HOLD), str(_path(sqlite_scratch))],
+    holder = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        textwrap.dedent(_HOLD),
+        str(_path(sqlite_scratch)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-    ) as holder:
-        assert holder.stdout is not None
-        assert await asyncio.to_thread(holder.stdout.readline) == b"held\n"
-        with pytest.raises(errors.StoreUnavailable, match="another process holds its file"):
-            await node.submit()
-        assert await node.state(stored) == "queued"
-        holder.communicate()
+    )
+    assert holder.stdout is not None
+    assert await holder.stdout.readline() == b"held\n"
+    with pytest.raises(errors.StoreUnavailable, match="another process holds its file"):
+        await node.submit()
+    assert await node.state(stored) == "queued"
+    await holder.communicate()
     await node.submit()
     assert len(await node.store.tasks.list(tenant="acme")) == 2
 
@@ -147,9 +150,13 @@ async def test_a_full_disk_loses_nothing_and_is_forgotten_once_there_is_room(
     assert isinstance(database, sqlite.Sqlite)
     database._writer.pragma("max_page_count", database._writer.pragma("page_count") + 4)
     acknowledged: set[str] = set()
-    with pytest.raises(errors.StoreUnavailable, match="the disk is full"):
+
+    async def fill() -> None:
         while True:
             acknowledged.add(await node.submit(input=b'"' + b"x" * 2000 + b'"'))
+
+    with pytest.raises(errors.StoreUnavailable, match="the disk is full"):
+        await fill()
     assert acknowledged
     database._writer.pragma("max_page_count", 1_000_000)
     acknowledged.add(await node.submit())
@@ -259,5 +266,3 @@ async def test_a_killed_process_loses_nothing_that_it_acknowledged(tmp_path: Pat
 def test_only_known_databases_are_opened() -> None:
     with pytest.raises(errors.StartRefused, match="mysql"):
         store.open("mysql://localhost/x", clock=FakeClock(), owner="node-1")
-
-

@@ -60,7 +60,7 @@ def _operation(route: Route) -> dict[str, Any]:
     parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
     parameters += [{"name": name, "in": "query", "schema": {"type": "string"}} for name in route.query]
     operation: dict[str, Any] = {
-        "operationId": route.endpoint.__name__.strip("_"),
+        "operationId": "_".join(re.findall(r"\w+", f"{route.method.lower()} {route.path}")),
         "summary": (route.endpoint.__doc__ or "").strip(),
         "parameters": parameters,
         "x-permission": route.permission,

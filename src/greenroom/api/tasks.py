@@ -36,8 +36,9 @@ async def submit(call: Call) -> Answer:
         call.services.facts.emit(telemetry.TaskAccepted(task.agent))
         if end is None:
             return Answer(_new_document(task, accepted), status=202)
-        await asyncio.wait([end], timeout=wait_s)
-        return await _wait(call, task.id, 0.0)
+        first_s = min(wait_s, EVENT_POLL_S)  # it may end on another node, of which nobody here hears
+        await asyncio.wait([end], timeout=first_s)
+        return await _wait(call, task.id, 0.0 if end.done() else wait_s - first_s)
     finally:
         if end is not None:
             end.cancel()

@@ -71,8 +71,6 @@ def end_of(message: protocol.Ended) -> tasks.End:
     """Translate what the replica said about the end of an attempt."""
     if message.output is not None:
         return tasks.Succeeded()
-    if message.cancelled:
-        return tasks.AgentFailed("cancelled", "the agent ended itself as cancelled")
     return tasks.AgentFailed(message.error_type or "error", message.error_message, message.retryable)
 
 

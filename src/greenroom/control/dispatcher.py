@@ -130,10 +130,11 @@ class Dispatcher:
     def on_exit(self, replica: str, exit: Exit) -> None:
         is_charged = replica not in self._killed
         self._killed.discard(replica)
+        for attempt in list(self._by_replica.get(replica, ())):
+            self._lose(attempt, attempts.loss_of(exit.reason, exit.detail, is_charged=is_charged))
         for waiting in self._resuming.pop(replica, ()):
             waiting.cancel()
-        for attempt in list(self._by_replica.pop(replica, ())):
-            self._lose(attempt, attempts.loss_of(exit.reason, exit.detail, is_charged=is_charged))
+        self._by_replica.pop(replica, None)
 
     def _emit(self, attempt: Attempt, message: protocol.Emitted) -> None:
         if attempt.kill_at_s is not None or not attempt.may_emit(message.data):
@@ -142,6 +143,8 @@ class Dispatcher:
             _ignore_weather(self._store.tasks.append(Event(message.task, message.epoch, message.type, message.data)))
 
     def _end(self, attempt: Attempt, message: protocol.Ended) -> None:
+        if message.cancelled and attempt.kill_at_s is None:
+            return  # its replica is being stopped: its exit, which says why, is what ends the attempt
         if message.output is not None and not strict_json.is_valid(message.output):
             message = msgspec.structs.replace(
                 message, output=None, error_type="result_not_json", error_message="the result is not strict JSON"

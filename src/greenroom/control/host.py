@@ -22,6 +22,7 @@ from greenroom.store.store import Store
 
 STEP_EVERY_S = 1.0
 MEASURE_EVERY_S = 5.0
+RESUME_S = 0.5  # from the end of a sub-task to its parent's going on, at most
 DRAIN_S = 30.0  # how long a replica may finish what it has
 STOP_GRACE_S = 2.0
 
@@ -39,6 +40,7 @@ class Hosted:
     state: str = "starting"
     reason: str = ""
     memory_mb: float | None = None
+    has_answered: bool = False  # a task, with success
     drain_until_s: float | None = None
     is_stopping: bool = False
 
@@ -47,6 +49,7 @@ class Hosted:
 class Health:
     """What this host knows of an agent beside its replicas."""
 
+    generation: int = 0  # of the agent; another one is judged anew
     record: recovery.Record = field(default_factory=recovery.Record)
     last_failure: str = ""
     told: tuple[str, str] = ("", "")
@@ -85,13 +88,15 @@ class Host:
         entries = await self._store.directory.refresh()
         for entry in entries.values():
             await self._reconcile(entry)
-        for gone in {replica.agent for replica in self._replicas.values()} - set(entries):
-            for replica in [r for r in self._replicas.values() if r.agent == gone]:
-                self._drain(replica)
+        for replica in [replica for replica in self._replicas.values() if replica.agent not in entries]:
+            self._drain(replica)
+        for gone in self._health.keys() - entries.keys():
+            del self._health[gone]
         self._stop_drained()
         self._measure()
-        await self._write_rows()
-        await self._write_agents(entries)
+        states = {name: self._state_of(entry) for name, entry in entries.items()}
+        await self._write_rows()  # first: an agent that is said to be ready has replicas that are
+        await self._write_agents(entries, states)
         return STEP_EVERY_S
 
     async def drain_all(self, *, grace_s: float) -> None:
@@ -99,11 +104,16 @@ class Host:
         for replica in list(self._replicas.values()):
             self._drain(replica)
         self._is_leaving = True
-        deadline_s = self._clock.monotonic_s() + grace_s
-        while not self._is_hurried.is_set() and self._clock.monotonic_s() < deadline_s and any(
+        now_s = busy_at_s = self._clock.monotonic_s()
+        deadline_s = now_s + grace_s
+        # What waits for a sub-task that nobody starts any more is handed back; one that ended lets it go on at once.
+        while not self._is_hurried.is_set() and now_s < min(deadline_s, busy_at_s + RESUME_S) and any(
             self._store.board.attempts(replica.id) for replica in self._replicas.values()
         ):
             await self._clock.sleep(0.02)
+            now_s = self._clock.monotonic_s()
+            if any(self._store.board.busy(replica.id) for replica in self._replicas.values()):
+                busy_at_s = now_s
         await asyncio.gather(*(self._stop(replica) for replica in list(self._replicas.values())))
 
     def hurry(self) -> None:
@@ -136,7 +146,10 @@ class Host:
     def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
         if isinstance(message, protocol.Ended) and message.output is not None:
             hosted = self._replicas.get(replica)
-            if hosted is not None and (health := self._health.get(hosted.agent)) and health.record.deaths_at_s:
+            if hosted is None:
+                return
+            hosted.has_answered = True
+            if (health := self._health.get(hosted.agent)) and health.record.deaths_at_s:
                 health.record = recovery.after_success(health.record)
 
     def on_log(self, replica: str, stream: str, line: str) -> None:
@@ -148,30 +161,36 @@ class Host:
         hosted = self._replicas.pop(replica, None)
         if hosted is None:
             return
-        was_ready = hosted.state in ("ready", "draining")
+        # A death under a task is that task's, which has its own budget; a death in idleness is the agent's.
+        is_proven = hosted.has_answered or self._store.board.attempts(replica) > 0
         self._store.board.close(replica)
         self._facts.emit(telemetry.ReplicaExited(hosted.agent, replica, exit.reason, exit.detail))
         hosted.state = "stopped" if exit.reason == "stopped" else "failed"
         hosted.reason = exit.detail or exit.reason
         self._unwritten.add(hosted)
         if exit.reason != "stopped":
-            self._note_death(hosted, exit, was_ready=was_ready)
+            self._note_death(hosted, exit, is_proven=is_proven)
         self.wakeup.set()
 
-    def _note_death(self, hosted: Hosted, exit: contract.Exit, *, was_ready: bool) -> None:
+    def _note_death(self, hosted: Hosted, exit: contract.Exit, *, is_proven: bool) -> None:
         health = self._health.setdefault(hosted.agent, Health())
+        now_s = self._clock.monotonic_s()
+        if is_proven:  # replaced at once, unless it died young
+            now_s = max(now_s, hosted.started_s + recovery.PROVEN_CAP_S)
         health.record = recovery.after_death(
-            health.record, had_proven=was_ready, now_s=self._clock.monotonic_s(), jitter=self._jitter()
+            health.record, had_proven=is_proven, now_s=now_s, jitter=self._jitter()
         )
         health.last_failure = exit.detail or exit.reason
-        if not was_ready:
+        if not is_proven:
             self._facts.emit(telemetry.AgentFailing(hosted.agent, health.last_failure))
 
     # --- making it so
 
     async def _reconcile(self, entry: Entry) -> None:
         name = entry.agent.name
-        health = self._health.setdefault(name, Health())
+        health = self._health.get(name)
+        if health is None or health.generation != entry.agent.generation:
+            health = self._health[name] = Health(entry.agent.generation)
         record, now_s = health.record, self._clock.monotonic_s()
         may_start = not self._is_leaving and not record.is_given_up and now_s >= record.start_not_before_s
         wanted = plans.Wanted(name, entry.agent.revision, entry.agent.replicas, may_start)
@@ -273,17 +292,15 @@ class Host:
             ended_at=database.microseconds(self._clock.now()) if has_ended else None,
         )
 
-    async def _write_agents(self, entries: Mapping[str, Entry]) -> None:
-        is_settled = True
-        for entry in entries.values():
-            name = entry.agent.name
-            state, reason = self._state_of(entry)
-            is_settled = is_settled and state in ("ready", "failed")
+    async def _write_agents(self, entries: Mapping[str, Entry], states: Mapping[str, tuple[str, str]]) -> None:
+        for name, (state, reason) in states.items():
             health = self._health.setdefault(name, Health())
-            if (state, reason) != health.told or entry.agent.state != state:
+            if (state, reason) != health.told or entries[name].agent.state != state:
                 await self._store.agents.observe(name, state=state, reason=reason, adapter=self._adapters.get(name))
                 health.told = (state, reason)
-        if is_settled and entries is self._store.directory.entries:  # no deployment came in between
+        is_settled = all(state in ("ready", "failed") for state, _ in states.values())
+        # No deployment may have come in between.
+        if is_settled and _generations(entries) == _generations(self._store.directory.entries):
             self.settled.set()
             self.has_settled = True
 
@@ -302,3 +319,5 @@ class Host:
         return "starting", f"{ready} of {entry.agent.replicas} replicas are ready"
 
 
+def _generations(entries: Mapping[str, Entry]) -> dict[str, int]:
+    return {name: entry.agent.generation for name, entry in entries.items()}

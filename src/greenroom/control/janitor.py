@@ -9,7 +9,7 @@ from greenroom.store.news import News
 from greenroom.store.store import Store
 
 RESCUE_EVERY_S = 5.0
-LONGEST_NAP_S = 5.0
+LONGEST_NAP_S = 1.0  # nobody announces the deadlines of queued tasks
 
 
 class Janitor:

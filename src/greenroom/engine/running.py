@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from greenroom import strict_json
 from greenroom.adapters import contract
 from greenroom.engine import factories, failures, output, protocol, task_context, values
 from greenroom.sdk import context as sdk_context
@@ -103,7 +102,7 @@ class Attempt:
                 await self._load(instance, self._invoke.state)
             if self._cancel_grace_s is not None:
                 raise asyncio.CancelledError
-            result = await instance.run(strict_json.loads(self._invoke.input), self.context)
+            result = await instance.run(values.read(self._invoke.input), self.context)
             encoded = values.encode(result, "result", limit_bytes=MAX_OUTPUT_BYTES)
             return encoded, await self._save(instance) if self._keeps_session else None
         finally:
@@ -116,7 +115,7 @@ class Attempt:
 
     async def _load(self, instance: contract.Instance, state: bytes) -> None:
         try:
-            await instance.load_state(strict_json.loads(state))
+            await instance.load_state(values.read(state))
         except Exception as error:
             raise contract.Failure(
                 "state_not_loadable",

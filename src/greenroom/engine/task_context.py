@@ -55,7 +55,7 @@ class TaskContext:
             attempt=invoke.attempt,
             epoch=invoke.epoch,
             session=invoke.session,
-            metadata={} if invoke.metadata is None else strict_json.loads(invoke.metadata),
+            metadata={} if invoke.metadata is None else values.read(invoke.metadata),
         )
         self.state: dict[str, Any] = {}
         self.usage = contract.Usage()  # of the agents that `run` ran
@@ -126,7 +126,7 @@ class TaskContext:
         if message.error_type is not None:
             future.set_exception(sdk_context.SubTaskFailed(agent, message.error_type, message.error_message))
         else:
-            future.set_result(None if message.output is None else strict_json.loads(message.output))
+            future.set_result(None if message.output is None else values.read(message.output))
 
     def abandon_calls(self) -> None:
         """Cancel what waits for sub-tasks: it frees a thread that stands in `call_blocking`."""

@@ -16,6 +16,9 @@ import msgspec
 from greenroom import errors, strict_json
 
 
+_MAX_KEYS = 1_000_000
+
+
 class Unfit(ValueError):
     """*type* names what is unfit, and how: ``result_not_json``, ``state_too_large``, ``event_…``."""
 
@@ -42,10 +45,15 @@ def encode(value: Any, what: str, *, limit_bytes: int) -> bytes:
     if len(encoded) > limit_bytes:
         raise _too_large(what, len(encoded), limit_bytes)
     try:
-        strict_json.loads(encoded)
+        read(encoded)
     except errors.JsonRefused as refused:
         raise _not_json(what, str(refused).partition(": ")[2]) from None
     return encoded
+
+
+def read(encoded: bytes) -> Any:
+    """Parse what a node hands to a replica, or an agent's own value: their bytes are bounded, a long chat has many keys."""
+    return strict_json.loads(encoded, max_keys=_MAX_KEYS)
 
 
 def _plain(value: Any) -> Any:

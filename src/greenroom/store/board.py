@@ -124,8 +124,8 @@ class Board:
     def assign(self, demand: Demand, sessions: Iterable[str | None], homes: dict[str, str]) -> list[str]:
         """Occupy a slot for each claimed task: its session's replica (*homes*) if that has room, else the least loaded.
 
-        Return the replicas in the order of *sessions* and settle the reservation; raises `RetryTransaction` if a replica
-        was drained or closed meanwhile, so that there is no room.
+        Return the replicas in the order of *sessions* and settle the reservation; raises `RetryTransaction` if there is
+        no room any more, because a replica was drained or closed meanwhile.
         """
         self._reserved.pop(demand.agent, None)
         lines = self._by_agent.get(demand.agent, {})

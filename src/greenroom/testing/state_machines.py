@@ -23,7 +23,7 @@ def page() -> str:
     lines = [
         "# State machines",
         "",
-        "Drawn from `greenroom.core.tasks.TRANSITIONS` by `python -m greenroom.testing.state_machines`; a test compares.",
+        "Drawn from `greenroom.core.tasks.TRANSITIONS` by `python -m greenroom.testing.state_machines`.",
         "",
         "## Tasks",
         "",
@@ -38,8 +38,8 @@ def page() -> str:
         "|---|---|---|",
         *(f"| {state} | {_PURPOSE[state]} | {_moves(state)} |" for state in tasks.State),
         "",
-        "A move is one statement that compares the task's state and the attempt's epoch and sets them; a stale attempt moves",
-        "nothing. The database itself refuses to leave a terminal state.",
+        "A move is one statement that compares the task's state and the attempt's epoch and sets them; a stale",
+        "attempt moves nothing. The database itself refuses to leave a terminal state.",
         "",
     ]
     return "\n".join(lines)

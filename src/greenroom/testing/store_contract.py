@@ -1,4 +1,4 @@
-"""What every store does, as tests: subclass `StoreContract` with a fixture ``scratch`` that yields a `databases.Scratch`.
+"""What every store does, as tests: subclass `StoreContract` with a fixture ``scratch``, a `databases.Scratch`.
 
 The tests play the dispatcher: they open lines on the board, take what commits claim, and finish it.
 """
@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 import pytest
 
 from greenroom import errors
-
 from greenroom.store import transitions
 from greenroom.store.store import Store
 from greenroom.store.transitions import Accepted, Call, Claim, Event, Finish, Lease, NewTask
@@ -388,6 +386,9 @@ class StoreContract:
         with pytest.raises(errors.NotFound):
             await node.store.tasks.get(child.id, tenant=TENANT)
         assert (await node.store.tasks.get(id, tenant=TENANT), await node.store.tasks.events(id)) == before
+        await node.store.tasks.call(Call(id, claim.epoch, new_task(parent=id, agent="writing")))
+        assert not await node.store.tasks.resume(_lease(stale))
+        assert await node.state(id) == "waiting"
         assert await node.finish(claim)
 
     async def test_a_stale_and_a_fresh_end_in_one_commit_are_told_apart(self, scratch: Scratch, node: Node) -> None:
@@ -409,7 +410,7 @@ class StoreContract:
             assert await node.store.tasks.renew("node-1", ttl_us=int(TTL_S * 1e6)) == {(claim.id, claim.epoch)}
             assert await node.store.tasks.rescue() == 0
 
-    async def test_renewing_tells_what_is_lost(self, scratch: Scratch, node: Node) -> None:
+    async def test_renewing_tells_what_is_lost(self, node: Node) -> None:
         kept, lost = await node.submit(), await node.submit()
         by_id = {claim.id: claim for claim in await node.claim(2)}
         await node.store.tasks.cancel(lost, tenant=TENANT)
@@ -639,7 +640,7 @@ class StoreContract:
     async def test_what_listens_to_a_commit_cannot_make_it_happen_twice(self, scratch: Scratch) -> None:
         store = await scratch.open()
 
-        def break_down(news: Any) -> None:
+        def break_down(_: Any) -> None:
             raise RuntimeError("a listener is broken")
 
         store.hub.subscribe(break_down)
@@ -652,7 +653,7 @@ class StoreContract:
             await store.commits.close()
 
     @pytest.fixture
-    async def faulty(self, scratch: Scratch) -> AsyncIterator[tuple[Node, FaultyDatabase]]:
+    async def faulty(self, scratch: Scratch) -> tuple[Node, FaultyDatabase]:
         wrapped: list[FaultyDatabase] = []
 
         def wrap(db: Any) -> FaultyDatabase:
@@ -660,7 +661,7 @@ class StoreContract:
             return wrapped[0]
 
         node = Node(await scratch.open(wrap=wrap))
-        yield node, wrapped[0]
+        return node, wrapped[0]
 
     @pytest.mark.parametrize("fault", [Fault.AT_COMMIT, "insert into task_event", "from session", "with ready"])
     async def test_a_failed_commit_gives_its_slots_back(
@@ -745,5 +746,3 @@ class StoreContract:
         id = await node.submit()
         await node.store.db.migrate()
         assert await node.state(id) == "queued"
-
-

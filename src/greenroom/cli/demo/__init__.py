@@ -1,7 +1,7 @@
 """`greenroom demo`: three AutoGen agents work together, and survive a killed replica.
 
-`run` is the verb. `story` plays it on a node of its own, `models` says which model the agents use, `following` listens to
-the tasks, `screen` shows them; `agents` is the folder that a user would have, copied into replicas as any user's is.
+`run` is the verb. `story` plays it on a node of its own, `models` says which model the agents use, `following` listens
+to the tasks, `narration` and `screen` tell of them. `agents` is a folder as a user has it, run as any user's is.
 """
 
 from __future__ import annotations

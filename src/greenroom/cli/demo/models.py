@@ -54,7 +54,7 @@ def _endpoint(environ: Mapping[str, str]) -> Model:
     name, base_url = environ.get("OPENAI_MODEL") or DEFAULT_MODEL, environ.get("OPENAI_BASE_URL")
     arguments: dict[str, Any] = {"model": name, **_USAGE_TOO}
     if base_url:
-        arguments |= {"base_url": base_url, "model_info": _TEXT_ONLY}
+        arguments |= {"base_url": base_url, "model_info": _TEXT_ONLY, "max_tokens": 300}
     if not environ.get("OPENAI_API_KEY"):
         arguments["api_key"] = "none"  # the client insists on one
     return Model(f"{name} at {base_url or 'OpenAI'}", arguments)

@@ -12,24 +12,21 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import psutil
 import uvloop
 
 from greenroom import errors, node, settings
 from greenroom.cli import options, render, status
-from greenroom.cli.demo import following, models, screen
+from greenroom.cli.demo import following, models, narration, screen
 from greenroom.cli.render import Column
+from greenroom.engine import kernel
 from greenroom.sdk.async_client import AsyncClient
-from greenroom.sdk.models import Event, Replica, Task
+from greenroom.sdk.models import Task
 
 FOLDER = Path(__file__).parent / "agents"
 REQUEST = "Research and summarize the latest AI developments"
 VICTIM = "analysis"
-SPARED_PIECES = 8  # of the victim's answer, before its replica is killed
 READY_WITHIN_S = 60.0
 DONE_WITHIN_S = 300.0  # an endpoint may be slow
 GRACE_S = 1.0  # after Ctrl-C
@@ -53,10 +50,11 @@ def play(*, keep: bool, data_dir: Path | None) -> int:
             shown.say(f"model: {model.about}")
             story = Story(shown, folder, keep=keep)
             went_well = uvloop.run(story.play(model))
-        left = psutil.Process().children(recursive=True)
-    shown.say(f"stopped in {shown.elapsed_s - story.ended_s:.1f} s: of {story.processes} processes {len(left) or 'none'} left")
-    for process in left:
-        shown.say(f"left: {process}", style="red")
+        left = _descendants()
+    took_s = shown.elapsed_s - story.ended_s
+    shown.say(f"stopped in {took_s:.1f} s; of {story.processes} processes {len(left) or 'none'} is left")
+    for pid in left:
+        shown.say(f"process {pid} is left", style="red")
     return 0 if went_well and not left else 1
 
 
@@ -76,9 +74,7 @@ class Story:
         self.processes = 0
         self.ended_s = 0.0
         self._screen, self._folder, self._keep = shown, folder, keep
-        self._victim_writes = asyncio.Event()
-        self._pieces = 0
-        self._killed_at: datetime | None = None
+        self._narration = narration.Narration(shown, victim=VICTIM)
 
     async def play(self, model: models.Model) -> bool:
         """Play all acts but the last; return whether the request was answered and the killed task ran again."""
@@ -86,24 +82,28 @@ class Story:
         async with node.opened(asked, grace_s=GRACE_S) as started, node.listening(started) as url:
             key = (self._folder / "local.key").read_text().strip()
             async with AsyncClient(url, key) as client:
-                await self._start(client, url)
+                await self._start(started, client)
                 went_well = await self._work(client)
             await self._show_status(url)
             if self._keep:
                 await self._look_around(url)
-            self.processes += len(psutil.Process().children(recursive=True))
+            self.processes += len(_descendants())
             self.ended_s = self._screen.elapsed_s
         return went_well
 
-    async def _start(self, client: AsyncClient, url: str) -> None:
-        async with asyncio.timeout(READY_WITHIN_S):
-            while not await client.ready():
-                await asyncio.sleep(0.02)
+    async def _start(self, started: node.Node, client: AsyncClient) -> None:
+        try:
+            async with asyncio.timeout(READY_WITHIN_S):
+                await started.host.settled.wait()
+        except TimeoutError:
+            raise errors.StartRefused(
+                f"cannot show the demonstration: its agents were not ready within {READY_WITHIN_S:g} s"
+            ) from None
         for agent in await client.agents():
             if agent.state != "ready":
                 raise errors.AgentInvalid(f"cannot show the demonstration: {agent.reason}")
         named = ", ".join(f"{replica.agent} (pid {replica.pid})" for replica in await client.replicas())
-        self._screen.say(f"node: {url}, with a SQLite file and a replica process for each agent: {named}")
+        self._screen.say(f"node: {started.url}, with a SQLite file and a replica process for each agent: {named}")
 
     async def _work(self, client: AsyncClient) -> bool:
         task = await client.submit(REQUEST)
@@ -112,7 +112,7 @@ class Story:
         self._screen.say(f"request: {REQUEST}")
         self._screen.say(f"it names no agent; its text fits {task.agent} best ({scores})")
         self._screen.gap()
-        followed = following.Following(client, self._tell)
+        followed = following.Following(client, self._narration.tell)
         try:
             with self._screen.following(followed.tasks):
                 async with asyncio.timeout(DONE_WITHIN_S), asyncio.TaskGroup() as group:
@@ -121,51 +121,19 @@ class Story:
                     killing.cancel()
         except BaseExceptionGroup as group_error:
             raise _first(group_error) from None
+        except TimeoutError:
+            raise errors.TaskPending(
+                f"cannot show the answer: there was none within {DONE_WITHIN_S:g} s; is the model's endpoint well?"
+            ) from None
         tasks = [await client.task(each.id) for each in followed.tasks]
         return self._judge(tasks)
 
-    # --- while the agents work
-
-    def _tell(self, task: following.Followed, event: Event) -> None:
-        match event.type:
-            case "output" if task.agent == VICTIM:
-                self._pieces += 1
-                if self._pieces >= SPARED_PIECES:
-                    self._victim_writes.set()
-            case "message":
-                self._screen.say(f"{task.agent:<9} {event.data['source']}: {event.data['content']}")
-            case "state" if (said := self._said(event.data, event.at)) is not None:
-                self._screen.say(f"{task.agent:<9} {said[0]}", style=said[1])
-            case _:
-                pass
-
-    def _said(self, data: dict[str, Any], at: datetime | None) -> tuple[str, str] | None:
-        """Put a change of state into words; with their style."""
-        match data:
-            case {"state": "running", "attempt": int(attempt), "replica": str(replica)}:
-                if attempt == 1 or self._killed_at is None or at is None:
-                    return f"runs on {replica}", "cyan"
-                later_ms = (at - self._killed_at).total_seconds() * 1000
-                return f"runs again, on {replica}, {later_ms:.0f} ms after the kill", "bold green"
-            case {"state": "running"}:
-                return "has its answer and goes on", "cyan"
-            case {"state": "waiting"}:
-                return "waits for the next agent; its replica is free for other tasks meanwhile", "cyan"
-            case {"state": "queued", "reason": reason}:
-                return f"is queued again: {reason}", "yellow"
-            case {"state": "queued"}:
-                return None
-            case _:
-                return str(data["state"]), render.STYLES.get(str(data["state"]), "")
-
     async def _kill(self, client: AsyncClient) -> None:
-        await self._victim_writes.wait()
-        victim = await _busy_replica(client, VICTIM)
-        assert victim.pid is not None, "a replica that is busy is a process"
-        self._killed_at = datetime.now(UTC)
-        os.kill(victim.pid, signal.SIGKILL)
+        await self._narration.victim_writes.wait()
+        pid = await _pid_of_busy(client, VICTIM)
+        self._narration.tell_kill(pid)
+        os.kill(pid, signal.SIGKILL)
         self.processes += 1
-        self._screen.say(f"{VICTIM:<9} kill -9 {victim.pid}, in the middle of its answer", style="bold red")
 
     # --- at the end
 
@@ -180,11 +148,11 @@ class Story:
         self._screen.gap()
         render.table(COLUMNS, map(_row, tasks), empty="")
         self._screen.gap()
-        if self._killed_at is None:
-            self._screen.say(f"{VICTIM} was quicker than the kill; run the demonstration again", style="red")
-        else:
+        if self._narration.killed_at is not None:
             once = ", ".join(task.agent for task in tasks if task.attempt == 1)
-            self._screen.say(f"run again after the kill: {', '.join(again) or 'nothing'}; run once: {once or 'nothing'}")
+            self._screen.say(f"run again: {', '.join(again) or 'nothing'}; run once: {once or 'nothing'}")
+        elif first.succeeded:
+            self._screen.say(f"{VICTIM} was quicker than the kill; run the demonstration again", style="red")
         self._screen.gap()
         return first.succeeded and again == [VICTIM]
 
@@ -210,10 +178,10 @@ def _settings(model: models.Model) -> settings.Settings:
     return settings.load(manifest, overrides={"agents": with_model})
 
 
-async def _busy_replica(client: AsyncClient, agent: str) -> Replica:
+async def _pid_of_busy(client: AsyncClient, agent: str) -> int:
     for replica in await client.replicas():
-        if replica.agent == agent and replica.busy:
-            return replica
+        if replica.agent == agent and replica.busy and replica.pid is not None:
+            return replica.pid
     raise errors.NotFound(f"cannot kill a replica of {agent}: none has a task; run the demonstration again")
 
 
@@ -228,3 +196,15 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error that the others followed from."""
     error = group.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _descendants() -> list[int]:
+    """The processes below this one, dead ones that nobody waited for included."""
+    parents: dict[int, int] = {}
+    for pid in kernel.pids():
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parents[pid] = int(kernel.stat(pid)[1])
+    found = [os.getpid()]
+    for above in found:
+        found += [pid for pid, parent in parents.items() if parent == above]
+    return found[1:]

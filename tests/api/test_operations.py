@@ -1,0 +1,213 @@
+"""Agents, replicas, status, metrics, the OpenAPI document; and a node that stops."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import parser
+
+import nodes
+from greenroom import settings
+from greenroom.api import routes
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+# Agents and replicas
+
+
+async def test_agents_are_shown_with_what_they_have_to_do(api: nodes.Api) -> None:
+    listed = {item["name"]: item for item in (await api.get("/v1/agents"))["items"]}
+    shown = await api.get("/v1/agents/echo")
+    assert listed["echo"] == shown
+    assert (shown["state"], shown["revision"], shown["concurrency"]) == ("ready", 1, 8)
+    assert shown["replicas"] == {"desired": 1, "ready": 1}
+    assert shown["spec"]["factory"] == "agents:echo"
+    assert (await api.http.get("/v1/agents/nobody")).status_code == 404
+    revisions = (await api.get("/v1/agents/echo/revisions"))["items"]
+    assert [item["number"] for item in revisions] == [1]
+    assert re.fullmatch("[0-9a-f]{64}", revisions[0]["digest"])
+    assert (await api.http.get("/v1/agents/nobody/revisions")).status_code == 404
+
+
+async def test_an_agent_is_put_changed_and_removed(api: nodes.Api) -> None:
+    spec = nodes.agent("echo", arguments={}, description="Put by a test")
+    made = await api.call("PUT", "/v1/agents/put", spec)
+    assert (made.status_code, made.json()["revision"]) == (200, 1)
+    assert (await api.run("put", 1))["revision"] == 1
+    assert (await api.call("PUT", "/v1/agents/put", spec)).json()["revision"] == 1
+    assert (await api.call("PUT", "/v1/agents/put", spec | {"timeout_s": 7})).json()["revision"] == 2
+    await nodes.eventually(lambda: _served_by(api, "put", 2))
+    assert (await api.http.delete("/v1/agents/put")).status_code == 204
+    assert (await api.http.delete("/v1/agents/put")).status_code == 404
+    assert (await api.call("POST", "/v1/tasks", {"agent": "put", "input": 1})).status_code == 404
+    await nodes.eventually(lambda: _has_none(api, "put"))
+
+
+async def _served_by(api: nodes.Api, agent: str, revision: int) -> bool:
+    return bool((await api.run(agent, 1))["revision"] == revision)
+
+
+async def _has_none(api: nodes.Api, agent: str) -> bool:
+    return not [item for item in (await api.get("/v1/replicas"))["items"] if item["agent"] == agent]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"factory": None}, "factory"),
+        ({"concurency": 2}, "concurency"),
+        ({"concurrency": 0}, "concurrency"),
+        ({"concurrency": 2, "on_replica_loss": "fail"}, "on_replica_loss"),
+        ({"scaling": {"min_replicas": -1}}, "min_replicas"),
+        ({"timeout_s": "long"}, "timeout_s"),
+    ],
+)
+async def test_a_spec_with_a_mistake_is_422_and_names_the_key(api: nodes.Api, change: dict[str, Any], word: str) -> None:
+    spec = {key: value for key, value in (nodes.agent("echo") | change).items() if value is not None}
+    answer = await api.call("PUT", "/v1/agents/mistaken", spec)
+    assert (answer.status_code, answer.json()["type"]) == (422, "settings-invalid")
+    assert word in answer.json()["detail"]
+    assert (await api.http.get("/v1/agents/mistaken")).status_code == 404
+
+
+async def test_more_replicas_than_the_cluster_takes_are_a_conflict(api: nodes.Api) -> None:
+    most = api.running.settings.cluster.max_replicas
+    answer = await api.call("PATCH", "/v1/agents/gated/scale", {"replicas": most})
+    assert (answer.status_code, answer.json()["type"]) == (409, "conflict")
+    spec = nodes.agent("echo", scaling={"min_replicas": most})
+    assert (await api.call("PUT", "/v1/agents/many", spec)).status_code == 409
+    assert (await api.call("PATCH", "/v1/agents/nobody/scale", {"replicas": 1})).status_code == 404
+    assert (await api.call("PATCH", "/v1/agents/gated/scale", {"replicas": -1})).status_code == 422
+
+
+async def test_an_agent_is_scaled_up_and_down(api: nodes.Api) -> None:
+    for count in (3, 0, 1):
+        assert (await api.call("PATCH", "/v1/agents/talking/scale", {"replicas": count})).status_code == 200
+
+        async def has_count(count: int = count) -> bool:
+            return len(await api.replicas("talking")) == count
+
+        await nodes.eventually(has_count)
+
+
+@pytest.mark.parametrize("verb", ["restart", "drain"])
+async def test_a_replica_is_replaced(api: nodes.Api, verb: str) -> None:
+    (before,) = await nodes.eventually(lambda: api.replicas("failing"))
+    assert (before["slots"], before["busy"], before["grade"]) == (1, 0, "healthy")
+    assert (await api.call("POST", f"/v1/replicas/{before['id']}/{verb}")).status_code == 202
+
+    async def is_replaced() -> bool:
+        return [item["id"] != before["id"] for item in await api.replicas("failing")] == [True]
+
+    await nodes.eventually(is_replaced)
+    gone = await api.call("POST", f"/v1/replicas/{before['id']}/{verb}")
+    assert (gone.status_code, gone.json()["type"]) == (409, "conflict")
+    assert (await api.call("POST", f"/v1/replicas/unknown/{verb}")).status_code == 404
+
+
+# Status and metrics
+
+
+async def test_the_status_shows_the_system(api: nodes.Api) -> None:
+    await api.run("echo", 1)
+    status = await api.get("/v1/status")
+    assert status["environment"] == "development"
+    assert status["node"]["state"] == "ready"
+    assert status["node"]["store"] in ("sqlite", "postgresql")
+    echo = next(item for item in status["agents"] if item["name"] == "echo")
+    assert echo["state"] == "ready"
+    assert echo["tasks"]["succeeded"] >= 1
+    assert status["tasks"]["succeeded"] >= echo["tasks"]["succeeded"]
+    assert status["replicas"]["by_state"]["ready"] >= 6
+    assert status["not_yet_built"] == dict(settings.NOT_YET_BUILT)
+
+
+def _count(text: str, name: str, **labels: str) -> float:
+    return sum(
+        sample.value
+        for family in parser.text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+async def test_metrics_are_prometheus_and_count(api: nodes.Api) -> None:
+    before = (await api.http.get("/metrics")).text
+    await api.run("echo", 1)
+    await api.run("failing", "no")
+    answer = await api.http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    for name, labels in [
+        ("greenroom_tasks_accepted_total", {"agent": "echo"}),
+        ("greenroom_attempts_total", {"agent": "echo", "state": "succeeded", "reason": "ok"}),
+        ("greenroom_attempts_total", {"agent": "failing", "state": "failed", "reason": "agent_error"}),
+        ("greenroom_attempt_seconds_count", {"agent": "echo"}),
+    ]:
+        assert _count(answer.text, name, **labels) == _count(before, name, **labels) + 1
+
+
+# OpenAPI
+
+
+async def test_the_openapi_document_describes_every_route_once(api: nodes.Api) -> None:
+    document = await api.get("/openapi.json")
+    described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
+    assert described == {(route.method, route.path) for route in routes.ROUTES} | {("GET", "/openapi.json")}
+    ids = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
+    assert len(ids) == len(set(ids)), "an operation's id stands for one operation"
+    references = set(re.findall(r'"\$ref": ?"#/components/schemas/(\w+)"', (await api.http.get("/openapi.json")).text))
+    references |= set(re.findall(r'"\$ref":"#/components/schemas/(\w+)"', (await api.http.get("/openapi.json")).text))
+    assert references <= set(document["components"]["schemas"])
+    assert "Submission" in references
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            named = {parameter["name"] for parameter in operation["parameters"] if parameter["in"] == "path"}
+            assert named == set(re.findall(r"\{(\w+)\}", path))
+            assert operation["summary"]
+
+
+# A node that stops
+
+
+async def test_a_stopping_node_answers_reads_and_refuses_the_rest(tmp_path: Path) -> None:
+    async with nodes.opened(tmp_path / "data", {"echo": nodes.agent("echo")}) as api:
+        task = await api.run("echo", 1)
+        api.running.services.stopping.set()
+        refused = await api.call("POST", "/v1/tasks", {"agent": "echo", "input": 1})
+        assert (refused.status_code, refused.json()["type"]) == (503, "store-unavailable")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert (await api.http.get("/readyz")).status_code == 503
+        assert (await api.http.get("/healthz")).status_code == 200
+        assert (await api.task(task["id"]))["state"] == "succeeded"
+        assert (await api.get("/v1/status"))["node"]["state"] == "draining"
+        assert (await api.http.get(f"/v1/tasks/{task['id']}/events")).status_code == 200
+
+
+async def test_a_full_queue_refuses_with_429_and_says_when_to_come_again(tmp_path: Path) -> None:
+    async with nodes.opened(tmp_path / "data", {"none": nodes.agent("echo")}, server={"max_queued_tasks": 5}) as api:
+        assert (await api.call("PATCH", "/v1/agents/none/scale", {"replicas": 0})).status_code == 200
+        await nodes.eventually(lambda: _has_none(api, "none"))
+        batch = await api.call("POST", "/v1/tasks/batch", {"tasks": [{"agent": "none", "input": 1}] * 6})
+        assert batch.status_code == 429
+        statuses = [(await api.call("POST", "/v1/tasks", {"agent": "none", "input": n})).status_code for n in range(7)]
+        assert statuses == [202] * 5 + [429] * 2
+        refused = await api.call("POST", "/v1/tasks", {"agent": "none", "input": 1})
+        assert (refused.json()["type"], refused.headers["retry-after"]) == ("overloaded", "2")
+        assert len((await api.get("/v1/tasks?state=queued"))["items"]) == 5
+
+
+async def test_ready_stays_ready_while_agents_are_deployed(tmp_path: Path) -> None:
+    async with nodes.opened(tmp_path / "data", {"echo": nodes.agent("echo")}) as api:
+        assert (await api.http.get("/readyz")).status_code == 200
+        assert (await api.call("PUT", "/v1/agents/raising", nodes.agent("raising"))).status_code == 200
+        assert (await api.http.get("/readyz")).status_code == 200
+        await nodes.eventually(lambda: _is(api, "raising", "failed"))
+        assert (await api.http.get("/readyz")).status_code == 200
+
+
+async def _is(api: nodes.Api, agent: str, state: str) -> bool:
+    return bool((await api.get(f"/v1/agents/{agent}"))["state"] == state)

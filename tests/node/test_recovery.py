@@ -1,0 +1,208 @@
+"""What becomes of tasks when replicas are killed, blocked, stopped or late. Bounds are those of the promises."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nodes
+from greenroom.control import dispatcher
+
+pytestmark = pytest.mark.slow
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def gone(pid: int, *, within_s: float) -> None:
+    async def ask() -> bool:
+        return not is_alive(pid)
+
+    await nodes.eventually(ask, within_s=within_s)
+
+
+def _pids(lines: list[str]) -> list[int]:
+    return [int(line.split()[1]) for line in lines]
+
+
+async def test_a_task_of_a_killed_replica_runs_again_at_once(
+    data_dir: Path, store_url: str | None, ledger: Path, gate: Path
+) -> None:
+    async with nodes.opened(data_dir, {"gated": nodes.agent("gated")}, store_url=store_url) as api:
+        for _ in range(3):
+            ledger.unlink(missing_ok=True)
+            gate.unlink(missing_ok=True)
+            task = await api.submit("gated", {"ledger": str(ledger), "gate": str(gate)})
+            (pid,) = _pids(await nodes.lines_of(ledger))
+            killed_s = time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+            second = _pids(await nodes.lines_of(ledger, 2))[1]
+            assert time.monotonic() - killed_s < 3
+            assert second != pid
+            gate.touch()
+            ended = await api.end_of(task["id"])
+            assert (ended["state"], ended["output"]["attempt"], ended["attempt"]) == ("succeeded", 2, 2)
+            assert [attempt["reason"] for attempt in ended["attempts"]] == ["replica_lost", "ok"]
+
+
+async def test_a_task_that_kills_its_replicas_fails_after_its_attempts_and_hurts_nobody_else(data_dir: Path) -> None:
+    agents = {"stubborn": nodes.agent("stubborn", max_attempts=3, retry_backoff_s=0.1), "echo": nodes.agent("echo")}
+    async with nodes.opened(data_dir, agents) as api:
+        poison = [await api.submit("stubborn", {"how": how}) for how in ("exit", "kill", "exit")]
+        innocent = [await api.submit("stubborn", {"how": "echo"}) for _ in range(5)]
+        assert (await api.run("echo", 1))["state"] == "succeeded"
+        for task in poison:
+            ended = await api.end_of(task["id"])
+            assert (ended["state"], ended["error"]["type"], ended["attempt"]) == ("failed", "replica_lost", 3)
+            assert ended["error"]["may_have_run"] is True
+        for task in innocent:
+            assert (await api.end_of(task["id"]))["state"] == "succeeded"
+        assert (await api.run("stubborn", {"how": "echo"}))["state"] == "succeeded"
+
+
+async def test_on_replica_loss_fail_is_not_run_again(data_dir: Path, ledger: Path) -> None:
+    agents = {"stubborn": nodes.agent("stubborn", on_replica_loss="fail")}
+    async with nodes.opened(data_dir, agents) as api:
+        ended = await api.run("stubborn", {"how": "exit", "ledger": str(ledger)})
+        assert (ended["state"], ended["error"]["type"], ended["error"]["may_have_run"]) == ("failed", "replica_lost", True)
+        assert len(ledger.read_text().splitlines()) == 1
+
+
+async def test_a_memory_eater_is_stopped_at_its_limit(data_dir: Path) -> None:
+    agents = {"stubborn": nodes.agent("stubborn", memory_mb=200, max_attempts=1), "echo": nodes.agent("echo")}
+    async with nodes.opened(data_dir, agents) as api:
+        ended = await api.run("stubborn", {"how": "eat"})
+        assert ended["state"] == "failed"
+        assert ended["error"]["type"] in ("MemoryError", "replica_lost")
+        assert (await api.run("echo", 1))["state"] == "succeeded"
+        assert (await api.run("stubborn", {"how": "echo"}))["state"] == "succeeded"
+
+
+# Cancel
+
+
+@pytest.mark.parametrize("how", ["busy", "sleep", "deaf", "stop"])
+async def test_cancel_is_final_at_once_and_a_deaf_process_goes_within_its_grace(
+    data_dir: Path, ledger: Path, gate: Path, how: str
+) -> None:
+    """Its neighbours in the process run again, and nobody charges them for it."""
+    async with nodes.opened(data_dir, {"stubborn": nodes.agent("stubborn", concurrency=4)}) as api:
+        others = [await api.submit("stubborn", {"how": "wait", "ledger": str(ledger)}) for _ in range(3)]
+        await nodes.lines_of(ledger, 3)
+        task = await api.submit("stubborn", {"how": how, "ledger": str(ledger)})
+        pid = _pids(await nodes.lines_of(ledger, 4))[3]
+        asked_s = time.monotonic()
+        answer = await api.call("POST", f"/v1/tasks/{task['id']}/cancel")
+        assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
+        assert time.monotonic() - asked_s < 1
+        await gone(pid, within_s=dispatcher.GRACE_S + 1)
+        lines = await nodes.lines_of(ledger, 7)
+        assert {line.split()[0] for line in lines[4:]} == {"wait"}
+        for other in others:
+            shown = await api.task(other["id"])
+            assert (shown["state"], shown["attempt"]) == ("running", 1)
+            assert [attempt["reason"] for attempt in shown["attempts"]] == ["neighbour", None]
+            await api.call("POST", f"/v1/tasks/{other['id']}/cancel")
+        assert (await api.task(task["id"]))["state"] == "cancelled"
+        assert (await api.run("stubborn", {"how": "echo"}))["state"] == "succeeded"
+
+
+async def test_cancel_ends_a_blocked_thread_with_its_process(data_dir: Path, ledger: Path) -> None:
+    async with nodes.opened(data_dir, {"blocked": nodes.agent("thread_blocked")}) as api:
+        task = await api.submit("blocked", {"ledger": str(ledger)})
+        (pid,) = _pids(await nodes.lines_of(ledger))
+        assert (await api.call("POST", f"/v1/tasks/{task['id']}/cancel")).status_code == 202
+        await gone(pid, within_s=dispatcher.GRACE_S + 1)
+        assert (await api.task(task["id"]))["state"] == "cancelled"
+        await api.submit("blocked", {"ledger": str(ledger)})
+        assert _pids(await nodes.lines_of(ledger, 2))[1] != pid
+
+
+async def test_cancel_of_an_agent_that_listens_keeps_its_process(data_dir: Path, ledger: Path) -> None:
+    async with nodes.opened(data_dir, {"stubborn": nodes.agent("stubborn")}) as api:
+        for count in range(1, 4):
+            task = await api.submit("stubborn", {"how": "wait", "ledger": str(ledger)})
+            await nodes.lines_of(ledger, count)
+            await api.call("POST", f"/v1/tasks/{task['id']}/cancel")
+        assert (await api.run("stubborn", {"how": "echo", "ledger": str(ledger)}))["state"] == "succeeded"
+        assert len(set(_pids(await nodes.lines_of(ledger, 4)))) == 1
+
+
+# Deadlines (I11)
+
+
+@pytest.mark.parametrize("how", ["wait", "busy", "sleep", "deaf", "stop"])
+async def test_a_deadline_holds_against_every_way_not_to_end(data_dir: Path, ledger: Path, how: str) -> None:
+    async with nodes.opened(data_dir, {"stubborn": nodes.agent("stubborn", timeout_s=0.5)}) as api:
+        ended = await api.run("stubborn", {"how": how, "ledger": str(ledger)})
+        assert (ended["state"], ended["error"]["type"]) == ("expired", "timeout")
+        assert _lasted_s(ended) < 0.5 + 2
+        assert [attempt["reason"] for attempt in ended["attempts"]] == ["timeout"]
+        if how != "wait":
+            await gone(_pids(await nodes.lines_of(ledger))[0], within_s=dispatcher.GRACE_S + 1)
+        assert (await api.run("stubborn", {"how": "echo"}))["state"] == "succeeded"
+
+
+async def test_the_callers_deadline_is_of_the_whole_task(data_dir: Path, ledger: Path) -> None:
+    async with nodes.opened(data_dir, {"stubborn": nodes.agent("stubborn")}) as api:
+        running = await api.submit("stubborn", {"how": "wait", "ledger": str(ledger)}, timeout_s=0.8)
+        await nodes.lines_of(ledger)
+        queued = await api.submit("stubborn", {"how": "wait", "ledger": str(ledger)}, timeout_s=0.3)
+        for task, bound_s in ((queued, 0.3), (running, 0.8)):
+            ended = await api.end_of(task["id"])
+            assert ended["state"] == "expired"
+            assert bound_s - 0.01 < _lasted_s(ended) < bound_s + 2
+        assert len(ledger.read_text().splitlines()) == 1
+
+
+def _lasted_s(task: dict[str, Any]) -> float:
+    begun, ended = (datetime.fromisoformat(task[key]) for key in ("created_at", "finished_at"))
+    return (ended - begun).total_seconds()
+
+
+# Load
+
+
+async def test_nothing_is_lost_or_doubled_while_replicas_are_killed(
+    data_dir: Path, store_url: str | None, ledger: Path
+) -> None:
+    agents = {"gated": nodes.agent("gated", concurrency=2, max_attempts=50, scaling={"min_replicas": 3})}
+    async with nodes.opened(data_dir, agents, store_url=store_url) as api:
+        ids: list[str] = []
+        kills = 0
+
+        async def kill() -> None:
+            nonlocal kills
+            for _ in range(8):
+                replicas = await nodes.eventually(lambda: api.replicas("gated"))
+                os.kill(replicas[kills % len(replicas)]["pid"], signal.SIGKILL)
+                kills += 1
+                await asyncio.sleep(0.1)
+
+        killing = asyncio.create_task(kill())
+        number = 0
+        while not killing.done():
+            tasks = [{"agent": "gated", "input": {"ledger": str(ledger), "name": str(n)}} for n in range(number, number + 10)]
+            answer = await api.call("POST", "/v1/tasks/batch", {"tasks": tasks})
+            ids += [item["id"] for item in answer.json()["items"]]
+            number += 10
+            await asyncio.sleep(0.01)
+        await killing
+        ended = await asyncio.gather(*(api.end_of(id) for id in ids))
+        assert kills == 8
+        assert {task["state"] for task in ended} == {"succeeded"}
+        runs = [line.split()[0] for line in ledger.read_text().splitlines()]
+        assert set(runs) == {str(n) for n in range(number)}
+        ran_again = sum(len(task["attempts"]) - 1 for task in ended)
+        assert len(runs) <= number + ran_again
