@@ -33,7 +33,9 @@ async def gone(pid: int, *, within_s: float) -> None:
 
 
 def _pids(lines: list[str]) -> list[int]:
-    return [int(line.split()[1]) for line in lines]
+    pids = [int(line.split()[1]) for line in lines]
+    assert min(pids) > 1  # they are killed
+    return pids
 
 
 async def test_a_task_of_a_killed_replica_runs_again_at_once(

@@ -41,13 +41,13 @@ def doctor(*, manifest: config.Manifest = config.MANIFEST, given: options.Option
 
 
 def _machine() -> Iterator[Finding]:
-    import apsw
+    from greenroom.store import sqlite
 
     yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable})")
     linux = sys.platform == "linux"
     note = "" if linux else "; Greenroom runs in production on Linux"
     yield Finding("kernel", "ok" if linux else "warn", f"{platform.system()} {platform.release()}{note}")
-    version = apsw.sqlite_lib_version()
+    version = sqlite.version()
     is_new = tuple(map(int, version.split("."))) >= SQLITE_AT_LEAST
     needed = "" if is_new else f"; needs {'.'.join(map(str, SQLITE_AT_LEAST))}: upgrade apsw"
     yield Finding("sqlite", "ok" if is_new else "failed", version + needed)

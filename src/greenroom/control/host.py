@@ -174,11 +174,8 @@ class Host:
 
     def _note_death(self, hosted: Hosted, exit: contract.Exit, *, is_proven: bool) -> None:
         health = self._health.setdefault(hosted.agent, Health())
-        now_s = self._clock.monotonic_s()
-        if is_proven:  # replaced at once, unless it died young
-            now_s = max(now_s, hosted.started_s + recovery.PROVEN_CAP_S)
         health.record = recovery.after_death(
-            health.record, had_proven=is_proven, now_s=now_s, jitter=self._jitter()
+            health.record, had_proven=is_proven, now_s=self._clock.monotonic_s(), jitter=self._jitter()
         )
         health.last_failure = exit.detail or exit.reason
         if not is_proven:

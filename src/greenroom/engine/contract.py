@@ -1,7 +1,8 @@
 """The engine port: what runs replicas. Five verbs: start, stop, observe, invoke, close.
 
-`control.host` starts and stops, `control.dispatcher` invokes; both hear of what happened as a `Listener`. An engine knows
-neither store nor loops. `greenroom.testing.engine_contract.EngineContract` is the behaviour that every engine must show.
+`control.host` starts and stops, `control.dispatcher` invokes; both hear of what happened as a `Listener`. An
+engine knows neither store nor loops. `greenroom.testing.engine_contract.EngineContract` is the behaviour that
+every engine must show.
 """
 
 from __future__ import annotations
@@ -70,16 +71,18 @@ class Engine(Protocol):
     def subscribe(self, listener: Listener) -> None: ...
 
     async def start(self, replica: str, revision: Revision) -> None:
-        """Begin to start a replica; `Listener.on_ready` or `on_exit` follows. *replica* is a new id each time.
+        """Begin to start a replica; `Listener.on_ready` or `on_exit` follows. *replica* is a new id each
+        time.
 
-        Raises `errors.AgentInvalid` when the revision's code cannot even be prepared (no interpreter, no msgspec …).
+        Raises `errors.AgentInvalid` when the revision's code cannot even be prepared (no interpreter, no
+        msgspec …).
         """
 
     def invoke(self, replica: str, message: protocol.ToReplica) -> bool:
         """Send *message*; False if the replica is gone (its `on_exit` has come or is about to)."""
 
     async def stop(self, replica: str, *, grace_s: float) -> None:
-        """End the replica: close its channel, SIGTERM, after *grace_s* SIGKILL to its group. Returns when it is gone."""
+        """End the replica: SIGTERM, to end what runs and say so; after *grace_s* SIGKILL. Returns when it is gone."""
 
     def kill(self, replica: str, reason: str) -> None:
         """SIGKILL now, with *reason* in its `Exit`; unknown ids are ignored."""

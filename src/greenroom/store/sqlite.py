@@ -36,6 +36,11 @@ _BROKEN = (
 _APPLICATION_ID = 0x47524E52  # "GRNR": marks the file as ours
 
 
+def version() -> str:
+    """Return the version of SQLite itself."""
+    return apsw.sqlite_lib_version()
+
+
 class Sqlite:
     dialect = "sqlite"
 

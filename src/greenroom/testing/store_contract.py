@@ -156,6 +156,14 @@ class StoreContract:
         assert msgspec.json.decode(task.error or b"")["type"] == "timeout"
         assert await node.claim() == []
 
+    async def test_a_running_task_is_its_dispatchers_to_expire(self, scratch: Scratch, node: Node) -> None:
+        id = await node.submit(timeout_us=5_000_000)
+        claim = await node.claim_one()
+        await scratch.advance(6)
+        await node.store.tasks.tick()
+        assert await node.state(id) == "running"
+        assert await node.finish(claim, "expired")
+
     async def test_a_timeout_counts_from_the_time_the_task_was_due(self, scratch: Scratch, node: Node) -> None:
         now_us = int(scratch.clock.now().timestamp() * 1e6)
         id = await node.submit(not_before=now_us + 100_000_000, timeout_us=30_000_000)

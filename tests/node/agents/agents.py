@@ -52,7 +52,7 @@ async def talking(input: dict[str, Any], context: Context) -> str:
 
 async def gated(input: dict[str, Any], context: Context) -> dict[str, Any]:
     """Say where it runs in the ledger, then end when the gate is there."""
-    _note(input["ledger"], f"{input.get('name', '')} {os.getpid()} {context.task.attempt} {context.task.epoch}")
+    _note(input["ledger"], f"{input.get('name', '-')} {os.getpid()} {context.task.attempt} {context.task.epoch}")
     while "gate" in input and not Path(input["gate"]).exists():
         await asyncio.sleep(0.005)
     return {"pid": os.getpid(), "attempt": context.task.attempt, "remaining_s": context.remaining_s()}

@@ -1,0 +1,341 @@
+"""`greenroom up` as a process of its own: how it stops, dies, starts again, and refuses to start."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import greenroom
+import nodes
+
+pytestmark = pytest.mark.slow
+
+MARKER = "GREENROOM_TEST_MARKER"
+SOURCE = str(Path(greenroom.__file__).parents[1])
+
+
+@dataclass
+class Up:
+    """A running `greenroom up`."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+    http: httpx.Client
+
+    def call(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        return self.http.request(method, path, **({} if body is None else {"json": body}))
+
+    def submit(self, agent: str, input: Any, **given: Any) -> str:
+        answer = self.call("POST", "/v1/tasks", {"agent": agent, "input": input, **given})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def end_of(self, id: str) -> Any:
+        task = self.call("GET", f"/v1/tasks/{id}?wait=60").json()
+        assert task["state"] in nodes.TERMINAL, task
+        return task
+
+    def pids(self) -> list[int]:
+        return [item["pid"] for item in self.call("GET", "/v1/replicas").json()["items"]]
+
+    def ended(self, *, within_s: float) -> int:
+        """The exit code."""
+        return self.process.wait(within_s)
+
+
+def wait_until(is_so: Any, *, within_s: float = nodes.DEADLINE_S) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline_s, f"it has not come true within {within_s:g} s"
+        time.sleep(0.01)
+
+
+def marked(folder: Path) -> set[int]:
+    """The processes that work for a node of *folder*: whoever was started in it or below, by name or environment."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if f"{MARKER}={folder}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                found.add(int(entry.name))
+            elif str(folder).encode() in bytes(os.readlink(entry / "cwd"), "utf-8"):
+                found.add(int(entry.name))
+    return found
+
+
+class Folder:
+    """A manifest's folder with the tests' agents."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        shutil.copytree(nodes.AGENTS, path, ignore=shutil.ignore_patterns("__pycache__"))
+        self._stack = contextlib.ExitStack()
+
+    def manifest(self, text: str) -> None:
+        (self.path / "greenroom.toml").write_text(text)
+
+    def command(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "greenroom.cli", "up", "--port", "0", *words],
+            cwd=self.path,
+            env=os.environ | {MARKER: str(self.path), "PYTHONPATH": SOURCE},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def refused(self, *words: str) -> tuple[int, str]:
+        """Exit code and output of an `up` that does not start."""
+        process = self.command(*words)
+        try:
+            output, _ = process.communicate(timeout=nodes.DEADLINE_S)
+        finally:
+            process.kill()
+        return process.returncode, output
+
+    def up(self, *words: str) -> Up:
+        place = self.path / ".greenroom" / "node.json"
+        place.unlink(missing_ok=True)
+        process = self.command(*words)
+        self._stack.callback(self._end, process)
+        wait_until(lambda: place.exists() or process.poll() is not None)
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        key = (self.path / ".greenroom" / "local.key").read_text().strip()
+        url = json.loads(place.read_text())["url"]
+        http = self._stack.enter_context(
+            httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=90)
+        )
+        wait_until(lambda: http.get("/readyz").status_code == 200)
+        return Up(process, self.path, http)
+
+    def _end(self, process: subprocess.Popen[str]) -> None:
+        process.kill()
+        process.communicate()
+
+    def close(self) -> None:
+        self._stack.close()
+        for pid in marked(self.path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Folder]:
+    made = Folder(tmp_path / "project")
+    made.manifest('[agents.gated]\nfactory = "agents:gated"\nconcurrency = 4\n[agents.first]\nfactory = "agents:parent"\n')
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _lines(path: Path, count: int) -> list[str]:
+    wait_until(lambda: path.exists() and len(path.read_text().splitlines()) >= count)
+    return path.read_text().splitlines()
+
+
+# Stop
+
+
+def test_sigterm_lets_running_tasks_end_and_exits_with_0(folder: Folder, ledger: Path, gate: Path) -> None:
+    up = folder.up()
+    id = up.submit("gated", {"ledger": str(ledger), "gate": str(gate)})
+    _lines(ledger, 1)
+    up.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: up.http.get("/readyz").status_code == 503)
+    assert up.call("POST", "/v1/tasks", {"agent": "gated", "input": 1}).status_code == 503
+    gate.touch()
+    assert up.ended(within_s=10) == 0
+    assert marked(folder.path) == set()
+    again = folder.up()
+    task = again.end_of(id)
+    assert (task["state"], [attempt["reason"] for attempt in task["attempts"]]) == ("succeeded", ["ok"])
+
+
+def test_a_second_sigterm_hands_running_tasks_over_uncharged(folder: Folder, ledger: Path, gate: Path) -> None:
+    up = folder.up()
+    work = {"ledger": str(ledger), "gate": str(gate)}
+    ids = [up.submit("gated", work) for _ in range(3)]
+    _lines(ledger, 3)
+    up.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: up.http.get("/readyz").status_code == 503)
+    hurried_s = time.monotonic()
+    up.process.send_signal(signal.SIGTERM)
+    assert up.ended(within_s=8) == 0
+    assert time.monotonic() - hurried_s < 6
+    again = folder.up()
+    _lines(ledger, 6)
+    gate.touch()
+    for id in ids:
+        task = again.end_of(id)
+        assert (task["state"], task["attempt"]) == ("succeeded", 1)
+        assert [attempt["reason"] for attempt in task["attempts"]] == ["drained", "ok"]
+
+
+def test_sigterm_ends_open_streams_and_waits(folder: Folder, ledger: Path, gate: Path) -> None:
+    """A waiting parent whose sub-task nobody starts any more does not hold up the end."""
+    up = folder.up()
+    first = up.submit("gated", {"ledger": str(ledger), "gate": str(gate)})
+    _lines(ledger, 1)
+    script = (
+        "import httpx, sys\n"
+        "with httpx.stream('GET', sys.argv[1], headers={'authorization': sys.argv[2]}, timeout=60) as response:\n"
+        "    for line in response.iter_lines(): print(line, flush=True)\n"
+        "print('ended well')\n"
+    )
+    arguments = [f"{up.http.base_url}v1/tasks/{first}/events".replace("//v1", "/v1"), up.http.headers["authorization"]]
+    stream = subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, text=True)
+    assert stream.stdout is not None
+    assert stream.stdout.readline().startswith("id: 1")
+    up.process.send_signal(signal.SIGTERM)
+    output, _ = stream.communicate(timeout=10)
+    assert output.endswith("ended well\n")
+    assert up.process.poll() is None
+    gate.touch()
+    assert up.ended(within_s=10) == 0
+
+
+def test_a_parent_that_waits_for_what_nobody_starts_is_handed_over(folder: Folder, ledger: Path, gate: Path) -> None:
+    folder.manifest(
+        '[agents.gated]\nfactory = "agents:gated"\n[agents.first]\nfactory = "agents:parent"\n'
+    )
+    up = folder.up()
+    up.submit("gated", {"ledger": str(ledger), "gate": str(gate), "name": "holds"})
+    _lines(ledger, 1)
+    child = {"ledger": str(ledger), "name": "child"}
+    parent = up.submit("first", {"ledger": str(ledger), "agent": "gated", "child": child})
+    wait_until(lambda: up.call("GET", f"/v1/tasks/{parent}").json()["state"] == "waiting")
+    up.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: up.http.get("/readyz").status_code == 503)
+    gate.touch()
+    assert up.ended(within_s=8) == 0
+    again = folder.up()
+    task = again.end_of(parent)
+    assert (task["state"], task["attempt"], task["output"]["answer"]["attempt"]) == ("succeeded", 1, 1)
+    assert [line.split()[0] for line in ledger.read_text().splitlines()].count("child") == 1
+
+
+# Death
+
+
+def test_no_process_outlives_a_killed_node(folder: Folder, ledger: Path) -> None:
+    up = folder.up()
+    for _ in range(2):
+        up.submit("gated", {"ledger": str(ledger), "gate": "/nonexistent"})
+    _lines(ledger, 2)
+    assert len(marked(folder.path)) >= 3
+    up.process.kill()
+    up.process.wait()
+    wait_until(lambda: marked(folder.path) == set(), within_s=5)
+
+
+def test_what_was_accepted_ends_after_the_node_was_killed(folder: Folder, ledger: Path) -> None:
+    folder.manifest('[agents.gated]\nfactory = "agents:gated"\nconcurrency = 4\nscaling = {min_replicas = 2}\n')
+    up = folder.up()
+    ids: list[str] = []
+    for start in range(0, 200, 20):
+        tasks = [{"agent": "gated", "input": {"ledger": str(ledger), "name": str(n)}} for n in range(start, start + 20)]
+        ids += [item["id"] for item in up.call("POST", "/v1/tasks/batch", {"tasks": tasks}).json()["items"]]
+        if start == 100:
+            up.process.kill()
+            up.process.wait()
+            up = folder.up()
+    ended = [up.end_of(id) for id in ids]
+    assert len(ended) == 200
+    assert {task["state"] for task in ended} == {"succeeded"}
+    runs = [line.split()[0] for line in ledger.read_text().splitlines()]
+    assert set(runs) == {str(n) for n in range(200)}
+    assert max(runs.count(name) for name in set(runs)) <= 2
+
+
+# Revisions
+
+
+def test_unchanged_code_keeps_its_revision_and_changed_code_is_served(folder: Folder) -> None:
+    manifest = '[agents.word]\nfactory = "word:say"\n'
+    folder.manifest(manifest)
+    code = folder.path / "word.py"
+    for text, revision in (("one", 1), ("one", 1), ("two", 2)):
+        code.write_text(f"async def say(input):\n    return {text!r}\n")
+        up = folder.up()
+        task = up.end_of(up.submit("word", 1))
+        assert (task["output"], task["revision"]) == (text, revision)
+        up.process.terminate()
+        assert up.ended(within_s=10) == 0
+
+
+# Refusals
+
+
+def _assert_one_message(output: str, *words: str) -> None:
+    assert "Traceback" not in output
+    for word in words:
+        assert word in output, output
+    assert output.count("cannot") == 1, output
+
+
+def test_a_second_node_on_the_same_file_is_refused(folder: Folder) -> None:
+    up = folder.up()
+    code, output = folder.refused()
+    assert code == 1
+    _assert_one_message(output, "greenroom.db")
+    assert up.end_of(up.submit("gated", {"ledger": "/dev/null"}))["state"] == "succeeded"
+
+
+def test_an_occupied_port_is_one_message(folder: Folder) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, output = folder.refused("--port", str(port))
+    assert code == 1
+    _assert_one_message(output, f"127.0.0.1:{port}", "--port")
+    assert marked(folder.path) == set()
+
+
+@pytest.mark.parametrize("place", ["/proc/greenroom", "/dev/null/greenroom", "taken", "/proc/self"])
+def test_a_data_directory_that_cannot_be_written_is_one_message(folder: Folder, place: str) -> None:
+    (folder.path / "taken").touch()
+    code, output = folder.refused("--data-dir", place)
+    assert code == 1
+    _assert_one_message(output, place)
+
+
+def test_a_manifest_with_mistakes_is_one_message_with_all_of_them(folder: Folder) -> None:
+    folder.manifest(
+        'environment = "developement"\n[cluster]\nautoscalling = true\n[agents.a]\nfactory = "agents"\nconcurrency = 0\n'
+    )
+    code, output = folder.refused()
+    assert code == 2
+    _assert_one_message(output, "environment", "autoscalling", "agents.a.factory", "agents.a.concurrency")
+    folder.manifest("[agents.a\n")
+    code, output = folder.refused()
+    assert code == 2
+    _assert_one_message(output, "greenroom.toml", "line 1")
+
+
+def test_a_store_that_is_none_is_one_message(folder: Folder) -> None:
+    code, output = folder.refused("--store", "mysql://localhost/x")
+    assert code == 1
+    _assert_one_message(output, "sqlite:///")
+    (folder.path / "not.db").write_text("this is no database, and long enough to be looked at as one" * 100)
+    code, output = folder.refused("--store", f"sqlite:///{folder.path}/not.db")
+    assert code == 1
+    assert "Traceback" not in output
+    code, output = folder.refused("--store", "postgresql://127.0.0.1:1/x")
+    assert code == 1
+    assert "Traceback" not in output
+    assert "cannot" in output
