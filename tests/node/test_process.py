@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ class Folder:
 
     def command(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "greenroom.cli", "up", "--port", "0", *words],
+            [sys.executable, "-m", "greenroom.cli", "up", *words],
             cwd=self.path,
             env=os.environ | {MARKER: str(self.path), "PYTHONPATH": SOURCE},
             stdout=subprocess.PIPE,
@@ -101,7 +102,7 @@ class Folder:
 
     def refused(self, *words: str) -> tuple[int, str]:
         """Exit code and output of an `up` that does not start."""
-        process = self.command(*words)
+        process = self.command(*([] if "--port" in words else ["--port", "0"]), *words)
         try:
             output, _ = process.communicate(timeout=nodes.DEADLINE_S)
         finally:
@@ -111,7 +112,7 @@ class Folder:
     def up(self, *words: str) -> Up:
         place = self.path / ".greenroom" / "node.json"
         place.unlink(missing_ok=True)
-        process = self.command(*words)
+        process = self.command("--port", "0", *words)
         self._stack.callback(self._end, process)
         wait_until(lambda: place.exists() or process.poll() is not None)
         assert process.poll() is None, process.stdout and process.stdout.read()
@@ -187,26 +188,35 @@ def test_a_second_sigterm_hands_running_tasks_over_uncharged(folder: Folder, led
         assert [attempt["reason"] for attempt in task["attempts"]] == ["drained", "ok"]
 
 
-def test_sigterm_ends_open_streams_and_waits(folder: Folder, ledger: Path, gate: Path) -> None:
-    """A waiting parent whose sub-task nobody starts any more does not hold up the end."""
+def test_sigterm_ends_open_streams_well(folder: Folder, ledger: Path, gate: Path) -> None:
     up = folder.up()
-    first = up.submit("gated", {"ledger": str(ledger), "gate": str(gate)})
+    id = up.submit("gated", {"ledger": str(ledger), "gate": str(gate)})
     _lines(ledger, 1)
-    script = (
-        "import httpx, sys\n"
-        "with httpx.stream('GET', sys.argv[1], headers={'authorization': sys.argv[2]}, timeout=60) as response:\n"
-        "    for line in response.iter_lines(): print(line, flush=True)\n"
-        "print('ended well')\n"
-    )
-    arguments = [f"{up.http.base_url}v1/tasks/{first}/events".replace("//v1", "/v1"), up.http.headers["authorization"]]
-    stream = subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, text=True)
-    assert stream.stdout is not None
-    assert stream.stdout.readline().startswith("id: 1")
-    up.process.send_signal(signal.SIGTERM)
-    output, _ = stream.communicate(timeout=10)
-    assert output.endswith("ended well\n")
+    with up.http.stream("GET", f"/v1/tasks/{id}/events") as response:
+        lines = response.iter_lines()
+        assert next(lines) == "id: 1"
+        up.process.send_signal(signal.SIGTERM)
+        assert [line for line in lines if line.startswith("id: ")] == ["id: 2"]
     assert up.process.poll() is None
     gate.touch()
+    assert up.ended(within_s=10) == 0
+
+
+def test_who_waits_for_a_task_gets_an_answer_from_a_node_that_stops(folder: Folder, ledger: Path, gate: Path) -> None:
+    up = folder.up()
+    ids = [up.submit("gated", {"ledger": str(ledger), "gate": place}) for place in (str(gate), "/nonexistent")]
+    _lines(ledger, 2)
+    with futures.ThreadPoolExecutor() as threads:
+        waits = [threads.submit(up.call, "GET", f"/v1/tasks/{id}?wait=60") for id in ids]
+        up.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: up.http.get("/readyz").status_code == 503)
+        gate.touch()
+        ended = waits[0].result(timeout=10)
+        assert (ended.status_code, ended.json()["state"]) == (200, "succeeded")
+        up.process.send_signal(signal.SIGTERM)
+        handed_over = waits[1].result(timeout=10)
+        assert handed_over.status_code in (202, 503), handed_over.text
+        assert handed_over.json()
     assert up.ended(within_s=10) == 0
 
 
@@ -306,12 +316,12 @@ def test_an_occupied_port_is_one_message(folder: Folder) -> None:
     assert marked(folder.path) == set()
 
 
-@pytest.mark.parametrize("place", ["/proc/greenroom", "/dev/null/greenroom", "taken", "/proc/self"])
+@pytest.mark.parametrize("place", ["/proc/greenroom", "/dev/null/greenroom", "taken", "/proc/sys"])
 def test_a_data_directory_that_cannot_be_written_is_one_message(folder: Folder, place: str) -> None:
     (folder.path / "taken").touch()
     code, output = folder.refused("--data-dir", place)
     assert code == 1
-    _assert_one_message(output, place)
+    _assert_one_message(output, "--data-dir")
 
 
 def test_a_manifest_with_mistakes_is_one_message_with_all_of_them(folder: Folder) -> None:

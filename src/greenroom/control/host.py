@@ -25,6 +25,7 @@ MEASURE_EVERY_S = 5.0
 RESUME_S = 0.5  # from the end of a sub-task to its parent's going on, at most
 DRAIN_S = 30.0  # how long a replica may finish what it has
 STOP_GRACE_S = 2.0
+START_S = 120.0  # the longest that a replica may take to become ready: the import has a bound of its own
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +94,7 @@ class Host:
         for gone in self._health.keys() - entries.keys():
             del self._health[gone]
         self._stop_drained()
+        self._end_late_starters()
         self._measure()
         states = {name: self._state_of(entry) for name, entry in entries.items()}
         await self._write_rows()  # first: an agent that is said to be ready has replicas that are
@@ -242,6 +244,12 @@ class Host:
     async def _stop(self, replica: Hosted) -> None:
         replica.is_stopping = True
         await self._engine.stop(replica.id, grace_s=STOP_GRACE_S)
+
+    def _end_late_starters(self) -> None:
+        now_s = self._clock.monotonic_s()
+        for replica in self._replicas.values():
+            if replica.state == "starting" and now_s >= replica.started_s + START_S:
+                self._engine.kill(replica.id, f"it was not ready within {START_S:g} s")
 
     def _measure(self) -> None:
         now_s = self._clock.monotonic_s()

@@ -26,7 +26,7 @@ _TEXT_ONLY = {
 }
 _USAGE_TOO = {"stream_options": {"include_usage": True}}  # a streamed answer has no token count otherwise
 # So that 135 million parameters stay short and do not repeat themselves.
-_SMALL = {"max_tokens": 110, "temperature": 0.3, "frequency_penalty": 0.5, "stop": ["\n\n"]}
+_SMALL = {"max_tokens": 110, "temperature": 0.5, "frequency_penalty": 0.5, "stop": ["\n\n"]}
 
 
 @dataclass(frozen=True, slots=True)
