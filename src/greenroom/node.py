@@ -20,6 +20,7 @@ import uvicorn
 
 from greenroom import clock as clocks
 from greenroom import embeddings, errors, settings, telemetry
+from greenroom.api import connections
 from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
@@ -185,7 +186,7 @@ async def listening(node: Node) -> AsyncIterator[str]:
     listener = _bind(node.options.host, node.options.port)
     config = uvicorn.Config(
         node.app,
-        http="httptools",
+        http=connections.Connection,
         ws="none",
         lifespan="off",
         access_log=False,
@@ -193,7 +194,6 @@ async def listening(node: Node) -> AsyncIterator[str]:
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=2,
-        h11_max_incomplete_event_size=16 * 1024,
     )
     server = _Server(config)
     node.services.connections = lambda: len(server.server_state.connections)

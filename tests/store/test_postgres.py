@@ -180,7 +180,8 @@ async def test_sessions_stay_in_order_and_none_is_forgotten_while_two_nodes_race
 
     async def submit(node: Node) -> None:
         for _ in range(60):
-            accepted.append(await node.submit(session=f"s{chance.randrange(3)}"))
+            id = await node.submit(session=f"s{chance.randrange(3)}")
+            accepted.append(id)
 
     async def cancel(node: Node) -> None:
         for _ in range(40):

@@ -137,7 +137,7 @@ async def test_a_file_locked_by_another_process_is_weather(
     with pytest.raises(errors.StoreUnavailable, match="another process holds its file"):
         await node.submit()
     assert await node.state(stored) == "queued"
-    await holder.communicate()
+    await holder.communicate(b"")
     await node.submit()
     assert len(await node.store.tasks.list(tenant="acme")) == 2
 

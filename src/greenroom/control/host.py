@@ -141,6 +141,7 @@ class Host:
         self._adapters[hosted.agent] = ready.took
         self._store.board.open(replica, agent=hosted.agent, revision=hosted.revision, slots=hosted.slots)
         self._store.commits.nudge()
+        self._measure_at_s = 0.0  # its memory is not known yet
         start_s = self._clock.monotonic_s() - hosted.started_s
         self._facts.emit(telemetry.ReplicaReady(hosted.agent, replica, start_s))
         self.wakeup.set()

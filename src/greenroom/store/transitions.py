@@ -545,4 +545,4 @@ async def tick(tx: Transaction, news: News, items: Sequence[Tick]) -> list[int |
     return [None if next_us is None else max(0, next_us - tx.now_us)] * len(items)
 
 
-ORDER = (submit, call, resume, append, finish, cancel, renew, rescue, tick)
+ORDER = (submit, append, call, resume, finish, cancel, renew, rescue, tick)

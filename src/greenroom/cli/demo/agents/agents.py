@@ -44,7 +44,7 @@ async def writing(input: str, context: Context, *, model: dict[str, Any]) -> Any
     team = RoundRobinGroupChat(
         [
             _assistant("writer", "You are a journalist. You write short articles.", model),
-            _assistant("editor", "You are an editor. You write the article anew, in fewer words.", model),
+            _assistant("editor", "You are an editor. You make articles shorter and simpler.", model),
         ],
         termination_condition=MaxMessageTermination(3),  # the request, the article, the edited article
     )

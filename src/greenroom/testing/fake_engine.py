@@ -1,0 +1,98 @@
+"""An engine without processes: replicas are names, and tests say what they do. For the tests of the loops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from greenroom import errors
+from greenroom.engine import contract, protocol
+
+
+@dataclass
+class FakeReplica:
+    """A replica that was started: *sent* is what it was told, oldest first."""
+
+    id: str
+    revision: contract.Revision
+    sent: list[protocol.ToReplica] = field(default_factory=list)
+    is_ready: bool = False
+
+    @property
+    def invocations(self) -> list[protocol.Invoke]:
+        return [message for message in self.sent if isinstance(message, protocol.Invoke)]
+
+
+class FakeEngine:
+    """A `contract.Engine` whose replicas are moved by hand: `ready`, `say`, `succeed`, `die`.
+
+    With *is_eager*, replicas are ready as soon as they are started. *refusal*, while set, is what `start` raises.
+    """
+
+    def __init__(self, *, is_eager: bool = False) -> None:
+        self.is_eager = is_eager
+        self.refusal = ""
+        self.replicas: dict[str, FakeReplica] = {}  # those that live, in the order of their start
+        self.started: list[FakeReplica] = []
+        self.killed: dict[str, str] = {}  # and why
+        self.is_closed = False
+        self._listeners: list[contract.Listener] = []
+
+    # --- contract.Engine
+
+    def subscribe(self, listener: contract.Listener) -> None:
+        self._listeners.append(listener)
+
+    async def start(self, replica: str, revision: contract.Revision) -> None:
+        if self.refusal:
+            raise errors.AgentInvalid(self.refusal)
+        self.replicas[replica] = FakeReplica(replica, revision)
+        self.started.append(self.replicas[replica])
+        if self.is_eager:
+            self.ready(replica)
+
+    def invoke(self, replica: str, message: protocol.ToReplica) -> bool:
+        if replica not in self.replicas:
+            return False
+        self.replicas[replica].sent.append(message)
+        return True
+
+    async def stop(self, replica: str, *, grace_s: float) -> None:
+        if replica in self.replicas:
+            self.die(replica, "stopped")
+
+    def kill(self, replica: str, reason: str) -> None:
+        if replica in self.replicas:
+            self.killed[replica] = reason
+            self.die(replica, reason)
+
+    def observe(self) -> list[contract.Observation]:
+        return [
+            contract.Observation(replica.id, 1000 + place, replica.is_ready, 10.0, 0.0, 0.0)
+            for place, replica in enumerate(self.replicas.values())
+        ]
+
+    async def close(self) -> None:
+        self.is_closed = True
+        for replica in list(self.replicas):
+            self.die(replica, "stopped")
+
+    # --- for tests
+
+    def ready(self, replica: str) -> None:
+        self.replicas[replica].is_ready = True
+        for listener in self._listeners:
+            listener.on_ready(replica, protocol.Ready("fake", "a fake"))
+
+    def say(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
+        for listener in self._listeners:
+            listener.on_message(replica, message)
+
+    def succeed(self, replica: str, output: bytes = b"null", *, place: int = -1) -> None:
+        """End the invocation at *place* of *replica* with *output*."""
+        invoke = self.replicas[replica].invocations[place]
+        self.say(replica, protocol.Ended(invoke.task, invoke.epoch, output=output))
+
+    def die(self, replica: str, reason: str = "killed", detail: str = "") -> None:
+        del self.replicas[replica]
+        for listener in self._listeners:
+            listener.on_exit(replica, contract.Exit(reason, detail))

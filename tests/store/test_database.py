@@ -1,0 +1,23 @@
+"""What the port itself computes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greenroom.store import database, migrations
+
+_instants = st.datetimes(datetime(1900, 1, 1), datetime(2500, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - see timezones
+
+
+@given(instant=_instants)
+def test_no_microsecond_is_lost_between_instants_and_numbers(instant: datetime) -> None:
+    assert database.instant(database.microseconds(instant)) == instant
+
+
+def test_both_databases_have_the_same_migrations_in_order() -> None:
+    names = [[(script.number, script.name) for script in migrations.scripts(dialect)] for dialect in migrations._TYPES]
+    assert names[0] == names[1]
+    assert [number for number, _ in names[0]] == list(range(1, len(names[0]) + 1))

@@ -1,0 +1,172 @@
+"""`ProductionMultiAgentSystem`: the platform inside one program, with agents that the program itself defines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import greenroom
+import nodes
+from greenroom import errors, system
+
+pytestmark = pytest.mark.slow
+
+SOURCE = str(Path(greenroom.__file__).parents[1])
+
+SCRIPT = '''
+import asyncio, json, sys
+from greenroom import ProductionMultiAgentSystem, errors
+
+class Research:
+    def __init__(self, llm_config):
+        self.model = llm_config["model"]
+    async def execute_task(self, payload):
+        return {"found": payload["task"], "model": self.model}
+
+class Writing:
+    def __init__(self, style="plain"):
+        self.style = style
+    def execute_task(self, payload):
+        return self.style + ": " + payload["task"]
+
+def shouting(input):
+    return input["task"].upper()
+
+async def main():
+    told = {}
+    async with ProductionMultiAgentSystem("development", data_dir=sys.argv[1]) as system:
+        await system.deploy_agents([
+            {"name": "research", "agent_class": Research, "llm_config": {"model": "m-1"}, "description": "Finds sources"},
+            {"name": "writing", "agent_class": Writing, "style": "curt", "description": "Writes an essay"},
+            {"name": "shouting", "agent_class": shouting, "description": "Shouts"},
+        ])
+        token = await system.create_token("caller")
+        routed = await system.process_request(token, {"task": "Find sources about owls"})
+        named = await system.process_request(token, {"task": "on owls"}, agent="writing")
+        shouted = await system.process_request(token, {"task": "owl"}, agent="shouting")
+        told["routed"] = routed["agent"]
+        told["results"] = [await system.result(task["task_id"], token=token) for task in (routed, named, shouted)]
+        status = await system.get_system_status()
+        told["pids"] = [replica.pid for replica in await system.client().replicas()]
+        told["succeeded"] = status["tasks"]["succeeded"]
+        for wrong in ("nonsense", token[:-1]):
+            try:
+                await system.process_request(wrong, {"task": "x"})
+            except errors.Unauthenticated as error:
+                told.setdefault("refused", []).append(type(error).__name__)
+    print(json.dumps(told))
+
+if __name__ == "__main__":
+    asyncio.run(main())
+'''
+
+
+def test_a_script_deploys_its_own_classes_and_leaves_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "closing.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "data")],
+        env=os.environ | {"PYTHONPATH": SOURCE},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["routed"] == "research"
+    assert told["results"] == [{"found": "Find sources about owls", "model": "m-1"}, "curt: on owls", "OWL"]
+    assert told["succeeded"] == 3
+    assert told["refused"] == ["Unauthenticated"] * 2
+    assert len(told["pids"]) == 3
+    assert not [pid for pid in told["pids"] if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_agents_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(nodes.AGENTS)
+
+
+async def test_several_systems_one_after_another_keep_what_they_had(tmp_path: Path) -> None:
+    tokens, ids = [], []
+    for number in range(3):
+        async with system.ProductionMultiAgentSystem(data_dir=tmp_path / "data") as running:
+            (agent,) = await running.deploy_agents([{"name": "echo", "factory": "agents:echo"}])
+            assert (agent.state, agent.revision) == ("ready", 1)
+            task = await running.process_request(running.token, number, agent="echo")
+            assert await running.result(task["task_id"]) == number
+            tokens.append(running.token)
+            ids.append(task["task_id"])
+            assert await running.result(ids[0]) == 0
+    assert len(set(tokens)) == 1
+
+
+async def test_two_systems_side_by_side_do_not_meet(tmp_path: Path) -> None:
+    async with (
+        system.ProductionMultiAgentSystem(data_dir=tmp_path / "one") as one,
+        system.ProductionMultiAgentSystem(data_dir=tmp_path / "two") as two,
+    ):
+        for each in (one, two):
+            await each.deploy_agents([{"name": "echo", "factory": "agents:echo"}])
+        task = await one.process_request(one.token, "x", agent="echo")
+        assert await one.result(task["task_id"]) == "x"
+        with pytest.raises(errors.NotFound):
+            await two.client().task(task["task_id"])
+        with pytest.raises(errors.Unauthenticated):
+            await two.process_request(one.token, "x", agent="echo")
+
+
+async def test_a_failed_deployment_raises_with_the_reasons_and_can_be_mended(tmp_path: Path) -> None:
+    async with system.ProductionMultiAgentSystem(data_dir=tmp_path / "data") as running:
+        with pytest.raises(errors.AgentInvalid) as raised:
+            await running.deploy_agents(
+                [
+                    {"name": "good", "factory": "agents:echo"},
+                    {"name": "raising", "factory": "agents:raising"},
+                    {"name": "junk", "factory": "agents:junk"},
+                ]
+            )
+        for word in ("raising", "the model is missing", "junk", "execute_task"):
+            assert word in str(raised.value)
+        assert "good" not in str(raised.value)
+        mended = await running.deploy_agents([{"name": name, "factory": "agents:echo"} for name in ("raising", "junk")])
+        assert [(agent.state, agent.revision) for agent in mended] == [("ready", 2)] * 2
+        task = await running.process_request(running.token, 1, agent="junk")
+        assert await running.result(task["task_id"]) == 1
+
+
+async def test_a_failed_task_raises_with_its_error(tmp_path: Path) -> None:
+    async with system.ProductionMultiAgentSystem(data_dir=tmp_path / "data") as running:
+        await running.deploy_agents([{"name": "failing", "factory": "agents:failing"}])
+        task = await running.process_request(running.token, "no luck", agent="failing")
+        with pytest.raises(errors.TaskFailed, match="no luck"):
+            await running.result(task["task_id"])
+
+
+async def test_what_cannot_be_deployed_is_said_before_anything_starts(tmp_path: Path) -> None:
+    async with system.ProductionMultiAgentSystem(data_dir=tmp_path / "data") as running:
+
+        class Local:
+            pass
+
+        with pytest.raises(errors.AgentInvalid, match="top level"):
+            await running.deploy_agents([{"name": "local", "agent_class": Local}])
+        with pytest.raises(errors.SettingsInvalid, match="name"):
+            await running.deploy_agents([{"factory": "agents:echo"}])
+        with pytest.raises(errors.SettingsInvalid, match="concurrency"):
+            await running.deploy_agents([{"name": "echo", "factory": "agents:echo", "concurrency": 0}])
+        assert (await running.get_system_status())["agents"] == []
+
+
+async def test_a_system_that_is_not_started_says_so(tmp_path: Path) -> None:
+    idle = system.ProductionMultiAgentSystem(data_dir=tmp_path / "data")
+    with pytest.raises(errors.StartRefused, match="not started"):
+        await idle.process_request("gr_x", "x")
+    await idle.shutdown()
+    with pytest.raises(errors.SettingsInvalid):
+        system.ProductionMultiAgentSystem("prodution", data_dir=tmp_path / "data")
