@@ -1,5 +1,7 @@
 """A node with real replicas, and a client that speaks to its API: what the tests of node and API stand on."""
 
+# ruff: noqa: ASYNC240 - the files here are touched and looked at, never waited for
+
 from __future__ import annotations
 
 import asyncio
@@ -98,7 +100,9 @@ class Api:
         return [item for item in items if item["agent"] == agent and item["state"] == state]
 
     async def key(self, role: str = "user", *, tenant: str = node.TENANT, expires_in_s: float | None = None) -> str:
-        made = await self.running.auth.create(tenant=tenant, name=role, role=role, word="dev", expires_in_s=expires_in_s)
+        made = await self.running.auth.create(
+            tenant=tenant, name=role, role=role, word="dev", expires_in_s=expires_in_s
+        )
         return made.text
 
     def of(self, key: str | None, *, source: str = "127.0.0.1") -> Api:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 SOURCE = str(Path(greenroom.__file__).parents[1])
 
-SCRIPT = '''
+SCRIPT = """
 import asyncio, json, sys
 from greenroom import ProductionMultiAgentSystem, errors
 
@@ -41,7 +41,8 @@ async def main():
     told = {}
     async with ProductionMultiAgentSystem("development", data_dir=sys.argv[1]) as system:
         await system.deploy_agents([
-            {"name": "research", "agent_class": Research, "llm_config": {"model": "m-1"}, "description": "Finds sources"},
+            {"name": "research", "agent_class": Research, "llm_config": {"model": "m-1"},
+             "description": "Finds sources"},
             {"name": "writing", "agent_class": Writing, "style": "curt", "description": "Writes an essay"},
             {"name": "shouting", "agent_class": shouting, "description": "Shouts"},
         ])
@@ -63,7 +64,7 @@ async def main():
 
 if __name__ == "__main__":
     asyncio.run(main())
-'''
+"""
 
 
 def test_a_script_deploys_its_own_classes_and_leaves_nothing(tmp_path: Path) -> None:

@@ -46,10 +46,13 @@ def loads(body: bytes, *, max_keys: int = MAX_KEYS) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Encode *value* compactly; raises `errors.JsonRefused` for what `loads` would not read (NaN, cycles, bytes …)."""
+    """Encode *value* compactly; raises `errors.JsonRefused` for what `loads` would not read (NaN, cycles, bytes …).
+
+    How many keys are too many, its reader decides.
+    """
     try:
         encoded = _ENCODER.encode(value).encode()
-        loads(encoded)
+        loads(encoded, max_keys=len(encoded))
     except errors.JsonRefused as error:
         raise errors.JsonRefused(str(error).replace("read", "write", 1)) from None
     except UnicodeEncodeError:

@@ -34,9 +34,7 @@ def server(request: pytest.FixtureRequest) -> databases.Server | None:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def api(
-    server: databases.Server | None, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[nodes.Api]:
+async def api(server: databases.Server | None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[nodes.Api]:
     folder = tmp_path_factory.mktemp("api")
     if server is None:
         async with nodes.opened(folder / "data", AGENTS) as opened:

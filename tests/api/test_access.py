@@ -18,7 +18,19 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "get")
 PATHS = sorted({route.path for route in (*routes.ROUTES, openapi.ROUTE)})
-UNKNOWN = ("/", "/docs", "/redoc", "/debug", "/static/x", "/v1", "/v1/", "/v1/tasks/", "/healthz/", "/v2/tasks", "/.env")
+UNKNOWN = (
+    "/",
+    "/docs",
+    "/redoc",
+    "/debug",
+    "/static/x",
+    "/v1",
+    "/v1/",
+    "/v1/tasks/",
+    "/healthz/",
+    "/v2/tasks",
+    "/.env",
+)
 MISSING_ID = "0" * 32
 
 # The lowest role that may use each route: the written form of who may do what.
@@ -93,7 +105,9 @@ async def test_every_rejected_credential_looks_the_same(api: nodes.Api) -> None:
     assert len(set(answers.values())) == 1, answers
 
 
-@pytest.mark.parametrize("authorization", [b"Basic Zm9vOmJhcg==", b"Bearer", b"bearer  ", b"\xff\xfe", b"Bearer \xe4", b"gr_dev_x"])
+@pytest.mark.parametrize(
+    "authorization", [b"Basic Zm9vOmJhcg==", b"Bearer", b"bearer  ", b"\xff\xfe", b"Bearer \xe4", b"gr_dev_x"]
+)
 async def test_other_schemes_are_rejected(api: nodes.Api, authorization: bytes) -> None:
     http = api.of(None, source=next(_sources)).http
     response = await http.get("/v1/status", headers=[(b"authorization", authorization)])
@@ -251,7 +265,8 @@ async def test_what_belongs_to_another_tenant_is_not_there(api: nodes.Api) -> No
             continue
         foreign, missing = ids[kind], MISSING_ID if kind == "tasks" else f"x-{MISSING_ID}"
         answers = [
-            _without_id(await api.http.request(route.method, route.path.replace("{id}", id))) for id in (foreign, missing)
+            _without_id(await api.http.request(route.method, route.path.replace("{id}", id)))
+            for id in (foreign, missing)
         ]
         assert answers[0][0] == 404, route.path
         assert answers[0][1].replace(foreign.encode(), b"") == answers[1][1].replace(missing.encode(), b"")

@@ -66,7 +66,9 @@ async def _has_none(api: nodes.Api, agent: str) -> bool:
         ({"timeout_s": "long"}, "timeout_s"),
     ],
 )
-async def test_a_spec_with_a_mistake_is_422_and_names_the_key(api: nodes.Api, change: dict[str, Any], word: str) -> None:
+async def test_a_spec_with_a_mistake_is_422_and_names_the_key(
+    api: nodes.Api, change: dict[str, Any], word: str
+) -> None:
     spec = {key: value for key, value in (nodes.agent("echo") | change).items() if value is not None}
     answer = await api.call("PUT", "/v1/agents/mistaken", spec)
     assert (answer.status_code, answer.json()["type"]) == (422, "settings-invalid")

@@ -1,5 +1,7 @@
 """The task and session routes: submit, wait, batch, idempotency, routing, order, cancel, retry, sessions."""
 
+# ruff: noqa: ASYNC240 - the files here are touched and looked at, never waited for
+
 from __future__ import annotations
 
 import asyncio
@@ -143,9 +145,7 @@ async def test_64_equal_requests_at_once_are_one_task(api: nodes.Api) -> None:
 
 async def test_of_64_different_requests_with_one_key_one_is_accepted(api: nodes.Api) -> None:
     key = secrets.token_hex(8)
-    answers = await asyncio.gather(
-        *(_post(api, {"agent": "echo", "input": n}, idempotency_key=key) for n in range(64))
-    )
+    answers = await asyncio.gather(*(_post(api, {"agent": "echo", "input": n}, idempotency_key=key) for n in range(64)))
     assert sorted(answer.status_code for answer in answers) == [202] + [422] * 63
 
 
@@ -221,7 +221,7 @@ async def test_a_request_without_an_agent_goes_to_the_one_that_fits(api: nodes.A
 async def test_a_request_that_fits_no_agent_is_422_with_the_candidates(api: nodes.Api) -> None:
     answer = await _post(api, {"input": "xylophone zzz"})
     assert (answer.status_code, answer.json()["type"]) == (422, "no-route")
-    assert {candidate["agent"] for candidate in answer.json()["candidates"]} <= set((await _names(api)))
+    assert {candidate["agent"] for candidate in answer.json()["candidates"]} <= set(await _names(api))
     assert answer.json()["candidates"]
 
 
@@ -369,7 +369,11 @@ async def test_the_events_of_an_ended_task_are_told_and_the_stream_ends(api: nod
     assert response.headers["content-type"].startswith("text/event-stream")
     events = _events(response.text)
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
-    assert [event["data"]["state"] for event in events if event["type"] == "state"] == ["queued", "running", "succeeded"]
+    assert [event["data"]["state"] for event in events if event["type"] == "state"] == [
+        "queued",
+        "running",
+        "succeeded",
+    ]
     assert [event["data"]["number"] for event in events if event["type"] == "message"] == [0, 1, 2, 3]
     frames = response.text.strip().split("\n\n")
     assert frames[2].splitlines()[:2] == ["id: 3", "event: message"]

@@ -1,4 +1,4 @@
-"""Agents that go wrong: hostile results, factories that cannot be built, crash loops; and changes while work goes on."""
+"""Agents that go wrong: hostile results, factories that cannot be built, crash loops; and changes under load."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ ERRORS = {
 
 
 async def test_whatever_an_agent_returns_or_raises_its_node_lives(data_dir: Path, store_url: str | None) -> None:
-    agents = {name: {"factory": f"hostile:{name}"} for name in ("result", "error", "flood", "stdin_and_exit", "endless")}
+    agents = {
+        name: {"factory": f"hostile:{name}"} for name in ("result", "error", "flood", "stdin_and_exit", "endless")
+    }
     async with nodes.opened(data_dir, agents, store_url=store_url, folder=HOSTILE) as api:
         for agent, expected in (("result", RESULTS), ("error", ERRORS)):
             ended = await asyncio.gather(*(api.run(agent, name) for name in expected))

@@ -72,9 +72,8 @@ def marked(folder: Path) -> set[int]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            if f"{MARKER}={folder}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                found.add(int(entry.name))
-            elif str(folder).encode() in bytes(os.readlink(entry / "cwd"), "utf-8"):
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            if f"{MARKER}={folder}".encode() in variables or str(folder) in str((entry / "cwd").readlink()):
                 found.add(int(entry.name))
     return found
 
@@ -138,7 +137,9 @@ class Folder:
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Folder]:
     made = Folder(tmp_path / "project")
-    made.manifest('[agents.gated]\nfactory = "agents:gated"\nconcurrency = 4\n[agents.first]\nfactory = "agents:parent"\n')
+    made.manifest(
+        '[agents.gated]\nfactory = "agents:gated"\nconcurrency = 4\n[agents.first]\nfactory = "agents:parent"\n'
+    )
     try:
         yield made
     finally:
@@ -221,9 +222,7 @@ def test_who_waits_for_a_task_gets_an_answer_from_a_node_that_stops(folder: Fold
 
 
 def test_a_parent_that_waits_for_what_nobody_starts_is_handed_over(folder: Folder, ledger: Path, gate: Path) -> None:
-    folder.manifest(
-        '[agents.gated]\nfactory = "agents:gated"\n[agents.first]\nfactory = "agents:parent"\n'
-    )
+    folder.manifest('[agents.gated]\nfactory = "agents:gated"\n[agents.first]\nfactory = "agents:parent"\n')
     up = folder.up()
     up.submit("gated", {"ledger": str(ledger), "gate": str(gate), "name": "holds"})
     _lines(ledger, 1)
@@ -326,7 +325,8 @@ def test_a_data_directory_that_cannot_be_written_is_one_message(folder: Folder, 
 
 def test_a_manifest_with_mistakes_is_one_message_with_all_of_them(folder: Folder) -> None:
     folder.manifest(
-        'environment = "developement"\n[cluster]\nautoscalling = true\n[agents.a]\nfactory = "agents"\nconcurrency = 0\n'
+        'environment = "developement"\n[cluster]\nautoscalling = true\n'
+        '[agents.a]\nfactory = "agents"\nconcurrency = 0\n'
     )
     code, output = folder.refused()
     assert code == 2

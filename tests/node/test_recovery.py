@@ -1,5 +1,7 @@
 """What becomes of tasks when replicas are killed, blocked, stopped or late. Bounds are those of the promises."""
 
+# ruff: noqa: ASYNC240 - the files here are touched and looked at, never waited for
+
 from __future__ import annotations
 
 import asyncio
@@ -77,7 +79,11 @@ async def test_on_replica_loss_fail_is_not_run_again(data_dir: Path, ledger: Pat
     agents = {"stubborn": nodes.agent("stubborn", on_replica_loss="fail")}
     async with nodes.opened(data_dir, agents) as api:
         ended = await api.run("stubborn", {"how": "exit", "ledger": str(ledger)})
-        assert (ended["state"], ended["error"]["type"], ended["error"]["may_have_run"]) == ("failed", "replica_lost", True)
+        assert (ended["state"], ended["error"]["type"], ended["error"]["may_have_run"]) == (
+            "failed",
+            "replica_lost",
+            True,
+        )
         assert len(ledger.read_text().splitlines()) == 1
 
 
@@ -96,7 +102,7 @@ async def test_a_memory_eater_is_stopped_at_its_limit(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("how", ["busy", "sleep", "deaf", "stop"])
 async def test_cancel_is_final_at_once_and_a_deaf_process_goes_within_its_grace(
-    data_dir: Path, ledger: Path, gate: Path, how: str
+    data_dir: Path, ledger: Path, how: str
 ) -> None:
     """Its neighbours in the process run again, and nobody charges them for it."""
     async with nodes.opened(data_dir, {"stubborn": nodes.agent("stubborn", concurrency=4)}) as api:
@@ -141,7 +147,7 @@ async def test_cancel_of_an_agent_that_listens_keeps_its_process(data_dir: Path,
         assert len(set(_pids(await nodes.lines_of(ledger, 4)))) == 1
 
 
-# Deadlines (I11)
+# Deadlines
 
 
 @pytest.mark.parametrize("how", ["wait", "busy", "sleep", "deaf", "stop"])
@@ -195,7 +201,9 @@ async def test_nothing_is_lost_or_doubled_while_replicas_are_killed(
         killing = asyncio.create_task(kill())
         number = 0
         while not killing.done():
-            tasks = [{"agent": "gated", "input": {"ledger": str(ledger), "name": str(n)}} for n in range(number, number + 10)]
+            tasks = [
+                {"agent": "gated", "input": {"ledger": str(ledger), "name": str(n)}} for n in range(number, number + 10)
+            ]
             answer = await api.call("POST", "/v1/tasks/batch", {"tasks": tasks})
             ids += [item["id"] for item in answer.json()["items"]]
             number += 10

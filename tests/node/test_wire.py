@@ -1,5 +1,7 @@
 """What happens on real connections: live streams, smuggled requests, the bound on connections."""
 
+# ruff: noqa: ASYNC240 - the files here are touched and looked at, never waited for
+
 from __future__ import annotations
 
 import asyncio
@@ -66,7 +68,9 @@ async def test_events_are_told_while_the_task_runs_and_resume_where_they_broke_o
     assert seen[-1]["data"]["state"] == "succeeded"
 
 
-async def test_a_reader_who_leaves_is_forgotten(live: tuple[nodes.Api, httpx.AsyncClient], ledger: Path, gate: Path) -> None:
+async def test_a_reader_who_leaves_is_forgotten(
+    live: tuple[nodes.Api, httpx.AsyncClient], ledger: Path, gate: Path
+) -> None:
     api, http = live
     task = await api.submit("gated", {"ledger": str(ledger), "gate": str(gate)})
     async with http.stream("GET", f"/v1/tasks/{task['id']}/events") as response:
@@ -105,7 +109,7 @@ async def test_connections_beyond_the_bound_are_refused_with_429(data_dir: Path)
         assert (await api.run("echo", 1))["state"] == "succeeded"
 
 
-# Smuggling (I44)
+# Smuggling
 
 BODY = b'{"agent":"echo","input":"smuggled"}'
 CHUNKED = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
@@ -145,7 +149,9 @@ async def _raw(http: httpx.AsyncClient, request: bytes) -> bytes:
     return answer
 
 
-async def test_ambiguous_requests_are_refused_and_nothing_is_smuggled(live: tuple[nodes.Api, httpx.AsyncClient]) -> None:
+async def test_ambiguous_requests_are_refused_and_nothing_is_smuggled(
+    live: tuple[nodes.Api, httpx.AsyncClient],
+) -> None:
     api, http = live
     head = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: %s\r\n" % (
         http.headers["authorization"].encode()

@@ -38,6 +38,8 @@ async def submit(call: Call) -> Answer:
             return Answer(_new_document(task, accepted), status=202)
         first_s = min(wait_s, EVENT_POLL_S)  # it may end on another node, of which nobody here hears
         await asyncio.wait([end], timeout=first_s)
+        if end.done() and (ended := end.result()) is not None:
+            return Answer(views.task(ended.task, ended.state_events))
         return await _wait(call, task.id, 0.0 if end.done() else wait_s - first_s)
     finally:
         if end is not None:

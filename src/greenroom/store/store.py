@@ -35,7 +35,7 @@ class Store:
             db,
             order=transitions.ORDER + (sessions.remove,) + agents.ORDER + principals.ORDER,
             publish=self.hub.publish,
-            last=self._claim,
+            last=self._conclude,
             has_demand=self.board.has_demand,
         )
         self.tasks = tasks.Tasks(db, self.commits)
@@ -53,6 +53,10 @@ class Store:
             await self.commits.close()
         finally:
             await self.db.close()
+
+    async def _conclude(self, tx: Transaction, facts: news.News) -> Callable[[bool], None]:
+        facts.shown = await tasks.shown(tx, self.hub.awaited(facts.ended))
+        return await self._claim(tx, facts)
 
     async def _claim(self, tx: Transaction, facts: news.News) -> Callable[[bool], None]:
         """Fill the board's free slots; the answer tells board and dispatcher how the commit ended."""

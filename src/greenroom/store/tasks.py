@@ -58,12 +58,22 @@ class StoredEvent(msgspec.Struct, frozen=True):
     data: bytes
 
 
+class Ended(msgspec.Struct, frozen=True):
+    """A task as its end left it, and its state events."""
+
+    task: Task
+    state_events: Sequence[StoredEvent]
+
+
 _COLUMNS = ", ".join(Task.__struct_fields__)
 _GET = f"select {_COLUMNS} from task where id = :id and tenant = :tenant"
 _EVENTS = """
 select seq, epoch, type, at, data from task_event where task = :task and seq > :after order by seq limit :limit"""
 _STATE_EVENTS = """
 select seq, epoch, type, at, data from task_event where task = :task and type = 'state' order by seq limit 500"""
+_SHOW = f"select {_COLUMNS} from task where id = :id"
+_SHOW_EVENTS = """
+select task, seq, epoch, type, at, data from task_event where task = :id and type = 'state' order by seq limit 500"""
 _OPEN_COUNTS = """
 select agent, state, count(*) from task where state in ('queued', 'running', 'waiting') group by agent, state"""
 _QUEUED = """
@@ -73,6 +83,18 @@ select (select count(*) from task where state = 'queued' and due_at is null and 
 _END_COUNTS = """
 select agent, state, count(*) from task where tenant = :tenant
     and state in ('succeeded', 'failed', 'cancelled', 'expired') group by agent, state"""
+
+
+async def shown(tx: database.Transaction, ids: Sequence[str]) -> dict[str, Ended]:
+    """Read tasks inside the transaction that ends them: what waits for them need not read each by itself."""
+    if not ids:
+        return {}
+    keys = [{"id": id} for id in ids]
+    events: dict[str, list[StoredEvent]] = {id: [] for id in ids}
+    for id, *event in await tx.fetch_many(_SHOW_EVENTS, keys):
+        events[id].append(StoredEvent(*event))
+    rows = (Task(*row) for row in await tx.fetch_many(_SHOW, keys))
+    return {row.id: Ended(row, events[row.id]) for row in rows}
 
 
 class Tasks:

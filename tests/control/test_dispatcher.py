@@ -1,0 +1,261 @@
+"""The dispatcher: who gets which task, and what becomes of it, whatever replicas say or do."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from greenroom.control import attempts, dispatcher
+from greenroom.engine import protocol
+
+if TYPE_CHECKING:
+    from control.conftest import Loops
+
+
+def _called(invoke: protocol.Invoke, agent: str, ordinal: int = 0) -> protocol.Called:
+    return protocol.Called(invoke.task, invoke.epoch, ordinal, agent, b"2")
+
+
+async def test_a_task_goes_to_a_replica_and_its_end_is_recorded(loops: Loops) -> None:
+    await loops.deploy()
+    id = await loops.submit()
+    loops.engine.succeed(loops.replica_of(id), b'"done"')
+    await loops.settle()
+    task = await loops.task(id)
+    assert (task.state, task.output, task.attempts_charged) == ("succeeded", b'"done"', 1)
+    assert loops.store.board.busy(loops.replica_of(id)) == 0
+
+
+async def test_tasks_spread_over_replicas_and_sessions_stay_where_they_were(loops: Loops) -> None:
+    await loops.deploy(replicas=3, concurrency=2)
+    homes = {}
+    for session in ("a", "b", "c"):
+        id = await loops.submit(session=session)
+        homes[session] = loops.replica_of(id)
+    assert len(set(homes.values())) == 3
+    for replica in homes.values():
+        loops.engine.succeed(replica)
+    await loops.settle()
+    for session, home in homes.items():
+        assert loops.replica_of(await loops.submit(session=session)) == home
+
+
+async def test_a_replica_speaks_for_its_own_attempts_only(loops: Loops) -> None:
+    await loops.deploy(replicas=2)
+    id = await loops.submit()
+    mine = loops.replica_of(id)
+    (other,) = set(loops.engine.replicas) - {mine}
+    invoke = loops.engine.replicas[mine].invocations[0]
+    loops.engine.say(other, protocol.Ended(id, invoke.epoch, output=b'"forged"'))
+    loops.engine.say(mine, protocol.Ended(id, invoke.epoch + 1, output=b'"of another time"'))
+    loops.engine.say(mine, protocol.Ended("no-such-task", 1, output=b'"unknown"'))
+    await loops.settle()
+    assert (await loops.task(id)).state == "running"
+
+
+@pytest.mark.parametrize("output", [b"NaN", b"{", b"\xff", b'{"a":1'])
+async def test_a_result_that_is_no_json_fails_the_task(loops: Loops, output: bytes) -> None:
+    await loops.deploy()
+    id = await loops.submit()
+    loops.engine.succeed(loops.replica_of(id), output)
+    await loops.settle()
+    task = await loops.task(id)
+    assert task.state == "failed"
+    assert msgspec.json.decode(task.error or b"")["type"] == "result_not_json"
+
+
+async def test_events_of_a_replica_are_checked_and_bounded(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts.Attempt, "may_emit", lambda self, _: len(self.claim.id) > 0)
+    await loops.deploy()
+    id = await loops.submit()
+    replica = loops.replica_of(id)
+    for type, data in [("message", b"1"), ("message", b"NaN"), ("state", b'{"state":"failed"}'), ("made up", b"1")]:
+        loops.engine.say(replica, protocol.Emitted(id, 1, type, data))
+    await loops.settle()
+    assert [(event.type, event.data) for event in await loops.store.tasks.events(id, after=2)] == [("message", b"1")]
+    monkeypatch.setattr(attempts.Attempt, "may_emit", lambda *_: False)
+    loops.engine.say(replica, protocol.Emitted(id, 1, "message", b"2"))
+    await loops.settle()
+    assert len(await loops.store.tasks.events(id, after=2)) == 1
+
+
+# Deadlines and the ladder
+
+
+async def test_a_deadline_is_recorded_at_once_and_the_process_is_killed_after_the_grace(loops: Loops) -> None:
+    await loops.deploy(concurrency=2, timeout_s=10)
+    late = await loops.submit()
+    await loops.advance(4)
+    neighbour = await loops.submit()
+    replica = loops.replica_of(late)
+    await loops.advance(5.9)
+    assert (await loops.task(late)).state == "running"
+    await loops.advance(0.2)
+    task = await loops.task(late)
+    assert task.state == "expired"
+    assert loops.engine.replicas[replica].sent[-1] == protocol.Cancel(late, 1, dispatcher.GRACE_S)
+    await loops.advance(dispatcher.GRACE_S - 0.1)
+    assert not loops.engine.killed
+    await loops.advance(0.2)
+    assert list(loops.engine.killed) == [replica]
+    await loops.step(times=2)
+    again = await loops.task(neighbour)
+    assert (again.state, again.attempts_charged, again.epoch) == ("running", 1, 2)
+    assert loops.replica_of(neighbour) != replica
+    assert (await loops.task(late)).state == "expired"
+
+
+async def test_who_stops_when_asked_keeps_the_process_and_its_late_answer_is_nothing(loops: Loops) -> None:
+    await loops.deploy(timeout_s=10)
+    id = await loops.submit()
+    replica = loops.replica_of(id)
+    await loops.advance(10.1)
+    loops.engine.say(replica, protocol.Emitted(id, 1, "message", b'"late"'))
+    loops.engine.succeed(replica, b'"late"')
+    await loops.advance(5)
+    task = await loops.task(id)
+    assert (task.state, task.output) == ("expired", None)
+    assert not loops.engine.killed
+    assert loops.replica_of(await loops.submit()) == replica
+
+
+async def test_cancel_stops_the_attempt(loops: Loops) -> None:
+    await loops.deploy()
+    id = await loops.submit()
+    replica = loops.replica_of(id)
+    await loops.store.tasks.cancel(id, tenant="acme")
+    await loops.settle()
+    assert loops.engine.replicas[replica].sent[-1] == protocol.Cancel(id, 1, dispatcher.GRACE_S)
+    loops.engine.say(replica, protocol.Ended(id, 1, cancelled=True))
+    await loops.settle()
+    assert (await loops.task(id)).state == "cancelled"
+    assert loops.store.board.busy(replica) == 0
+
+
+# The ends of replicas
+
+
+@pytest.mark.parametrize(
+    ("reason", "charged", "told"),
+    [("stopped", 0, "drained"), ("killed", 1, "replica_lost"), ("crashed", 1, "replica_lost"), ("oom", 1, "oom")],
+)
+async def test_a_lost_replica_gives_its_task_back(loops: Loops, reason: str, charged: int, told: str) -> None:
+    await loops.deploy()
+    id = await loops.submit()
+    loops.engine.die(loops.replica_of(id), reason)
+    await loops.settle()
+    task = await loops.task(id)
+    assert (task.state, task.attempts_charged) == ("queued", charged)
+    assert f'"{told}"'.encode() in (await loops.store.tasks.state_events(id))[-1].data
+
+
+async def test_a_stopped_replica_says_cancelled_before_it_goes_and_its_task_is_handed_back(loops: Loops) -> None:
+    await loops.deploy()
+    id = await loops.submit()
+    replica = loops.replica_of(id)
+    loops.engine.say(replica, protocol.Ended(id, 1, cancelled=True))
+    await loops.settle()
+    assert (await loops.task(id)).state == "running"
+    loops.engine.die(replica, "stopped")
+    await loops.settle()
+    task = await loops.task(id)
+    assert (task.state, task.attempts_charged) == ("queued", 0)
+
+
+async def test_a_replica_that_lies_about_being_cancelled_is_ended_by_the_deadline(loops: Loops) -> None:
+    await loops.deploy(timeout_s=10)
+    id = await loops.submit()
+    loops.engine.say(loops.replica_of(id), protocol.Ended(id, 1, cancelled=True))
+    await loops.advance(10.1)
+    assert (await loops.task(id)).state == "expired"
+
+
+async def test_dead_replicas_leave_nothing_behind_in_memory(loops: Loops) -> None:
+    await loops.deploy()
+    for _ in range(5):
+        id = await loops.submit()
+        loops.engine.die(loops.replica_of(id), "stopped")
+        await loops.advance(1)
+        loops.engine.succeed(loops.replica_of(id))
+        await loops.settle()
+    assert set(loops.dispatcher._by_replica) <= set(loops.engine.replicas)
+    assert set(loops.dispatcher._resuming) <= set(loops.engine.replicas)
+    assert not loops.dispatcher._attempts
+    assert not loops.dispatcher._killed
+
+
+async def test_a_fenced_attempt_is_stopped(loops: Loops) -> None:
+    await loops.deploy(replicas=1)
+    id = await loops.submit()
+    replica = loops.replica_of(id)
+    await loops.store.tasks.rescue(not_owner="another")
+    await loops.advance(dispatcher.RENEW_EVERY_S)
+    assert protocol.Cancel(id, 1, dispatcher.GRACE_S) in loops.engine.replicas[replica].sent
+    loops.engine.say(replica, protocol.Ended(id, 1, output=b'"stale"'))
+    await loops.settle()
+    task = await loops.task(id)
+    assert (task.state, task.output) == ("running", None)
+    assert task.epoch == 2
+
+
+# Sub-tasks
+
+
+async def test_a_parent_frees_its_slot_and_takes_it_again_before_new_tasks(loops: Loops) -> None:
+    await loops.deploy()
+    parent = await loops.submit()
+    replica = loops.replica_of(parent)
+    invoke = loops.engine.replicas[replica].invocations[0]
+    loops.engine.say(replica, _called(invoke, "agent"))
+    await loops.until(lambda: len(loops.engine.replicas[replica].invocations) == 2)
+    assert (await loops.task(parent)).state == "waiting"
+    next_, last = await loops.submit(), await loops.submit()
+    loops.engine.succeed(replica, b'"child"')  # in one commit with the claim of the next task
+    await loops.settle()
+    assert [(await loops.task(id)).state for id in (parent, next_, last)] == ["waiting", "running", "queued"]
+    loops.engine.succeed(replica)
+    await loops.until(lambda: isinstance(loops.engine.replicas[replica].sent[-1], protocol.CallEnded))
+    answer = loops.engine.replicas[replica].sent[-1]
+    assert isinstance(answer, protocol.CallEnded)
+    assert (answer.output, answer.error_type) == (b'"child"', None)
+    assert [(await loops.task(id)).state for id in (parent, next_, last)] == ["running", "succeeded", "queued"]
+    loops.engine.succeed(replica, place=0)
+    await loops.settle()
+    assert (await loops.task(last)).state == "running"
+
+
+async def test_a_call_twice_or_of_nobody_is_refused(loops: Loops) -> None:
+    await loops.deploy()
+    invoke_id = await loops.submit()
+    replica = loops.replica_of(invoke_id)
+    invoke = loops.engine.replicas[replica].invocations[0]
+    loops.engine.say(replica, _called(invoke, "nobody"))
+    loops.engine.say(replica, _called(invoke, "agent"))
+    await loops.until(lambda: len(loops.engine.replicas[replica].sent) == 3)
+    answers = loops.engine.replicas[replica].sent[1:]
+    assert {answer.error_type for answer in answers if isinstance(answer, protocol.CallEnded)} == {
+        "not-found",
+        "too_many_calls",
+    }
+
+
+async def test_no_slot_is_lost_when_a_parent_ends_just_as_its_child_does(loops: Loops) -> None:
+    await loops.deploy()
+    (replica,) = loops.engine.replicas
+    fake = loops.engine.replicas[replica]
+    for turns in range(12):  # of the event loop, between the two
+        parent = await loops.submit()
+        invoke = fake.invocations[-1]
+        loops.engine.say(replica, _called(invoke, "agent"))
+        await loops.until(lambda: fake.invocations[-1].task != parent)  # noqa: B023 - it is over with this turn
+        loops.engine.succeed(replica)
+        await loops.store.tasks.renew("nobody", ttl_us=1)  # the child's end is committed
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        loops.engine.say(replica, protocol.Ended(parent, invoke.epoch, error_type="error"))
+        await loops.settle()
+        assert loops.store.board.busy(replica) == 0
+        assert loops.store.board.attempts(replica) == 0
