@@ -1,7 +1,8 @@
 """Load over HTTP: so many connections, each of which sends its next request when the answer to the last is there.
 
 A process of its own (``run.py`` starts it), because who measures must not wait for who is measured. Reads the plan as
-JSON from standard input, writes what it saw as JSON to standard output. About 20 µs of CPU a request with 64 connections.
+JSON from standard input, writes what it saw as JSON to standard output. About 20 µs of CPU a request with 64
+connections.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """``make bench``: what Greenroom costs, beside the least that the same job can cost, in the same run.
 
 Greenroom is a real node (``greenroom up``, environment development: authentication, validation, leases, events and
-metrics on); the bare loop is ``limit.py``; the load comes from ``load.py``. They take turns, round by round, and each ratio is
-of one round, because a machine is rarely as fast as a minute ago. docs/performance.md explains the figures.
+metrics on); the bare loop is ``limit.py``; the load comes from ``load.py``. They take turns, round by round, and each
+ratio is of one round, because a machine is rarely as fast as a minute ago. docs/performance.md explains the figures.
 """
 
 from __future__ import annotations

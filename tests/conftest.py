@@ -8,9 +8,7 @@ import hypothesis
 
 _FOREIGN = ("GREENROOM_", "LLAMA_ARG_", "OPENAI_")
 
-for name in [
-    name for name in os.environ if name.startswith(_FOREIGN) and not name.startswith("GREENROOM_TEST_")
-]:
+for name in [name for name in os.environ if name.startswith(_FOREIGN) and not name.startswith("GREENROOM_TEST_")]:
     del os.environ[name]
 os.environ["AUTOGEN_DISABLE_RUNTIME_TRACING"] = "true"
 

@@ -31,13 +31,9 @@ def task(state: str = "succeeded", **fields: Any) -> dict[str, Any]:
         "state": state,
         "input": "Summarise the news",
         "output": "All is well." if state == "succeeded" else None,
-        "error": {"type": "ValueError", "message": "no sources", "retryable": False}
-        if state == "failed"
-        else None,
+        "error": {"type": "ValueError", "message": "no sources", "retryable": False} if state == "failed" else None,
         "attempt": 1,
-        "attempts": [
-            {"epoch": 1, "attempt": 1, "replica": "r1", "revision": 3, "started_at": AT, "ended_at": LATER}
-        ],
+        "attempts": [{"epoch": 1, "attempt": 1, "replica": "r1", "revision": 3, "started_at": AT, "ended_at": LATER}],
         "usage": {"input_tokens": 12, "output_tokens": 34},
         "created_at": AT,
         "started_at": AT,
@@ -123,9 +119,7 @@ class FakeNode:
     @contextmanager
     def serving(self) -> Iterator[str]:
         """Serve on a free port of loopback; the URL."""
-        server = uvicorn.Server(
-            uvicorn.Config(self.app, port=0, log_level="critical", ws="none", lifespan="off")
-        )
+        server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_level="critical", ws="none", lifespan="off"))
         sock = server.config.bind_socket()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()

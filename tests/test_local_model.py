@@ -111,9 +111,7 @@ def test_weights_that_cannot_be_read_name_the_command_that_tells_why(
     (package / "broken.gguf").write_bytes(b"GGUF and nothing else")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    with pytest.raises(
-        local_model.LocalModelUnavailable, match=r"its server ended.*-m greenroom\.cli\.local_model"
-    ):
+    with pytest.raises(local_model.LocalModelUnavailable, match=r"its server ended.*-m greenroom\.cli\.local_model"):
         local_model.LocalModel().start()
 
 

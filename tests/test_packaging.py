@@ -27,9 +27,7 @@ REGISTRIES = [
         ("repo", "anaconda", "com"),
     )
 ]
-FOLDERS = [
-    "/" + "/".join(parts) + "/" for parts in (("work",), ("tmp", "w"), ("root",), ("home",), ("Users",))
-]
+FOLDERS = ["/" + "/".join(parts) + "/" for parts in (("work",), ("tmp", "w"), ("root",), ("home",), ("Users",))]
 FORBIDDEN = re.compile(
     "|".join(map(re.escape, REGISTRIES)) + r"|(?<![\w.])(?:" + "|".join(map(re.escape, FOLDERS)) + ")"
 )
@@ -44,9 +42,7 @@ def committed_files() -> list[Path]:
         return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
     found: list[Path] = []
     for folder, folders, files in os.walk(ROOT):
-        folders[:] = [
-            name for name in folders if name != "__pycache__" and (not name.startswith(".") or name == ".ci")
-        ]
+        folders[:] = [name for name in folders if name != "__pycache__" and (not name.startswith(".") or name == ".ci")]
         found += [Path(folder, name) for name in files]
     return found
 

@@ -1,7 +1,7 @@
 """The composition root: builds store, engine, loops and API, and is the only place that knows them all.
 
-`Node` is one Greenroom process: on a laptop the whole platform. `serve` is ``greenroom up``; `system` opens a node without a
-socket inside a Python program.
+`Node` is one Greenroom process: on a laptop the whole platform. `serve` is ``greenroom up``; `system` opens a node
+without a socket inside a Python program.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +66,7 @@ class Node:
         url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
         self.store = stores.open(url, clock=clock, owner=self.id)
         self.engine = LocalEngine(options.data_dir, clock)
-        self.host = Host(
-            self.store, self.engine, clock, self.facts, node=self.id, revision_of=self._revision_of
-        )
+        self.host = Host(self.store, self.engine, clock, self.facts, node=self.id, revision_of=self._revision_of)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
         self.janitor = Janitor(self.store, clock)
         self.auth = Authenticator(self.store.principals, clock, pepper=self.secrets.pepper)
@@ -106,7 +104,7 @@ class Node:
         self._loops = asyncio.create_task(supervisor.supervise(loops, self.clock, self.facts), name="greenroom-loops")
 
     async def stop(self, *, grace_s: float = GRACE_S) -> None:
-        """Take no more, let running tasks end within *grace_s*, hand the rest back to the queue, and close everything."""
+        """Take no more, let running tasks end within *grace_s*, hand the rest back, and close everything."""
         self.services.stopping.set()
         self.facts.emit(telemetry.NodeChanged(self.id, "draining"))
         await self.host.drain_all(grace_s=grace_s)
@@ -124,7 +122,7 @@ class Node:
         await asyncio.shield(self._loops)
 
     async def deploy(self, name: str, spec: settings.AgentSettings, *, folder: Path | None = None) -> int:
-        """Snapshot the code in *folder* (the node's own), make it and *spec* the serving revision, return its number."""
+        """Snapshot *folder* (default: the node's own), make it and *spec* the serving revision, return its number."""
         snapshot = snapshots.take(
             folder or self.options.folder, include=spec.include, into=self.options.data_dir / "snapshots"
         )
@@ -166,7 +164,9 @@ class Node:
 
 
 @contextlib.asynccontextmanager
-async def opened(options: Options, *, clock: clocks.Clock | None = None, grace_s: float = GRACE_S) -> AsyncIterator[Node]:
+async def opened(
+    options: Options, *, clock: clocks.Clock | None = None, grace_s: float = GRACE_S
+) -> AsyncIterator[Node]:
     """A started node, stopped at the end of the block. It serves no socket: see `listening`."""
     _make_private_folder(options.data_dir)
     node = Node(options, clock or clocks.SystemClock())
@@ -267,7 +267,7 @@ class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: the node has its own."""
 
     @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 
@@ -291,7 +291,7 @@ def _bind(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port (0 for any free one)"
         ) from None
     listener.listen(2048)
-    listener.setblocking(False)
+    listener.setblocking(False)  # noqa: FBT003 - the socket module's own
     return listener
 
 
@@ -302,5 +302,3 @@ def _make_private_folder(path: Path) -> None:
         raise errors.StartRefused(
             f"cannot make the folder {path}: {error.strerror}; choose another with --data-dir"
         ) from None
-
-

@@ -90,9 +90,9 @@ class ProductionMultiAgentSystem:
     async def deploy_agents(self, configs: Sequence[Mapping[str, Any]]) -> list[Agent]:
         """Deploy agents and wait until they are ready.
 
-        Each config has a ``name``, an ``agent_class`` (or factory function, defined at the top level of a module or of the
-        running script) or a ``factory`` ("module:attribute"), any key of the manifest's agent table, and whatever else
-        the class is to be called with. Raises `errors.AgentInvalid` with every agent that cannot run, and why.
+        Each config has a ``name``, an ``agent_class`` (or factory function, defined at the top level of a module or of
+        the running script) or a ``factory`` ("module:attribute"), any key of the manifest's agent table, and whatever
+        else the class is to be called with. Raises `errors.AgentInvalid` with every agent that cannot run, and why.
         """
         started = self._started()
         for config in configs:

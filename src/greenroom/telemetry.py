@@ -180,7 +180,9 @@ class Log:
     def __init__(self, *, level: str, as_json: bool) -> None:
         self._level = logging.getLevelNamesMapping()[level]
         renderer: Any = (
-            structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+            structlog.processors.JSONRenderer()
+            if as_json
+            else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
         )
         self._logger = structlog.wrap_logger(
             structlog.PrintLogger(sys.stderr),

@@ -1,4 +1,4 @@
-# ruff: noqa: ARG001, C901, PLR0911, PLR0912, T201 - agents as people write them
+# ruff: noqa: ARG001, T201 - agents as people write them
 """Agents whose results, errors and output are made to hurt."""
 
 from __future__ import annotations

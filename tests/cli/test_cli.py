@@ -91,18 +91,14 @@ def test_a_task_without_an_agent_is_routed_and_the_choice_is_explained(
 
 
 def test_no_route_lists_the_candidates(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
-    fake.put(
-        "POST /v1/tasks", problem(422, "no-route", "cannot route: nobody fits; name one", candidates=SLOTS)
-    )
+    fake.put("POST /v1/tasks", problem(422, "no-route", "cannot route: nobody fits; name one", candidates=SLOTS))
     code, out, err = run(capsys, "submit", "hm")
     assert (code, out) == (1, "")
     assert err.splitlines()[0] == "error: cannot route: nobody fits; name one"
     assert "candidate: research (0.91) summarise" in err
 
 
-def test_waiting_prints_the_output_alone_on_stdout(
-    fake: FakeNode, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_waiting_prints_the_output_alone_on_stdout(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     fake.put("POST /v1/tasks", task("queued"))
     fake.put(f"GET {TASK}", task("running"), task())
     code, out, _ = run(capsys, "submit", "research", "the news", "--wait")
@@ -123,9 +119,7 @@ def test_waiting_for_a_task_that_fails_exits_with_one(
         assert (out, "ValueError: no sources" in err) == ("", True)
 
 
-def test_waiting_for_a_while_says_that_the_task_goes_on(
-    fake: FakeNode, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_waiting_for_a_while_says_that_the_task_goes_on(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     fake.put("POST /v1/tasks", task("queued"))
     fake.put(f"GET {TASK}", task("running"))
     code, _, err = run(capsys, "submit", "research", "the news", "--wait-s", "0.01")
@@ -188,9 +182,7 @@ def test_where_there_is_no_node_every_verb_says_so_and_exits_with_three(
 ) -> None:
     code, out, err = run(capsys, *argv)
     assert (code, out) == (3, "")
-    assert err.startswith(
-        f"error: cannot reach a node at {nowhere}: Connection refused; start one with `greenroom up`"
-    )
+    assert err.startswith(f"error: cannot reach a node at {nowhere}: Connection refused; start one with `greenroom up`")
 
 
 def test_a_refusal_is_the_nodes_own_words(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,14 +207,10 @@ def put_lists(fake: FakeNode) -> None:
     long = task("running", agent="a" * 63, input={"text": "x" * 300}, finished_at=None)
     fake.put("GET /v1/tasks", {"items": [task(), long], "next_cursor": "77"})
     fake.put(f"GET {TASK}", task())
-    fake.put(
-        "GET /v1/agents", {"items": [agent(), agent("broken", state="failed", reason="no module named x")]}
-    )
+    fake.put("GET /v1/agents", {"items": [agent(), agent("broken", state="failed", reason="no module named x")]})
     fake.put("GET /v1/agents/research", agent())
     fake.put("GET /v1/replicas", {"items": [REPLICA]})
-    fake.put(
-        "GET /v1/sessions", {"items": [{"id": "s-1", "agent": "research", "tasks": 3, "updated_at": AT}]}
-    )
+    fake.put("GET /v1/sessions", {"items": [{"id": "s-1", "agent": "research", "tasks": 3, "updated_at": AT}]})
     fake.put("GET /v1/sessions/s-1", {"id": "s-1", "agent": "research", "state": {"n": 1}})
     fake.put("GET /v1/keys", {"items": [{"id": "k1", "name": "ci", "role": "user", "created_at": AT}]})
     fake.put(
@@ -296,9 +284,7 @@ def test_where_no_screen_is_nothing_is_cut(
     assert "x" * 300 in run(capsys, "tasks", "ls")[1]
 
 
-def test_a_failed_agents_reason_and_more_pages_are_said(
-    fake: FakeNode, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_agents_reason_and_more_pages_are_said(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     put_lists(fake)
     assert "broken: no module named x" in run(capsys, "agents")[2]
     assert "--cursor 77" in run(capsys, "tasks", "ls")[2]
@@ -311,9 +297,7 @@ def test_empty_lists_say_so(fake: FakeNode, capsys: pytest.CaptureFixture[str]) 
     assert run(capsys, "tasks", "ls", "--json") == (0, '{"items":[],"next_cursor":null}\n', "")
 
 
-def test_what_agents_write_cannot_command_the_terminal(
-    fake: FakeNode, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_agents_write_cannot_command_the_terminal(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     fake.put(f"GET {TASK}", task(output="\x1b]0;owned\x07\x1b[31mred [bold]markup[/bold]\u202e\nsecond line"))
     _, out, _ = run(capsys, "tasks", "show", TASK_ID)
     assert "\x1b" not in out
@@ -333,9 +317,7 @@ def test_spans_are_short(seconds: float, text: str) -> None:
 # Following a task
 
 
-def test_watching_prints_the_events_and_the_output(
-    fake: FakeNode, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_watching_prints_the_events_and_the_output(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     fake.stream(
         event(1, "state", {"state": "running"}),
         event(2, "message", {"source": "research", "content": "two\nlines \x1b[2J"}),
@@ -493,9 +475,7 @@ def test_every_mistake_of_the_manifest_is_listed_and_exits_with_two(
 def test_doctor_says_what_each_agent_is_taken_for(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["init"])
     capsys.readouterr()
-    fake.put(
-        "GET /v1/agents", {"items": [agent(), agent("broken", state="failed", reason="no module named x")]}
-    )
+    fake.put("GET /v1/agents", {"items": [agent(), agent("broken", state="failed", reason="no module named x")]})
     code, out, _ = run(capsys, "doctor", "--json")
     findings = {finding["check"]: finding for finding in json.loads(out)["items"]}
     assert code == 1

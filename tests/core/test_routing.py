@@ -213,9 +213,7 @@ def test_without_the_extra_the_embeddings_say_what_to_install(monkeypatch: pytes
 
 TEXTS = st.one_of(
     st.text(max_size=300),
-    st.lists(st.sampled_from(" ".join(request["text"] for request in ASKED["dev"]).split()), max_size=30).map(
-        " ".join
-    ),
+    st.lists(st.sampled_from(" ".join(request["text"] for request in ASKED["dev"]).split()), max_size=30).map(" ".join),
 )
 
 

@@ -62,9 +62,7 @@ def test_a_tasks_times_are_aware_and_unknown_fields_are_ignored(fake: FakeNode, 
     assert found.usage.output_tokens == 34
 
 
-def test_a_task_of_a_newer_node_in_an_unknown_state_has_not_ended(
-    fake: FakeNode, node: client.Client
-) -> None:
+def test_a_task_of_a_newer_node_in_an_unknown_state_has_not_ended(fake: FakeNode, node: client.Client) -> None:
     fake.put(f"GET {TASK}", {"id": TASK_ID, "state": "pondering"})
     assert not node.task(TASK_ID).ended
 
@@ -72,9 +70,7 @@ def test_a_task_of_a_newer_node_in_an_unknown_state_has_not_ended(
 def test_a_batch_answers_tasks_and_problems_in_order(fake: FakeNode, node: client.Client) -> None:
     refused = {"type": "no-route", "title": "No route", "status": 422, "detail": "nobody fits"}
     fake.put("POST /v1/tasks/batch", {"items": [task("queued"), refused]})
-    accepted, problem = node.submit_many(
-        [models.Submission(input=1, agent="a"), models.Submission(input=None)]
-    )
+    accepted, problem = node.submit_many([models.Submission(input=1, agent="a"), models.Submission(input=None)])
     assert fake.last_body == {"tasks": [{"input": 1, "agent": "a"}, {"input": None}]}
     assert isinstance(accepted, models.Task)
     assert isinstance(problem, models.Problem)
@@ -158,9 +154,7 @@ def test_every_code_is_the_error_that_it_came_from(kind: type[errors.GreenroomEr
         assert str(error) == "why"
 
 
-def test_an_unknown_code_is_a_plain_error_with_its_detail_and_request_id(
-    fake: FakeNode, node: client.Client
-) -> None:
+def test_an_unknown_code_is_a_plain_error_with_its_detail_and_request_id(fake: FakeNode, node: client.Client) -> None:
     fake.put(f"GET {TASK}", problem(500, "brand-new", "it broke", request_id="req-1"))
     with pytest.raises(errors.GreenroomError, match="it broke") as caught:
         node.task(TASK_ID)
@@ -214,9 +208,7 @@ def test_where_nobody_listens_the_error_says_what_to_do(tmp_path: Path) -> None:
 # Retries
 
 
-def test_a_busy_store_is_asked_again_under_the_same_idempotency_key(
-    fake: FakeNode, node: client.Client
-) -> None:
+def test_a_busy_store_is_asked_again_under_the_same_idempotency_key(fake: FakeNode, node: client.Client) -> None:
     fake.put("POST /v1/tasks", problem(503, "store-unavailable", "busy"), task("queued"))
     assert node.submit("x").state == "queued"
     keys = [request.headers["idempotency-key"] for request in fake.asked("POST /v1/tasks")]
@@ -241,9 +233,7 @@ class Time:
         return flows.Patience(timeout_s, monotonic_s=lambda: self.now_s, jitter=lambda: 0.5)
 
 
-def drive(
-    flow: flows.Flow[Any], answers: list[calls.Reply | flows.Lost], time: Time
-) -> tuple[Any, list[Any]]:
+def drive(flow: flows.Flow[Any], answers: list[calls.Reply | flows.Lost], time: Time) -> tuple[Any, list[Any]]:
     """Run *flow* on *answers*; returns its value and what it asked for."""
     asked: list[Any] = []
     came: calls.Reply | flows.Lost | None = None
@@ -369,11 +359,7 @@ def test_a_refused_stream_is_the_error_that_it_means() -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_events_are_read_whatever_pieces_they_come_in(size: int) -> None:
-    content = (
-        event(1, "log", "ä\x85\u2028").replace(b"\n", b"\r\n")
-        + b": idle\n\n"
-        + event(2, "output", {"a": [1]})
-    )
+    content = event(1, "log", "ä\x85\u2028").replace(b"\n", b"\r\n") + b": idle\n\n" + event(2, "output", {"a": [1]})
     parser = streams.Parser()
     pieces = [content[at : at + size] for at in range(0, len(content), size)]
     found = [event for piece in pieces for event in parser.feed(piece)]
@@ -383,9 +369,7 @@ def test_events_are_read_whatever_pieces_they_come_in(size: int) -> None:
 # Asynchronous
 
 
-async def test_the_asynchronous_client_speaks_to_an_application_in_process(
-    fake: FakeNode, tmp_path: Path
-) -> None:
+async def test_the_asynchronous_client_speaks_to_an_application_in_process(fake: FakeNode, tmp_path: Path) -> None:
     fake.put("POST /v1/tasks", problem(503, "store-unavailable", "busy"), task("queued"))
     fake.put(f"GET {TASK}", task())
     fake.put("GET /v1/tasks", {"items": [task()], "next_cursor": "c"}, {"items": [task()]})
@@ -426,9 +410,7 @@ def test_a_running_node_and_its_key_are_found_in_the_data_directory(
     assert discovery.address("http://[::1]:1", "gr_given", tmp_path) == ("http://[::1]:1", "gr_given")
 
 
-@pytest.mark.parametrize(
-    "url", ["localhost:7080", "ftp://x", "http://", "http://x:y", "http://a b", "http://x:99999"]
-)
+@pytest.mark.parametrize("url", ["localhost:7080", "ftp://x", "http://", "http://x:y", "http://a b", "http://x:99999"])
 def test_an_address_that_is_none_is_said_to_be(url: str, tmp_path: Path) -> None:
     with pytest.raises(errors.NodeUnreachable, match="expected http://HOST:PORT"):
         client.Client(url, data_dir=tmp_path)

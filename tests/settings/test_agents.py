@@ -95,9 +95,7 @@ def test_a_default_said_aloud_is_the_same_bytes() -> None:
 
 def test_null_is_absent() -> None:
     nulls = {key: None for key in FULL if key != "factory"}
-    assert settings.parse_agent("a", {"factory": "a:b"} | nulls) == settings.parse_agent(
-        "a", {"factory": "a:b"}
-    )
+    assert settings.parse_agent("a", {"factory": "a:b"} | nulls) == settings.parse_agent("a", {"factory": "a:b"})
 
 
 @pytest.mark.parametrize(
@@ -168,9 +166,7 @@ def test_a_secret_written_by_mistake_is_not_repeated() -> None:
     assert "sk-1" not in str(_problems(env=["OPENAI_API_KEY=sk-1"]))
 
 
-@pytest.mark.parametrize(
-    "name", ["", "-a", "_a", "A", "a" * 64, "a/b", "..", "a.b", "a\n", "a\0", "é", "a b"]
-)
+@pytest.mark.parametrize("name", ["", "-a", "_a", "A", "a" * 64, "a/b", "..", "a.b", "a\n", "a\0", "é", "a b"])
 def test_a_name_that_is_no_name_is_refused_and_hides_nothing(name: str) -> None:
     problems = _problems(name, concurrency=2, on_replica_loss="fail")
     assert len(problems) == 2

@@ -63,9 +63,7 @@ SECTIONS = {"cluster": settings.Cluster, "security": settings.Security}
 
 @pytest.mark.parametrize("path", TABLE)
 @pytest.mark.parametrize(("column", "environment"), COLUMNS)
-def test_what_is_built_has_its_default_and_all_else_is_off(
-    path: str, column: int, environment: Environment
-) -> None:
+def test_what_is_built_has_its_default_and_all_else_is_off(path: str, column: int, environment: Environment) -> None:
     loaded = settings.load(None, {"GREENROOM_ENVIRONMENT": environment})
     if path in BUILT:
         assert _value(loaded, path) == TABLE[path][column]
@@ -81,9 +79,7 @@ def test_without_a_name_it_is_development() -> None:
     assert loaded.origins["environment"] == "default"
 
 
-@pytest.mark.parametrize(
-    ("name", "meant"), [("prod", "production"), ("Staging", "staging"), ("dev", "development")]
-)
+@pytest.mark.parametrize(("name", "meant"), [("prod", "production"), ("Staging", "staging"), ("dev", "development")])
 def test_an_unknown_environment_is_refused_with_the_nearest(name: str, meant: str) -> None:
     with pytest.raises(SettingsInvalid) as caught:
         settings.load(None, {"GREENROOM_ENVIRONMENT": name})

@@ -25,9 +25,7 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-def _problems(
-    manifest: Path | None = None, environ: dict[str, str] | None = None, **overrides: Any
-) -> dict[str, str]:
+def _problems(manifest: Path | None = None, environ: dict[str, str] | None = None, **overrides: Any) -> dict[str, str]:
     with pytest.raises(SettingsInvalid) as caught:
         settings.load(manifest, environ or {}, overrides=overrides)
     return dict(caught.value.problems)
@@ -38,9 +36,7 @@ def test_a_variable_overrides_the_manifest_and_an_override_both(write: Write) ->
         'environment = "production"\n[cluster]\nmax_replicas = 20\nmax_connections = 30\njson_logs = false'
     )
     environ = {"GREENROOM_CLUSTER__MAX_REPLICAS": "21", "GREENROOM_CLUSTER__MAX_CONNECTIONS": "31"}
-    loaded = settings.load(
-        manifest, environ, overrides={"cluster": {"max_connections": 32, "json_logs": None}}
-    )
+    loaded = settings.load(manifest, environ, overrides={"cluster": {"max_connections": 32, "json_logs": None}})
     cluster = loaded.cluster
     assert (cluster.json_logs, cluster.max_replicas, cluster.max_connections) == (False, 21, 32)
     assert loaded.origins["environment"] == "greenroom.toml"
@@ -58,9 +54,7 @@ def test_every_value_has_an_origin(write: Write) -> None:
 
 
 def test_variables_change_agents_by_their_name_in_capitals(write: Write) -> None:
-    manifest = write(
-        '[agents.deep-research]\nfactory="a:b"\n[agents.a]\nfactory="a:b"\n[agents.a__b]\nfactory="a:b"\n'
-    )
+    manifest = write('[agents.deep-research]\nfactory="a:b"\n[agents.a]\nfactory="a:b"\n[agents.a__b]\nfactory="a:b"\n')
     environ = {
         "GREENROOM_AGENTS__DEEP_RESEARCH__TIMEOUT_S": "7.5",
         "GREENROOM_AGENTS__DEEP_RESEARCH__SCALING__MIN_REPLICAS": "2",
@@ -76,10 +70,7 @@ def test_variables_change_agents_by_their_name_in_capitals(write: Write) -> None
     assert (agent.description, agent.arguments) == ("reads, and reads", {"model": "gpt-4o"})
     assert loaded.agents["a"].sessions
     assert loaded.agents["a__b"].max_attempts == 9
-    assert (
-        loaded.origins["agents.deep-research.arguments.model"]
-        == "GREENROOM_AGENTS__DEEP_RESEARCH__ARGUMENTS__MODEL"
-    )
+    assert loaded.origins["agents.deep-research.arguments.model"] == "GREENROOM_AGENTS__DEEP_RESEARCH__ARGUMENTS__MODEL"
 
 
 def test_a_variable_that_may_mean_two_agents_is_refused(write: Write) -> None:
@@ -120,9 +111,7 @@ def test_a_variable_that_is_not_toml_is_text(text: str, value: str | None, write
         ("GREENROOM_CLUSTER__MAX_REPLICAS", "cluster.max_replicas", "(GREENROOM_CLUSTER__MAX_REPLICAS)"),
     ],
 )
-def test_a_wrong_variable_is_refused_with_a_suggestion(
-    variable: str, path: str, message: str, write: Write
-) -> None:
+def test_a_wrong_variable_is_refused_with_a_suggestion(variable: str, path: str, message: str, write: Write) -> None:
     problems = _problems(write(AGENT), {variable: "some text"})
     assert list(problems) == [path]
     assert message in problems[path]
@@ -206,9 +195,7 @@ def test_saying_off_to_what_is_not_yet_built_is_fine(path: str) -> None:
 
 def test_what_is_not_yet_built_are_existing_keys() -> None:
     agent = {"factory": "a:b"}
-    loaded = settings.load(
-        None, {}, overrides={"agents": {"*": agent, "a": agent}} | {"agents": {"a": agent}}
-    )
+    loaded = settings.load(None, {}, overrides={"agents": {"*": agent, "a": agent}} | {"agents": {"a": agent}})
     paths = {path.replace("agents.a.", "agents.*.") for path in loaded.origins}
     assert settings.NOT_YET_BUILT.keys() <= paths
 
@@ -221,9 +208,7 @@ def test_loopback_needs_no_tls(host: str) -> None:
 def test_the_minimums_have_to_fit() -> None:
     agents = {name: {"factory": "a:b", "scaling": {"min_replicas": 6}} for name in ("a", "b")}
     problems = _problems(agents=agents)
-    assert problems == {
-        "cluster.max_replicas": "10 is less than the agents' scaling.min_replicas together, 12"
-    }
+    assert problems == {"cluster.max_replicas": "10 is less than the agents' scaling.min_replicas together, 12"}
     settings.load(None, {}, overrides={"agents": agents, "cluster": {"max_replicas": 12}})
 
 
@@ -243,10 +228,7 @@ def test_mistakes_everywhere_are_told_at_once_and_readably(write: Write) -> None
 def test_the_starter_manifest_is_valid_as_it_is_and_with_its_comments_made_real(write: Write) -> None:
     text = settings.starter_manifest()
     assert list(settings.load(write(text), {}).agents) == ["hello"]
-    lines = [
-        line.removeprefix("# ") if " = " in line or line.startswith("# [") else line
-        for line in text.splitlines()
-    ]
+    lines = [line.removeprefix("# ") if " = " in line or line.startswith("# [") else line for line in text.splitlines()]
     everything = settings.load(write("\n".join(lines)), {})
     assert everything.agents["hello"].scaling.min_replicas == 2
     assert everything.cluster.max_connections == 128
@@ -260,9 +242,7 @@ def test_secrets_among_the_arguments_are_not_shown() -> None:
             "api_key": secret,
             "llm": {"list": [{"Token": secret, "top_k": 1}]},
         }
-        return settings.load(
-            None, {}, overrides={"agents": {"a": {"factory": "a:b", "arguments": arguments}}}
-        )
+        return settings.load(None, {}, overrides={"agents": {"a": {"factory": "a:b", "arguments": arguments}}})
 
     values = {path: value for path, value, _ in settings.rows(loaded("s3cret"))}
     assert "s3cret" not in str(values)
@@ -290,9 +270,7 @@ def test_a_name_that_only_resembles_one_is_shown(name: str) -> None:
 def test_a_diff_has_what_changed_and_nothing_else() -> None:
     agent = {"factory": "a:b"}
     old = settings.load(None, {}, overrides={"agents": {"a": agent, "gone": agent}})
-    new = settings.load(
-        None, {}, overrides={"agents": {"a": agent | {"concurrency": 2}}, "server": {"port": 1}}
-    )
+    new = settings.load(None, {}, overrides={"agents": {"a": agent | {"concurrency": 2}}, "server": {"port": 1}})
     changes = settings.diff(old, new)
     assert ("server.port", 7080, 1) in changes
     assert ("agents.a.concurrency", 1, 2) in changes

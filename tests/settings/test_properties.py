@@ -29,9 +29,7 @@ SCALARS = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(),
-    st.sampled_from(
-        [0, 1, 2**63, 10**4000, -(10**4000), 1e400, "agents:research", "any", "off", "INFO", "::1"]
-    ),
+    st.sampled_from([0, 1, 2**63, 10**4000, -(10**4000), 1e400, "agents:research", "any", "off", "INFO", "::1"]),
     st.floats(),
     SURROGATES,
     st.dates(),
@@ -41,9 +39,7 @@ SCALARS = st.one_of(
 )
 VALUES = st.recursive(
     SCALARS,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.dictionaries(KEYS | SURROGATES, inner, max_size=5)
-    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(KEYS | SURROGATES, inner, max_size=5)),
     max_leaves=20,
 )
 TABLES = st.dictionaries(KEYS | SURROGATES, VALUES, max_size=5)
@@ -65,9 +61,7 @@ MANIFESTS = TABLES | st.fixed_dictionaries(
 VARIABLES = st.dictionaries(
     st.builds(
         "GREENROOM_{}".format,
-        st.lists(KEYS | st.text(max_size=5), min_size=1, max_size=4).map(
-            lambda parts: "__".join(parts).upper()
-        ),
+        st.lists(KEYS | st.text(max_size=5), min_size=1, max_size=4).map(lambda parts: "__".join(parts).upper()),
     )
     | st.text(),
     SURROGATES | st.sampled_from(["1", "true", "[1]", "{a=1}", "nan", "1979-05-27", "1" * 5000]),
@@ -92,9 +86,7 @@ def _bottomless() -> dict[str, Any]:
     environ={"GREENROOM_AGENTS__A__ARGUMENTS__X": "1"},
 )
 @example(manifest={"agents": {"a": {"factory": "a:b", "arguments": {"at": datetime.date.max}}}}, environ={})
-def test_arbitrary_tables_give_settings_or_their_mistakes(
-    manifest: Mapping[str, Any], environ: dict[str, str]
-) -> None:
+def test_arbitrary_tables_give_settings_or_their_mistakes(manifest: Mapping[str, Any], environ: dict[str, str]) -> None:
     try:
         loaded = settings.load(None, environ, overrides=manifest)
     except SettingsInvalid as error:

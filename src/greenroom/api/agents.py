@@ -37,8 +37,8 @@ async def put_agent(call: Call) -> Answer:
     most = call.services.settings.cluster.max_replicas
     if others + spec.scaling.min_replicas > most:
         raise errors.Conflict(
-            f"cannot deploy {name}: {others} replicas of other agents and {spec.scaling.min_replicas} of it are more than "
-            f"cluster.max_replicas ({most})"
+            f"cannot deploy {name}: {others} replicas of other agents and {spec.scaling.min_replicas} of it "
+            f"are more than cluster.max_replicas ({most})"
         )
     await call.services.deploy(name, spec)
     return await show_agent(call)

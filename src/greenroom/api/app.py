@@ -1,7 +1,7 @@
 """The ASGI application: authenticate, authorise, bound, route, answer. In this order, for every path but `routes.OPEN`.
 
-One class on the main path, because each hop there costs every task. Paths are matched on ``scope["path"]`` as the server
-decoded it, never on a URL that a Host header could shape.
+One class on the main path, because each hop there costs every task. Paths are matched on ``scope["path"]`` as the
+server decoded it, never on a URL that a Host header could shape.
 """
 
 from __future__ import annotations
@@ -77,10 +77,15 @@ class App:
         principal = services.auth.authenticate(headers.get(b"authorization"), source=client[0] if client else "local")
         route, path_params = self._match(scope["path"], scope["method"])
         if not admission.allows(principal.role, route.permission):
-            raise errors.Forbidden(f"cannot {scope['method']} {route.path}: the role {principal.role} may not {route.permission}")
+            raise errors.Forbidden(
+                f"cannot {scope['method']} {route.path}: the role {principal.role} may not {route.permission}"
+            )
         if services.stopping.is_set() and route.method != "GET":
             raise errors.StoreUnavailable("cannot take this now: the node is stopping")
-        if route.body is not None and headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
+        if (
+            route.body is not None
+            and headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json"
+        ):
             raise UnsupportedMediaType("cannot read the body: send it with Content-Type: application/json")
         body = await _body(scope, headers, receive, most=services.settings.server.max_body_bytes)
         return await route.endpoint(Call(request_id, principal, services, scope, path_params, body))

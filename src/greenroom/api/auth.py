@@ -63,9 +63,7 @@ class Authenticator:
         key = keys.mint(word, self._pepper)
         now_us = database.microseconds(self._clock.now())
         expires_at = None if expires_in_s is None else now_us + int(expires_in_s * 1e6)
-        await self._principals.create(
-            stored.Principal(key.id, tenant, name, role, key.secret_hash, now_us, expires_at)
-        )
+        await self._principals.create(stored.Principal(key.id, tenant, name, role, key.secret_hash, now_us, expires_at))
         await self.refresh()
         return key
 

@@ -104,5 +104,3 @@ def _key(row: Principal) -> dict[str, Any]:
         "expires_at": database.instant_or_none(row.expires_at),
         "revoked_at": database.instant_or_none(row.revoked_at),
     }
-
-

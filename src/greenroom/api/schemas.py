@@ -10,7 +10,9 @@ from msgspec import Meta
 
 from greenroom import errors, strict_json
 
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}\Z", description="a name of at most 63 of a-z, 0-9, _ and -")]
+Name = Annotated[
+    str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}\Z", description="a name of at most 63 of a-z, 0-9, _ and -")
+]
 SessionId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}\Z")]
 MAX_BATCH = 1_000
 MAX_WAIT_S = 300.0

@@ -17,7 +17,7 @@ from greenroom.store.store import Store
 
 @dataclass(slots=True, kw_only=True)
 class Services:
-    """*deploy* makes a spec the serving revision; *restart* replaces a replica of this node, False if it has none such."""
+    """*deploy* makes a spec the serving revision; *restart* replaces a replica of this node, False if it has none."""
 
     store: Store
     auth: Authenticator

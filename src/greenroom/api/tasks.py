@@ -140,7 +140,8 @@ class Unrouted(errors.NoRoute):
 
 def _scores(scores: tuple[routing.Score, ...]) -> list[dict[str, Any]]:
     return [
-        {"agent": score.agent, "score": round(score.score, 3), "reason": "; ".join(score.reasons)} for score in scores[:10]
+        {"agent": score.agent, "score": round(score.score, 3), "reason": "; ".join(score.reasons)}
+        for score in scores[:10]
     ]
 
 
@@ -202,9 +203,9 @@ def _new_document(task: NewTask, accepted: Accepted) -> dict[str, Any]:
     )
 
 
-async def _task_answer(call: Call, row: Task, has_ended: bool) -> Answer:
+async def _task_answer(call: Call, row: Task) -> Answer:
     document = views.task(row, await call.store.tasks.state_events(row.id))
-    return Answer(document, status=200 if has_ended else 202)
+    return Answer(document, status=200 if row.state in tasks.TERMINAL else 202)
 
 
 async def _wait(call: Call, id: str, wait_s: float) -> Answer:
@@ -216,7 +217,7 @@ async def _wait(call: Call, id: str, wait_s: float) -> Answer:
             row = await call.store.tasks.get(id, tenant=call.principal.tenant)
             remaining_s = deadline_s - call.services.clock.monotonic_s()
             if row.state in tasks.TERMINAL or remaining_s <= 0:
-                return await _task_answer(call, row, row.state in tasks.TERMINAL)
+                return await _task_answer(call, row)
             await asyncio.wait([end], timeout=min(remaining_s, EVENT_POLL_S))
         finally:
             end.cancel()
@@ -346,7 +347,7 @@ async def _session(call: Call) -> Any:
         raise errors.NotFound(f"cannot find the session {call.path('id')[:64]}")
     if len(found) > 1:
         names = ", ".join(row.agent for row in found)
-        raise errors.Conflict(f"cannot choose the session {found[0].id}: several agents have it ({names}); give ?agent=")
+        raise errors.Conflict(
+            f"cannot choose the session {found[0].id}: several agents have it ({names}); give ?agent="
+        )
     return found[0]
-
-

@@ -112,7 +112,9 @@ def agent(entry: Entry, *, ready: int, open_counts: dict[tuple[str, str], int]) 
 def _shown_spec(spec: bytes) -> dict[str, Any]:
     document: dict[str, Any] = msgspec.json.decode(spec)
     arguments = document.get("arguments", {})
-    document["arguments"] = {name: settings.masked(("agents", "", "arguments", name), value) for name, value in arguments.items()}
+    document["arguments"] = {
+        name: settings.masked(("agents", "", "arguments", name), value) for name, value in arguments.items()
+    }
     return document
 
 

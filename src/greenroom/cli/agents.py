@@ -64,9 +64,7 @@ def agents(name: str | None = None, /, *, given: options.Options = options.DEFAU
         )
         for agent in found
     ]
-    render.table(
-        AGENT_COLUMNS, rows, empty="no agents; next: add one to greenroom.toml, and restart the node"
-    )
+    render.table(AGENT_COLUMNS, rows, empty="no agents; next: add one to greenroom.toml, and restart the node")
     for agent in found:
         if agent.reason and agent.state != "ready":
             render.say(f"{agent.name}: {agent.reason}")

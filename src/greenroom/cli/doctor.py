@@ -68,9 +68,7 @@ def _pidfd() -> Finding:
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (OSError, AttributeError):
-        return Finding(
-            "pidfd", "failed", "not available; the death of a replica cannot be seen: needs Linux 5.3"
-        )
+        return Finding("pidfd", "failed", "not available; the death of a replica cannot be seen: needs Linux 5.3")
     return Finding("pidfd", "ok", "available")
 
 
@@ -83,9 +81,7 @@ def _manifest(manifest: Path) -> Iterator[Finding]:
         for problem in error.problems:
             yield Finding("manifest", "failed", f"{problem.path}: {problem.message}")
     else:
-        yield Finding(
-            "manifest", "ok", f"{manifest}: {found.environment}, agents: {', '.join(found.agents) or 'none'}"
-        )
+        yield Finding("manifest", "ok", f"{manifest}: {found.environment}, agents: {', '.join(found.agents) or 'none'}")
 
 
 def _node(given: options.Options) -> Iterator[Finding]:
@@ -93,9 +89,7 @@ def _node(given: options.Options) -> Iterator[Finding]:
         with given.connect() as node:
             agents = node.agents()
     except errors.NodeUnreachable:
-        yield Finding(
-            "node", "warn", "not running; start it with greenroom up to see what the agents are taken for"
-        )
+        yield Finding("node", "warn", "not running; start it with greenroom up to see what the agents are taken for")
         return
     except errors.GreenroomError as error:
         yield Finding("node", "failed", str(error))

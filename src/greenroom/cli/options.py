@@ -20,9 +20,9 @@ class Options:
     """Where the node is, and who reads the answer."""
 
     json: Annotated[bool, Parameter(help="Print JSON, for programs.", show_default=False)] = False
-    url: Annotated[
-        str | None, Parameter(help="The node's address, else GREENROOM_URL, else the data directory's.")
-    ] = None
+    url: Annotated[str | None, Parameter(help="The node's address, else GREENROOM_URL, else the data directory's.")] = (
+        None
+    )
     data_dir: Annotated[
         Path | None, Parameter(help="The node's data directory, else GREENROOM_DATA_DIR, else .greenroom.")
     ] = None

@@ -75,9 +75,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, empty:
         made.add_column(column.title, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
     for row in cells:
         made.add_row(*(texts.Text(cell, style=STYLES.get(cell, "")) for cell in row))
-    console.width = max(
-        console.width, sum(widths) + GAP * len(widths)
-    )  # what is whole may be wider than the screen
+    console.width = max(console.width, sum(widths) + GAP * len(widths))  # what is whole may be wider than the screen
     console.print(made)
 
 
@@ -85,12 +83,8 @@ def _widths(columns: Sequence[Column], cells: Sequence[Sequence[str]], room: int
     """The widths of the columns: the whole ones take all they need, the others share what is left."""
     from rich import cells as rich_cells
 
-    widths = [
-        max(map(rich_cells.cell_len, texts)) for texts in zip((c.title for c in columns), *cells, strict=True)
-    ]
-    cuttable = sorted(
-        (index for index, column in enumerate(columns) if not column.whole), key=widths.__getitem__
-    )
+    widths = [max(map(rich_cells.cell_len, texts)) for texts in zip((c.title for c in columns), *cells, strict=True)]
+    cuttable = sorted((index for index, column in enumerate(columns) if not column.whole), key=widths.__getitem__)
     left = room - GAP * (len(columns) - 1) - sum(widths[index] for index, c in enumerate(columns) if c.whole)
     for others, index in zip(range(len(cuttable), 0, -1), cuttable, strict=True):
         widths[index] = min(widths[index], max(left // others, NARROWEST))

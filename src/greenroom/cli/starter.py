@@ -47,9 +47,7 @@ def init(folder: Path = Path(), /) -> None:
     files = {folder / config.MANIFEST: settings.starter_manifest(), folder / "agents.py": AGENTS}
     for path in files:
         if path.exists() or path.is_symlink():
-            raise errors.Conflict(
-                f"cannot write {path}: it is there already; move it away, or choose another folder"
-            )
+            raise errors.Conflict(f"cannot write {path}: it is there already; move it away, or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
         with path.open("x", encoding="utf-8") as file:

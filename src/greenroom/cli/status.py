@@ -27,9 +27,7 @@ def status(*, given: options.Options = options.DEFAULT) -> None:
     agents = document.get("agents") or []
     render.facts(_facts({name: value for name, value in document.items() if name != "agents"}))
     render.line("")
-    render.table(
-        COLUMNS, map(_row, agents), empty="no agents; next: add one to greenroom.toml, and restart the node"
-    )
+    render.table(COLUMNS, map(_row, agents), empty="no agents; next: add one to greenroom.toml, and restart the node")
     for agent in agents:
         if agent.get("reason") and agent.get("state") != "ready":
             render.say(f"{agent['name']}: {agent['reason']}")

@@ -84,7 +84,12 @@ def loss_of(reason: str, detail: str, *, is_charged: bool) -> tasks.ReplicaGone:
 
 
 def finish(
-    attempt: Attempt, verdict: tasks.Verdict, *, error: bytes | None, due_at_us: int | None, message: protocol.Ended | None
+    attempt: Attempt,
+    verdict: tasks.Verdict,
+    *,
+    error: bytes | None,
+    due_at_us: int | None,
+    message: protocol.Ended | None,
 ) -> Finish:
     """Build the statement's parameters; results and state only of an attempt that succeeded."""
     claim = attempt.claim

@@ -1,9 +1,9 @@
 """Sub-tasks: ``Context.call`` of the attempts in flight.
 
 The n-th call of a task is stored under its parent and ordinal: an attempt that is run again gets the recorded results
-again, unless its agent now asks for something else, which is then a new sub-task of this attempt alone. While an attempt
-waits its slot is free, so agents with one slot each may call one another in a chain; to go on it takes a slot again, ahead
-of new claims.
+again, unless its agent now asks for something else, which is then a new sub-task of this attempt alone. While an
+attempt waits its slot is free, so agents with one slot each may call one another in a chain; to go on it takes a slot
+again, ahead of new claims.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ class Calls:
         if not strict_json.is_valid(message.input):
             raise errors.JsonRefused(f"cannot call {message.agent}: its input is not strict JSON")
         if message.session is not None and (message.agent, message.session) == (claim.agent, claim.session):
-            raise errors.Conflict(f"cannot call {message.agent}: session {message.session} is held by the caller itself")
+            raise errors.Conflict(
+                f"cannot call {message.agent}: session {message.session} is held by the caller itself"
+            )
         remaining_us = int((attempt.deadline_s - self._clock.monotonic_s()) * 1e6)
         elapsed_us = int((self._clock.monotonic_s() - attempt.started_s) * 1e6)
         return submissions.new_task(

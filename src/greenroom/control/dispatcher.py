@@ -1,8 +1,8 @@
 """The dispatcher: gives claimed tasks to replicas and writes what becomes of them, fenced by the lease's epoch.
 
 The store claims (in its commits, for the slots on the board) and delivers here; replicas answer here; every end is one
-`store.tasks.finish`. Between the two lives an `Attempt`. An attempt whose end is recorded already (deadline, cancel) keeps
-its slot until the replica says so or its process is killed.
+`store.tasks.finish`. Between the two lives an `Attempt`. An attempt whose end is recorded already (deadline, cancel)
+keeps its slot until the replica says so or its process is killed.
 """
 
 from __future__ import annotations
@@ -268,5 +268,3 @@ EVENT_TYPES = frozenset({"message", "tool", "output", "progress", "log"})
 def _ignore_weather(future: asyncio.Future[bool]) -> None:
     """An event that the store cannot take is lost with a trace in the log of the store's trouble, the task goes on."""
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-

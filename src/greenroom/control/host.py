@@ -109,8 +109,10 @@ class Host:
         now_s = busy_at_s = self._clock.monotonic_s()
         deadline_s = now_s + grace_s
         # What waits for a sub-task that nobody starts any more is handed back; one that ended lets it go on at once.
-        while not self._is_hurried.is_set() and now_s < min(deadline_s, busy_at_s + RESUME_S) and any(
-            self._store.board.attempts(replica.id) for replica in self._replicas.values()
+        while (
+            not self._is_hurried.is_set()
+            and now_s < min(deadline_s, busy_at_s + RESUME_S)
+            and any(self._store.board.attempts(replica.id) for replica in self._replicas.values())
         ):
             await self._clock.sleep(0.02)
             now_s = self._clock.monotonic_s()

@@ -1,4 +1,5 @@
-"""Supervision of the node's own loops: a bug crashes its loop, the loop is started again within a budget, then the node ends.
+"""Supervision of the node's own loops: a bug crashes its loop, the loop is started again within a budget, then the node
+ends.
 
 Weather (`StoreUnavailable`) is no bug: it is said once, waited out with backoff, and said again when it is over.
 """

@@ -1,4 +1,4 @@
-"""Plans: which replicas to start and which to let go, from what should be and what is. Pure; applied by `control.host`."""
+"""Plans: which replicas to start or let go, from what should be and what is. Pure; applied by `control.host`."""
 
 from __future__ import annotations
 

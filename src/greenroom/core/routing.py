@@ -219,9 +219,7 @@ def _resolved(index: Index, text: str) -> dict[str, tuple[str, float]]:
     return resolved
 
 
-def _add_words(
-    index: Index, request: Mapping[str, tuple[str, float]], evidence: Sequence[_Evidence]
-) -> float:
+def _add_words(index: Index, request: Mapping[str, tuple[str, float]], evidence: Sequence[_Evidence]) -> float:
     """Add what each word says; answer how much the words speak for jobs that no agent here does."""
     foreign = 0.0
     seen: dict[str, int] = defaultdict(int)
@@ -233,9 +231,7 @@ def _add_words(
             for match in index.jobs.get(job, ()):
                 worth = match.worth * strength
                 if match.agent not in found or found[match.agent].worth < worth:
-                    found[match.agent] = Match(
-                        match.agent, worth, f"'{written}' is about {job}, like {match.reason}"
-                    )
+                    found[match.agent] = Match(match.agent, worth, f"'{written}' is about {job}, like {match.reason}")
             if job not in index.jobs:
                 foreign += strength * weight
         for match in found.values():

@@ -167,10 +167,7 @@ def _jobs() -> Mapping[str, Mapping[str, float]]:
             for entry in entries.split():
                 term = "_".join(stem(part) for part in entry.split("_"))
                 found.setdefault(term, {})[job] = strength
-    return {
-        term: {job: strength / math.sqrt(len(of)) for job, strength in of.items()}
-        for term, of in found.items()
-    }
+    return {term: {job: strength / math.sqrt(len(of)) for job, strength in of.items()} for term, of in found.items()}
 
 
 @functools.cache

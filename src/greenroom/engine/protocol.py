@@ -1,8 +1,8 @@
 """What a node and a replica say to each other: length-prefixed msgpack frames over one socket pair. Sans I/O.
 
 Each message is a tagged array, so that decoding is the schema check; a frame that does not decode ends the replica.
-Values that belong to agents (inputs, outputs, states, event data) travel as encoded JSON and are never interpreted here.
-A task's messages carry ``(task, epoch)``: the attempt they speak for, and the only capability that a replica has.
+Values that belong to agents (inputs, outputs, states, event data) travel as encoded JSON and are never interpreted
+here. A task's messages carry ``(task, epoch)``: the attempt they speak for, and the only capability that a replica has.
 Imported by both sides: standard library and msgspec only.
 """
 

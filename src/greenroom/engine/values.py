@@ -15,7 +15,6 @@ import msgspec
 
 from greenroom import errors, strict_json
 
-
 _MAX_KEYS = 1_000_000
 
 
@@ -52,7 +51,9 @@ def encode(value: Any, what: str, *, limit_bytes: int) -> bytes:
 
 
 def read(encoded: bytes) -> Any:
-    """Parse what a node hands to a replica, or an agent's own value: their bytes are bounded, a long chat has many keys."""
+    """Parse what a node hands to a replica, or an agent's own value: their bytes are bounded, a long chat has many
+    keys.
+    """
     return strict_json.loads(encoded, max_keys=_MAX_KEYS)
 
 

@@ -88,9 +88,7 @@ class AsyncClient:
         cursor: str | None = None,
         limit: int | None = None,
     ) -> Page[Task]:
-        return await self._send(
-            calls.tasks(agent=agent, state=state, session=session, cursor=cursor, limit=limit)
-        )
+        return await self._send(calls.tasks(agent=agent, state=state, session=session, cursor=cursor, limit=limit))
 
     async def iter_tasks(
         self, agent: str | None = None, state: str | None = None, *, session: str | None = None

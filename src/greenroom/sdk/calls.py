@@ -164,9 +164,7 @@ def delete_agent(name: str) -> Call[None]:
 
 
 def scale(name: str, replicas: int) -> Call[models.Agent]:
-    return Call(
-        "PATCH", f"/v1/agents/{_segment(name)}/scale", _agent, body=strict_json.dumps({"replicas": replicas})
-    )
+    return Call("PATCH", f"/v1/agents/{_segment(name)}/scale", _agent, body=strict_json.dumps({"replicas": replicas}))
 
 
 def replicas(cursor: str | None = None) -> Call[models.Page[models.Replica]]:
@@ -190,9 +188,7 @@ def keys(cursor: str | None = None) -> Call[models.Page[models.Key]]:
 
 
 def create_key(name: str, role: str) -> Call[models.Key]:
-    return Call(
-        "POST", "/v1/keys", _key, body=strict_json.dumps({"name": name, "role": role}), repeatable=False
-    )
+    return Call("POST", "/v1/keys", _key, body=strict_json.dumps({"name": name, "role": role}), repeatable=False)
 
 
 def revoke_key(id: str) -> Call[None]:

@@ -58,9 +58,7 @@ class Context(Protocol):
         Callable from any thread. Refused with ValueError if it is not JSON or over 256 KiB.
         """
 
-    async def call(
-        self, agent: str, input: Any, *, timeout_s: float | None = None, session: str | None = None
-    ) -> Any:
+    async def call(self, agent: str, input: Any, *, timeout_s: float | None = None, session: str | None = None) -> Any:
         """Run a durable sub-task and return its output; while it waits, this task's slot is free.
 
         The n-th call of a task is recorded: when the task is run again after a lost replica, the same call (same agent

@@ -101,9 +101,7 @@ def output(task: models.Task) -> Any:
             f"cannot return the result of task {task.id} yet: it is {task.state} and goes on; wait again"
         )
     why = f": {task.error.type}: {task.error.message}" if task.error else ""
-    raise errors.TaskFailed(
-        f"cannot return the result of task {task.id}: it {_ENDED.get(task.state, task.state)}{why}"
-    )
+    raise errors.TaskFailed(f"cannot return the result of task {task.id}: it {_ENDED.get(task.state, task.state)}{why}")
 
 
 _ENDED = {"failed": "failed", "cancelled": "was cancelled", "expired": "expired"}

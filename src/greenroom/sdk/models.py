@@ -124,9 +124,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ends(self) -> bool:
         """Whether it is the last: the task has reached a final state."""
-        return (
-            self.type == "state" and isinstance(self.data, dict) and self.data.get("state") in tasks.TERMINAL
-        )
+        return self.type == "state" and isinstance(self.data, dict) and self.data.get("state") in tasks.TERMINAL
 
 
 class ReplicaCount(msgspec.Struct, frozen=True, kw_only=True):

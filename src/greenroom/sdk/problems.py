@@ -37,18 +37,14 @@ def read(status: int, content: bytes) -> models.Problem:
         return models.Problem(title=_phrase(status), status=status)
 
 
-def to_error(
-    problem: models.Problem, *, status: int, retry_after_s: float | None = None
-) -> errors.GreenroomError:
+def to_error(problem: models.Problem, *, status: int, retry_after_s: float | None = None) -> errors.GreenroomError:
     """The error to raise for *problem*, which came with *status*."""
     kind = _BY_CODE.get(problem.code) or _BY_STATUS.get(status, errors.GreenroomError)
     error = kind(problem.detail or problem.title or f"the node answered {status} {_phrase(status)}")
     if isinstance(error, errors.Overloaded | errors.StoreUnavailable) and retry_after_s is not None:
         error.retry_after_s = retry_after_s
     if isinstance(error, errors.Unauthenticated):
-        error.add_note(
-            "a key comes from GREENROOM_KEY, or on the node's machine from local.key in its data directory"
-        )
+        error.add_note("a key comes from GREENROOM_KEY, or on the node's machine from local.key in its data directory")
     for candidate in problem.candidates:
         error.add_note(f"candidate: {candidate.agent} ({candidate.score:.2f}) {candidate.reason}".rstrip())
     if problem.request_id and status >= 500:

@@ -33,9 +33,7 @@ class Parser:
         try:
             return msgspec.json.decode(data, type=models.Event)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise errors.GreenroomError(
-                f"cannot read an event: {error}; is the node as new as this client?"
-            ) from None
+            raise errors.GreenroomError(f"cannot read an event: {error}; is the node as new as this client?") from None
 
 
 class Following:

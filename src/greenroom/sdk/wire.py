@@ -82,9 +82,7 @@ def lost(error: httpx.RequestError, url: str) -> flows.Lost:
     )
     why = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
     if sent:
-        message = (
-            f"cannot get an answer from the node at {url}: {why}; it may have done what was asked: look first"
-        )
+        message = f"cannot get an answer from the node at {url}: {why}; it may have done what was asked: look first"
     else:
         message = f"cannot reach a node at {url}: {why}; start one with `greenroom up`, or set GREENROOM_URL"
     return flows.Lost(errors.NodeUnreachable(message), sent=sent)

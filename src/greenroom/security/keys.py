@@ -63,4 +63,3 @@ def verify(presented: Presented | None, stored_hash: bytes | None, pepper: bytes
 
 def _checksum(body: str) -> str:
     return f"{zlib.crc32(body.encode()):08x}"
-

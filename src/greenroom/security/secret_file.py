@@ -1,4 +1,6 @@
-"""The node's own secrets: one file, mode 0600, outside of what replicas see. Made at first start, never in the environment."""
+"""The node's own secrets: one file, mode 0600, outside of what replicas see. Made at first start, never in the
+environment.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ class Secrets(msgspec.Struct, frozen=True):
 
 
 def load_or_make(path: Path) -> Secrets:
-    """Read *path*, made with new secrets if it is missing; raises `errors.StartRefused` if it is not ours or too open."""
+    """Read *path*, made with new secrets if it is missing; raises `errors.StartRefused` if it is foreign or too open."""
     try:
         mode = path.stat().st_mode & 0o777
         if mode & 0o077:
@@ -29,7 +31,9 @@ def load_or_make(path: Path) -> Secrets:
         write_private(path, msgspec.json.encode(made))
         return made
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise errors.StartRefused(f"cannot read {path}: it is not a secrets file of Greenroom; restore the right one") from None
+        raise errors.StartRefused(
+            f"cannot read {path}: it is not a secrets file of Greenroom; restore the right one"
+        ) from None
     except OSError as error:
         raise errors.StartRefused(f"cannot read {path}: {error.strerror}") from None
 

@@ -43,13 +43,9 @@ class Checker:
 
     def is_sound(self, path: KeyPath) -> bool:
         """Whether it is certain that there is no problem at *path*, under it or above it."""
-        return not self.is_full and all(
-            path[: len(bad)] != bad and bad[: len(path)] != path for bad, _ in self.found
-        )
+        return not self.is_full and all(path[: len(bad)] != bad and bad[: len(path)] != path for bad, _ in self.found)
 
-    def table(
-        self, kind: type[Table], given: object, path: KeyPath, *, defaults: Table | None = None
-    ) -> Table:
+    def table(self, kind: type[Table], given: object, path: KeyPath, *, defaults: Table | None = None) -> Table:
         """*given* as a *kind*; what is absent comes from *defaults*, else from the schema.
 
         Where problems were reported under *path* the answer has defaults or None in their place: good enough
@@ -60,9 +56,7 @@ class Checker:
         values = {}
         for field in fields:
             default = default_of(field) if defaults is None else getattr(defaults, field.name)
-            values[field.name] = self._field(
-                field, known.get(field.name), (*path, field.name), default=default
-            )
+            values[field.name] = self._field(field, known.get(field.name), (*path, field.name), default=default)
         return kind(**values)
 
     def mapping(self, given: object, path: KeyPath, *, known: list[str] | None = None) -> dict[str, Any]:
@@ -187,9 +181,7 @@ def expectation(kind: inspect.Type, title: str | None = None) -> str:
         case inspect.Metadata():
             return expectation(kind.type, (kind.extra_json_schema or {}).get("title"))
         case inspect.UnionType():
-            return " or ".join(
-                expectation(each) for each in kind.types if not isinstance(each, inspect.NoneType)
-            )
+            return " or ".join(expectation(each) for each in kind.types if not isinstance(each, inspect.NoneType))
         case inspect.LiteralType():
             return _one_of(kind.values)
         case inspect.EnumType():

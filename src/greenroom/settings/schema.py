@@ -85,9 +85,7 @@ Folder = Annotated[
 Destination = Annotated[
     str, Meta(pattern=_whole(_TEXT), min_length=1, max_length=300, title="a host, host:port, or any")
 ]
-Host = Annotated[
-    str, Meta(pattern=_whole(r"[A-Za-z0-9.:_-]+"), max_length=253, title="an IP address or host name")
-]
+Host = Annotated[str, Meta(pattern=_whole(r"[A-Za-z0-9.:_-]+"), max_length=253, title="an IP address or host name")]
 Text = Annotated[str, Meta(pattern=_whole(_TEXT), max_length=2000, title="text")]
 Skill = Annotated[str, Meta(pattern=_whole(_TEXT), min_length=1, max_length=100, title="text")]
 

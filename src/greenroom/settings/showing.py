@@ -17,9 +17,7 @@ from greenroom.settings.schema import Settings
 
 HIDDEN = "***"
 # `api_key`, `OPENAI_KEY`, `access-token`, `accessKey`, `dbPassword`, but neither `max_tokens` nor `monkey`.
-_SECRET = re.compile(
-    r"(?i)(?:api|[_-]|^)_?-?key$|(?-i:[a-z]Key)$|token$|secret|passw|credential|^authorization$"
-)
+_SECRET = re.compile(r"(?i)(?:api|[_-]|^)_?-?key$|(?-i:[a-z]Key)$|token$|secret|passw|credential|^authorization$")
 _ARGUMENTS_DEPTH = 3  # agents.NAME.arguments
 
 

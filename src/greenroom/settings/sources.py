@@ -67,9 +67,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         return tomllib.loads(content.decode())
     except UnicodeDecodeError as error:
         raise refused(f"is not UTF-8: byte {error.start}") from None
-    except (
-        ValueError
-    ) as error:  # TOMLDecodeError, which names line and column, and numbers of over 4,300 digits
+    except ValueError as error:  # TOMLDecodeError, which names line and column, and numbers of over 4,300 digits
         raise refused(f"is not TOML: {error}") from None
     except RecursionError:
         raise refused("is not a manifest: its values are nested too deeply") from None

@@ -62,8 +62,6 @@ def effective(environment: Environment) -> Design:
 
 def _built(name: str, section: Section) -> Section:
     off = {
-        field.name: field.default
-        for field in structs.fields(section)
-        if why_not_built((name, field.name)) is not None
+        field.name: field.default for field in structs.fields(section) if why_not_built((name, field.name)) is not None
     }
     return structs.replace(section, **off)

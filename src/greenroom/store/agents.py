@@ -96,7 +96,9 @@ on conflict (name) do update set generation = agent.generation + 1, revision = :
 _OBSERVE = """
 update agent set state = :state, reason = :reason, adapter = coalesce(:adapter, adapter), updated_at = :now
 where name = :agent"""
-_SCALE = "update agent set replicas = :replicas, generation = generation + 1, updated_at = :now where name = :agent returning name"
+_SCALE = """
+update agent set replicas = :replicas, generation = generation + 1, updated_at = :now where name = :agent
+returning name"""
 _REMOVE = "delete from agent where name = :agent returning name"
 _REVISIONS = f"select {_columns(Revision)} from revision where agent = :agent order by number desc limit 100"
 _REVISION = f"select {_columns(Revision)} from revision where agent = :agent and number = :number"
@@ -105,7 +107,8 @@ insert into replica ({_columns(Replica)}) values ({", ".join(f":{name}" for name
 on conflict (id) do update set pid = :pid, state = :state, grade = :grade, reason = :reason, memory_mb = :memory_mb,
     restarts = :restarts, ended_at = :ended_at"""
 _REPLICAS = f"""
-select {_columns(Replica)} from replica where state in ('starting', 'ready', 'draining') order by agent, started_at, id"""
+select {_columns(Replica)} from replica where state in ('starting', 'ready', 'draining') 
+    order by agent, started_at, id"""
 _REPLICA = f"select {_columns(Replica)} from replica where id = :id"
 _CLOSE_NODE = """
 update replica set state = 'stopped', reason = 'its node was lost', ended_at = :now

@@ -101,9 +101,7 @@ class Board:
         self._hungry.update(self._by_agent)
 
     def has_demand(self) -> bool:
-        return any(
-            line.free > 0 for agent in self._hungry for line in self._by_agent.get(agent, {}).values()
-        )
+        return any(line.free > 0 for agent in self._hungry for line in self._by_agent.get(agent, {}).values())
 
     def reserve(self) -> list[Demand]:
         """Reserve the free slots of every agent that may have work; `settle` gives back what stayed empty."""

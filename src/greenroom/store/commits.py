@@ -1,9 +1,9 @@
 """Group commit: what arrives while one commit is in flight goes together into the next. Nothing waits for a timer.
 
-An *operation* is ``async (transaction, items) -> results``, one result for each item; operations of one commit run in the
-order of `Commits.__init__`. News (`Transaction` facts worth waking somebody for) are published only after the commit,
-when nothing can repeat it any more. If a commit fails for a reason of one item's own, its items are committed one by
-one, so that no innocent fails with it.
+An *operation* is ``async (transaction, items) -> results``, one result for each item; operations of one commit run in
+the order of `Commits.__init__`. News (`Transaction` facts worth waking somebody for) are published only after the
+commit, when nothing can repeat it any more. If a commit fails for a reason of one item's own, its items are committed
+one by one, so that no innocent fails with it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SQLite: one file, one process, one writing connection with ``synchronous=FULL``.
 
-Statements run on the event loop's own thread (a few microseconds each, no lock handed between threads); the commit, which
-waits for the disk, runs on one writer thread without the GIL. Reads that may take long have a thread and a
+Statements run on the event loop's own thread (a few microseconds each, no lock handed between threads); the commit,
+which waits for the disk, runs on one writer thread without the GIL. Reads that may take long have a thread and a
 read-only connection of their own. The only module that imports apsw, which brings its own SQLite: interpreters ship
 versions with a WAL corruption bug (before 3.51.3).
 """
@@ -261,5 +261,3 @@ def _prepare(connection: apsw.Connection) -> None:
     ]
     for name, value in settings:
         connection.pragma(name, value)
-
-

@@ -28,12 +28,12 @@ class Store:
         self.board = Board()
         self.hub = news.Hub()
         self.homes: dict[str, str] = {}  # where a session's warm instance is: session -> replica
-        self.claimed: Callable[[Sequence[Claim]], None] = lambda claims: None
+        self.claimed: Callable[[Sequence[Claim]], None] = lambda _: None
         self.lease_ttl_us = int(lease_ttl_s * 1e6)
         self.db = db
         self.commits = Commits(
             db,
-            order=transitions.ORDER + (sessions.remove,) + agents.ORDER + principals.ORDER,
+            order=(*transitions.ORDER, sessions.remove, *agents.ORDER, *principals.ORDER),
             publish=self.hub.publish,
             last=self._conclude,
             has_demand=self.board.has_demand,
@@ -92,7 +92,9 @@ class Store:
 
 
 def open(url: str, *, clock: clocks.Clock, owner: str, lease_ttl_s: float = LEASE_TTL_S) -> Store:
-    """Open ``sqlite:///PATH`` or a libpq URI; raises `errors.StartRefused` for anything else, or what the database says."""
+    """Open ``sqlite:///PATH`` or a libpq URI; raises `errors.StartRefused` for anything else, or what the database
+    says.
+    """
     db: database.Database
     if url.startswith("sqlite:///"):
         from greenroom.store import sqlite

@@ -1,4 +1,4 @@
-"""Submissions: what a caller asks for, completed by what its agent's spec says. Used by the API and ``Context.call``."""
+"""Submissions: what a caller asks for, completed by what its agent's spec says. For the API and ``Context.call``."""
 
 from __future__ import annotations
 

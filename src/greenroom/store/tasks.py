@@ -128,9 +128,7 @@ class Tasks:
 
     async def renew(self, owner: str, *, ttl_us: int) -> set[tuple[str, int]]:
         """Extend the leases of *owner*; return the ``(id, epoch)`` that it still holds."""
-        held: set[tuple[str, int]] = await self._commits.write(
-            transitions.renew, transitions.Renewal(owner, ttl_us)
-        )
+        held: set[tuple[str, int]] = await self._commits.write(transitions.renew, transitions.Renewal(owner, ttl_us))
         return held
 
     async def rescue(self, *, not_owner: str | None = None) -> int:

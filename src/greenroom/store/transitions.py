@@ -1,8 +1,8 @@
 """The statements that move tasks: one for each move of `core.tasks.TRANSITIONS`, each a compare-and-set.
 
 Operations of `store.commits`: ``async (transaction, news, items) -> results``. Who changes whether a session has open
-tasks first takes the session's row, so that blocking and unblocking never miss each other. Each move writes its event in
-the same transaction; a stale attempt (lower epoch) moves nothing and writes nothing.
+tasks first takes the session's row, so that blocking and unblocking never miss each other. Each move writes its event
+in the same transaction; a stale attempt (lower epoch) moves nothing and writes nothing.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ class Lease(msgspec.Struct, frozen=True):
 
 _INSERT = """
 insert into task (id, tenant, agent, session, state, priority, blocked, due_at, not_before, deadline_at, run_timeout_us,
-    max_attempts, on_replica_loss, retry_backoff_us, parent, submitted_by, idempotency_key, fingerprint, input, metadata,
-    routing, created_at)
+    max_attempts, on_replica_loss, retry_backoff_us, parent, submitted_by, idempotency_key, fingerprint, input,
+    metadata, routing, created_at)
 values (:id, :tenant, :agent, :session, 'queued', :priority, :blocked, :due_at, :not_before, :deadline_at,
     :run_timeout_us, :max_attempts, :on_replica_loss, :retry_backoff_us, :parent, :submitted_by, :idempotency_key,
     :fingerprint, :input, :metadata, :routing, :created_at)
@@ -151,7 +151,7 @@ _BY_KEY = "select id, fingerprint, created_at from task where tenant = :tenant a
 
 
 async def submit(tx: Transaction, news: News, items: Sequence[NewTask]) -> list[Accepted]:
-    """queued: store tasks. A used idempotency key stores nothing and answers with the task that it stands for."""
+    """Queued: store tasks. A used idempotency key stores nothing and answers with the task that it stands for."""
     rows = [_new_row(item, tx.now_us) for item in items]
     if sessions := {(item.tenant, item.agent, item.session) for item in items if item.session is not None}:
         await _take(tx, sessions)
@@ -202,7 +202,8 @@ _CLAIM = """
 with ready as materialized (
     select seq from task where agent = :agent and state = 'queued' and due_at is null and not blocked
     order by priority desc, seq limit :slots for update skip locked)
-update task set state = 'running', epoch = epoch + 1, event_seq = event_seq + 1, attempts_charged = attempts_charged + 1,
+update task set state = 'running', epoch = epoch + 1, event_seq = event_seq + 1, attempts_charged = attempts_charged +
+1,
     owner = :owner, lease_until = :lease_until, revision = :revision, started_at = coalesce(started_at, :now)
 from ready where task.seq = ready.seq
 returning task.seq, priority, event_seq, id, epoch, tenant, session, input, metadata, attempts_charged, max_attempts,
@@ -217,7 +218,7 @@ insert into task_event (task, seq, epoch, type, at, data) values (:task, :seq, :
 async def claim(
     tx: Transaction, news: News, demand: Demand, *, board: Board, homes: dict[str, str], owner: str, ttl_us: int
 ) -> list[Claim]:
-    """running: take the oldest ready tasks of the highest priority for the slots of *demand*."""
+    """Running: take the oldest ready tasks of the highest priority for the slots of *demand*."""
     params = {
         "agent": demand.agent,
         "slots": demand.slots,
@@ -249,9 +250,26 @@ async def _start(
             ((state, state_revision),) = await tx.fetch(_SESSION_STATE, key)
         claims.append(
             Claim(
-                id, epoch, tenant, demand.agent, demand.revision, replica, session, input_, metadata, charged,
-                max_attempts, on_loss, backoff_us, run_us, deadline_at, tx.now_us, submitted_by, state, state_revision,
-            )  # fmt: skip
+                id=id,
+                epoch=epoch,
+                tenant=tenant,
+                agent=demand.agent,
+                revision=demand.revision,
+                replica=replica,
+                session=session,
+                input=input_,
+                metadata=metadata,
+                attempts_charged=charged,
+                max_attempts=max_attempts,
+                on_replica_loss=on_loss,
+                retry_backoff_us=backoff_us,
+                run_timeout_us=run_us,
+                deadline_at=deadline_at,
+                claimed_at=tx.now_us,
+                submitted_by=submitted_by,
+                state=state,
+                state_revision=state_revision,
+            )
         )
         data = _encode({"state": "running", "attempt": charged, "replica": replica, "revision": demand.revision})
         events.append(_event(id, seq, epoch, tx.now_us, data))
@@ -278,7 +296,7 @@ where tenant = :tenant and agent = :agent and id = :session"""
 
 
 async def finish(tx: Transaction, news: News, items: Sequence[Finish]) -> list[bool]:
-    """succeeded, failed, expired, or queued again: False for an attempt that is fenced, of which nothing is stored."""
+    """Succeeded, failed, expired, or queued again: False for an attempt that is fenced, of which nothing is stored."""
     rows = await tx.fetch_many(_FINISH, [_finish_row(item, tx.now_us) for item in items])
     by_attempt = {(row[0], row[5]): row[:5] for row in rows}
     events, is_stored = [], []
@@ -382,7 +400,7 @@ _STILL_LEASED = "select 1 from task where id = :id and epoch = :epoch and state 
 
 
 async def call(tx: Transaction, news: News, items: Sequence[Call]) -> list[Accepted | None]:
-    """waiting: store sub-tasks and let their parents wait; None where the parent's attempt is fenced."""
+    """Waiting: store sub-tasks and let their parents wait; None where the parent's attempt is fenced."""
     answers: list[Accepted | None] = []
     for item in items:
         lease = {"id": item.parent, "epoch": item.epoch}
@@ -396,7 +414,7 @@ async def call(tx: Transaction, news: News, items: Sequence[Call]) -> list[Accep
 
 
 async def resume(tx: Transaction, news: News, items: Sequence[Lease]) -> list[bool]:
-    """running: the sub-tasks of these waiting tasks have ended; False where the attempt is fenced."""
+    """Running: the sub-tasks of these waiting tasks have ended; False where the attempt is fenced."""
     return [
         await _move(tx, news, _RESUME, {"id": item.id, "epoch": item.epoch}, {"state": "running"}) for item in items
     ]
@@ -420,7 +438,8 @@ with recursive tree (id) as (
     select id from task where {root} union select task.id from task join tree on task.parent = tree.id)"""
 
 _CANCEL = """
-update task set state = 'cancelled', error = :error, finished_at = :now, owner = null, lease_until = null, due_at = null,
+update task set state = 'cancelled', error = :error, finished_at = :now, owner = null, lease_until = null, due_at =
+null,
     event_seq = event_seq + 1
 where id in (select id from tree) and state in ('queued', 'running', 'waiting')
 returning id, event_seq, epoch, tenant, agent, session"""
@@ -431,7 +450,7 @@ _STATE = "select state from task where id = :id and tenant = :tenant for update"
 
 
 async def cancel(tx: Transaction, news: News, items: Sequence[Cancel]) -> list[str | None]:
-    """cancelled: end tasks and all their sub-tasks for good. Answers the state before (None: no such task)."""
+    """Cancelled: end tasks and all their sub-tasks for good. Answers the state before (None: no such task)."""
     answers: list[str | None] = []
     for item in items:
         key = {"id": item.id, "tenant": item.tenant}
@@ -480,10 +499,7 @@ update task set lease_until = :until where owner = :owner and lease_until is not
 async def renew(tx: Transaction, news: News, items: Sequence[Renewal]) -> list[set[tuple[str, int]]]:
     """Extend every lease of each owner; answers what it still holds: what is missing there is fenced."""
     return [
-        {
-            (row[0], row[1])
-            for row in await tx.fetch(_RENEW, {"owner": item.owner, "until": tx.now_us + item.ttl_us})
-        }
+        {(row[0], row[1]) for row in await tx.fetch(_RENEW, {"owner": item.owner, "until": tx.now_us + item.ttl_us})}
         for item in items
     ]
 
@@ -505,7 +521,7 @@ returning id, event_seq, tenant, agent, session, epoch, state"""
 
 
 async def rescue(tx: Transaction, news: News, items: Sequence[Rescue]) -> list[int]:
-    """queued or failed: take back what was leased to nodes that are gone."""
+    """Queued or failed: take back what was leased to nodes that are gone."""
     error = _encode(tasks.Error("replica_lost", "the node that ran this task was lost", may_have_run=True))
     answers = []
     for item in items:

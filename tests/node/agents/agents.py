@@ -1,6 +1,6 @@
 """Agents for the tests of the node and the API: good ones, slow ones, stubborn ones."""
 
-# ruff: noqa: ARG001, ASYNC110, ASYNC240, ASYNC251, C901, PLR0912, RET503 - agents need not behave well
+# ruff: noqa: ARG001, ASYNC110, ASYNC240, ASYNC251, RET503 - agents need not behave well
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Migrations: numbered SQL files, applied in order, forward only (expand, then contract).
 
-``NNNN_name.sql`` is shared text, ``NNNN_name.<dialect>.sql`` what only one database can say. Each runs in one transaction
-with the row that records it. A store that is newer than this release is refused: old code must not write to it.
+``NNNN_name.sql`` is shared text, ``NNNN_name.<dialect>.sql`` what only one database can say. Each runs in one
+transaction with the row that records it. A store that is newer than this release is refused: old code must not write to
+it.
 """
 
 from __future__ import annotations
