@@ -44,6 +44,7 @@ async def test_an_agent_is_put_changed_and_removed(api: nodes.Api) -> None:
     assert (await api.http.delete("/v1/agents/put")).status_code == 204
     assert (await api.http.delete("/v1/agents/put")).status_code == 404
     assert (await api.call("POST", "/v1/tasks", {"agent": "put", "input": 1})).status_code == 404
+    assert (await api.http.get("/v1/agents/put/revisions")).status_code == 404
     await nodes.eventually(lambda: _has_none(api, "put"))
 
 

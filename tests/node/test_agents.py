@@ -94,6 +94,11 @@ async def test_factories_that_go_wrong_are_told_with_their_reason_and_the_others
         assert queued["state"] == "queued"
 
 
+async def _is_ready(api: nodes.Api, agent: str) -> bool:
+    shown = await api.get(f"/v1/agents/{agent}")
+    return (shown["state"], shown["reason"]) == ("ready", "")
+
+
 async def _is_up(api: nodes.Api) -> bool:
     return (await api.http.get("/readyz")).status_code == 200
 
@@ -116,7 +121,7 @@ async def test_an_agent_that_dies_in_idleness_is_given_up_and_a_new_deployment_s
         assert [item["restarts"] for item in await api.replicas("echo")] == [0]
         assert (await api.call("PUT", "/v1/agents/dying", nodes.agent("echo"))).status_code == 200
         assert (await api.run("dying", 2))["output"] == 2
-        assert (await api.get("/v1/agents/dying"))["reason"] == ""
+        await nodes.eventually(lambda: _is_ready(api, "dying"))
 
 
 async def test_a_new_spec_replaces_the_replicas_and_no_request_is_lost(data_dir: Path, store_url: str | None) -> None:

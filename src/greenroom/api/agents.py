@@ -67,9 +67,8 @@ async def scale(call: Call) -> Answer:
 
 async def revisions(call: Call) -> Answer:
     """List an agent's revisions, newest first."""
-    rows = await call.store.agents.revisions(call.path("name"))
-    if not rows:
-        raise errors.NotFound(f"cannot find the agent {call.path('name')[:64]}")
+    await call.store.directory.refresh()
+    rows = await call.store.agents.revisions(call.store.directory.get(call.path("name")).agent.name)
     return Answer({"items": [views.revision(row) for row in rows], "next_cursor": None})
 
 

@@ -12,6 +12,7 @@ from greenroom import settings
 from greenroom.api import routes, schemas
 from greenroom.api.request import Answer, Call
 from greenroom.api.routes import Route
+from greenroom.core import tasks
 from greenroom.core.admission import Permission
 
 _PROBLEM = {
@@ -28,6 +29,15 @@ _PROBLEM = {
 }
 
 
+_QUERIES: dict[str, dict[str, Any]] = {
+    "after": {"type": "integer", "minimum": 0},
+    "cursor": {"type": "string", "pattern": "^[0-9]{1,19}$"},
+    "limit": {"type": "integer", "minimum": 1, "maximum": 200},
+    "state": {"enum": list(tasks.State)},
+    "wait": {"type": "number", "minimum": 0, "maximum": schemas.MAX_WAIT_S},
+}
+
+
 async def _show(call: Call) -> Answer:
     """Show this document."""
     return Answer(document())
@@ -40,6 +50,8 @@ ROUTE = Route("GET", "/openapi.json", _show, Permission.READ)
 def document() -> dict[str, Any]:
     bodies = [schemas.Submission, schemas.Batch, schemas.Scale, schemas.NewKey, settings.AgentSettings]
     (_, components) = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+    for name in ("AgentSettings", "Scaling", "Rollout"):
+        components[name]["additionalProperties"] = False  # as `settings` has it
     paths: dict[str, dict[str, Any]] = {}
     for route in (*routes.ROUTES, ROUTE):
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
@@ -58,7 +70,9 @@ def document() -> dict[str, Any]:
 def _operation(route: Route) -> dict[str, Any]:
     names = re.findall(r"\{(\w+)\}", route.path)
     parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
-    parameters += [{"name": name, "in": "query", "schema": {"type": "string"}} for name in route.query]
+    parameters += [
+        {"name": name, "in": "query", "schema": _QUERIES.get(name, {"type": "string"})} for name in route.query
+    ]
     operation: dict[str, Any] = {
         "operationId": "_".join(re.findall(r"\w+", f"{route.method.lower()} {route.path}")),
         "summary": (route.endpoint.__doc__ or "").strip(),

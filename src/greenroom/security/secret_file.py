@@ -20,7 +20,7 @@ class Secrets(msgspec.Struct, frozen=True):
 
 
 def load_or_make(path: Path) -> Secrets:
-    """Read *path*, made with new secrets if it is missing; raises `errors.StartRefused` if it is foreign or too open."""
+    """Read *path*, made with new secrets if it is missing; raises `errors.StartRefused` if it is not safe."""
     try:
         mode = path.stat().st_mode & 0o777
         if mode & 0o077:

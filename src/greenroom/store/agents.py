@@ -14,7 +14,7 @@ from greenroom.store.news import News
 
 
 class Agent(msgspec.Struct, frozen=True):
-    """An agent's row: *revision* is the serving one, *replicas* how many there should be. *updated_at* in microseconds."""
+    """An agent's row: *revision* is the serving one, *replicas* how many there should be. *updated_at* in µs."""
 
     name: str
     generation: int
@@ -107,7 +107,7 @@ insert into replica ({_columns(Replica)}) values ({", ".join(f":{name}" for name
 on conflict (id) do update set pid = :pid, state = :state, grade = :grade, reason = :reason, memory_mb = :memory_mb,
     restarts = :restarts, ended_at = :ended_at"""
 _REPLICAS = f"""
-select {_columns(Replica)} from replica where state in ('starting', 'ready', 'draining') 
+select {_columns(Replica)} from replica where state in ('starting', 'ready', 'draining')
     order by agent, started_at, id"""
 _REPLICA = f"select {_columns(Replica)} from replica where id = :id"
 _CLOSE_NODE = """

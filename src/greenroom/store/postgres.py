@@ -1,5 +1,4 @@
-"""PostgreSQL: durable on every commit, one writing connection and a small pool of readers. The only importer of
-asyncpg.
+"""PostgreSQL: durable on every commit, one writing connection, a small pool of readers. Only this module imports asyncpg.
 
 Connection loss is weather: the transaction in flight fails with `StoreUnavailable` (its fate is unknown: the same
 Idempotency-Key resolves it) and the next one connects again.
@@ -43,8 +42,8 @@ create table if not exists greenroom_clock (offset_us bigint not null);
 create or replace function greenroom_now_us() returns bigint language sql volatile as $$
     select (extract(epoch from clock_timestamp()) * 1000000)::bigint
         + coalesce((select offset_us from greenroom_clock limit 1), 0) $$;
-create table if not exists greenroom_schema (number integer primary key, name text not null, at timestamptz default
-now());
+create table if not exists greenroom_schema (
+    number integer primary key, name text not null, at timestamptz default now());
 """
 
 

@@ -202,8 +202,8 @@ _CLAIM = """
 with ready as materialized (
     select seq from task where agent = :agent and state = 'queued' and due_at is null and not blocked
     order by priority desc, seq limit :slots for update skip locked)
-update task set state = 'running', epoch = epoch + 1, event_seq = event_seq + 1, attempts_charged = attempts_charged +
-1,
+update task set state = 'running', epoch = epoch + 1, event_seq = event_seq + 1,
+    attempts_charged = attempts_charged + 1,
     owner = :owner, lease_until = :lease_until, revision = :revision, started_at = coalesce(started_at, :now)
 from ready where task.seq = ready.seq
 returning task.seq, priority, event_seq, id, epoch, tenant, session, input, metadata, attempts_charged, max_attempts,
@@ -438,8 +438,8 @@ with recursive tree (id) as (
     select id from task where {root} union select task.id from task join tree on task.parent = tree.id)"""
 
 _CANCEL = """
-update task set state = 'cancelled', error = :error, finished_at = :now, owner = null, lease_until = null, due_at =
-null,
+update task set state = 'cancelled', error = :error, finished_at = :now, owner = null, lease_until = null,
+    due_at = null,
     event_seq = event_seq + 1
 where id in (select id from tree) and state in ('queued', 'running', 'waiting')
 returning id, event_seq, epoch, tenant, agent, session"""
