@@ -1,4 +1,4 @@
-"""PostgreSQL: durable on every commit, one writing connection, a small pool of readers. Only this module imports asyncpg.
+"""PostgreSQL: durable on every commit; one writing connection, a few readers. Only this module imports asyncpg.
 
 Connection loss is weather: the transaction in flight fails with `StoreUnavailable` (its fate is unknown: the same
 Idempotency-Key resolves it) and the next one connects again.
