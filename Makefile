@@ -42,7 +42,7 @@ format: $(VENV)/.test ## Format the code, and mend what lint can mend
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.test ## Measure speed and memory against bare loops
-	$(BIN)/python bench/run.py
+	$(BIN)/python -m bench.run
 
 lock: ## Pin the requirements anew (LOCK_ARGS=--upgrade for newer versions)
 	@test -n "$(UV)" || { echo "cannot lock: uv is not on PATH; install it with: $(PYTHON) -m pip install uv" >&2; exit 1; }

@@ -62,7 +62,7 @@ def _cell(values: Sequence[float], unit: str, *, digits: int | None = None) -> s
         return ""
     show: Callable[[float], str] = lambda value: _show(value, digits)  # noqa: E731
     text = f"{show(statistics.median(values))} {unit}".rstrip()
-    return f"{text} ({show(min(values))}–{show(max(values))})" if len(values) > 1 else text
+    return f"{text} ({show(min(values))} to {show(max(values))})" if len(values) > 1 else text
 
 
 def _show(value: float, digits: int | None) -> str:

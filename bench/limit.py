@@ -40,9 +40,9 @@ class Frames(asyncio.Protocol):
         self._unread, self._unsent = b"", bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._on_end()
 
     def data_received(self, data: bytes) -> None:
@@ -66,7 +66,7 @@ class Frames(asyncio.Protocol):
 async def echo(channel: socket.socket) -> None:
     """Answer each task with its own input until the parent is gone."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    frames = Frames(lambda message: frames.send(message), ended.set)
+    frames = Frames(lambda message: frames.send(message), ended.set)  # noqa: PLW0108 - it names itself
     await loop.create_connection(lambda: frames, sock=channel)
     await ended.wait()
 
@@ -107,7 +107,9 @@ async def postgres(url: str) -> Commit:
     import asyncpg
 
     db = await asyncpg.connect(url)
-    await db.execute("create table task (seq bigserial primary key, id text unique, agent text, input bytea, output bytea)")
+    await db.execute(
+        "create table task (seq bigserial primary key, id text unique, agent text, input bytea, output bytea)"
+    )
 
     async def commit(inserts: Rows, updates: Rows) -> None:
         async with db.transaction():
@@ -170,7 +172,7 @@ class Limit:
         await self._store(1, (output, id))
         self._waiting.pop(id).set_result(output)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, _scope: Any, receive: Any, send: Any) -> None:
         body, more = b"", True
         while more:
             message = await receive()

@@ -58,8 +58,12 @@ class Client(asyncio.Protocol):
         self._sent_s = 0.0
         self.ended = asyncio.get_running_loop().create_future()
 
+    def itself(self) -> Client:
+        """The protocol factory of its connection."""
+        return self
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
         self._send_next()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -106,7 +110,7 @@ async def run(plan: Plan) -> Seen:
     begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
     clients = [Client(shared, seen, until_s=begun_s + plan.seconds) for _ in range(plan.connections)]
     for client in clients:
-        await asyncio.get_running_loop().create_connection(lambda client=client: client, plan.host, plan.port)
+        await asyncio.get_running_loop().create_connection(client.itself, plan.host, plan.port)
     await asyncio.gather(*(client.ended for client in clients))
     seen.elapsed_s = time.perf_counter() - begun_s
     seen.cpu_us = (time.process_time() - begun_cpu_s) / max(1, len(seen.latencies_ms)) * 1e6

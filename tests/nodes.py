@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +40,13 @@ async def eventually(ask: Callable[[], Awaitable[T | None]], *, within_s: float 
             return answer
         assert time.monotonic() < deadline_s, f"it has not come true within {within_s:g} s"
         await asyncio.sleep(0.01)
+
+
+def kill(pid: int) -> None:
+    """SIGKILL; it may be gone already."""
+    assert pid > 1
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 async def lines_of(path: Path, count: int = 1, *, within_s: float = DEADLINE_S) -> list[str]:

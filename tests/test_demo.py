@@ -66,7 +66,7 @@ def test_the_killed_agent_alone_runs_again_and_nothing_is_left(tmp_path: Path) -
     assert "its text fits research best" in output
     assert re.search(r"analysis runs again, on analysis-\w+, \d+ ms after the kill", output)
     assert "run again: analysis; run once: research, writing" in output
-    assert f"answer: {EDITED}" in output
+    assert f"answer: {EDITED}" in " ".join(output.split())  # the screen may be narrow
     assert re.search(r"tasks +3 succeeded", output)
     assert re.search(r"of 7 processes none is left", output)
     assert replicas_that_live(output) == []

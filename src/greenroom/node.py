@@ -94,7 +94,9 @@ class Node:
         await self.engine.sweep()
         if self.store.db.dialect == "sqlite":  # one file, one node: whatever another incarnation held is free
             await self.store.tasks.rescue(not_owner=self.id)
-            await self.store.agents.close_other_nodes(self.id)
+            await self.store.agents.close_nodes(only=self.id)
+        else:
+            await self.store.agents.close_nodes(lost=self._take_over())
         await self.auth.refresh()
         await self._mint_owner_key()
         for name, spec in self.options.settings.agents.items():
@@ -152,6 +154,13 @@ class Node:
             python=python,
             retry_on=spec.retry_on,
         )
+
+    def _take_over(self) -> str | None:
+        """Note this incarnation in the data directory; return the one that was there before."""
+        path = self.options.data_dir / "incarnation"
+        before = path.read_text() if path.exists() else None
+        secret_file.write_private(path, self.id.encode())
+        return before
 
     async def _mint_owner_key(self) -> None:
         path = self.options.data_dir / "local.key"

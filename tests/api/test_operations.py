@@ -104,7 +104,8 @@ async def test_a_replica_is_replaced(api: nodes.Api, verb: str) -> None:
     assert (await api.call("POST", f"/v1/replicas/{before['id']}/{verb}")).status_code == 202
 
     async def is_replaced() -> bool:
-        return [item["id"] != before["id"] for item in await api.replicas("failing")] == [True]
+        items = [item for item in (await api.get("/v1/replicas"))["items"] if item["agent"] == "failing"]
+        return [item["state"] for item in items if item["id"] != before["id"]] == ["ready"] and len(items) == 1
 
     await nodes.eventually(is_replaced)
     gone = await api.call("POST", f"/v1/replicas/{before['id']}/{verb}")

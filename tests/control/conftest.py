@@ -63,7 +63,9 @@ class Loops:
 
     async def submit(self, agent: str = "agent", **given: Any) -> str:
         entry = (await self.store.directory.refresh())[agent]
-        task = submissions.new_task(agent, entry.spec, tenant=TENANT, input=b"1", submitted_by="key", **given)
+        task = submissions.new_task(
+            agent, entry.spec, now=self.scratch.clock.now(), tenant=TENANT, input=b"1", submitted_by="key", **given
+        )
         await self.store.tasks.submit(task)
         await self.settle()
         return task.id

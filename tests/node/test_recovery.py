@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from datetime import datetime
 from pathlib import Path
@@ -50,7 +48,7 @@ async def test_a_task_of_a_killed_replica_runs_again_at_once(
             task = await api.submit("gated", {"ledger": str(ledger), "gate": str(gate)})
             (pid,) = _pids(await nodes.lines_of(ledger))
             killed_s = time.monotonic()
-            os.kill(pid, signal.SIGKILL)
+            nodes.kill(pid)
             second = _pids(await nodes.lines_of(ledger, 2))[1]
             assert time.monotonic() - killed_s < 3
             assert second != pid
@@ -194,7 +192,7 @@ async def test_nothing_is_lost_or_doubled_while_replicas_are_killed(
             nonlocal kills
             for _ in range(8):
                 replicas = await nodes.eventually(lambda: api.replicas("gated"))
-                os.kill(replicas[kills % len(replicas)]["pid"], signal.SIGKILL)
+                nodes.kill(replicas[kills % len(replicas)]["pid"])
                 kills += 1
                 await asyncio.sleep(0.1)
 

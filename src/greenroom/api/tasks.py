@@ -105,6 +105,7 @@ async def _new_task(call: Call, submission: schemas.Submission, body: bytes, key
     return submissions.new_task(
         name,
         entry.spec,
+        now=call.services.clock.now(),
         tenant=call.principal.tenant,
         input=_encode(submission.input),
         submitted_by=call.principal.key_id,
@@ -267,6 +268,7 @@ async def retry(call: Call) -> Answer:
     task = submissions.new_task(
         row.agent,
         call.store.directory.get(row.agent).spec,
+        now=call.services.clock.now(),
         tenant=row.tenant,
         input=row.input,
         submitted_by=call.principal.key_id,

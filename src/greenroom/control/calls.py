@@ -108,17 +108,16 @@ class Calls:
             raise errors.Conflict(
                 f"cannot call {message.agent}: session {message.session} is held by the caller itself"
             )
-        remaining_us = int((attempt.deadline_s - self._clock.monotonic_s()) * 1e6)
-        elapsed_us = int((self._clock.monotonic_s() - attempt.started_s) * 1e6)
         return submissions.new_task(
             message.agent,
             entry.spec,
+            now=self._clock.now(),
             tenant=claim.tenant,
             input=message.input,
             submitted_by=claim.submitted_by,
             session=message.session,
             timeout_s=message.timeout_s,
-            deadline_us=claim.claimed_at + elapsed_us + remaining_us,
+            deadline_us=claim.claimed_at + int(attempt.timeout_s * 1e6),
             parent=claim.id,
             idempotency_key=f"call:{claim.id}:{message.ordinal}",
             fingerprint=submissions.fingerprint(message.agent.encode(), message.input),
@@ -130,7 +129,10 @@ class Calls:
             return accepted
         other_key = f"{child.idempotency_key}:{attempt.claim.epoch}"
         return await self._store.tasks.call(
-            Call(*attempt.key, msgspec.structs.replace(child, id=submissions.new_id(), idempotency_key=other_key))
+            Call(
+                *attempt.key,
+                msgspec.structs.replace(child, id=submissions.task_id(self._clock.now()), idempotency_key=other_key),
+            )
         )
 
     async def _end_of(self, id: str, tenant: str) -> Task:

@@ -125,12 +125,13 @@ class Host:
         self._is_hurried.set()
 
     def restart(self, id: str) -> bool:
-        """Drain one replica; the next step starts another in its place. False if it is not this node's."""
+        """Drain one replica; the next step starts another in its place. False if it is not here, or goes already."""
         replica = self._replicas.get(id)
-        if replica is not None:
-            self._drain(replica)
-            self.wakeup.set()
-        return replica is not None
+        if replica is None or replica.drain_until_s is not None:
+            return False
+        self._drain(replica)
+        self.wakeup.set()
+        return True
 
     # --- what the engine says (engine.contract.Listener)
 

@@ -71,6 +71,13 @@ class Observed(msgspec.Struct, frozen=True):
     adapter: str | None = None
 
 
+class LostNodes(msgspec.Struct, frozen=True):
+    """The node *lost*, or all but *only*."""
+
+    lost: str | None
+    only: str | None
+
+
 class Scale(msgspec.Struct, frozen=True):
     agent: str
     replicas: int
@@ -110,9 +117,9 @@ _REPLICAS = f"""
 select {_columns(Replica)} from replica where state in ('starting', 'ready', 'draining')
     order by agent, started_at, id"""
 _REPLICA = f"select {_columns(Replica)} from replica where id = :id"
-_CLOSE_NODE = """
+_CLOSE_NODES = """
 update replica set state = 'stopped', reason = 'its node was lost', ended_at = :now
-where state in ('starting', 'ready', 'draining') and node <> :node"""
+where state in ('starting', 'ready', 'draining') and (node = :lost or node <> :only)"""
 _FORGET = "delete from replica where ended_at < :before"
 
 KEEP_ENDED_REPLICAS_US = 3600 * 1_000_000
@@ -155,8 +162,8 @@ async def put_replicas(tx: Transaction, news: News, items: Sequence[Replica]) ->
     return [None] * len(items)
 
 
-async def close_other_nodes(tx: Transaction, news: News, items: Sequence[str]) -> list[None]:
-    await tx.execute_many(_CLOSE_NODE, [{"node": node, "now": tx.now_us} for node in items])
+async def close_nodes(tx: Transaction, news: News, items: Sequence[LostNodes]) -> list[None]:
+    await tx.execute_many(_CLOSE_NODES, [msgspec.structs.asdict(item) | {"now": tx.now_us} for item in items])
     return [None] * len(items)
 
 
@@ -205,9 +212,9 @@ class Agents:
             raise errors.NotFound(f"cannot find the replica {id[:64]}")
         return Replica(*rows[0])
 
-    async def close_other_nodes(self, node: str) -> None:
-        """Mark the replicas of every other node as gone (one node, one file: SQLite)."""
-        await self._commits.write(close_other_nodes, node)
+    async def close_nodes(self, *, lost: str | None = None, only: str | None = None) -> None:
+        """Mark replicas as gone: those of the node *lost*, or those of every node but *only* (one node, one file)."""
+        await self._commits.write(close_nodes, LostNodes(lost, only))
 
 
-ORDER = (deploy, scale, remove, observe, put_replicas, close_other_nodes)
+ORDER = (deploy, scale, remove, observe, put_replicas, close_nodes)

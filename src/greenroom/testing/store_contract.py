@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from greenroom import errors
-from greenroom.store import transitions
+from greenroom.store import agents, transitions
 from greenroom.store.store import Store
 from greenroom.store.transitions import Accepted, Call, Claim, Event, Finish, Lease, NewTask
 from greenroom.testing.databases import Scratch
@@ -749,6 +749,17 @@ class StoreContract:
         await node.run(agent="a")
         assert [task.id for task in await node.store.tasks.list(tenant=TENANT, state="succeeded")] == [ids[0]]
         assert await node.store.tasks.end_counts(tenant=TENANT) == {("a", "succeeded"): 1}
+
+    async def test_only_the_replicas_of_lost_nodes_are_closed(self, node: Node) -> None:
+        rows = node.store.agents
+        for name in ("one", "two", "three"):
+            await rows.put_replica(
+                agents.Replica(f"r-{name}", "a", 1, name, 1, "ready", "healthy", "", 1, None, 0, started_at=1)
+            )
+        await rows.close_nodes(lost="one")
+        assert [replica.node for replica in await rows.replicas()] == ["three", "two"]
+        await rows.close_nodes(only="two")
+        assert [replica.node for replica in await rows.replicas()] == ["two"]
 
     async def test_migrating_again_changes_nothing(self, node: Node) -> None:
         id = await node.submit()
