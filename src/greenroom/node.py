@@ -81,15 +81,17 @@ class Node:
             started_at_us=database.microseconds(clock.now()),
             deploy=self.deploy,
             restart=self.host.restart,
-            is_ready=lambda: self.host.has_settled,
+            is_ready=lambda: self.host.has_settled and self.failure is None,
             backlog=Backlog(self.store, clock, limit=options.settings.server.max_queued_tasks),
             similarity=_similarity(),
         )
         self.app = App(self.services)
+        self.failure: BaseException | None = None  # what ended the loops; nothing runs without them
         self._loops: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open the store, take over what a dead node left, deploy the manifest's agents, and start the loops."""
+        await self.store.claim_alone()
         await self.store.start()
         await self.engine.sweep()
         if self.store.db.dialect == "sqlite":  # one file, one node: whatever another incarnation held is free
@@ -104,6 +106,14 @@ class Node:
         await self.store.directory.refresh()
         loops = (self.host, self.dispatcher, self.janitor)
         self._loops = asyncio.create_task(supervisor.supervise(loops, self.clock, self.facts), name="greenroom-loops")
+        self._loops.add_done_callback(self._on_loops_ended)
+
+    def _on_loops_ended(self, loops: asyncio.Task[None]) -> None:
+        """Take no more: inside a program nobody awaits `ended`, and what is accepted now would never run."""
+        if not loops.cancelled():
+            self.failure = loops.exception()
+            self.services.stopping.set()
+            self.facts.emit(telemetry.NodeChanged(self.id, "failed", str(self.failure)))
 
     async def stop(self, *, grace_s: float = GRACE_S) -> None:
         """Take no more, let running tasks end within *grace_s*, hand the rest back, and close everything."""
@@ -125,8 +135,11 @@ class Node:
 
     async def deploy(self, name: str, spec: settings.AgentSettings, *, folder: Path | None = None) -> int:
         """Snapshot *folder* (default: the node's own), make it and *spec* the serving revision, return its number."""
-        snapshot = snapshots.take(
-            folder or self.options.folder, include=spec.include, into=self.options.data_dir / "snapshots"
+        snapshot = await asyncio.to_thread(  # it reads a whole folder
+            snapshots.take,
+            folder or self.options.folder,
+            include=spec.include,
+            into=self.options.data_dir / "snapshots",
         )
         number = await self.store.agents.deploy(
             name, digest=snapshot.digest, spec=msgspec.json.encode(spec), replicas=spec.scaling.min_replicas
@@ -201,6 +214,7 @@ async def listening(node: Node) -> AsyncIterator[str]:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,  # or callers could choose the source that their rejected keys are counted against
         timeout_keep_alive=75,
         timeout_graceful_shutdown=2,
     )

@@ -5,6 +5,7 @@ One `Telemetry` for each node: several nodes may live in one process.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Callable
@@ -77,6 +78,13 @@ class StoreTrouble:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreRecovered:
+    """The trouble that was said of *where* is over."""
+
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
 class NodeChanged:
     """The node is ready, drains or has stopped."""
 
@@ -94,6 +102,7 @@ Fact = (
     | AgentFailing
     | ServiceCrashed
     | StoreTrouble
+    | StoreRecovered
     | NodeChanged
 )
 
@@ -170,12 +179,16 @@ _LEVELS: dict[type, int] = {
     AgentFailing: logging.ERROR,
     ServiceCrashed: logging.ERROR,
     StoreTrouble: logging.WARNING,
+    StoreRecovered: logging.WARNING,  # whoever was told of the trouble is told of its end
     NodeChanged: logging.INFO,
 }
 
 
 class Log:
-    """Facts as lines on stderr: readable ones, or one JSON object each. Lifecycle facts ignore the level."""
+    """Facts as lines on stderr: readable ones, or one JSON object each. Lifecycle facts ignore the level.
+
+    A line that cannot be written is dropped: who emits a fact goes on, whatever happened to stderr.
+    """
 
     def __init__(self, *, level: str, as_json: bool) -> None:
         self._level = logging.getLevelNamesMapping()[level]
@@ -199,7 +212,8 @@ class Log:
         is_lifecycle = isinstance(fact, NodeChanged)
         if level and (is_lifecycle or level >= self._level):
             method = getattr(self._logger, logging.getLevelName(level).lower())
-            method(_words(type(fact).__name__), **asdict(fact))
+            with contextlib.suppress(OSError, ValueError):  # its reader has left, or the stream is closed
+                method(_words(type(fact).__name__), **asdict(fact))
 
 
 def _words(name: str) -> str:

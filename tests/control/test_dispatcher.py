@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from greenroom import errors
 from greenroom.control import attempts, dispatcher
 from greenroom.engine import protocol
+from greenroom.testing.fakes import Fault, FaultyDatabase
 
 if TYPE_CHECKING:
     from control.conftest import Loops
@@ -258,3 +260,48 @@ async def test_no_slot_is_lost_when_a_parent_ends_just_as_it_gets_one(loops: Loo
     assert loops.store.board.busy(replica) == 0
     assert loops.store.board.attempts(replica) == 0
     assert (await loops.task(parent)).state == "failed"
+
+
+async def test_a_claim_whose_answer_was_lost_is_handed_back_and_runs(loops: Loops) -> None:
+    await loops.deploy(concurrency=2)
+    faulty = loops.store.commits._db = FaultyDatabase(loops.store.db)
+    faulty.faults = [Fault.AFTER_COMMIT]
+    with pytest.raises(errors.StoreUnavailable):
+        await loops.submit()
+    (lost,) = await loops.store.tasks.list(tenant="acme")
+    assert (lost.state, lost.epoch) == ("running", 1)  # leased to a node that does not know of it
+    await loops.advance(dispatcher.RENEW_EVERY_S)
+    task = await loops.task(lost.id)
+    assert (task.state, task.epoch, task.attempts_charged) == ("running", 2, 1)
+    assert loops.replica_of(lost.id)
+
+
+async def test_a_jump_of_the_clock_takes_no_work_away(loops: Loops) -> None:
+    await loops.deploy(max_attempts=1)
+    id = await loops.submit()
+    await loops.scratch.advance(60)
+    await loops.janitor.step()
+    assert (await loops.task(id)).state == "running"
+
+
+async def test_an_input_that_fits_no_frame_fails_its_task_alone(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
+    await loops.deploy()
+
+    def refuse(replica: str, message: protocol.ToReplica) -> bool:
+        raise ValueError("a frame of 40000000 bytes is over the limit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loops.engine, "invoke", refuse)
+        id = await loops.submit()
+    task = await loops.task(id)
+    assert task.state == "failed"
+    assert b"input_too_large" in (task.error or b"")
+    assert (await loops.task(await loops.submit())).state == "running"
+
+
+async def test_the_number_of_replicas_outlives_an_equal_deployment(loops: Loops) -> None:
+    await loops.deploy(replicas=1)
+    await loops.store.agents.scale("agent", 3)
+    await loops.deploy(replicas=1)
+    entry = (await loops.store.directory.refresh())["agent"]
+    assert (entry.agent.replicas, entry.agent.revision) == (3, 1)

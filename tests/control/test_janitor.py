@@ -99,7 +99,7 @@ async def test_a_loop_that_crashes_is_started_again_until_it_crashes_too_often()
     assert isinstance(running.exception(), ExceptionGroup)
 
 
-async def test_weather_is_waited_out_and_said_once() -> None:
+async def test_weather_is_waited_out_and_said_once_and_again_when_it_is_over() -> None:
     heard: list[telemetry.Fact] = []
     facts = telemetry.Telemetry()
     facts.subscribe(heard.append)
@@ -107,4 +107,12 @@ async def test_weather_is_waited_out_and_said_once() -> None:
     running = await _run(loop, FakeClock(), facts, 21)
     assert not running.done()
     running.cancel()
-    assert heard == [telemetry.StoreTrouble("broken", "the disk is full")]
+    assert heard == [telemetry.StoreTrouble("broken", "the disk is full"), telemetry.StoreRecovered("broken")]
+
+
+async def test_weather_of_weeks_does_not_overflow_the_delay() -> None:
+    loop = _Loop(*[errors.StoreUnavailable("the disk is full")] * 1100)
+    running = await _run(loop, FakeClock(), telemetry.Telemetry(), 1101)
+    assert not running.done()
+    assert loop.steps == 1101
+    running.cancel()

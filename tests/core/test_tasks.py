@@ -104,7 +104,8 @@ def test_an_attempt_is_given_back_only_where_the_task_is_innocent(
     end: tasks.End, policy: tasks.Policy, jitter: float, charged: int
 ) -> None:
     verdict = tasks.settle(end, attempts_charged=charged, policy=policy, now=NOON, jitter=jitter)
-    is_innocent = isinstance(end, tasks.ReplicaGone) and not end.charged
+    may_run_again = policy.on_replica_loss != "fail" or (isinstance(end, tasks.ReplicaGone) and not end.ran)
+    is_innocent = isinstance(end, tasks.ReplicaGone) and not end.charged and may_run_again
     assert verdict.refund == is_innocent
     if is_innocent:
         assert (verdict.by, verdict.due_at) == (Move.REQUEUE, None)

@@ -18,7 +18,7 @@ import pytest
 from greenroom import clock as clocks
 from greenroom import errors
 from greenroom.engine import contract, kernel, local, processes
-from greenroom.testing.engine_contract import Bench
+from greenroom.testing.engine_contract import Bench, Recorder
 
 _ECHO = "def run(input): return input"
 _PID = "import os\ndef run(input): return os.getpid()"
@@ -94,6 +94,25 @@ async def test_sigkill_is_noticed_at_once(bench: Bench) -> None:
     took_ms = (time.perf_counter() - begun) * 1000
     assert took_ms < 1000
     assert (exit.reason, exit.signal) == ("killed", signal.SIGKILL)
+
+
+async def test_a_listener_that_raises_keeps_no_other_from_hearing(tmp_path: Path) -> None:
+    class Raiser(Recorder):
+        def on_exit(self, replica: str, exit: contract.Exit) -> None:  # noqa: ARG002
+            raise BrokenPipeError(replica)
+
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["exception"]))
+    engine = local.LocalEngine(tmp_path / "data", clocks.SystemClock())
+    engine.subscribe(Raiser())
+    bench = Bench(engine, tmp_path)
+    await bench.start(_PID)
+    os.kill(await bench.ask("r1", "t1"), signal.SIGKILL)
+    assert (await bench.recorder.exit("r1")).reason == "killed"
+    await until(lambda: not engine.observe())
+    await until(lambda: bool(complaints))
+    assert isinstance(complaints[0], BrokenPipeError)
+    await engine.close()
 
 
 async def test_a_segmentation_fault_is_a_crash_by_its_signal(bench: Bench) -> None:

@@ -46,6 +46,15 @@ async def test_calls_in_parallel_come_back_in_order(data_dir: Path) -> None:
         assert [task["output"] for task in ended] == [[["third", item] for item in items]] * 5
 
 
+async def test_calls_that_overlap_never_hang(data_dir: Path) -> None:
+    agents = {name: nodes.agent(name) for name in ("overlapping", "third")}
+    async with nodes.opened(data_dir, agents) as api:
+        delays = [number / 1000 for number in range(40)]
+        ended = await asyncio.wait_for(asyncio.gather(*(api.run("overlapping", delay) for delay in delays)), 60)
+        assert [task["output"] for task in ended] == [[["third", "early"], ["third", "late"]]] * len(delays)
+        await nodes.eventually(lambda: _is_idle(api))
+
+
 async def test_a_blocking_call_from_a_thread_works(data_dir: Path) -> None:
     agents = {"blocking": nodes.agent("blocking_parent"), "third": nodes.agent("third")}
     async with nodes.opened(data_dir, agents) as api:

@@ -214,3 +214,20 @@ async def test_nothing_is_lost_or_doubled_while_replicas_are_killed(
         assert set(runs) == {str(n) for n in range(number)}
         ran_again = sum(len(task["attempts"]) - 1 for task in ended)
         assert len(runs) <= number + ran_again
+
+
+async def test_a_node_whose_loops_have_ended_takes_no_more(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken() -> float:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("greenroom.control.supervisor.INTENSITY", 0)
+    async with nodes.opened(data_dir, {"gated": nodes.agent("gated")}) as api:
+        assert api.running.services.is_ready()
+        monkeypatch.setattr(api.running.janitor, "step", broken)
+        api.running.janitor.wakeup.set()
+        with pytest.raises(ExceptionGroup):
+            await asyncio.wait_for(api.running.ended(), nodes.DEADLINE_S)
+        assert not api.running.services.is_ready()
+        assert isinstance(api.running.failure, ExceptionGroup)
+        assert (await api.call("POST", "/v1/tasks", {"agent": "gated", "input": 1})).status_code == 503
+        assert (await api.call("GET", "/v1/tasks")).status_code == 200

@@ -222,3 +222,35 @@ async def test_two_nodes_never_claim_the_same_task(postgres_scratch: databases.S
     await asyncio.gather(*(node.flush() for node in nodes for _ in range(5)))
     claims = [claim.id for node in nodes for claim in node.claims]
     assert len(claims) == len(set(claims)) == len(ids)
+
+
+async def test_a_second_node_is_refused_until_the_first_has_gone(
+    postgres_scratch: databases.Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greenroom.store.postgres.CLAIM_TIMEOUT_S", 0.1)
+    first, second = await postgres_scratch.open("node-1"), await postgres_scratch.open("node-2")
+    await first.claim_alone()
+    with pytest.raises(errors.StoreInUse, match="another node"):
+        await second.claim_alone()
+    await first.close()
+    await second.claim_alone()
+
+
+async def test_a_lost_claim_is_taken_again_or_nothing_is_written(
+    postgres_scratch: databases.Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greenroom.store.postgres.CLAIM_TIMEOUT_S", 0.1)
+    node, other = Node(await postgres_scratch.open("node-1")), Node(await postgres_scratch.open("node-2"))
+    await node.store.claim_alone()
+    await other.raw(_KILL_OTHERS)
+    with contextlib.suppress(errors.StoreUnavailable):  # or it was noticed before
+        await node.submit()
+    await node.submit()
+    with pytest.raises(errors.StoreInUse):
+        await other.store.claim_alone()
+
+
+def test_an_unknown_store_is_refused_without_its_password() -> None:
+    with pytest.raises(errors.StartRefused, match="mysql") as refused:
+        store.open("mysql://user:hunter2@host/db", clock=FakeClock(), owner="node-1")
+    assert "hunter2" not in str(refused.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -56,12 +57,13 @@ async def submit_batch(call: Call) -> Answer:
     ]
     futures = [call.store.tasks.submit(item) for item in prepared if isinstance(item, NewTask)]
     results = iter(await asyncio.gather(*futures, return_exceptions=True))
-    items = []
+    items, accepted = [], Counter[str]()
     for item in prepared:
         result = next(results) if isinstance(item, NewTask) else item
         items.append(await _item(call, item, result))
-    for agent in {item.agent for item in prepared if isinstance(item, NewTask)}:
-        count = sum(isinstance(item, NewTask) and item.agent == agent for item in prepared)
+        if isinstance(item, NewTask) and isinstance(result, Accepted) and result.is_new:
+            accepted[item.agent] += 1
+    for agent, count in accepted.items():
         call.services.facts.emit(telemetry.TaskAccepted(agent, count))
     return Answer({"items": items}, status=202)
 
@@ -277,6 +279,7 @@ async def retry(call: Call) -> Answer:
         metadata=_encode(metadata | {"retry_of": row.id}),
     )
     accepted = await call.store.tasks.submit(task)
+    call.services.facts.emit(telemetry.TaskAccepted(task.agent))
     return Answer(_new_document(task, accepted), status=202)
 
 
@@ -328,12 +331,12 @@ async def list_sessions(call: Call) -> Answer:
     """List sessions, those used last first."""
     limit = call.number("limit", default=50, least=1, most=200)
     rows = await call.store.sessions.list(tenant=call.principal.tenant, limit=limit)
-    return Answer({"items": [views.session(row, with_state=False) for row in rows], "next_cursor": None})
+    return Answer({"items": [views.session(row) for row in rows], "next_cursor": None})
 
 
 async def show_session(call: Call) -> Answer:
     """Show a session's state; ``?agent=`` where several agents have one of this name."""
-    return Answer(views.session(await _session(call), with_state=True))
+    return Answer(views.session(await _session(call)))
 
 
 async def remove_session(call: Call) -> Answer:

@@ -12,7 +12,7 @@ from greenroom import settings
 from greenroom.store import database
 from greenroom.store.agents import Replica, Revision
 from greenroom.store.directory import Entry
-from greenroom.store.sessions import Session
+from greenroom.store.sessions import Session, Summary
 from greenroom.store.tasks import StoredEvent, Task
 
 _NULL = msgspec.Raw(b"null")
@@ -140,7 +140,8 @@ def revision(row: Revision) -> dict[str, Any]:
     return {"agent": row.agent, "number": row.number, "digest": row.digest, "created_at": _at(row.created_at)}
 
 
-def session(row: Session, *, with_state: bool) -> dict[str, Any]:
+def session(row: Session | Summary) -> dict[str, Any]:
+    """Return the document of a session; with its state if the row has it."""
     document = {
         "id": row.id,
         "agent": row.agent,
@@ -148,6 +149,7 @@ def session(row: Session, *, with_state: bool) -> dict[str, Any]:
         "tasks": row.tasks,
         "created_at": _at(row.created_at),
         "updated_at": _at(row.updated_at),
-        "state_bytes": len(row.state or b""),
     }
-    return document | {"state": _raw(row.state)} if with_state else document
+    if isinstance(row, Summary):
+        return document | {"state_bytes": row.state_bytes}
+    return document | {"state_bytes": len(row.state or b""), "state": _raw(row.state)}

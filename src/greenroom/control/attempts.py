@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 from greenroom.core import tasks
@@ -20,6 +21,7 @@ class Attempt:
     deadline_s: float  # monotonic
     holds_slot: bool = True
     waiting_for: int = 0  # sub-tasks
+    going_on: asyncio.Lock = field(default_factory=asyncio.Lock)  # one of its ended calls takes the slot again
     calls: set[int] = field(default_factory=set)  # ordinals
     kill_at_s: float | None = None  # its end is recorded; when its process has to go if it does not stop by itself
     events_left: int = MAX_EVENTS
@@ -37,6 +39,9 @@ class Attempt:
     def policy(self) -> tasks.Policy:
         claim = self.claim
         return tasks.Policy(claim.max_attempts, claim.on_replica_loss, claim.retry_backoff_us / 1e6)
+
+    def is_waiting(self) -> bool:
+        return self.waiting_for > 0
 
     def invocation(self) -> protocol.Invoke:
         claim = self.claim

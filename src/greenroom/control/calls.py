@@ -83,11 +83,20 @@ class Calls:
             ended = await self._through_weather(lambda: self._end_of(accepted.id, attempt.claim.tenant))
         finally:
             attempt.waiting_for -= 1
-        if attempt.waiting_for == 0:
-            await self._occupy(attempt)
-            if not await self._through_weather(lambda: self._store.tasks.resume(Lease(*attempt.key))):
-                return
+        if not await self._go_on(attempt):
+            return
         self._answer_with(attempt, message, ended)
+
+    async def _go_on(self, attempt: Attempt) -> bool:
+        """Take the attempt's slot again, unless it waits for another sub-task still; False if it is fenced."""
+        async with attempt.going_on:
+            if attempt.is_waiting() or attempt.holds_slot:
+                return True
+            await self._occupy(attempt)
+            if attempt.is_waiting():  # it called again meanwhile
+                self._free(attempt)
+                return True
+            return await self._through_weather(lambda: self._store.tasks.resume(Lease(*attempt.key)))
 
     async def _through_weather(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask the store until it answers; the attempt's deadline ends this, and asking twice does no harm."""

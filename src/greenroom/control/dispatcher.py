@@ -16,7 +16,7 @@ from datetime import timedelta
 import msgspec
 
 from greenroom import clock as clocks
-from greenroom import errors, strict_json, telemetry
+from greenroom import strict_json, telemetry
 from greenroom.control import attempts, calls
 from greenroom.control.attempts import Attempt
 from greenroom.core import tasks
@@ -51,6 +51,7 @@ class Dispatcher:
         self._by_replica: dict[str, set[Attempt]] = defaultdict(set)
         self._resuming: dict[str, deque[asyncio.Future[None]]] = defaultdict(deque)
         self._killed: set[str] = set()  # replicas that this dispatcher had to kill
+        self._writing: set[tuple[str, int]] = set()  # attempts whose end is on its way into the store
         self._unwritten: list[Finish] = []  # ends that the store could not take yet
         self._homes: OrderedDict[str, str] = OrderedDict()
         self._calls = calls.Calls(store, engine, clock, free=self._free, occupy=self._occupy)
@@ -67,7 +68,7 @@ class Dispatcher:
         unwritten, self._unwritten = self._unwritten, []
         for finish in unwritten:
             self._write(finish)
-        if now_s >= self._renew_at_s and self._attempts:
+        if now_s >= self._renew_at_s:
             await self._renew()
             self._renew_at_s = now_s + RENEW_EVERY_S
         if now_s >= self._poll_at_s:
@@ -97,8 +98,17 @@ class Dispatcher:
             self._homes.move_to_end(claim.session)
             if len(self._homes) > MAX_HOMES:
                 self._homes.popitem(last=False)
-        if not self._engine.invoke(claim.replica, attempt.invocation()):
-            self._lose(attempt, tasks.ReplicaGone(tasks.Reason.DRAINED, "the replica was gone before", charged=False))
+        try:
+            is_sent = self._engine.invoke(claim.replica, attempt.invocation())
+        except ValueError as error:  # it does not fit a frame: no replica can ever take it
+            self._forget(attempt)
+            self._settle(attempt, tasks.AgentFailed("input_too_large", str(error)), None)
+            return
+        if not is_sent:
+            self._store.board.drain(claim.replica)
+            self._lose(
+                attempt, tasks.ReplicaGone(tasks.Reason.DRAINED, "the replica was gone", charged=False, ran=False)
+            )
         self.wakeup.set()
 
     # --- what replicas say (engine.contract.Listener)
@@ -190,11 +200,13 @@ class Dispatcher:
 
     def _write(self, finish: Finish) -> None:
         def written(future: asyncio.Future[bool]) -> None:
+            self._writing.discard((finish.id, finish.epoch))
             error = None if future.cancelled() else future.exception()
-            if isinstance(error, errors.StoreUnavailable):
+            if error is not None:
                 self._unwritten.append(finish)
-                self.wakeup.set()
+                self._facts.emit(telemetry.StoreTrouble("the end of an attempt", str(error)))
 
+        self._writing.add((finish.id, finish.epoch))
         self._store.tasks.finish(finish).add_done_callback(written)
 
     def _stop(self, attempt: Attempt, now_s: float) -> None:
@@ -224,11 +236,15 @@ class Dispatcher:
 
     async def _renew(self) -> None:
         before = set(self._attempts)
+        known = before | self._writing | {(finish.id, finish.epoch) for finish in self._unwritten}
         held = await self._store.tasks.renew(self._store.owner, ttl_us=self._store.lease_ttl_us)
         for key in before - held:
             attempt = self._attempts.get(key)
             if attempt is not None:  # fenced: another node may run it already
                 self._stop(attempt, self._clock.monotonic_s())
+        for id, epoch in held - known - self._attempts.keys():
+            # Claimed by a commit whose answer was lost: nobody has run it.
+            self._write(Finish(id, epoch, tasks.State.QUEUED, tasks.Reason.FENCED, "", refund=1))
 
     # --- slots
 

@@ -23,7 +23,6 @@ from greenroom.store.store import Store
 STEP_EVERY_S = 1.0
 MEASURE_EVERY_S = 5.0
 RESUME_S = 0.5  # from the end of a sub-task to its parent's going on, at most
-DRAIN_S = 30.0  # how long a replica may finish what it has
 STOP_GRACE_S = 2.0
 START_S = 120.0  # the longest that a replica may take to become ready: the import has a bound of its own
 
@@ -36,6 +35,7 @@ class Hosted:
     agent: str
     revision: int
     slots: int
+    timeout_s: float  # of an attempt
     started_at_us: int
     started_s: float
     state: str = "starting"
@@ -216,6 +216,7 @@ class Host:
             agent=name,
             revision=entry.agent.revision,
             slots=spec.concurrency,
+            timeout_s=spec.timeout_s,
             started_at_us=database.microseconds(self._clock.now()),
             started_s=self._clock.monotonic_s(),
         )
@@ -229,7 +230,7 @@ class Host:
     def _drain(self, replica: Hosted) -> None:
         if replica.drain_until_s is None:
             self._store.board.drain(replica.id)
-            replica.drain_until_s = self._clock.monotonic_s() + DRAIN_S
+            replica.drain_until_s = self._clock.monotonic_s() + replica.timeout_s
             replica.state = "draining"
             self._unwritten.add(replica)
 

@@ -23,7 +23,7 @@ class Janitor:
 
     async def step(self) -> float:
         if self._clock.monotonic_s() >= self._rescue_at_s:
-            await self._store.tasks.rescue()
+            await self._store.tasks.rescue(spared=self._store.owner)
             self._rescue_at_s = self._clock.monotonic_s() + RESCUE_EVERY_S
         next_s = await self._store.tasks.tick()
         return LONGEST_NAP_S if next_s is None else min(next_s, LONGEST_NAP_S)

@@ -31,12 +31,14 @@ async def serve(loop: Loop, clock: clocks.Clock, facts: telemetry.Telemetry) -> 
     while True:
         try:
             delay_s = await loop.step()
+            if failures:
+                facts.emit(telemetry.StoreRecovered(loop.name))
             failures = 0
         except errors.StoreUnavailable as error:
             if not failures:
                 facts.emit(telemetry.StoreTrouble(loop.name, str(error)))
             failures += 1
-            delay_s = min(WEATHER_CAP_S, 0.1 * 2.0**failures)
+            delay_s = min(WEATHER_CAP_S, 0.1 * 2.0 ** min(failures, 10))  # a power that grows for days overflows
         await clock.sleep(delay_s, loop.wakeup)
 
 

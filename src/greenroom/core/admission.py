@@ -44,7 +44,7 @@ class Rejections:
     def note(self, source: str, now_s: float) -> None:
         times = self._times.setdefault(source, [])
         times.append(now_s)
-        del times[: -self.LIMIT_PER_MINUTE - 1]
+        del times[: -self.LIMIT_PER_MINUTE]
         self._times.move_to_end(source)
         if len(self._times) > self.MAX_SOURCES:
             self._times.popitem(last=False)
@@ -52,6 +52,6 @@ class Rejections:
     def wait_s(self, source: str, now_s: float) -> float:
         """Return the seconds for which *source* has to wait; 0 if it may try."""
         times = self._times.get(source)
-        if times is None or len(times) <= self.LIMIT_PER_MINUTE:
+        if times is None or len(times) < self.LIMIT_PER_MINUTE:
             return 0.0
-        return max(0.0, times[-self.LIMIT_PER_MINUTE - 1] + self.PERIOD_S - now_s)
+        return max(0.0, times[0] + self.PERIOD_S - now_s)

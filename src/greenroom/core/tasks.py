@@ -95,11 +95,15 @@ class AgentFailed:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaGone:
-    """The replica ended under the task. *charged* is false where the task is innocent (drain, neighbour)."""
+    """The replica ended under the task.
+
+    *charged* is false where the task is innocent (drain, neighbour), *ran* where it never reached the replica.
+    """
 
     reason: Reason
     detail: str = ""
     charged: bool = True
+    ran: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +178,7 @@ def settle(end: End, *, attempts_charged: int, policy: Policy, now: datetime, ji
                 delay_s = backoff_s(attempts_charged, base_s=policy.retry_backoff_s, jitter=jitter)
                 return Verdict(Move.REQUEUE, Reason.AGENT_ERROR, due_at=now + timedelta(seconds=delay_s))
             return Verdict(Move.FAIL, Reason.AGENT_ERROR, Error(type, message, retryable))
-        case ReplicaGone(reason, _, charged=False):
+        case ReplicaGone(reason, _, charged=False, ran=ran) if not ran or policy.on_replica_loss != "fail":
             return Verdict(Move.REQUEUE, reason, refund=True)
         case ReplicaGone(reason, detail):
             return _settle_loss(reason, detail, attempts_charged, policy, now, jitter)

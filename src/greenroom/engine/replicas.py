@@ -31,6 +31,13 @@ def _close(fds: list[int]) -> None:
         os.close(fd)
 
 
+def _complain(burial: asyncio.Task[None]) -> None:
+    """Say at once what went wrong: nobody awaits a burial."""
+    if not burial.cancelled() and (error := burial.exception()) is not None:
+        context = {"message": "the burial of a replica failed", "exception": error, "task": burial}
+        burial.get_loop().call_exception_handler(context)
+
+
 class Sweep(Protocol):
     async def __call__(self, replica: str) -> None:
         """Kill what *replica* left behind."""
@@ -107,8 +114,13 @@ class Replica:
         return lambda line: self.log(stream, line)
 
     def log(self, stream: str, line: str) -> None:
-        for listener in self._listeners:
-            listener.on_log(self.id, stream, line)
+        self._tell(lambda listener: listener.on_log(self.id, stream, line))
+
+    def _tell(self, say: Callable[[contract.Listener], None]) -> None:
+        """Say it to every listener, also after one that raises; its error follows when all have heard."""
+        with contextlib.ExitStack() as listeners:
+            for listener in reversed(self._listeners):
+                listeners.callback(say, listener)
 
     # --- while it lives
 
@@ -128,8 +140,7 @@ class Replica:
         self.last_frame_s = self._clock.monotonic_s()
         match message:
             case protocol.Emitted() | protocol.Called() | protocol.Ended():
-                for listener in self._listeners:
-                    listener.on_message(self.id, message)
+                self._tell(lambda listener: listener.on_message(self.id, message))
             case protocol.Ready():
                 self._on_ready(message)
             case protocol.Refused(_, text, traceback):
@@ -145,8 +156,7 @@ class Replica:
         if self.is_ready or self._verdict is not None:
             return
         self.is_ready = True
-        for listener in self._listeners:
-            listener.on_ready(self.id, ready)
+        self._tell(lambda listener: listener.on_ready(self.id, ready))
 
     # --- its end
 
@@ -173,7 +183,7 @@ class Replica:
     def _on_death(self) -> None:
         assert self._pidfd is not None
         self._loop.remove_reader(self._pidfd)
-        self._burial = self._loop.create_task(self._bury())
+        self._begin_burial(None)
 
     def _on_failed(self, exit: contract.Exit | None) -> None:
         if self._verdict is not None:
@@ -184,7 +194,7 @@ class Replica:
             self._on_never_born(exit or contract.Exit("crashed", "its zygotes died before it was forked"))
 
     def _on_never_born(self, exit: contract.Exit) -> None:
-        self._burial = self._loop.create_task(self._bury(exit))
+        self._begin_burial(exit)
 
     async def _launch_again(self) -> None:
         """Its zygote may have died between fork and report: with new endpoints, that child is nobody's and leaves."""
@@ -195,20 +205,30 @@ class Replica:
         except errors.AgentInvalid as error:
             self._on_never_born(contract.Exit("crashed", str(error)))
 
-    async def _bury(self, exit: contract.Exit | None = None) -> None:
-        if exit is None:
-            async with asyncio.TaskGroup() as last_things:
-                status = last_things.create_task(self._status())
-                last_things.create_task(self._hear_the_last())
-            exit = self._judge(status.result())
-        # Also for one that was never born, as far as this side knows: its zygote may have died after the
-        # fork.
-        await self._sweep(self.id)
-        self._let_go()
-        for listener in self._listeners:
-            listener.on_exit(self.id, exit)
-        self.gone.set()
-        self._on_gone(self)
+    def _begin_burial(self, exit: contract.Exit | None) -> None:
+        self._burial = self._loop.create_task(self._bury(exit))
+        self._burial.add_done_callback(_complain)
+
+    async def _bury(self, exit: contract.Exit | None) -> None:
+        try:
+            if exit is None:
+                async with asyncio.TaskGroup() as last_things:
+                    status = last_things.create_task(self._status())
+                    last_things.create_task(self._hear_the_last())
+                exit = self._judge(status.result())
+            # Also for one that was never born, as far as this side knows: its zygote may have died after the
+            # fork.
+            await self._sweep(self.id)
+        finally:
+            self._part(contract.Exit("crashed", "its end could not be looked into") if exit is None else exit)
+
+    def _part(self, exit: contract.Exit) -> None:
+        """Let go, tell, be gone: each of them whatever became of the one before."""
+        with contextlib.ExitStack() as last_first:
+            last_first.callback(self._on_gone, self)
+            last_first.callback(self.gone.set)
+            last_first.callback(self._tell, lambda listener: listener.on_exit(self.id, exit))
+            last_first.callback(self._let_go)
 
     async def _status(self) -> int | None:
         assert self.pid is not None

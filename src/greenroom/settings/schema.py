@@ -137,7 +137,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65_535)] = 7080
     """0: any free port."""
     accept_code: bool = False
-    max_body_bytes: Annotated[int, Meta(ge=1024, le=256 * MIB, title="a whole number of bytes")] = MIB
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=16 * MIB, title="a whole number of bytes")] = MIB
+    """At most 16 MiB: a task has to fit a replica's frame, beside its session's state."""
     max_queued_tasks: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
     """Submissions beyond it are answered 429."""
 

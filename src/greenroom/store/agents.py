@@ -54,7 +54,7 @@ class Replica(msgspec.Struct, frozen=True):
 
 
 class Deploy(msgspec.Struct, frozen=True):
-    """An agent's wanted spec and code; equal ones deployed again change nothing."""
+    """An agent's wanted spec and code; equal ones deployed again change nothing but the generation."""
 
     agent: str
     digest: str
@@ -93,6 +93,10 @@ def _columns(row_type: type[msgspec.Struct]) -> str:
 
 _AGENTS = f"select {_columns(Agent)} from agent order by name"
 _LATEST = "select number, digest, spec from revision where agent = :agent order by number desc limit 1"
+# Judged anew, but as it is: also its replica count stays, for it may have been scaled since.
+_DEPLOY_AGAIN = """
+update agent set generation = generation + 1, updated_at = :now where name = :agent and revision = :number
+returning name"""
 _NEW_REVISION = """
 insert into revision (agent, number, digest, spec, created_at) values (:agent, :number, :digest, :spec, :now)"""
 _PUT_AGENT = """
@@ -132,7 +136,11 @@ async def deploy(tx: Transaction, news: News, items: Sequence[Deploy]) -> list[i
         latest = await tx.fetch(_LATEST, {"agent": item.agent})
         number = latest[0][0] if latest else 0
         params = {"agent": item.agent, "digest": item.digest, "spec": item.spec, "now": tx.now_us}
-        if not latest or tuple(latest[0][1:]) != (item.digest, item.spec):
+        is_same = bool(latest) and tuple(latest[0][1:]) == (item.digest, item.spec)
+        if is_same and await tx.fetch(_DEPLOY_AGAIN, params | {"number": number}):
+            answers.append(number)
+            continue
+        if not is_same:
             number += 1
             await tx.execute_many(_NEW_REVISION, [params | {"number": number}])
         await tx.execute_many(_PUT_AGENT, [params | {"number": number, "replicas": item.replicas}])

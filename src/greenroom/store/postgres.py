@@ -34,7 +34,10 @@ _LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
 )
+CLAIM_TIMEOUT_S = 3.0  # a server may need a moment to notice that a killed node's connection has ended
 _MIGRATION_LOCK = 0x47524E52  # an advisory lock's number: "GRNR"
+# Two-part numbers are a space of their own; the second part tells apart stores in schemas of one database.
+_CLAIM = f"select pg_advisory_lock({_MIGRATION_LOCK}, hashtext(current_schema()))"
 
 # The database's clock behind one function, so that tests can move it.
 _CLOCK = """
@@ -55,6 +58,8 @@ class Postgres:
         self._writer: asyncpg.Connection[Any] | None = None
         self._readers: asyncpg.Pool[Any] | None = None
         self._turn = asyncio.Lock()
+        self._is_alone = False  # claim_alone was called: no transaction without the claim
+        self._claim: asyncpg.Connection[Any] | None = None
 
     async def migrate(self) -> None:
         connection = await self._connected()
@@ -79,6 +84,34 @@ class Postgres:
             raise errors.StartRefused(
                 f"cannot promise durability: synchronous_commit is {durability}; set it to on for this database"
             )
+
+    async def claim_alone(self) -> None:
+        """Keep other nodes out: a session lock, on a connection of its own, that ends with this process.
+
+        Raises `errors.StoreInUse` if another node holds it. Where the connection is lost, the next transaction
+        claims again and is `StoreUnavailable` while somebody else holds the lock.
+        """
+        async with self._turn:
+            try:
+                await self._hold_claim()
+            except asyncpg.LockNotAvailableError:
+                raise errors.StoreInUse(
+                    "cannot open the PostgreSQL store: another node has it open; stop that node, "
+                    "or give this one its own database"
+                ) from None
+            self._is_alone = True
+
+    async def _hold_claim(self) -> None:
+        if self._claim is not None and not self._claim.is_closed():
+            return
+        with _weather():
+            connection = await self._connect(lock_timeout=f"{CLAIM_TIMEOUT_S:g}s")
+            try:
+                await connection.execute(_CLAIM)
+            except BaseException:
+                connection.terminate()
+                raise
+        self._claim = connection
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[_Transaction]:
@@ -118,20 +151,29 @@ class Postgres:
         async with self._turn:
             if self._readers is not None:
                 await self._readers.close()
-            if self._writer is not None and not self._writer.is_closed():
-                await self._writer.close()
+            for connection in (self._writer, self._claim):
+                if connection is not None and not connection.is_closed():
+                    await connection.close()
 
     async def _connected(self) -> asyncpg.Connection[Any]:
+        if self._is_alone:
+            try:
+                await self._hold_claim()
+            except asyncpg.LockNotAvailableError as error:
+                raise errors.StoreUnavailable("cannot use the PostgreSQL store: another node holds it") from error
         if self._writer is None or self._writer.is_closed():
             with _weather():
-                self._writer = await asyncpg.connect(
-                    self._url,
-                    timeout=CONNECT_TIMEOUT_S,
-                    command_timeout=COMMAND_TIMEOUT_S,
-                    # OIDs and generic plans: the statements are few and their tables change size quickly.
-                    server_settings={"application_name": "greenroom", "jit": "off"},
-                )
+                self._writer = await self._connect()
         return self._writer
+
+    async def _connect(self, **server_settings: str) -> asyncpg.Connection[Any]:
+        return await asyncpg.connect(
+            self._url,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=COMMAND_TIMEOUT_S,
+            # OIDs and generic plans: the statements are few and their tables change size quickly.
+            server_settings={"application_name": "greenroom", "jit": "off", **server_settings},
+        )
 
 
 async def _nothing_to_reset(_connection: object) -> None:

@@ -27,6 +27,18 @@ class Session(msgspec.Struct, frozen=True):
     state: bytes | None
 
 
+class Summary(msgspec.Struct, frozen=True):
+    """A session's row without its state, which may be large."""
+
+    id: str
+    agent: str
+    revision: int | None
+    tasks: int
+    created_at: int
+    updated_at: int
+    state_bytes: int
+
+
 class Removal(msgspec.Struct, frozen=True):
     tenant: str
     agent: str
@@ -34,6 +46,9 @@ class Removal(msgspec.Struct, frozen=True):
 
 
 _COLUMNS = ", ".join(Session.__struct_fields__)
+_LIST = """
+select id, agent, revision, tasks, created_at, updated_at, coalesce(length(state), 0) from session
+where tenant = :tenant order by updated_at desc limit :limit"""
 _OPEN = """
 select count(*) from task where tenant = :tenant and agent = :agent and session = :id
     and state in ('queued', 'running', 'waiting')"""
@@ -64,11 +79,10 @@ class Sessions:
             sql, params = sql + " and agent = :agent", params | {"agent": agent}
         return [Session(*row) for row in await self._db.read(sql, params)]
 
-    async def list(self, *, tenant: str, limit: int = 50) -> Sequence[Session]:
+    async def list(self, *, tenant: str, limit: int = 50) -> Sequence[Summary]:
         """Return the sessions used last, latest first."""
-        sql = f"select {_COLUMNS} from session where tenant = :tenant order by updated_at desc limit :limit"
-        rows = await self._db.read(sql, {"tenant": tenant, "limit": min(limit, MAX_PAGE)})
-        return [Session(*row) for row in rows]
+        rows = await self._db.read(_LIST, {"tenant": tenant, "limit": min(limit, MAX_PAGE)})
+        return [Summary(*row) for row in rows]
 
     async def remove(self, id: str, *, tenant: str, agent: str) -> None:
         """Forget a session's state; raises `errors.NotFound`, or `errors.Conflict` while it has open tasks."""

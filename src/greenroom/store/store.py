@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from greenroom import clock as clocks
 from greenroom import errors
@@ -14,6 +15,14 @@ from greenroom.store.database import Transaction
 from greenroom.store.transitions import Claim
 
 LEASE_TTL_S = 15.0
+
+
+@runtime_checkable
+class Shareable(Protocol):
+    """A database that several processes can open; SQLite's file is claimed by opening it."""
+
+    async def claim_alone(self) -> None:
+        """Keep other nodes out until it is closed; raises `errors.StoreInUse` if one is in."""
 
 
 class Store:
@@ -47,6 +56,11 @@ class Store:
     async def start(self) -> None:
         await self.db.migrate()
         self.commits.start()
+
+    async def claim_alone(self) -> None:
+        """Make this the store's only node; raises `errors.StoreInUse`. What only reads and tests do not call it."""
+        if isinstance(self.db, Shareable):
+            await self.db.claim_alone()
 
     async def close(self) -> None:
         try:
@@ -105,5 +119,6 @@ def open(url: str, *, clock: clocks.Clock, owner: str, lease_ttl_s: float = LEAS
 
         db = postgres.Postgres(url, clock)
     else:
-        raise errors.StartRefused(f"cannot open the store {url!r}: give sqlite:///PATH or postgresql://…")
+        kind = url.partition("://")[0] if "://" in url else "unknown"  # the rest may hold a password
+        raise errors.StartRefused(f"cannot open a store of the kind {kind!r}: give sqlite:///PATH or postgresql://…")
     return Store(db, owner=owner, lease_ttl_s=lease_ttl_s)

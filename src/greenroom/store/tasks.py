@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from greenroom import errors
+from greenroom.core import tasks
 from greenroom.store import database, transitions
 from greenroom.store.commits import Commits
 from greenroom.store.transitions import Accepted, Call, Event, Finish, Lease, NewTask
@@ -69,29 +70,29 @@ _COLUMNS = ", ".join(Task.__struct_fields__)
 _GET = f"select {_COLUMNS} from task where id = :id and tenant = :tenant"
 _EVENTS = """
 select seq, epoch, type, at, data from task_event where task = :task and seq > :after order by seq limit :limit"""
+# A task may wait for thousands of sub-tasks: what begins and ends its attempts goes before that, the newest first.
 _STATE_EVENTS = """
-select seq, epoch, type, at, data from task_event where task = :task and type = 'state' order by seq limit 500"""
+select task, seq, epoch, type, at, data from (
+    select task, seq, epoch, type, at, data from task_event where task = :id and type = 'state'
+    order by case when substr(data, 1, 19) in (:waiting, :resumed) then 1 else 0 end, seq desc limit 500) as latest
+order by seq"""
+_PAUSES = {"waiting": b'{"state":"waiting",', "resumed": b'{"state":"running"}'}
 _SHOW = f"select {_COLUMNS} from task where id = :id"
-_SHOW_EVENTS = """
-select task, seq, epoch, type, at, data from task_event where task = :id and type = 'state' order by seq limit 500"""
-_OPEN_COUNTS = """
-select agent, state, count(*) from task where state in ('queued', 'running', 'waiting') group by agent, state"""
-_QUEUED = """
-select (select count(*) from task where state = 'queued' and due_at is null and not blocked)
-    + (select count(*) from task where state = 'queued' and due_at is not null)
-    + (select count(*) from task where session is not null and state in ('queued', 'running', 'waiting') and blocked)"""
-_END_COUNTS = """
-select agent, state, count(*) from task where tenant = :tenant
-    and state in ('succeeded', 'failed', 'cancelled', 'expired') group by agent, state"""
+# As the partial indexes have it, to the letter: SQLite does not find that one state is among them.
+_IS_OPEN = "state in ('queued', 'running', 'waiting')"
+_HAS_ENDED = "state in ('succeeded', 'failed', 'cancelled', 'expired')"
+_OPEN_COUNTS = f"select agent, state, count(*) from task where {_IS_OPEN} group by agent, state"
+_QUEUED = f"select count(*) from task where state = 'queued' and {_IS_OPEN}"
+_END_COUNTS = f"select agent, state, count(*) from task where tenant = :tenant and {_HAS_ENDED} group by agent, state"
 
 
 async def shown(tx: database.Transaction, ids: Sequence[str]) -> dict[str, Ended]:
     """Read tasks inside the transaction that ends them: what waits for them need not read each by itself."""
     if not ids:
         return {}
-    keys = [{"id": id} for id in ids]
+    keys: list[dict[str, Any]] = [{"id": id} for id in ids]
     events: dict[str, list[StoredEvent]] = {id: [] for id in ids}
-    for id, *event in await tx.fetch_many(_SHOW_EVENTS, keys):
+    for id, *event in await tx.fetch_many(_STATE_EVENTS, [key | _PAUSES for key in keys]):
         events[id].append(StoredEvent(*event))
     rows = (Task(*row) for row in await tx.fetch_many(_SHOW, keys))
     return {row.id: Ended(row, events[row.id]) for row in rows}
@@ -131,10 +132,14 @@ class Tasks:
         held: set[tuple[str, int]] = await self._commits.write(transitions.renew, transitions.Renewal(owner, ttl_us))
         return held
 
-    async def rescue(self, *, not_owner: str | None = None) -> int:
+    async def rescue(self, *, not_owner: str | None = None, spared: str | None = None) -> int:
         """Queue again what was leased to nodes that are gone; return how many tasks that were."""
-        rescued: int = await self._commits.write(transitions.rescue, transitions.Rescue(not_owner))
-        return rescued
+        rescued = 0
+        while True:
+            count: int = await self._commits.write(transitions.rescue, transitions.Rescue(not_owner, spared))
+            rescued += count
+            if count < transitions.MAX_MOVED:
+                return rescued
 
     async def tick(self) -> float | None:
         """Promote what is due and expire what is late; return the seconds until that is needed next."""
@@ -164,6 +169,8 @@ class Tasks:
         filters = {"tenant": tenant, "agent": agent, "state": state, "session": session}
         given = {name: value for name, value in filters.items() if value is not None}
         clauses = [f"{name} = :{name}" for name in given]
+        if state is not None:
+            clauses.append(_HAS_ENDED if state in tasks.TERMINAL else _IS_OPEN)
         params: dict[str, Any] = given | {"limit": min(limit, MAX_PAGE)}
         if before_seq is not None:
             clauses.append("seq < :before_seq")
@@ -177,7 +184,8 @@ class Tasks:
         return [StoredEvent(*row) for row in await self._db.lookup(_EVENTS, params)]
 
     async def state_events(self, id: str) -> Sequence[StoredEvent]:
-        return [StoredEvent(*row) for row in await self._db.lookup(_STATE_EVENTS, {"task": id})]
+        """Return what moved a task, oldest first; of more than 500 moves, the latest that begin or end an attempt."""
+        return [StoredEvent(*row[1:]) for row in await self._db.lookup(_STATE_EVENTS, {"id": id} | _PAUSES)]
 
     async def queued_count(self) -> int:
         ((count,),) = await self._db.read(_QUEUED, {})

@@ -415,9 +415,12 @@ async def call(tx: Transaction, news: News, items: Sequence[Call]) -> list[Accep
 
 async def resume(tx: Transaction, news: News, items: Sequence[Lease]) -> list[bool]:
     """Running: the sub-tasks of these waiting tasks have ended; False where the attempt is fenced."""
-    return [
-        await _move(tx, news, _RESUME, {"id": item.id, "epoch": item.epoch}, {"state": "running"}) for item in items
-    ]
+    answers = []
+    for item in items:
+        lease = {"id": item.id, "epoch": item.epoch}
+        is_moved = await _move(tx, news, _RESUME, lease, {"state": "running"})
+        answers.append(is_moved or bool(await tx.fetch(_STILL_LEASED, lease)))  # it may run already
+    return answers
 
 
 async def _move(tx: Transaction, news: News, sql: str, lease: dict[str, Any], data: dict[str, Any]) -> bool:
@@ -505,27 +508,43 @@ async def renew(tx: Transaction, news: News, items: Sequence[Renewal]) -> list[s
 
 
 class Rescue(msgspec.Struct, frozen=True):
-    """*not_owner*: also rescue what any other incarnation holds, expired or not (one node, one file: SQLite)."""
+    """*not_owner*: also rescue what any other incarnation holds, expired or not (one node, one file: SQLite).
+
+    *spared*: who asks; it renews its own leases, and a jump of its clock must not take its work away.
+    """
 
     not_owner: str | None = None
+    spared: str | None = None
 
+
+MAX_MOVED = 500  # tasks that one rescue, or either half of a tick, moves: what commits together stays short
 
 _RESCUE = """
+with lost as materialized (
+    select seq from task where lease_until is not null and (lease_until < :now or owner <> :not_owner)
+        and (cast(:spared as text) is null or owner <> :spared)
+    order by lease_until limit :most for update skip locked)
 update task set
     state = case when on_replica_loss = 'fail' or attempts_charged >= max_attempts then 'failed' else 'queued' end,
     error = case when on_replica_loss = 'fail' or attempts_charged >= max_attempts then :error else error end,
     finished_at = case when on_replica_loss = 'fail' or attempts_charged >= max_attempts then :now else finished_at end,
     owner = null, lease_until = null, event_seq = event_seq + 1
-where lease_until is not null and (lease_until < :now or owner <> :not_owner)
+from lost where task.seq = lost.seq
 returning id, event_seq, tenant, agent, session, epoch, state"""
 
 
 async def rescue(tx: Transaction, news: News, items: Sequence[Rescue]) -> list[int]:
-    """Queued or failed: take back what was leased to nodes that are gone."""
+    """Queued or failed: take back what was leased to nodes that are gone, at most `MAX_MOVED` tasks."""
     error = _encode(tasks.Error("replica_lost", "the node that ran this task was lost", may_have_run=True))
     answers = []
     for item in items:
-        params = {"now": tx.now_us, "error": error, "not_owner": item.not_owner}
+        params = {
+            "now": tx.now_us,
+            "error": error,
+            "not_owner": item.not_owner,
+            "spared": item.spared,
+            "most": MAX_MOVED,
+        }
         rows = await tx.fetch(_RESCUE, params)
         events = []
         for row in rows:
@@ -541,10 +560,17 @@ class Tick(msgspec.Struct, frozen=True):
     """Let what is due become claimable, and end what waited too long."""
 
 
-_PROMOTE = "update task set due_at = null where state = 'queued' and due_at <= :now returning agent"
+_PROMOTE = """
+with due as materialized (
+    select seq from task where state = 'queued' and due_at is not null and due_at <= :now
+    order by due_at limit :most for update skip locked)
+update task set due_at = null from due where task.seq = due.seq returning agent"""
 _EXPIRE = """
+with late as materialized (
+    select seq from task where state = 'queued' and deadline_at is not null and deadline_at <= :now
+    order by deadline_at limit :most for update skip locked)
 update task set state = 'expired', error = :error, finished_at = :now, due_at = null, event_seq = event_seq + 1
-where state = 'queued' and deadline_at <= :now returning id, event_seq, epoch, tenant, agent, session"""
+from late where task.seq = late.seq returning id, event_seq, epoch, tenant, agent, session"""
 _NEXT_DUE = """
 select min(least_us) from (
     select min(due_at) as least_us from task where state = 'queued' and due_at is not null
@@ -552,10 +578,14 @@ select min(least_us) from (
 
 
 async def tick(tx: Transaction, news: News, items: Sequence[Tick]) -> list[int | None]:
-    """Promote and expire; answers the microseconds until the next instant at which this has to be done, or None."""
+    """Promote and expire, at most `MAX_MOVED` tasks each.
+
+    Answers the microseconds until the next instant at which this has to be done, 0 if there is more, or None.
+    """
     error = _encode(tasks.Error("timeout", "the task's time was over before it could run"))
-    news.ready.update(row[0] for row in await tx.fetch(_PROMOTE, {"now": tx.now_us}))
-    for id in await _end_all(tx, news, _EXPIRE, {"now": tx.now_us, "error": error}, "timeout"):
+    params = {"now": tx.now_us, "most": MAX_MOVED}
+    news.ready.update(row[0] for row in await tx.fetch(_PROMOTE, params))
+    for id in await _end_all(tx, news, _EXPIRE, params | {"error": error}, "timeout"):
         await _cancel_children(tx, news, id)  # of an earlier attempt
     ((next_us,),) = await tx.fetch(_NEXT_DUE, {})
     return [None if next_us is None else max(0, next_us - tx.now_us)] * len(items)

@@ -90,6 +90,16 @@ async def parallel(input: list[Any], context: Context) -> list[Any]:
     return list(await asyncio.gather(*(context.call("third", item) for item in input)))
 
 
+async def overlapping(input: Any, context: Context) -> Any:
+    """Call twice; the second call begins when the first one's answer may just be on its way."""
+
+    async def late() -> Any:
+        await asyncio.sleep(input)
+        return await context.call("third", "late")
+
+    return await asyncio.gather(context.call("third", "early"), late())
+
+
 def blocking_parent(input: Any, context: Context) -> Any:
     return context.call_blocking("third", input)
 

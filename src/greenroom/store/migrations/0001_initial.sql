@@ -49,7 +49,13 @@ create index task_session_open on task (tenant, agent, session, seq)
     where session is not null and state in ('queued', 'running', 'waiting');
 create unique index task_idempotency on task (tenant, idempotency_key) where idempotency_key is not null;
 create index task_parent on task (parent) where parent is not null;
-create index task_by_agent on task (tenant, agent, seq);
+-- What is listed, newest first. By state in two halves, which are counted too: a whole one, SQLite's planner would take
+-- for the statements that move tasks.
+create index task_by_tenant on task (tenant, seq, agent);
+create index task_by_session on task (tenant, session, seq) where session is not null;
+create index task_open on task (tenant, state, seq, agent) where state in ('queued', 'running', 'waiting');
+create index task_ended on task (tenant, state, seq, agent)
+    where state in ('succeeded', 'failed', 'cancelled', 'expired');
 
 create table task_event (
     task text not null,
@@ -72,6 +78,7 @@ create table session (
     updated_at bigint not null,
     primary key (tenant, agent, id)
 );
+create index session_by_use on session (tenant, updated_at);
 
 create table agent (
     name text not null primary key,

@@ -1,0 +1,36 @@
+"""Facts reach their subscribers, and a log that cannot be written stops nobody."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from greenroom import telemetry
+
+
+class _NobodyReads(io.StringIO):
+    """A stderr whose reader has left: ``greenroom up 2>&1 | head -1``."""
+
+    def write(self, text: str) -> int:  # noqa: ARG002 - the stream's own
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize("kind", [_NobodyReads, io.StringIO])
+def test_a_log_that_cannot_be_written_stops_nobody(
+    kind: type[io.StringIO], as_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = kind()
+    monkeypatch.setattr(sys, "stderr", stream)
+    log = telemetry.Log(level="DEBUG", as_json=as_json)
+    monkeypatch.undo()
+    if kind is io.StringIO:
+        stream.close()  # every write is a ValueError now
+    heard: list[telemetry.Fact] = []
+    facts = telemetry.Telemetry()
+    facts.subscribe(log)
+    facts.subscribe(heard.append)
+    facts.emit(telemetry.NodeChanged("node-1", "ready"))
+    assert heard == [telemetry.NodeChanged("node-1", "ready")]
