@@ -106,7 +106,7 @@ class StoreUnavailable(GreenroomError):
 
 
 class StoreInUse(GreenroomError):
-    """Another node has this SQLite file open."""
+    """Another node has this store open."""
 
     code = "store-in-use"
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,8 +105,13 @@ class Node:
             await self.deploy(name, spec)
         await self.store.directory.refresh()
         loops = (self.host, self.dispatcher, self.janitor)
-        self._loops = asyncio.create_task(supervisor.supervise(loops, self.clock, self.facts), name="greenroom-loops")
+        self._loops = asyncio.create_task(self._run(loops), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
+
+    async def _run(self, loops: Sequence[supervisor.Loop]) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(supervisor.supervise(loops, self.clock, self.facts))
+            group.create_task(self.store.commits.ended())
 
     def _on_loops_ended(self, loops: asyncio.Task[None]) -> None:
         """Take no more: inside a program nobody awaits `ended`, and what is accepted now would never run."""

@@ -264,7 +264,7 @@ async def test_no_slot_is_lost_when_a_parent_ends_just_as_it_gets_one(loops: Loo
 
 async def test_a_claim_whose_answer_was_lost_is_handed_back_and_runs(loops: Loops) -> None:
     await loops.deploy(concurrency=2)
-    faulty = loops.store.commits._db = FaultyDatabase(loops.store.db)
+    loops.store.commits._db = faulty = FaultyDatabase(loops.store.db)
     faulty.faults = [Fault.AFTER_COMMIT]
     with pytest.raises(errors.StoreUnavailable):
         await loops.submit()
@@ -287,7 +287,7 @@ async def test_a_jump_of_the_clock_takes_no_work_away(loops: Loops) -> None:
 async def test_an_input_that_fits_no_frame_fails_its_task_alone(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
     await loops.deploy()
 
-    def refuse(replica: str, message: protocol.ToReplica) -> bool:
+    def refuse(_replica: str, _message: protocol.ToReplica) -> bool:
         raise ValueError("a frame of 40000000 bytes is over the limit")
 
     with monkeypatch.context() as patch:

@@ -62,6 +62,11 @@ class Commits:
         """Ask for a commit although nothing new is to be written: the board has changed."""
         self._wakeup.set()
 
+    async def ended(self) -> None:
+        """Return never, or raise what stopped the writer: a bug, after which nothing is stored any more."""
+        assert self._runner is not None, "the writer has not been started"
+        await asyncio.shield(self._runner)
+
     async def close(self) -> None:
         """Commit what is pending, then stop."""
         self._closed = True

@@ -41,6 +41,9 @@ class Database(Protocol):
     async def migrate(self) -> None:
         """Bring the schema to this release; raises `errors.StoreDamaged` if it is newer or not ours."""
 
+    async def claim_alone(self) -> None:
+        """Keep other nodes out until it is closed; raises `errors.StoreInUse` if one is in."""
+
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Open the one write transaction; durable (fsynced) when the block has ended without an exception.
 

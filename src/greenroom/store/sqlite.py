@@ -75,6 +75,9 @@ class Sqlite:
                 connection.execute(f"{migration.script}; pragma user_version={migration.number}")
             connection.execute("commit")
 
+    async def claim_alone(self) -> None:
+        """Its file was claimed when it was opened."""
+
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[_Transaction]:
         async with self._turn:

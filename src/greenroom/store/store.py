@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from greenroom import clock as clocks
 from greenroom import errors
@@ -15,14 +14,6 @@ from greenroom.store.database import Transaction
 from greenroom.store.transitions import Claim
 
 LEASE_TTL_S = 15.0
-
-
-@runtime_checkable
-class Shareable(Protocol):
-    """A database that several processes can open; SQLite's file is claimed by opening it."""
-
-    async def claim_alone(self) -> None:
-        """Keep other nodes out until it is closed; raises `errors.StoreInUse` if one is in."""
 
 
 class Store:
@@ -59,8 +50,7 @@ class Store:
 
     async def claim_alone(self) -> None:
         """Make this the store's only node; raises `errors.StoreInUse`. What only reads and tests do not call it."""
-        if isinstance(self.db, Shareable):
-            await self.db.claim_alone()
+        await self.db.claim_alone()
 
     async def close(self) -> None:
         try:

@@ -91,6 +91,9 @@ class FaultyDatabase:
         if fault is Fault.AFTER_COMMIT:
             raise errors.StoreUnavailable("cannot tell whether it was committed: a test said so")
 
+    async def claim_alone(self) -> None:
+        await self._db.claim_alone()
+
     async def migrate(self) -> None:
         await self._db.migrate()
 
