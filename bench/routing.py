@@ -104,10 +104,7 @@ def keywords(index: routing.Index) -> Ranked:
         rarity = {word: math.log1p(len(declared) / known_by[word]) for word in asked if word in known_by}
         return ranking(
             index,
-            {
-                agent: sum(rarity[word] for word in asked & declaration)
-                for agent, declaration in enumerate(declared)
-            },
+            {agent: sum(rarity[word] for word in asked & declaration) for agent, declaration in enumerate(declared)},
         )
 
     return overlap

@@ -116,10 +116,11 @@ class Model:
 
     def resume(self, id: str, epoch: int) -> bool:
         row = self.rows[id]
-        if row.epoch != epoch or row.state != "waiting":
+        if row.epoch != epoch or row.state not in ("running", "waiting"):
             return False
-        row.move("running")
-        return True
+        if row.state == "waiting":
+            row.move("running")
+        return True  # one that runs already has its slot
 
     def cancel(self, id: str) -> str:
         row = self.rows[id]
