@@ -87,6 +87,7 @@ class Commits:
         while True:
             await self._wakeup.wait()
             self._wakeup.clear()
+            await asyncio.sleep(0)  # no delay, but whoever is ready in this turn of the loop joins the commit
             batch = self._take()
             if batch or self._has_demand():
                 await self._commit(batch)
