@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import hypothesis
+import pytest
 
 _FOREIGN = ("GREENROOM_", "LLAMA_ARG_", "OPENAI_")
 
@@ -14,3 +16,15 @@ os.environ["AUTOGEN_DISABLE_RUNTIME_TRACING"] = "true"
 
 hypothesis.settings.register_profile("greenroom", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("greenroom")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    """Where agents note what they do, a line each."""
+    return tmp_path / "ledger"
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """What agents wait for, until a test makes it."""
+    return tmp_path / "gate"

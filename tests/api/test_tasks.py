@@ -20,16 +20,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 MISSING = "0" * 32
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Path:
-    return tmp_path / "ledger"
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    return tmp_path / "gate"
-
-
 def _post(api: nodes.Api, body: Any, path: str = "/v1/tasks", **headers: str) -> Any:
     return api.call("POST", path, body, headers={name.replace("_", "-"): text for name, text in headers.items()})
 

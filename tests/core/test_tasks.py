@@ -62,7 +62,7 @@ def test_the_table_of_this_test_is_complete() -> None:
 def test_states_are_open_or_terminal_and_nothing_leaves_a_terminal_one() -> None:
     assert set(State) == tasks.OPEN | tasks.TERMINAL
     assert not tasks.OPEN & tasks.TERMINAL
-    assert tasks.LEASED < tasks.OPEN
+    assert {tasks.State.RUNNING, tasks.State.WAITING} < tasks.OPEN
     assert all(state in tasks.OPEN for state, _ in tasks.TRANSITIONS)
 
 

@@ -40,10 +40,8 @@ class Authenticator:
         Raises `errors.Unauthenticated`, the same for every reason, or `errors.Overloaded` after too many of them from
         *source* in a minute. A valid key is never kept out by the bad ones of its neighbours: 256 bits are not guessed.
         """
-        presented = _presented(authorization)
-        row = self._rows.get(presented.id) if presented is not None else None
-        is_valid = keys.verify(presented, row.secret_hash if row is not None else None, self._pepper)
-        if row is None or not is_valid or not self._is_live(row):
+        row = self._proven(authorization)
+        if row is None:
             raise self._rejection(source)
         return Principal(row.key_id, row.tenant, row.name, row.role)
 
@@ -57,9 +55,14 @@ class Authenticator:
 
     def is_valid(self, authorization: bytes) -> bool:
         """Tell whether *authorization* would be accepted; for the node's own files."""
+        return self._proven(authorization) is not None
+
+    def _proven(self, authorization: bytes | None) -> stored.Principal | None:
+        """Return the row of a valid, living key; an unknown one costs what a known one does."""
         presented = _presented(authorization)
         row = self._rows.get(presented.id) if presented is not None else None
-        return row is not None and keys.verify(presented, row.secret_hash, self._pepper) and self._is_live(row)
+        is_valid = keys.verify(presented, row.secret_hash if row is not None else None, self._pepper)
+        return row if row is not None and is_valid and self._is_live(row) else None
 
     async def create(self, *, tenant: str, name: str, role: str, word: str, expires_in_s: float | None) -> keys.Key:
         """Make, store and return a key."""

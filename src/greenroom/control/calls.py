@@ -17,6 +17,7 @@ import msgspec
 from greenroom import clock as clocks
 from greenroom import errors, strict_json
 from greenroom.control.attempts import MAX_CALLS, Attempt
+from greenroom.core import tasks
 from greenroom.engine import protocol
 from greenroom.engine.contract import Engine
 from greenroom.store import submissions
@@ -26,7 +27,6 @@ from greenroom.store.transitions import Accepted, Call, Lease, NewTask
 
 T = TypeVar("T")
 POLL_EVERY_S = 1.0
-_TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 
 
 class Calls:
@@ -149,7 +149,7 @@ class Calls:
             end = self._store.hub.end_of(id)
             try:
                 task = await self._store.tasks.get(id, tenant=tenant)
-                if task.state in _TERMINAL:
+                if task.state in tasks.TERMINAL:
                     return task
                 await asyncio.wait([end], timeout=POLL_EVERY_S)
             finally:

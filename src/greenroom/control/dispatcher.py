@@ -149,7 +149,7 @@ class Dispatcher:
     def _emit(self, attempt: Attempt, message: protocol.Emitted) -> None:
         if attempt.kill_at_s is not None or not attempt.may_emit(message.data):
             return
-        if message.type in EVENT_TYPES and strict_json.is_valid(message.data):
+        if message.type in protocol.EVENT_TYPES and strict_json.is_valid(message.data):
             _ignore_weather(self._store.tasks.append(Event(message.task, message.epoch, message.type, message.data)))
 
     def _end(self, attempt: Attempt, message: protocol.Ended) -> None:
@@ -276,9 +276,6 @@ class Dispatcher:
                 self._store.board.release(attempt.claim.replica)
             raise
         attempt.holds_slot = True
-
-
-EVENT_TYPES = frozenset({"message", "tool", "output", "progress", "log"})
 
 
 def _ignore_weather(future: asyncio.Future[bool]) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 INTENSITY = 5  # counted deaths ...
 PERIOD_S = 60.0  # ... within this, and the agent is given up (Erlang/OTP's supervisor has the same two numbers)
 BASE_S, CAP_S = 0.5, 30.0
-PROVEN_CAP_S = 1.0  # the backoff's cap for replicas that had done good work
 
 
 @dataclass(frozen=True, slots=True)

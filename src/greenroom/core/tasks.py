@@ -36,7 +36,6 @@ class Move(enum.StrEnum):
 
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
 OPEN = frozenset(State) - TERMINAL
-LEASED = frozenset({State.RUNNING, State.WAITING})
 
 TRANSITIONS: dict[tuple[State, Move], State] = {
     (State.QUEUED, Move.CLAIM): State.RUNNING,

@@ -81,8 +81,11 @@ class Refused(Message, frozen=True, tag=17, array_like=True, gc=False):
     traceback: str = ""
 
 
+EVENT_TYPES = frozenset({"message", "tool", "output", "progress", "log"})
+
+
 class Emitted(Message, frozen=True, tag=18, array_like=True, gc=False):
-    """One event of a running attempt: type is message, tool, output, progress or log."""
+    """One event of a running attempt: *type* is one of `EVENT_TYPES`."""
 
     task: str
     epoch: int

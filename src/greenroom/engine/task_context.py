@@ -20,7 +20,6 @@ from greenroom.adapters import contract, registry
 from greenroom.engine import protocol, values
 from greenroom.sdk import context as sdk_context
 
-EVENT_TYPES = frozenset({"message", "tool", "output", "progress", "log"})
 MAX_EVENT_BYTES = 256 * 1024
 MAX_EVENTS = 10_000
 MAX_EVENTS_BYTES = 16 * 1024 * 1024  # of one attempt, so that a flood does not fill the node's memory
@@ -85,8 +84,8 @@ class TaskContext:
         return self.task.id
 
     def emit(self, event: Any, *, type: str = "message") -> None:
-        if type not in EVENT_TYPES:
-            raise ValueError(f"cannot emit: type {type!r} is none of {', '.join(sorted(EVENT_TYPES))}")
+        if type not in protocol.EVENT_TYPES:
+            raise ValueError(f"cannot emit: type {type!r} is none of {', '.join(sorted(protocol.EVENT_TYPES))}")
         self._publish(type, values.encode(event, "event", limit_bytes=MAX_EVENT_BYTES))
 
     async def call(self, agent: str, input: Any, *, timeout_s: float | None = None, session: str | None = None) -> Any:

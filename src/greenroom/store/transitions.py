@@ -17,7 +17,6 @@ from greenroom.store.board import Board, Demand
 from greenroom.store.database import Row, Transaction
 from greenroom.store.news import News
 
-_TERMINAL = {state.value for state in tasks.TERMINAL}
 _encode = msgspec.json.encode
 
 
@@ -325,9 +324,9 @@ def _finish_row(item: Finish, now_us: int) -> dict[str, Any]:
         "epoch": item.epoch,
         "state": item.state,
         "output": item.output,
-        "error": item.error if item.state in _TERMINAL else None,
+        "error": item.error if item.state in tasks.TERMINAL else None,
         "due_at": item.due_at,
-        "finished_at": now_us if item.state in _TERMINAL else None,
+        "finished_at": now_us if item.state in tasks.TERMINAL else None,
         "refund": item.refund,
         "input_tokens": item.input_tokens,
         "output_tokens": item.output_tokens,
@@ -337,7 +336,7 @@ def _finish_row(item: Finish, now_us: int) -> dict[str, Any]:
 async def _note_end(tx: Transaction, news: News, item: Finish, row: Row) -> None:
     id, _, tenant, agent, session = row
     news.changed.add(id)
-    if item.state in _TERMINAL:
+    if item.state in tasks.TERMINAL:
         news.ended.append(id)
         if session is not None:
             await _unblock(tx, news, {(tenant, agent, session)})
@@ -459,7 +458,7 @@ async def cancel(tx: Transaction, news: News, items: Sequence[Cancel]) -> list[s
         key = {"id": item.id, "tenant": item.tenant}
         rows = await tx.fetch(_STATE, key)
         answers.append(rows[0][0] if rows else None)
-        if rows and rows[0][0] not in _TERMINAL:
+        if rows and rows[0][0] not in tasks.TERMINAL:
             error = _encode(tasks.Error("cancelled", "the task was cancelled by its caller"))
             await _cancel_all(tx, news, _CANCEL_TREE, key | {"error": error, "now": tx.now_us})
     return answers
@@ -548,8 +547,10 @@ async def rescue(tx: Transaction, news: News, items: Sequence[Rescue]) -> list[i
         rows = await tx.fetch(_RESCUE, params)
         events = []
         for row in rows:
-            finished = Finish(row[0], row[5], row[6], "fenced", "")
-            events.append(_event(row[0], row[1], row[5], tx.now_us, _encode({"state": row[6], "reason": "fenced"})))
+            finished = Finish(row[0], row[5], row[6], tasks.Reason.FENCED, "")
+            events.append(
+                _event(row[0], row[1], row[5], tx.now_us, _encode({"state": row[6], "reason": tasks.Reason.FENCED}))
+            )
             await _note_end(tx, news, finished, row[:5])
         await tx.execute_many(_INSERT_EVENT, events)
         answers.append(len(rows))
