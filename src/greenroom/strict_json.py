@@ -20,10 +20,13 @@ MAX_DEPTH = 64
 MAX_KEYS = 10_000
 MAX_INT = 2**63 - 1
 
-_SUSPICIOUS = re.compile(rb"\\u|[0-9]{19}|[0-9][eE]")  # escapes, long integers, exponents
-_TOO_LONG_NUMBER = re.compile(rb"[0-9]{41}")  # arithmetic on huge literals is quadratic
+# A body is first looked at by its classes of bytes, a pass of a nanosecond a byte: 0 for a digit, e for an e.
+_CLASSES = bytes(48 if byte in b"0123456789" else 101 if byte in b"eE" else 32 for byte in range(256))
+_TOO_LONG = b"0" * 41  # arithmetic on huge literals is quadratic
+_LONG_INT = b"0" * 19  # may be more than 64 bits
 # A string, or what begins like one and never ends: always a match, so that no byte is looked at twice.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_NO_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'"[]{}')
 _STEPS = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
 _NO_BRACKETS = bytes(byte for byte in range(256) if not _STEPS[byte])
 
@@ -32,7 +35,8 @@ def loads(body: bytes, *, max_keys: int = MAX_KEYS) -> Any:
     """Parse *body*; raises `errors.JsonRefused` with the reason, and the position where the parser knows it."""
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
         _check_depth(body)
-    if _TOO_LONG_NUMBER.search(body) and _has_long_literal(body):
+    classes = body.translate(_CLASSES)
+    if _TOO_LONG in classes and _TOO_LONG in _STRING.sub(b'""', body).translate(_CLASSES):
         raise errors.JsonRefused("cannot read JSON: a number has more than 40 digits")
     try:
         value = _DECODER.decode(body.decode())
@@ -40,7 +44,7 @@ def loads(body: bytes, *, max_keys: int = MAX_KEYS) -> Any:
         raise errors.JsonRefused(f"cannot read JSON: not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise errors.JsonRefused(f"cannot read JSON: {error.msg} at character {error.pos}") from None
-    if _SUSPICIOUS.search(body) or body.count(b":") > max_keys:
+    if b"\\u" in body or _LONG_INT in classes or b"0e" in classes or body.count(b":") > max_keys:
         _check_values(value, max_keys)
     return value
 
@@ -89,13 +93,11 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 
 def _check_depth(body: bytes) -> None:
+    if b"\\" not in body:  # nothing is escaped: strings can be told without their letters
+        body = body.translate(None, _NO_STRUCTURE)
     brackets = _STRING.sub(b"", body).translate(None, _NO_BRACKETS)
     if max(itertools.accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
         raise errors.JsonRefused(f"cannot read JSON: nested deeper than {MAX_DEPTH}")
-
-
-def _has_long_literal(body: bytes) -> bool:
-    return _TOO_LONG_NUMBER.search(_STRING.sub(b'""', body)) is not None
 
 
 def _check_values(root: Any, max_keys: int) -> None:

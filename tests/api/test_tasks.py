@@ -69,7 +69,7 @@ async def test_a_wait_does_not_depend_on_being_told(
     api: nodes.Api, ledger: Path, gate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The task may end on another node, of which nobody here hears."""
-    monkeypatch.setattr(api.running.store.hub, "end_of", lambda _: asyncio.get_running_loop().create_future())
+    monkeypatch.setattr(api.running.store.hub, "publish", lambda _: None)
     work = {"ledger": str(ledger), "gate": str(gate)}
     waiting = asyncio.create_task(_post(api, {"agent": "gated", "input": work}, "/v1/tasks?wait=30"))
     await nodes.lines_of(ledger)

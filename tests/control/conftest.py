@@ -18,8 +18,8 @@ from greenroom.control.janitor import Janitor
 from greenroom.engine import contract
 from greenroom.store import submissions
 from greenroom.store.directory import Entry
+from greenroom.store.rows import Task
 from greenroom.store.store import Store
-from greenroom.store.tasks import Task
 from greenroom.testing import databases
 from greenroom.testing.fake_engine import FakeEngine
 
@@ -48,7 +48,7 @@ class Loops:
     async def settle(self) -> None:
         """Let what was written be committed, and who waits for it go on."""
         for _ in range(3):
-            await self.store.tasks.renew(self.store.owner, ttl_us=self.store.lease_ttl_us)
+            await self.store.tasks.renew(self.store.claims.owner, ttl_us=self.store.claims.lease_ttl_us)
             for _ in range(20):
                 await asyncio.sleep(0)
 

@@ -76,11 +76,13 @@ async def test_events_of_a_replica_are_checked_and_bounded(loops: Loops, monkeyp
     for type, data in [("message", b"1"), ("message", b"NaN"), ("state", b'{"state":"failed"}'), ("made up", b"1")]:
         loops.engine.say(replica, protocol.Emitted(id, 1, type, data))
     await loops.settle()
-    assert [(event.type, event.data) for event in await loops.store.tasks.events(id, after=2)] == [("message", b"1")]
+    assert [(event.type, event.data) for event in await loops.store.tasks.events(await loops.task(id), after=2)] == [
+        ("message", b"1")
+    ]
     monkeypatch.setattr(attempts.Attempt, "may_emit", lambda *_: False)
     loops.engine.say(replica, protocol.Emitted(id, 1, "message", b"2"))
     await loops.settle()
-    assert len(await loops.store.tasks.events(id, after=2)) == 1
+    assert len(await loops.store.tasks.events(await loops.task(id), after=2)) == 1
 
 
 # Deadlines and the ladder
@@ -150,7 +152,7 @@ async def test_a_lost_replica_gives_its_task_back(loops: Loops, reason: str, cha
     await loops.settle()
     task = await loops.task(id)
     assert (task.state, task.attempts_charged) == ("queued", charged)
-    assert f'"{told}"'.encode() in (await loops.store.tasks.state_events(id))[-1].data
+    assert f'"{told}"'.encode() in (await loops.store.tasks.state_events(task))[-1].data
 
 
 async def test_a_stopped_replica_says_cancelled_before_it_goes_and_its_task_is_handed_back(loops: Loops) -> None:

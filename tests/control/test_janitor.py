@@ -37,16 +37,16 @@ async def test_a_queued_task_expires_at_its_deadline(loops: Loops) -> None:
 
 async def test_what_a_dead_node_held_is_taken_back_when_its_lease_is_over(loops: Loops) -> None:
     await loops.deploy()
-    mine, loops.store.owner = loops.store.owner, "a node that is gone"
+    mine, loops.store.claims.owner = loops.store.claims.owner, "a node that is gone"
     id = await loops.submit()
-    loops.store.owner = mine
+    loops.store.claims.owner = mine
     await loops.advance(14)
     task = await loops.task(id)
     assert (task.state, task.epoch) == ("running", 1)
     await loops.advance(1 + janitor.RESCUE_EVERY_S)
     task = await loops.task(id)
     assert (task.state, task.epoch, task.attempts_charged) == ("running", 2, 2)
-    assert b'"fenced"' in (await loops.store.tasks.state_events(id))[1].data
+    assert b'"fenced"' in (await loops.store.tasks.state_events(task))[2].data
 
 
 async def test_the_janitor_naps_no_longer_than_the_next_due_time(loops: Loops) -> None:

@@ -10,6 +10,7 @@ from greenroom.store.board import MAX_CLAIMS, Board, Demand
 from greenroom.store.database import RetryTransaction
 
 AGENT = "research"
+SESSION = ("acme", AGENT, "s")
 
 
 def _board(*slots: int, revision: int = 1) -> Board:
@@ -21,8 +22,9 @@ def _board(*slots: int, revision: int = 1) -> Board:
 
 def _assign(board: Board, *sessions: str | None, homes: dict[str, str] | None = None) -> list[str]:
     (demand,) = board.reserve()
+    keys = [None if session is None else ("acme", AGENT, session) for session in sessions]
     try:
-        return board.assign(demand, sessions, homes or {})
+        return board.assign(demand, keys, {("acme", AGENT, name): home for name, home in (homes or {}).items()})
     finally:
         board.settle(demand)
 
@@ -108,6 +110,24 @@ def test_one_commit_claims_a_bounded_number() -> None:
     assert board.reserve() == [Demand(AGENT, 1, MAX_CLAIMS)]
 
 
+def test_new_tasks_take_what_is_free_and_are_spread() -> None:
+    board = _board(1, 2)
+    _assign(board)
+    assert board.seat(AGENT, 2) == (["r0", "r1"], 1)
+    assert board.seat(AGENT, 2) == (["r1"], 1)
+    assert board.seat(AGENT, 1) == ([], 0)
+    assert board.seat("unknown", 1) == ([], 0)
+
+
+def test_new_tasks_take_nothing_where_others_may_be_queued() -> None:
+    board = _board(2)
+    assert board.seat(AGENT, 1) == ([], 1)
+    (demand,) = board.reserve()
+    board.assign(demand, [], {})
+    board.mark([AGENT])
+    assert board.seat(AGENT, 1) == ([], 1)
+
+
 class BoardMachine(RuleBasedStateMachine):
     """A dispatcher and a committer that take turns at any point."""
 
@@ -141,12 +161,16 @@ class BoardMachine(RuleBasedStateMachine):
     def assign(self, found: int, home: int) -> None:
         for demand in self.demands:
             try:
-                replicas = self.board.assign(demand, ["s"] * min(found, demand.slots), {"s": f"r{home}"})
+                replicas = self.board.assign(demand, [SESSION] * min(found, demand.slots), {SESSION: f"r{home}"})
             except RetryTransaction:
                 replicas = []
             self.taken += replicas
             self.board.settle(demand)
         self.demands = []
+
+    @rule(count=st.integers(1, 4))
+    def seat(self, count: int) -> None:
+        self.taken += self.board.seat(AGENT, count)[0]
 
     @rule(which=st.integers(0, 9))
     def release(self, which: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from greenroom import errors
 from greenroom.store import database
-from greenroom.store.transitions import Accepted, Call, Event, Finish, Lease
+from greenroom.store.rows import Accepted, Call, Event, Finish, Lease, StoredEvent
 from greenroom.testing import databases
 from greenroom.testing.store_contract import TENANT, Node, new_task
 from store import model as models
@@ -101,7 +101,7 @@ class Trial:
         claims = await self.node.claim(slots, agent=agent)
         answer = [(claim.id, claim.epoch, claim.attempts_charged, claim.state) for claim in claims]
         self.attempts += [(claim.id, claim.epoch) for claim in claims]
-        return self.model.claim(agent, slots, self.node.store.owner), answer
+        return self.model.claim(agent, slots, self.node.store.claims.owner), answer
 
     async def _finish(self, attempt: tuple[str, int], end: str) -> tuple[Any, Any]:
         state, _, how = end.partition(" ")
@@ -152,7 +152,7 @@ class Trial:
         return None, None
 
     async def _become(self, owner: str) -> tuple[Any, Any]:
-        self.node.store.owner = owner
+        self.node.store.claims.owner = owner
         return None, None
 
     async def _forget(self, agent: str, session: str) -> tuple[Any, Any]:
@@ -188,24 +188,26 @@ class Trial:
         return self.start_us + int(at_s * 1e6)
 
     async def _visible(self) -> list[tuple[object, ...]]:
-        events: dict[str, list[tuple[int, str]]] = {}
-        for task, number, epoch, type, data in await self.node.store.db.lookup(
-            "select task, seq, epoch, type, data from task_event order by task, seq", {}
-        ):
-            said = events.setdefault(task, [])
-            assert number == len(said) + 2  # the acceptance is number 1
-            said.append((epoch, msgspec.json.decode(data)["state"] if type == "state" else type))
-        rows = await self.node.store.db.lookup(
-            "select id, state, epoch, attempts_charged, output, error, parent from task order by seq", {}
-        )
+        tasks = self.node.store.tasks
         return [
-            (*row[:5], row[5] and msgspec.json.decode(row[5])["type"], row[6], tuple(events.get(row[0], ())))
-            for row in rows
+            (
+                *(row.id, row.state, row.epoch, row.attempts_charged, row.output),
+                row.error and msgspec.json.decode(row.error)["type"],
+                row.parent,
+                tuple(_told(await tasks.events(row, after=1))),
+            )
+            for row in reversed(await tasks.list(tenant=TENANT, limit=200))
         ]
 
     async def _session_rows(self) -> dict[tuple[str, str], tuple[bytes | None, int]]:
         rows = await self.node.store.db.lookup("select agent, id, state, tasks from session", {})
         return {(row[0], row[1]): (row[2], row[3]) for row in rows}
+
+
+def _told(events: Sequence[StoredEvent]) -> Iterator[tuple[int, str]]:
+    for number, event in enumerate(events, 2):  # the acceptance is number 1
+        assert event.seq == number
+        yield event.epoch, msgspec.json.decode(event.data)["state"] if event.type == "state" else event.type
 
 
 def _answer(accepted: Accepted) -> tuple[str, bool, bool]:
@@ -232,12 +234,14 @@ async def trials(tmp_path: Path, postgres_server: databases.Server) -> AsyncIter
 async def test_both_databases_do_what_the_model_does(
     trials: tuple[databases.Scratch, ...], commands: list[tuple[Any, ...]]
 ) -> None:
-    await asyncio.gather(*(_try(scratch, commands) for scratch in trials))
+    async with asyncio.TaskGroup() as both:  # the failure of one ends the other
+        for scratch in trials:
+            both.create_task(_try(scratch, commands))
 
 
 async def _try(scratch: databases.Scratch, commands: list[tuple[Any, ...]]) -> None:
     node = Node(scratch.opened[0] if scratch.opened else await scratch.open())
-    node.store.owner = "node-1"
+    node.store.claims.owner = "node-1"
     for table in ("task", "task_event", "session"):
         await node.raw(f"delete from {table}")
     await scratch.advance(1)

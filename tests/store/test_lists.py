@@ -9,6 +9,7 @@ import pytest
 
 from greenroom.api import views
 from greenroom.store import transitions
+from greenroom.store.rows import Call, Lease
 from greenroom.testing import databases
 from greenroom.testing.store_contract import AGENT, TENANT, Node, new_task
 
@@ -76,10 +77,10 @@ async def test_a_task_with_many_calls_shows_its_attempt(node: Node) -> None:
         await tx.execute_many(transitions._INSERT_EVENT, events)
         await tx.fetch("update task set event_seq = 1000 where id = :id returning id", {"id": id})
     assert await node.finish(claim)
-    events_ = await node.store.tasks.state_events(id)
-    assert len(events_) == 500
-    assert [event.seq for event in events_] == sorted(event.seq for event in events_)
-    (attempt,) = views.attempts(events_)
+    told = await node.moves(id)
+    assert len(told) == 502
+    assert [move.seq for move in told] == sorted(move.seq for move in told)
+    (attempt,) = views.attempts(await node.store.tasks.get(id, tenant=TENANT), told)
     assert attempt["reason"] == "ok"
 
 
@@ -87,10 +88,10 @@ async def test_what_a_call_writes_goes_after_what_begins_and_ends_attempts(node:
     await node.submit()
     claim = await node.claim_one()
     child = new_task(id="child", parent=claim.id)
-    assert await node.store.tasks.call(transitions.Call(claim.id, claim.epoch, child))
+    assert await node.store.tasks.call(Call(claim.id, claim.epoch, child))
     await node.store.tasks.cancel("child", tenant=TENANT)
-    assert await node.store.tasks.resume(transitions.Lease(claim.id, claim.epoch))
-    _, waiting, resumed = await node.store.tasks.state_events(claim.id)
+    assert await node.store.tasks.resume(Lease(claim.id, claim.epoch))
+    _, waiting, resumed = await node.moves(claim.id)
     assert msgspec.json.decode(waiting.data)["state"] == "waiting"
     assert [waiting.data[:19], resumed.data] == [b'{"state":"waiting",', b'{"state":"running"}']
 

@@ -10,7 +10,7 @@ import pytest
 
 from greenroom import errors
 from greenroom.store import store
-from greenroom.store.transitions import Call
+from greenroom.store.rows import Call
 from greenroom.testing import databases
 from greenroom.testing.fakes import FakeClock
 from greenroom.testing.store_contract import AGENT, TENANT, Node, new_task
@@ -218,7 +218,7 @@ async def test_two_nodes_never_claim_the_same_task(postgres_scratch: databases.S
     nodes = [Node(await postgres_scratch.open(f"node-{number}")) for number in (1, 2)]
     ids = {await nodes[0].submit() for _ in range(60)}
     for node in nodes:
-        node.store.board.open(f"{node.store.owner}-r", agent=AGENT, revision=1, slots=40)
+        node.store.board.open(f"{node.store.claims.owner}-r", agent=AGENT, revision=1, slots=40)
     await asyncio.gather(*(node.flush() for node in nodes for _ in range(5)))
     claims = [claim.id for node in nodes for claim in node.claims]
     assert len(claims) == len(set(claims)) == len(ids)

@@ -7,14 +7,13 @@ server decoded it, never on a URL that a Host header could shape.
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
 
-from greenroom import errors
+from greenroom import errors, random_bits
 from greenroom.api import openapi, problems
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import OPEN, ROUTES, Route
@@ -56,7 +55,7 @@ class App:
         if scope["path"] in OPEN:
             await self._open(scope, receive, send)
             return
-        request_id = secrets.token_hex(8)
+        request_id = random_bits.token_hex(8)
         try:
             answer = await self._answer(scope, receive, request_id)
         except errors.GreenroomError as error:
@@ -88,7 +87,7 @@ class App:
         ):
             raise UnsupportedMediaType("cannot read the body: send it with Content-Type: application/json")
         body = await _body(scope, headers, receive, most=services.settings.server.max_body_bytes)
-        return await route.endpoint(Call(request_id, principal, services, scope, path_params, body))
+        return await route.endpoint(Call(request_id, principal, services, scope, headers, path_params, body))
 
     def _match(self, path: str, method: str) -> tuple[Route, dict[str, str]]:
         methods, path_params = self._plain.get(path), {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ class Call:
     principal: Principal
     services: Services
     scope: Mapping[str, Any]
+    headers: Mapping[bytes, bytes]
     path_params: Mapping[str, str]
     body: bytes
 
@@ -48,21 +50,15 @@ class Call:
         return self.path_params[name]
 
     def header(self, name: str) -> str | None:
-        wanted = name.encode()
-        for key, value in self.scope["headers"]:
-            if key == wanted:
-                return str(value.decode("latin-1"))
-        return None
+        value = self.headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
 
     def query(self, name: str) -> str | None:
         """Return a query parameter; the last if it is given several times."""
         raw = self.scope["query_string"]
         if not raw:
             return None
-        try:
-            value = dict(parse_qsl(raw.decode("ascii"), max_num_fields=20)).get(name)
-        except (UnicodeDecodeError, ValueError):
-            raise errors.JsonRefused("cannot read the query: it is malformed") from None
+        value = _parsed(raw).get(name)
         if value is not None and "\0" in value:  # PostgreSQL has no such text
             raise errors.BodyInvalid(f"cannot take ?{name}: it holds NUL")
         return value
@@ -86,3 +82,11 @@ class Call:
         if not 0 <= value <= most:
             raise errors.BodyInvalid(f"cannot take ?{name}={text[:40]}: give seconds from 0 to {most:g}")
         return value
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(query: bytes) -> Mapping[str, str]:
+    try:
+        return dict(parse_qsl(query.decode("ascii"), max_num_fields=20))
+    except (UnicodeDecodeError, ValueError):
+        raise errors.JsonRefused("cannot read the query: it is malformed") from None

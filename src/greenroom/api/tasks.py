@@ -14,8 +14,7 @@ from greenroom.api import problems, schemas, views
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core import routing, tasks
 from greenroom.store import submissions
-from greenroom.store.tasks import Task
-from greenroom.store.transitions import Accepted, NewTask
+from greenroom.store.rows import Accepted, NewTask, Task
 
 _encode = msgspec.json.encode
 HEARTBEAT_S = 15.0
@@ -28,23 +27,28 @@ async def submit(call: Call) -> Answer:
     submission = schemas.read(call.body, schemas.Submission)
     task = await _new_task(call, submission, call.body, _key(call, submission))
     await call.services.backlog.admit()
-    end = call.store.hub.end_of(task.id) if wait_s else None  # before it is stored: its end must not slip by
-    try:
-        accepted = await call.store.tasks.submit(task)
-        _check(task, accepted)
-        if not accepted.is_new:
-            return await _wait(call, accepted.id, wait_s)
+    if not wait_s:
+        accepted = await _accept(call, task)
+        return (
+            Answer(_new_document(task, accepted), status=202) if accepted.is_new else await _wait(call, accepted.id, 0)
+        )
+    with call.store.hub.end_of(task.id) as end:  # before it is stored: its end must not slip by
+        accepted = await _accept(call, task)
+        if accepted.is_new:
+            first_s = min(wait_s, EVENT_POLL_S)  # it may end on another node, of which nobody here hears
+            ended = await end.within(first_s)
+            if ended is not None:
+                return await _task_answer(call, ended)
+            wait_s -= first_s
+    return await _wait(call, accepted.id, wait_s)
+
+
+async def _accept(call: Call, task: NewTask) -> Accepted:
+    accepted = await call.store.tasks.submit(task)
+    _check(task, accepted)
+    if accepted.is_new:
         call.services.facts.emit(telemetry.TaskAccepted(task.agent))
-        if end is None:
-            return Answer(_new_document(task, accepted), status=202)
-        first_s = min(wait_s, EVENT_POLL_S)  # it may end on another node, of which nobody here hears
-        await asyncio.wait([end], timeout=first_s)
-        if end.done() and (ended := end.result()) is not None:
-            return Answer(views.task(ended.task, ended.state_events))
-        return await _wait(call, task.id, 0.0 if end.done() else wait_s - first_s)
-    finally:
-        if end is not None:
-            end.cancel()
+    return accepted
 
 
 async def submit_batch(call: Call) -> Answer:
@@ -55,8 +59,7 @@ async def submit_batch(call: Call) -> Answer:
     prepared = [
         await _prepare(call, item, f"{header}:{index}" if header else None) for index, item in enumerate(batch.tasks)
     ]
-    futures = [call.store.tasks.submit(item) for item in prepared if isinstance(item, NewTask)]
-    results = iter(await asyncio.gather(*futures, return_exceptions=True))
+    results = iter(await call.store.tasks.submit_all([item for item in prepared if isinstance(item, NewTask)]))
     items, accepted = [], Counter[str]()
     for item in prepared:
         result = next(results) if isinstance(item, NewTask) else item
@@ -190,11 +193,15 @@ def _new_document(task: NewTask, accepted: Accepted) -> dict[str, Any]:
             attempts_charged=0,
             max_attempts=task.max_attempts,
             revision=None,
+            replica=None,
+            claimed_at=None,
+            claim_seq=None,
             parent=None,
             submitted_by=task.submitted_by,
             input=task.input,
             output=None,
             error=None,
+            reason=None,
             metadata=task.metadata,
             routing=task.routing,
             input_tokens=0,
@@ -207,23 +214,23 @@ def _new_document(task: NewTask, accepted: Accepted) -> dict[str, Any]:
 
 
 async def _task_answer(call: Call, row: Task) -> Answer:
-    document = views.task(row, await call.store.tasks.state_events(row.id))
-    return Answer(document, status=200 if row.state in tasks.TERMINAL else 202)
+    return Answer(await _document(call, row), status=200 if row.has_ended else 202)
+
+
+async def _document(call: Call, row: Task) -> dict[str, Any]:
+    return views.task(row, await call.store.tasks.state_events(row) if row.was_requeued else ())
 
 
 async def _wait(call: Call, id: str, wait_s: float) -> Answer:
     """Answer with the task, 200 as soon as it has ended, 202 after *wait_s*."""
     deadline_s = call.services.clock.monotonic_s() + wait_s
     while True:
-        end = call.store.hub.end_of(id)
-        try:
+        with call.store.hub.end_of(id) as end:
             row = await call.store.tasks.get(id, tenant=call.principal.tenant)
             remaining_s = deadline_s - call.services.clock.monotonic_s()
-            if row.state in tasks.TERMINAL or remaining_s <= 0:
+            if row.has_ended or remaining_s <= 0:
                 return await _task_answer(call, row)
-            await asyncio.wait([end], timeout=min(remaining_s, EVENT_POLL_S))
-        finally:
-            end.cancel()
+            await end.within(min(remaining_s, EVENT_POLL_S))
 
 
 async def show(call: Call) -> Answer:
@@ -232,7 +239,7 @@ async def show(call: Call) -> Answer:
     if wait_s:
         return await _wait(call, call.path("id"), wait_s)
     row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
-    return Answer(views.task(row, await call.store.tasks.state_events(row.id)))
+    return Answer(await _document(call, row))
 
 
 async def list_tasks(call: Call) -> Answer:
@@ -257,7 +264,7 @@ async def cancel(call: Call) -> Answer:
     """Cancel a task and its sub-tasks, for good."""
     await call.store.tasks.cancel(call.path("id"), tenant=call.principal.tenant)
     row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
-    return Answer(views.task(row, await call.store.tasks.state_events(row.id)), status=202)
+    return Answer(await _document(call, row), status=202)
 
 
 async def retry(call: Call) -> Answer:
@@ -298,23 +305,18 @@ async def _events(call: Call, row: Task, after: int) -> AsyncIterator[bytes]:
     wakeup = call.store.hub.watch(row.id)
     quiet_since_s = clock.monotonic_s()
     try:
-        if after < 1:
-            yield _sse(views.acceptance(row))
-            after = 1
         while not stopping.is_set():
             wakeup.clear()
-            has_ended = (await call.store.tasks.get(row.id, tenant=row.tenant)).state in tasks.TERMINAL
-            batch = await call.store.tasks.events(row.id, after=after)
+            row = await call.store.tasks.get(row.id, tenant=row.tenant)
+            batch = await call.store.tasks.events(row, after=after)
             for event in batch:
                 yield _sse(views.event(event))
                 after = event.seq
-                if event.type == "state" and msgspec.json.decode(event.data)["state"] in tasks.TERMINAL:
-                    return
+            if row.has_ended and after >= row.event_seq:
+                return
             if batch:
                 quiet_since_s = clock.monotonic_s()
                 continue
-            if has_ended:
-                return
             if clock.monotonic_s() - quiet_since_s > HEARTBEAT_S:
                 yield b": still here\n\n"
                 quiet_since_s = clock.monotonic_s()

@@ -12,8 +12,8 @@ from greenroom import settings
 from greenroom.store import database
 from greenroom.store.agents import Replica, Revision
 from greenroom.store.directory import Entry
+from greenroom.store.rows import StoredEvent, Task
 from greenroom.store.sessions import Session, Summary
-from greenroom.store.tasks import StoredEvent, Task
 
 _NULL = msgspec.Raw(b"null")
 
@@ -26,8 +26,8 @@ def _at(microseconds: int | None) -> datetime | None:
     return database.instant_or_none(microseconds)
 
 
-def task(row: Task, state_events: Sequence[StoredEvent] | None = None) -> dict[str, Any]:
-    """Return the document of a task; *state_events* add its attempts."""
+def task(row: Task, moves: Sequence[StoredEvent] | None = None) -> dict[str, Any]:
+    """Return the document of a task; with its attempts if *moves* are given, which tell of all but the last."""
     document: dict[str, Any] = {
         "id": row.id,
         "agent": row.agent,
@@ -51,39 +51,43 @@ def task(row: Task, state_events: Sequence[StoredEvent] | None = None) -> dict[s
     }
     if row.routing is not None:
         document["routing"] = msgspec.Raw(row.routing)
-    if state_events is not None:
-        document["attempts"] = attempts(state_events)
+    if moves is not None:
+        document["attempts"] = attempts(row, moves)
     return document
 
 
-def attempts(events: Sequence[StoredEvent]) -> list[dict[str, Any]]:
-    """Fold a task's state events into its attempts, oldest first."""
+def attempts(row: Task, moves: Sequence[StoredEvent]) -> list[dict[str, Any]]:
+    """Return a task's attempts, oldest first: the last as the row tells it, those before as *moves* do."""
     by_epoch: dict[int, dict[str, Any]] = {}
-    for event in events:
-        data = msgspec.json.decode(event.data)
-        state = data["state"]
-        if state == "running" and "attempt" in data:
-            by_epoch[event.epoch] = {
-                "epoch": event.epoch,
-                "attempt": data["attempt"],
-                "replica": data["replica"],
-                "revision": data["revision"],
-                "started_at": _at(event.at),
-                "ended_at": None,
-                "reason": None,
-            }
-        elif "reason" in data and event.epoch in by_epoch and by_epoch[event.epoch]["ended_at"] is None:
-            by_epoch[event.epoch] |= {"ended_at": _at(event.at), "reason": data["reason"]}
+    for move in moves:
+        data = msgspec.json.decode(move.data)
+        if data["state"] == "running" and "attempt" in data:
+            told = (data["attempt"], data["replica"], data["revision"])
+            by_epoch[move.epoch] = _attempt(move.epoch, *told, move.at)
+        elif "reason" in data and move.epoch in by_epoch and by_epoch[move.epoch]["ended_at"] is None:
+            by_epoch[move.epoch] |= {"ended_at": _at(move.at), "reason": data["reason"]}
+    if row.claim_seq is not None:
+        last = _attempt(row.epoch, row.attempts_charged, row.replica, row.revision, row.claimed_at)
+        by_epoch[row.epoch] = last | {"ended_at": _at(row.finished_at), "reason": row.reason}
     return list(by_epoch.values())
+
+
+def _attempt(
+    epoch: int, number: int, replica: str | None, revision: int | None, started_at: int | None
+) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "attempt": number,
+        "replica": replica,
+        "revision": revision,
+        "started_at": _at(started_at),
+        "ended_at": None,
+        "reason": None,
+    }
 
 
 def event(row: StoredEvent) -> dict[str, Any]:
     return {"seq": row.seq, "type": row.type, "at": _at(row.at), "data": msgspec.Raw(row.data)}
-
-
-def acceptance(row: Task) -> dict[str, Any]:
-    """The first event of every task, which the row itself records."""
-    return {"seq": 1, "type": "state", "at": _at(row.created_at), "data": {"state": "queued"}}
 
 
 def agent(entry: Entry, *, ready: int, open_counts: dict[tuple[str, str], int]) -> dict[str, Any]:

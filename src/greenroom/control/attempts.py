@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from greenroom.core import tasks
 from greenroom.engine import protocol
-from greenroom.store.transitions import Claim, Finish
+from greenroom.store.rows import Claim, Finish
 
 MAX_EVENTS = 10_000  # of one attempt; a replica is untrusted
 MAX_EVENT_BYTES = 16 * 1024 * 1024

@@ -17,13 +17,11 @@ import msgspec
 from greenroom import clock as clocks
 from greenroom import errors, strict_json
 from greenroom.control.attempts import MAX_CALLS, Attempt
-from greenroom.core import tasks
 from greenroom.engine import protocol
 from greenroom.engine.contract import Engine
 from greenroom.store import submissions
+from greenroom.store.rows import Accepted, Call, Lease, NewTask, Task
 from greenroom.store.store import Store
-from greenroom.store.tasks import Task
-from greenroom.store.transitions import Accepted, Call, Lease, NewTask
 
 T = TypeVar("T")
 POLL_EVERY_S = 1.0
@@ -146,14 +144,11 @@ class Calls:
 
     async def _end_of(self, id: str, tenant: str) -> Task:
         while True:
-            end = self._store.hub.end_of(id)
-            try:
+            with self._store.hub.end_of(id) as end:
                 task = await self._store.tasks.get(id, tenant=tenant)
-                if task.state in tasks.TERMINAL:
+                if task.has_ended:
                     return task
-                await asyncio.wait([end], timeout=POLL_EVERY_S)
-            finally:
-                end.cancel()
+                await end.within(POLL_EVERY_S)
 
     def _answer_with(self, attempt: Attempt, message: protocol.Called, ended: Task) -> None:
         if ended.state == "succeeded":

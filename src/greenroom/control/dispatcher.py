@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import OrderedDict, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
@@ -23,14 +23,13 @@ from greenroom.core import tasks
 from greenroom.engine import protocol
 from greenroom.engine.contract import Engine, Exit
 from greenroom.store.news import News
+from greenroom.store.rows import Claim, Event, Finish
 from greenroom.store.store import Store
-from greenroom.store.transitions import Claim, Event, Finish
 
 GRACE_S = 2.0  # from the signal to stop to the end of the process
 RENEW_EVERY_S = 5.0
 POLL_EVERY_S = 1.0  # wakeups are hints; this is the guarantee
 WATCH_EVERY_S = 0.25  # deadlines, while something runs
-MAX_HOMES = 10_000
 
 
 class Dispatcher:
@@ -52,12 +51,11 @@ class Dispatcher:
         self._resuming: dict[str, deque[asyncio.Future[None]]] = defaultdict(deque)
         self._killed: set[str] = set()  # replicas that this dispatcher had to kill
         self._writing: set[tuple[str, int]] = set()  # attempts whose end is on its way into the store
+        self._unsent: list[Finish] = []  # ends of this turn of the loop
         self._unwritten: list[Finish] = []  # ends that the store could not take yet
-        self._homes: OrderedDict[str, str] = OrderedDict()
         self._calls = calls.Calls(store, engine, clock, free=self._free, occupy=self._occupy)
         self._renew_at_s = self._poll_at_s = 0.0
-        store.homes = self._homes
-        store.claimed = self._start_all
+        store.claims.claimed = self._start_all
         store.hub.subscribe(self._hear)
         engine.subscribe(self)
 
@@ -93,11 +91,6 @@ class Dispatcher:
         attempt = Attempt(claim, now_s, now_s + attempts.timeout_s(claim))
         self._attempts[attempt.key] = attempt
         self._by_replica[claim.replica].add(attempt)
-        if claim.session is not None:
-            self._homes[claim.session] = claim.replica
-            self._homes.move_to_end(claim.session)
-            if len(self._homes) > MAX_HOMES:
-                self._homes.popitem(last=False)
         try:
             is_sent = self._engine.invoke(claim.replica, attempt.invocation())
         except ValueError as error:  # it does not fit a frame: no replica can ever take it
@@ -199,15 +192,23 @@ class Dispatcher:
         self._facts.emit(telemetry.AttemptEnded(attempt.claim.agent, verdict.state, verdict.reason, duration_s))
 
     def _write(self, finish: Finish) -> None:
-        def written(future: asyncio.Future[bool]) -> None:
-            self._writing.discard((finish.id, finish.epoch))
-            error = None if future.cancelled() else future.exception()
-            if error is not None:
-                self._unwritten.append(finish)
-                self._facts.emit(telemetry.StoreTrouble("the end of an attempt", str(error)))
-
+        """Write the end of an attempt, together with those of this turn of the loop."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._write_ends)
+        self._unsent.append(finish)
         self._writing.add((finish.id, finish.epoch))
-        self._store.tasks.finish(finish).add_done_callback(written)
+
+    def _write_ends(self) -> None:
+        ends, self._unsent = self._unsent, []
+
+        def written(future: asyncio.Future[list[bool | Exception]]) -> None:
+            for finish, answer in zip(ends, future.result(), strict=True):
+                self._writing.discard((finish.id, finish.epoch))
+                if isinstance(answer, Exception):
+                    self._unwritten.append(finish)
+                    self._facts.emit(telemetry.StoreTrouble("the end of an attempt", str(answer)))
+
+        self._store.tasks.finish_all(ends).add_done_callback(written)
 
     def _stop(self, attempt: Attempt, now_s: float) -> None:
         """Stop an attempt whose end is recorded: ask, and kill its process after the grace."""
@@ -237,7 +238,8 @@ class Dispatcher:
     async def _renew(self) -> None:
         before = set(self._attempts)
         known = before | self._writing | {(finish.id, finish.epoch) for finish in self._unwritten}
-        held = await self._store.tasks.renew(self._store.owner, ttl_us=self._store.lease_ttl_us)
+        claims = self._store.claims
+        held = await self._store.tasks.renew(claims.owner, ttl_us=claims.lease_ttl_us)
         for key in before - held:
             attempt = self._attempts.get(key)
             if attempt is not None:  # fenced: another node may run it already

@@ -114,13 +114,18 @@ class Replica:
         return lambda line: self.log(stream, line)
 
     def log(self, stream: str, line: str) -> None:
-        self._tell(lambda listener: listener.on_log(self.id, stream, line))
+        self._tell("on_log", stream, line)
 
-    def _tell(self, say: Callable[[contract.Listener], None]) -> None:
-        """Say it to every listener, also after one that raises; its error follows when all have heard."""
-        with contextlib.ExitStack() as listeners:
-            for listener in reversed(self._listeners):
-                listeners.callback(say, listener)
+    def _tell(self, event: str, *what: object) -> None:
+        """Tell every listener, also after one that raises; its error follows when all have heard."""
+        failure: Exception | None = None
+        for listener in self._listeners:
+            try:
+                getattr(listener, event)(self.id, *what)
+            except Exception as error:  # noqa: BLE001 - raised below
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     # --- while it lives
 
@@ -140,7 +145,7 @@ class Replica:
         self.last_frame_s = self._clock.monotonic_s()
         match message:
             case protocol.Emitted() | protocol.Called() | protocol.Ended():
-                self._tell(lambda listener: listener.on_message(self.id, message))
+                self._tell("on_message", message)
             case protocol.Ready():
                 self._on_ready(message)
             case protocol.Refused(_, text, traceback):
@@ -156,7 +161,7 @@ class Replica:
         if self.is_ready or self._verdict is not None:
             return
         self.is_ready = True
-        self._tell(lambda listener: listener.on_ready(self.id, ready))
+        self._tell("on_ready", ready)
 
     # --- its end
 
@@ -227,7 +232,7 @@ class Replica:
         with contextlib.ExitStack() as last_first:
             last_first.callback(self._on_gone, self)
             last_first.callback(self.gone.set)
-            last_first.callback(self._tell, lambda listener: listener.on_exit(self.id, exit))
+            last_first.callback(self._tell, "on_exit", exit)
             last_first.callback(self._let_go)
 
     async def _status(self) -> int | None:

@@ -7,12 +7,17 @@ one. Also where the API reads how busy a replica is. All on the event loop's thr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from greenroom.store.database import RetryTransaction
 
 MAX_CLAIMS = 500  # of one agent in one commit
+
+Session = tuple[str, str, str]  # tenant, agent, name
+Homes = Mapping[Session, str]  # the replica that ran a session's last task
 
 
 @dataclass(slots=True)
@@ -29,6 +34,14 @@ class Line:
     @property
     def free(self) -> int:
         return self.slots - self.busy if self.open else 0
+
+    @property
+    def load(self) -> float:
+        return self.busy / self.slots
+
+    def occupy(self) -> None:
+        self.busy += 1
+        self.attempts += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +132,18 @@ class Board:
                 demands.append(Demand(agent, revision, slots))
         return demands
 
-    def assign(self, demand: Demand, sessions: Iterable[str | None], homes: dict[str, str]) -> list[str]:
+    def seat(self, agent: str, count: int) -> tuple[list[str], int]:
+        """Occupy slots for at most *count* tasks of *agent* that are not stored yet, if none is queued before them.
+
+        Return the replicas, and the revision that all of them are of.
+        """
+        lines = self._by_agent.get(agent, {})
+        revision = max((line.revision for line in lines.values() if line.free > 0), default=0)
+        if not revision or agent in self._hungry or agent in self._reserved:
+            return [], revision
+        return list(itertools.islice(_spread(lines, revision), count)), revision
+
+    def assign(self, demand: Demand, sessions: Iterable[Session | None], homes: Homes) -> list[str]:
         """Occupy a slot for each claimed task: its session's replica (*homes*) if that has room, else the least loaded.
 
         Return the replicas in the order of *sessions* and settle the reservation; raises `RetryTransaction` if there is
@@ -127,21 +151,18 @@ class Board:
         """
         self._reserved.pop(demand.agent, None)
         lines = self._by_agent.get(demand.agent, {})
+        elsewhere = _spread(lines, demand.revision)
         replicas: list[str] = []
         for session in sessions:
             home = homes.get(session) if session is not None else None
-            if home not in lines or lines[home].revision != demand.revision or lines[home].free <= 0:
-                home = min(
-                    (name for name, line in lines.items() if line.revision == demand.revision and line.free > 0),
-                    key=lambda name: lines[name].busy / lines[name].slots,
-                    default=None,
-                )
+            if home in lines and lines[home].revision == demand.revision and lines[home].free > 0:
+                lines[home].occupy()
+            else:
+                home = next(elsewhere, None)
             if home is None:
                 for replica in replicas:
                     self.vacate(replica)
                 raise RetryTransaction("a replica went away while tasks were claimed for it")
-            lines[home].busy += 1
-            lines[home].attempts += 1
             replicas.append(home)
         if len(replicas) < demand.slots:
             self._hungry.discard(demand.agent)
@@ -150,3 +171,18 @@ class Board:
     def settle(self, demand: Demand) -> None:
         """Give up what is left of the reservation of *demand*."""
         self._reserved.pop(demand.agent, None)
+
+
+def _spread(lines: dict[str, Line], revision: int) -> Iterator[str]:
+    """Occupy slot after slot, each of the replica that is the least loaded then."""
+    loads = [(line.load, name) for name, line in lines.items() if line.revision == revision and line.free > 0]
+    heapq.heapify(loads)
+    while loads:
+        _, name = loads[0]
+        line = lines[name]
+        if line.free <= 0:  # a session's task has taken the last one
+            heapq.heappop(loads)
+            continue
+        line.occupy()
+        heapq.heapreplace(loads, (line.load, name))
+        yield name

@@ -1,15 +1,18 @@
 """Group commit: what arrives while one commit is in flight goes together into the next. Nothing waits for a timer.
 
-An *operation* is ``async (transaction, items) -> results``, one result for each item; operations of one commit run in
-the order of `Commits.__init__`. News (`Transaction` facts worth waking somebody for) are published only after the
-commit, when nothing can repeat it any more. If a commit fails for a reason of one item's own, its items are committed
-one by one, so that no innocent fails with it.
+An *operation* is ``async (transaction, news, items) -> results``, one result for each item; operations of one commit
+run in the order of `Commits.__init__`. What it made true (`News`) is told only after the commit, when nothing can
+repeat it any more. If a commit fails for a reason of one item's own, its items are committed one by one, so that no
+innocent fails with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import itertools
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from greenroom import errors
@@ -20,24 +23,46 @@ MAX_ATTEMPTS = 5  # of a commit that other nodes' transactions are in the way of
 MAX_ITEMS = 1_000  # of one commit: bounds how long it holds the event loop
 
 Operation = Callable[[database.Transaction, News, Sequence[Any]], Awaitable[Sequence[Any]]]
-_Entry = tuple[Operation, Any, "asyncio.Future[Any]"]
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """What was written together, and the future that has the result of each item."""
+
+    operation: Operation
+    items: Sequence[Any]
+    future: asyncio.Future[Any]
+    is_one: bool
+
+    def resolve(self, results: list[Any]) -> None:
+        if self.future.done():
+            return
+        if not self.is_one:
+            self.future.set_result(results)
+        elif isinstance(results[0], Exception):
+            self.future.set_exception(results[0])
+        else:
+            self.future.set_result(results[0])
 
 
 class Commits:
-    """The only writer of a store. *last* runs at the end of each commit: the standing claim of the board."""
+    """The only writer of a store.
+
+    *last* runs at the end of each commit, *settle* after it: with the news, and whether they are stored.
+    """
 
     def __init__(
         self,
         db: database.Database,
         *,
         order: Sequence[Operation],
-        publish: Callable[[News], None],
-        last: Callable[[database.Transaction, News], Awaitable[Callable[[bool], None]]],
+        last: Callable[[database.Transaction, News], Awaitable[None]],
+        settle: Callable[[News, bool], None],
         has_demand: Callable[[], bool],
     ) -> None:
-        self._db, self._publish, self._last, self._has_demand = db, publish, last, has_demand
+        self._db, self._last, self._settle, self._has_demand = db, last, settle, has_demand
         self._rank = {operation: rank for rank, operation in enumerate(order)}
-        self._pending: list[_Entry] = []
+        self._pending: deque[_Entry] = deque()
         self._wakeup = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
         self._closed = False
@@ -50,13 +75,20 @@ class Commits:
 
         Raises (through the future) `errors.StoreUnavailable` when it is unknown whether the item was stored.
         """
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        return self._put(operation, [item], is_one=True)
+
+    def write_all(self, operation: Operation, items: Sequence[Any]) -> asyncio.Future[list[Any]]:
+        """Put *items* into the next commits; the future has the result of each, or the exception that it met."""
+        return self._put(operation, items, is_one=False)
+
+    def _put(self, operation: Operation, items: Sequence[Any], *, is_one: bool) -> asyncio.Future[Any]:
+        entry = _Entry(operation, items, asyncio.get_running_loop().create_future(), is_one)
         if self._closed:
-            future.set_exception(errors.StoreUnavailable("cannot write to the store: it is closed"))
-            return future
-        self._pending.append((operation, item, future))
-        self._wakeup.set()
-        return future
+            entry.resolve([errors.StoreUnavailable("cannot write to the store: it is closed")] * len(items))
+        else:
+            self._pending.append(entry)
+            self._wakeup.set()
+        return entry.future
 
     def nudge(self) -> None:
         """Ask for a commit although nothing new is to be written: the board has changed."""
@@ -97,64 +129,68 @@ class Commits:
                 return
 
     def _take(self) -> list[_Entry]:
-        batch, self._pending = self._pending[:MAX_ITEMS], self._pending[MAX_ITEMS:]
+        """Take what fits one commit; what was written together stays together."""
+        batch: list[_Entry] = []
+        count = 0
+        while self._pending and (not batch or count + len(self._pending[0].items) <= MAX_ITEMS):
+            batch.append(self._pending.popleft())
+            count += len(batch[-1].items)
         return batch
 
     async def _commit(self, batch: list[_Entry]) -> None:
         try:
-            results, settle = await self._attempt_often(batch)
+            results, news = await self._attempt_often(batch)
         except errors.StoreUnavailable as error:
             _fail(batch, error)
         except Exception as error:  # noqa: BLE001 - whatever one item caused must not reach its neighbours
-            if len(batch) <= 1:
-                _fail(batch, error)
-            else:
-                for entry in batch:
-                    await self._commit([entry])
+            await self._commit_apart(batch, error)
         else:
-            for (_, _, future), result in zip(batch, results, strict=True):
-                if not future.done():
-                    future.set_result(result)
-            settle()
+            for entry, result in zip(batch, results, strict=True):
+                entry.resolve(result)
+            self._settle(news, True)
 
-    async def _attempt_often(self, batch: list[_Entry]) -> tuple[list[Any], Callable[[], None]]:
+    async def _commit_apart(self, batch: list[_Entry], error: Exception) -> None:
+        if len(batch) > 1:
+            for entry in batch:
+                await self._commit([entry])
+        elif not batch or len(batch[0].items) == 1:
+            _fail(batch, error)
+        else:
+            (entry,) = batch
+            parts = [_Entry(entry.operation, [item], asyncio.Future(), is_one=True) for item in entry.items]
+            for part in parts:
+                await self._commit([part])
+            entry.resolve([part.future.exception() or part.future.result() for part in parts])
+
+    async def _attempt_often(self, batch: list[_Entry]) -> tuple[list[list[Any]], News]:
         attempt = 1
         while True:
+            news = News()
             try:
-                return await self._attempt(batch)
-            except database.RetryTransaction as error:
+                return await self._attempt(batch, news), news
+            except BaseException as error:
+                self._settle(news, False)
+                if not isinstance(error, database.RetryTransaction):
+                    raise
                 if attempt >= MAX_ATTEMPTS:
                     raise errors.StoreUnavailable(f"cannot write to the store: {error}; try again") from error
             attempt += 1
 
-    async def _attempt(self, batch: list[_Entry]) -> tuple[list[Any], Callable[[], None]]:
-        groups: dict[Operation, list[int]] = {}
-        for index, (operation, _, _) in enumerate(batch):
-            groups.setdefault(operation, []).append(index)
-        results: list[Any] = [None] * len(batch)
-        news = News()
-        settle_last: Callable[[bool], None] | None = None
-        try:
-            async with self._db.transaction() as tx:
-                for operation in sorted(groups, key=self._rank.__getitem__):
-                    indices = groups[operation]
-                    answers = await operation(tx, news, [batch[index][1] for index in indices])
-                    for index, answer in zip(indices, answers, strict=True):
-                        results[index] = answer
-                settle_last = await self._last(tx, news)
-        except BaseException:
-            if settle_last is not None:
-                settle_last(False)
-            raise
-
-        def settle() -> None:
-            settle_last(True)
-            self._publish(news)
-
-        return results, settle
+    async def _attempt(self, batch: list[_Entry], news: News) -> list[list[Any]]:
+        """Run each operation once, on all its items, and give the results back to the entries that they came from."""
+        groups: dict[Operation, list[Any]] = {}
+        for entry in batch:
+            groups.setdefault(entry.operation, []).extend(entry.items)
+        answers: dict[Operation, Iterator[Any]] = {}
+        async with self._db.transaction() as tx:
+            for operation in sorted(groups, key=self._rank.__getitem__):
+                results = await operation(tx, news, groups[operation])
+                assert len(results) == len(groups[operation])
+                answers[operation] = iter(results)
+            await self._last(tx, news)
+        return [list(itertools.islice(answers[entry.operation], len(entry.items))) for entry in batch]
 
 
-def _fail(batch: list[_Entry], error: Exception) -> None:
-    for _, _, future in batch:
-        if not future.done():
-            future.set_exception(error)
+def _fail(batch: Iterable[_Entry], error: Exception) -> None:
+    for entry in batch:
+        entry.resolve([error] * len(entry.items))

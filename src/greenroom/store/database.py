@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
-Params = Mapping[str, Any]
+Params = Mapping[str, Any] | tuple[Any, ...]  # by name, or in the order in which the names first appear
 Row = Sequence[Any]
 
 

@@ -3,54 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from greenroom.store.tasks import Ended
+from greenroom.store.board import Demand
+from greenroom.store.rows import Claim, Task
 
 
 @dataclass(slots=True)
 class News:
     """Facts of one commit, by the ids of those whom they concern."""
 
-    ended: list[str] = field(default_factory=list)  # tasks now in a terminal state
+    ended: dict[str, Callable[[], Task] | None] = field(default_factory=dict)  # tasks now in a terminal state
+    endings: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # how many, by tenant, agent and state
     stopped: list[str] = field(default_factory=list)  # tasks that ended although an attempt of theirs may still run
     changed: set[str] = field(default_factory=set)  # tasks with new events
     ready: set[str] = field(default_factory=set)  # agents with tasks that may be claimed
     due_at_us: int | None = None  # the earliest new due time
-    shown: Mapping[str, Ended] = field(default_factory=dict)  # of those that ended, the ones awaited here
+    claims: list[Claim] = field(default_factory=list)  # attempts that begin
+    demands: list[Demand] = field(default_factory=list)  # what was reserved on the board to find them
 
     def due(self, at_us: int) -> None:
         self.due_at_us = at_us if self.due_at_us is None else min(self.due_at_us, at_us)
+
+    def end(self, task: str, tenant: str, agent: str, state: str, show: Callable[[], Task] | None = None) -> None:
+        """Note that *task* has ended; *show* makes its row for those who wait for it, if that is at hand."""
+        self.ended[task] = show
+        self.endings[tenant, agent, state] += 1
+        self.changed.add(task)
 
 
 class Hub:
     """Who waits for what. All on the event loop's thread."""
 
     def __init__(self) -> None:
-        self._ends: dict[str, list[asyncio.Future[Ended | None]]] = defaultdict(list)
+        self._ends: dict[str, list[asyncio.Future[Task | None]]] = {}
         self._watchers: dict[str, list[asyncio.Event]] = defaultdict(list)
         self._subscribers: list[Callable[[News], None]] = []
 
     def subscribe(self, subscriber: Callable[[News], None]) -> None:
         self._subscribers.append(subscriber)
 
-    def awaited(self, tasks: Iterable[str]) -> list[str]:
-        """Return those of *tasks* whose end somebody waits for."""
-        return [task for task in tasks if task in self._ends] if self._ends else []
-
-    def end_of(self, task: str) -> asyncio.Future[Ended | None]:
-        """Return a future that is done when *task* has ended; cancel it to stop waiting.
-
-        Its result is the task, or None to whom began to wait while the end was being written: read it then.
-        """
-        future: asyncio.Future[Ended | None] = asyncio.get_running_loop().create_future()
-        self._ends[task].append(future)
-        future.add_done_callback(lambda done: self._forget(task, done))
-        return future
+    def end_of(self, task: str) -> End:
+        """Return the coming end of *task*; it listens from now on, until it is closed."""
+        return End(self._ends, task)
 
     def watch(self, task: str) -> asyncio.Event:
         """Return an event that is set whenever *task* has new events; `unwatch` it."""
@@ -65,19 +62,50 @@ class Hub:
             del self._watchers[task]
 
     def publish(self, news: News) -> None:
-        for task in news.ended:
-            for future in self._ends.get(task, ()):
-                if not future.done():
-                    future.set_result(news.shown.get(task))
+        if self._ends:
+            for task, show in news.ended.items():
+                for future in self._ends.get(task, ()):
+                    if not future.done():
+                        future.set_result(None if show is None else show())
         for task in news.changed if self._watchers else ():
             for event in self._watchers.get(task, ()):
                 event.set()
         for subscriber in self._subscribers:
             subscriber(news)
 
-    def _forget(self, task: str, future: asyncio.Future[Ended | None]) -> None:
-        futures = self._ends.get(task)
-        if futures is not None and future in futures:
-            futures.remove(future)
-            if not futures:
-                del self._ends[task]
+
+class End:
+    """The end of a task, for one who waits for it once; as a context it listens until it is left."""
+
+    __slots__ = ("_ends", "_future", "_task")
+
+    def __init__(self, ends: dict[str, list[asyncio.Future[Task | None]]], task: str) -> None:
+        self._ends, self._task = ends, task
+        self._future: asyncio.Future[Task | None] = asyncio.get_running_loop().create_future()
+        ends.setdefault(task, []).append(self._future)
+
+    def __enter__(self) -> End:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        listening = self._ends[self._task]
+        listening.remove(self._future)
+        if not listening:
+            del self._ends[self._task]
+
+    @property
+    def has_come(self) -> bool:
+        return self._future.done()
+
+    async def within(self, timeout_s: float) -> Task | None:
+        """Wait for it; return the task, or None if the time is over or the row was not at hand: read it then."""
+        # Not asyncio.timeout or asyncio.wait, which cost each waiting request several times this.
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._give_up)
+        try:
+            return await self._future
+        finally:
+            timer.cancel()
+
+    def _give_up(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)

@@ -142,7 +142,7 @@ class Postgres:
                 )
             text, names = _positional(sql)
             try:
-                return await self._readers.fetch(text, *(params[name] for name in names))  # type: ignore[no-any-return]
+                return await self._readers.fetch(text, *_arguments(params, names))  # type: ignore[no-any-return]
             except _LOST:
                 await self._readers.expire_connections()  # the server that cut one has mostly cut all
                 raise
@@ -156,6 +156,10 @@ class Postgres:
                     await connection.close()
 
     async def _connected(self) -> asyncpg.Connection[Any]:
+        is_lost = self._writer is None or self._writer.is_closed()
+        if is_lost and self._claim is not None and self._is_alone:
+            self._claim.terminate()  # what cut the writer has mostly cut the claim, too: nothing is written on a guess
+            self._claim = None
         if self._is_alone:
             try:
                 await self._hold_claim()
@@ -188,18 +192,18 @@ class _Transaction:
 
     async def fetch(self, sql: str, params: database.Params) -> Sequence[database.Row]:
         text, names = _positional(sql)
-        return await self._connection.fetch(text, *(params[name] for name in names))  # type: ignore[no-any-return]
+        return await self._connection.fetch(text, *_arguments(params, names))  # type: ignore[no-any-return]
 
     async def fetch_many(self, sql: str, rows: Iterable[database.Params]) -> Sequence[database.Row]:
         text, names = _positional(sql)
-        arguments = [tuple(row[name] for name in names) for row in rows]
+        arguments = [_arguments(row, names) for row in rows]
         if len(arguments) == 1:
             return await self._connection.fetch(text, *arguments[0])  # type: ignore[no-any-return]
         return await self._connection.fetchmany(text, arguments)  # type: ignore[no-any-return]
 
     async def execute_many(self, sql: str, rows: Iterable[database.Params]) -> None:
         text, names = _positional(sql)
-        arguments = [tuple(row[name] for name in names) for row in rows]
+        arguments = [_arguments(row, names) for row in rows]
         if arguments:
             await self._connection.executemany(text, arguments)
 
@@ -216,6 +220,10 @@ def _positional(sql: str) -> tuple[str, tuple[str, ...]]:
         return f"${names.index(name) + 1}"
 
     return re.sub(r"(?<![:\w]):([a-z_]+)", number, sql), tuple(names)
+
+
+def _arguments(params: database.Params, names: tuple[str, ...]) -> tuple[Any, ...]:
+    return params if isinstance(params, tuple) else tuple(params[name] for name in names)
 
 
 @contextlib.contextmanager

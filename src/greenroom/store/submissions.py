@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 from datetime import datetime
 
-from greenroom import settings
+from greenroom import random_bits, settings
 from greenroom.store import database
-from greenroom.store.transitions import NewTask
+from greenroom.store.rows import NewTask
 
 
 def new_id() -> str:
     """Return 128 unpredictable bits, as 32 hexadecimal digits (ASVS 11.5.1: not a plain UUID)."""
-    return secrets.token_hex(16)
+    return random_bits.token_hex(16)
 
 
 def task_id(now: datetime) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,8 +15,8 @@ import pytest
 
 from greenroom import errors
 from greenroom.store import agents, transitions
+from greenroom.store.rows import Accepted, Call, Cancel, Claim, Event, Finish, Lease, NewTask, StoredEvent
 from greenroom.store.store import Store
-from greenroom.store.transitions import Accepted, Call, Claim, Event, Finish, Lease, NewTask
 from greenroom.testing.databases import Scratch
 from greenroom.testing.fakes import Fault, FaultyDatabase
 
@@ -43,7 +44,7 @@ class Node:
         self.store = store
         self.claims: list[Claim] = []
         self._names = itertools.count(1)
-        store.claimed = self.claims.extend
+        store.claims.claimed = self.claims.extend
 
     async def submit(self, **changes: Any) -> str:
         accepted = await self.store.tasks.submit(new_task(**changes))
@@ -56,7 +57,7 @@ class Node:
 
     async def claim(self, slots: int = 1, *, agent: str = AGENT) -> list[Claim]:
         """Claim up to *slots* tasks for a replica that takes no more afterwards."""
-        replica, before = f"{self.store.owner}-r{next(self._names)}", len(self.claims)
+        replica, before = f"{self.store.claims.owner}-r{next(self._names)}", len(self.claims)
         self.store.board.open(replica, agent=agent, revision=1, slots=slots)
         await self.flush()
         self.store.board.close(replica)
@@ -80,9 +81,17 @@ class Node:
     async def state(self, id: str, *, tenant: str = TENANT) -> str:
         return (await self.store.tasks.get(id, tenant=tenant)).state
 
+    async def moves(self, id: str, *, tenant: str = TENANT) -> Sequence[StoredEvent]:
+        """The moves of a task after its acceptance."""
+        _, *moves = await self.store.tasks.state_events(await self.store.tasks.get(id, tenant=tenant))
+        return moves
+
+    async def events(self, id: str, *, after: int = 1) -> Sequence[StoredEvent]:
+        return await self.store.tasks.events(await self.store.tasks.get(id, tenant=TENANT), after=after)
+
     async def trail(self, id: str) -> list[str]:
         """The states that the events of a task tell."""
-        return [msgspec.json.decode(event.data)["state"] for event in await self.store.tasks.state_events(id)]
+        return [msgspec.json.decode(event.data)["state"] for event in await self.moves(id)]
 
     async def raw(self, sql: str, **params: Any) -> list[tuple[Any, ...]]:
         async with self.store.db.transaction() as tx:
@@ -115,6 +124,68 @@ class StoreContract:
         await node.flush()
         id = await node.submit()
         assert [(claim.id, claim.replica, claim.revision) for claim in node.claims] == [(id, "r", 7)]
+
+    async def test_a_task_passes_nobody_who_was_queued_before(self, node: Node) -> None:
+        first = await node.submit()
+        node.store.board.open("r", agent=AGENT, revision=1, slots=1)
+        await node.submit()
+        assert [claim.id for claim in node.claims] == [first]
+
+    async def test_where_slots_are_scarce_the_urgent_are_stored_as_running(self, node: Node) -> None:
+        node.store.board.open("r", agent=AGENT, revision=1, slots=2)
+        await node.flush()
+        tasks = [new_task(priority=priority) for priority in (0, 5, 0, 9)]
+        await asyncio.gather(*(node.store.tasks.submit(task) for task in tasks))
+        assert {claim.id for claim in node.claims} == {tasks[1].id, tasks[3].id}
+        states = [await node.state(task.id) for task in tasks]
+        assert states == ["queued", "running", "queued", "running"]
+
+    async def test_what_a_commit_lets_run_looks_the_same_from_the_queue_and_at_once(self, node: Node) -> None:
+        queued = await node.submit(metadata=b"1", timeout_us=5_000_000)
+        node.store.board.open("r", agent=AGENT, revision=7, slots=2)
+        await node.flush()
+        seated = await node.submit(metadata=b"1", timeout_us=5_000_000)
+        first, second = (msgspec.structs.replace(claim, id="", claimed_at=0, deadline_at=None) for claim in node.claims)
+        assert first == second
+        rows = [await node.store.tasks.get(id, tenant=TENANT) for id in (queued, seated)]
+        for row, claim in zip(rows, node.claims, strict=True):
+            assert (row.claimed_at, row.deadline_at) == (claim.claimed_at, claim.deadline_at)
+        assert (
+            len({(row.state, row.epoch, row.event_seq, row.claim_seq, row.replica, row.revision) for row in rows}) == 1
+        )
+
+    async def test_a_used_key_takes_no_slot(self, node: Node) -> None:
+        node.store.board.open("r", agent=AGENT, revision=1, slots=2)
+        await node.flush()
+        tasks = [new_task(idempotency_key="k", fingerprint=b"same") for _ in range(2)]
+        await asyncio.gather(*(node.store.tasks.submit(task) for task in tasks))
+        assert ([claim.id for claim in node.claims], node.store.board.busy("r")) == ([tasks[0].id], 1)
+
+    async def test_a_submission_that_is_not_stored_takes_no_slot(self, scratch: Scratch) -> None:
+        faulty: list[FaultyDatabase] = []
+
+        def wrap(db: Any) -> FaultyDatabase:
+            faulty.append(FaultyDatabase(db))
+            return faulty[0]
+
+        node = Node(await scratch.open(wrap=wrap))
+        node.store.board.open("r", agent=AGENT, revision=1, slots=2)
+        await node.flush()
+        for fault in (Fault.AT_COMMIT, "insert into task "):
+            faulty[0].faults = [fault]
+            with pytest.raises(errors.StoreUnavailable):
+                await node.submit()
+            assert (node.claims, node.store.board.busy("r"), node.store.board.attempts("r")) == ([], 0, 0)
+
+    async def test_what_is_written_together_is_answered_apart(self, node: Node) -> None:
+        tasks = [new_task(), new_task(id=None), new_task()]
+        first, bad, last = await node.store.tasks.submit_all(tasks)
+        assert isinstance(bad, Exception)
+        assert [first, last] == [
+            Accepted(task.id, is_new=True, created_at=answer.created_at)
+            for task, answer in ((tasks[0], first), (tasks[2], last))
+            if isinstance(answer, Accepted)
+        ]
 
     async def test_older_tasks_go_first_and_higher_priorities_before_them(self, node: Node) -> None:
         low, first, second = await node.submit(priority=-1), await node.submit(), await node.submit()
@@ -150,7 +221,7 @@ class StoreContract:
         assert await node.store.tasks.tick() == pytest.approx(1.0, abs=0.9)
         await scratch.advance(2)
         await node.store.tasks.tick()
-        assert ended.done()
+        assert ended.has_come
         task = await node.store.tasks.get(id, tenant=TENANT)
         assert task.state == "expired"
         assert msgspec.json.decode(task.error or b"")["type"] == "timeout"
@@ -385,7 +456,7 @@ class StoreContract:
         await node.store.tasks.rescue()
         claim = await node.claim_one()
         assert (claim.id, claim.epoch) == (id, 2)
-        before = await node.store.tasks.get(id, tenant=TENANT), await node.store.tasks.events(id)
+        before = await node.store.tasks.get(id, tenant=TENANT), await node.events(id)
         assert not await node.finish(stale, output=b'"stale"')
         assert not await node.store.tasks.append(Event(id, stale.epoch, "message", b'"stale"'))
         assert not await node.store.tasks.resume(_lease(stale))
@@ -393,7 +464,7 @@ class StoreContract:
         assert await node.store.tasks.call(Call(id, stale.epoch, child)) is None
         with pytest.raises(errors.NotFound):
             await node.store.tasks.get(child.id, tenant=TENANT)
-        assert (await node.store.tasks.get(id, tenant=TENANT), await node.store.tasks.events(id)) == before
+        assert (await node.store.tasks.get(id, tenant=TENANT), await node.events(id)) == before
         await node.store.tasks.call(Call(id, claim.epoch, new_task(parent=id, agent="writing")))
         assert not await node.store.tasks.resume(_lease(stale))
         assert await node.state(id) == "waiting"
@@ -448,8 +519,37 @@ class StoreContract:
         ended = node.store.hub.end_of(id)
         await node.claim_one()
         await node.store.tasks.rescue(not_owner="node-2")
-        assert ended.done()
+        assert ended.has_come
         assert await node.state(id) == "failed"
+
+    async def test_a_task_that_loses_its_node_again_is_given_some_time(self, scratch: Scratch, node: Node) -> None:
+        await node.submit(retry_backoff_us=10_000_000)
+        await node.claim_one()
+        await node.store.tasks.rescue(not_owner="node-2", jitter=0.9)
+        await node.claim_one()
+        await node.store.tasks.rescue(not_owner="node-2", jitter=0.9)
+        assert await node.claim() == []
+        await scratch.advance(11)
+        await node.store.tasks.tick()
+        assert (await node.claim_one()).attempts_charged == 3
+
+    async def test_every_attempt_is_told(self, node: Node) -> None:
+        id = await node.submit()
+        await node.finish(await node.claim_one(), "queued", refund=1, error=b'{"type":"x"}')
+        await node.claim_one()
+        await node.store.tasks.rescue(not_owner="node-2")
+        await node.finish(await node.claim_one(), "failed", error=b'{"type":"y"}')
+        told = [msgspec.json.decode(event.data) for event in await node.moves(id)]
+        assert [(move["state"], move.get("attempt"), move.get("reason")) for move in told] == [
+            ("running", 1, None),
+            ("queued", None, "ok"),
+            ("running", 1, None),
+            ("queued", None, "fenced"),
+            ("running", 2, None),
+            ("failed", None, "ok"),
+        ]
+        assert [event.seq for event in await node.events(id)] == [2, 3, 4, 5, 6, 7]
+        assert (told[1]["error"], told[5]["error"]) == ({"type": "x"}, {"type": "y"})
 
     async def test_a_refunded_attempt_is_not_charged_but_its_epoch_is_gone(self, node: Node) -> None:
         await node.submit()
@@ -473,10 +573,10 @@ class StoreContract:
         claim = await node.claim_one()
         events = [Event(id, claim.epoch, "message", str(number).encode()) for number in range(5)]
         assert all(await asyncio.gather(*(node.store.tasks.append(event) for event in events), node.finish(claim)))
-        stored = await node.store.tasks.events(id)
+        stored = await node.events(id)
         assert [event.seq for event in stored] == [2, 3, 4, 5, 6, 7, 8]
         assert [event.data for event in stored if event.type == "message"] == [event.data for event in events]
-        assert [event.seq for event in await node.store.tasks.events(id, after=6)] == [7, 8]
+        assert [event.seq for event in await node.events(id, after=6)] == [7, 8]
 
     # --- cancelling
 
@@ -500,7 +600,7 @@ class StoreContract:
         await node.store.tasks.call(Call(child.id, child_claim.epoch, grandchild))
         ends = [node.store.hub.end_of(id) for id in (root, child.id, grandchild.id)]
         await node.store.tasks.cancel(root, tenant=TENANT)
-        assert all(end.done() for end in ends)
+        assert all(end.has_come for end in ends)
         states = [await node.state(id) for id in (root, child.id, grandchild.id, bystander)]
         assert states == ["cancelled", "cancelled", "cancelled", "queued"]
         assert not await node.finish(child_claim)
@@ -532,7 +632,7 @@ class StoreContract:
     async def test_an_end_and_a_cancel_in_one_commit_leave_one_terminal_state(self, node: Node) -> None:
         id = await node.submit()
         claim = await node.claim_one()
-        cancelled = node.store.commits.write(transitions.cancel, transitions.Cancel(id, TENANT))
+        cancelled = node.store.commits.write(transitions.cancel, Cancel(id, TENANT))
         assert await node.finish(claim)
         assert await cancelled == "succeeded"
         assert await node.trail(id) == ["running", "succeeded"]
@@ -612,7 +712,8 @@ class StoreContract:
 
     async def test_the_database_lets_nobody_rewrite_events(self, node: Node) -> None:
         id = await node.submit()
-        await node.run()
+        claim = await node.claim_one()
+        assert await node.store.tasks.append(Event(id, claim.epoch, "message", b"1"))
         with pytest.raises(Exception, match="events are append-only"):
             await node.raw("update task_event set data = data where task = :id", id=id)
 
@@ -671,7 +772,7 @@ class StoreContract:
         node = Node(await scratch.open(wrap=wrap))
         return node, wrapped[0]
 
-    @pytest.mark.parametrize("fault", [Fault.AT_COMMIT, "insert into task_event", "from session", "with ready"])
+    @pytest.mark.parametrize("fault", [Fault.AT_COMMIT, "from session", "set state = 'running'", "skip locked"])
     async def test_a_failed_commit_gives_its_slots_back(
         self, faulty: tuple[Node, FaultyDatabase], fault: Fault | str
     ) -> None:
@@ -709,9 +810,9 @@ class StoreContract:
         db.faults = [Fault.AT_COMMIT]
         with pytest.raises(errors.StoreUnavailable):
             await node.finish(claim)
-        assert not ended.done()
+        assert not ended.has_come
         assert await node.finish(claim)
-        assert ended.done()
+        assert ended.has_come
 
     async def test_closing_commits_what_is_pending(self, scratch: Scratch, node: Node) -> None:
         task = new_task()

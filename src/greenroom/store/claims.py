@@ -1,0 +1,196 @@
+"""Claims: tasks begin to run in the commits that store them or that free a slot, for the slots on this node's board.
+
+One move, at two moments of a commit. A task that finds a free slot, and none of its agent queued before it, is stored
+as running at once; at its end each commit claims, from the queue, for what is still free.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Sequence
+
+from greenroom.store import transitions
+from greenroom.store.board import Board, Demand, Session
+from greenroom.store.database import Row, Transaction
+from greenroom.store.news import News
+from greenroom.store.rows import Accepted, Claim, NewTask
+from greenroom.store.transitions import QUEUED, Placing
+
+MAX_HOMES = 10_000
+
+_READY = """
+select seq, id, epoch, tenant, session, input, metadata, attempts_charged, max_attempts, on_replica_loss,
+    retry_backoff_us, run_timeout_us, deadline_at, submitted_by
+from task where agent = :agent and state = 'queued' and due_at is null and not blocked
+order by priority desc, seq limit :slots for update skip locked"""
+
+# What is given is in the order of the names here, too.
+_CLAIM = """
+update task set state = 'running', replica = :replica, revision = :revision, owner = :owner,
+    lease_until = :lease_until, claimed_at = :now, started_at = coalesce(started_at, :now), epoch = epoch + 1,
+    attempts_charged = attempts_charged + 1, event_seq = event_seq + 1, claim_seq = event_seq + 1
+where seq = :seq and state = 'queued'"""
+
+_SESSION_STATE = "select state, revision from session where tenant = :tenant and agent = :agent and id = :session"
+
+
+class Claims:
+    """*owner* is the node's random incarnation id, in whose name tasks are claimed.
+
+    *claimed* is called with what each commit claimed, after it is durable.
+    """
+
+    def __init__(self, *, owner: str, lease_ttl_us: int) -> None:
+        self.owner, self.lease_ttl_us = owner, lease_ttl_us
+        self.board = Board()
+        self.claimed: Callable[[Sequence[Claim]], None] = lambda _: None
+        self._homes: OrderedDict[Session, str] = OrderedDict()
+
+    async def submit(self, tx: Transaction, news: News, items: Sequence[NewTask]) -> list[Accepted]:
+        """Store tasks; those for which there is a slot are stored as running."""
+        placings = self._placings(items, tx.now_us)
+        seated = {
+            item.id: _first_claim(item, placing, tx.now_us)
+            for item, placing in zip(items, placings, strict=True)
+            if placing is not QUEUED
+        }
+        news.claims += seated.values()
+        answers = await transitions.submit(tx, news, items, placings)
+        for item, answer in zip(items, answers, strict=True):
+            if not answer.is_new and item.id in seated:
+                news.claims.remove(seated[item.id])
+                self.board.vacate(seated[item.id].replica)
+        return answers
+
+    def _placings(self, items: Sequence[NewTask], now_us: int) -> list[Placing]:
+        """Say how each of *items* is to be stored; where slots are scarce, the highest priorities get them."""
+        placings, by_agent = [QUEUED] * len(items), defaultdict(list)
+        for index, item in enumerate(items):
+            if item.session is None and item.not_before is None:
+                by_agent[item.agent].append(index)
+        for agent, indices in by_agent.items():
+            replicas, revision = self.board.seat(agent, len(indices))
+            if len(replicas) < len(indices):
+                indices.sort(key=lambda index: -items[index].priority)
+            for index, replica in zip(indices, replicas, strict=False):
+                placings[index] = Placing(
+                    state="running",
+                    epoch=1,
+                    event_seq=2,  # its acceptance was the first, its begin is the second
+                    attempts_charged=1,
+                    owner=self.owner,
+                    lease_until=now_us + self.lease_ttl_us,
+                    revision=revision,
+                    replica=replica,
+                    claimed_at=now_us,
+                    claim_seq=2,
+                    started_at=now_us,
+                )
+        return placings
+
+    async def fill(self, tx: Transaction, news: News) -> None:
+        """Claim from the queue for every free slot of an agent that may have work; the oldest of the most urgent."""
+        self.board.mark(news.ready)
+        news.demands = self.board.reserve()
+        for demand in news.demands:
+            ready = await tx.fetch(_READY, {"agent": demand.agent, "slots": demand.slots})
+            await self._claim(tx, news, demand, ready)
+
+    async def _claim(self, tx: Transaction, news: News, demand: Demand, ready: Sequence[Row]) -> None:
+        sessions = [None if row[4] is None else (row[3], demand.agent, row[4]) for row in ready]
+        states = {session: await _state(tx, session) for session in set(sessions)}
+        replicas = self.board.assign(demand, sessions, self._homes)
+        claims = [
+            _claim(row, demand, replica, states[session], tx.now_us)
+            for row, replica, session in zip(ready, replicas, sessions, strict=True)
+        ]
+        news.claims += claims
+        until_us = tx.now_us + self.lease_ttl_us
+        await tx.execute_many(
+            _CLAIM,
+            [
+                (claim.replica, demand.revision, self.owner, until_us, tx.now_us, row[0])
+                for claim, row in zip(claims, ready, strict=True)
+            ],
+        )
+
+    def settle(self, news: News, *, committed: bool) -> None:
+        """Tell board and dispatcher how the commit ended."""
+        for demand in news.demands:
+            self.board.settle(demand)
+        if committed:
+            for claim in news.claims:
+                if claim.session is not None:
+                    self._remember((claim.tenant, claim.agent, claim.session), claim.replica)
+            self.claimed(news.claims)
+        else:
+            for claim in news.claims:
+                self.board.vacate(claim.replica)
+            self.board.mark(demand.agent for demand in news.demands)
+
+    def _remember(self, session: Session, replica: str) -> None:
+        self._homes[session] = replica
+        self._homes.move_to_end(session)
+        if len(self._homes) > MAX_HOMES:
+            self._homes.popitem(last=False)
+
+
+async def _state(tx: Transaction, session: Session | None) -> tuple[bytes | None, int | None]:
+    if session is None:
+        return None, None
+    ((state, revision),) = await tx.fetch(_SESSION_STATE, session)
+    return state, revision
+
+
+def _first_claim(item: NewTask, placing: Placing, now_us: int) -> Claim:
+    assert placing.revision is not None
+    assert placing.replica is not None
+    deadline_at = transitions.deadline_at(item, now_us)
+    return Claim(
+        id=item.id,
+        epoch=placing.epoch,
+        tenant=item.tenant,
+        agent=item.agent,
+        revision=placing.revision,
+        replica=placing.replica,
+        session=None,
+        input=item.input,
+        metadata=item.metadata,
+        attempts_charged=placing.attempts_charged,
+        max_attempts=item.max_attempts,
+        on_replica_loss=item.on_replica_loss,
+        retry_backoff_us=item.retry_backoff_us,
+        run_timeout_us=item.run_timeout_us,
+        deadline_at=deadline_at,
+        claimed_at=now_us,
+        submitted_by=item.submitted_by,
+    )
+
+
+def _claim(
+    row: Row, demand: Demand, replica: str, session_state: tuple[bytes | None, int | None], now_us: int
+) -> Claim:
+    _, id, epoch, tenant, session, input_, metadata, charged, *policy, deadline_at, submitted_by = row
+    max_attempts, on_replica_loss, retry_backoff_us, run_timeout_us = policy
+    state, state_revision = session_state
+    return Claim(
+        id=id,
+        epoch=epoch + 1,
+        tenant=tenant,
+        agent=demand.agent,
+        revision=demand.revision,
+        replica=replica,
+        session=session,
+        input=input_,
+        metadata=metadata,
+        attempts_charged=charged + 1,
+        max_attempts=max_attempts,
+        on_replica_loss=on_replica_loss,
+        retry_backoff_us=retry_backoff_us,
+        run_timeout_us=run_timeout_us,
+        deadline_at=deadline_at,
+        claimed_at=now_us,
+        submitted_by=submitted_by,
+        state=state,
+        state_revision=state_revision,
+    )
