@@ -35,6 +35,7 @@ class Plan(msgspec.Struct):
 
 
 class Seen(msgspec.Struct):
+    begun_at: float  # seconds since 1970
     elapsed_s: float
     latencies_ms: list[float]  # sorted
     refused: int  # answers other than 200 and 202
@@ -106,7 +107,7 @@ def requests(plan: Plan) -> Iterator[bytes]:
 
 
 async def run(plan: Plan) -> Seen:
-    seen, shared = Seen(0.0, [], 0, 0.0), requests(plan)
+    seen, shared = Seen(time.time(), 0.0, [], 0, 0.0), requests(plan)
     begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
     clients = [Client(shared, seen, until_s=begun_s + plan.seconds) for _ in range(plan.connections)]
     for client in clients:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -58,6 +59,8 @@ def up(
 
 
 def _announce(started: node.Node) -> None:
+    gc.collect()
+    gc.freeze()
     agents = ", ".join(started.options.settings.agents) or "none yet"
     render.say(f"ready at {started.url}; agents: {agents}")
     render.say("next, in another terminal: greenroom status, greenroom submit TEXT --wait")

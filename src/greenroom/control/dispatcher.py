@@ -256,7 +256,6 @@ class Dispatcher:
         replica = attempt.claim.replica
         self._store.board.release(replica)
         self._resume_next(replica)
-        self._store.board.mark([attempt.claim.agent])
         self._store.commits.nudge()
 
     def _resume_next(self, replica: str) -> None:

@@ -184,7 +184,10 @@ class _Transaction:
 
 @functools.lru_cache(maxsize=512)
 def _ours(sql: str) -> str:
-    return sql.replace(" for update skip locked", "").replace(" for update", "")
+    sql = sql.replace(" for update skip locked", "").replace(" for update", "")
+    # What breaks a rule of the schema undoes the whole transaction, which ends it anyway. By default SQLite would undo
+    # the statement alone, and keep a journal for each one in case: 3 µs, or 30 where malloc gives its 64 KiB back.
+    return sql.replace("update task set", "update or rollback task set")
 
 
 @contextlib.contextmanager
