@@ -30,7 +30,7 @@ def test_a_log_that_cannot_be_written_stops_nobody(
         stream.close()  # every write is a ValueError now
     heard: list[telemetry.Fact] = []
     facts = telemetry.Telemetry()
-    facts.subscribe(log)
+    facts.subscribe(log, *log.KINDS)
     facts.subscribe(heard.append)
     facts.emit(telemetry.NodeChanged("node-1", "ready"))
     assert heard == [telemetry.NodeChanged("node-1", "ready")]

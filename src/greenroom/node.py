@@ -61,7 +61,7 @@ class Node:
         self.url = ""  # while it listens
         self.id = f"node-{submissions.new_id()[:12]}"
         self.facts, self.metrics = telemetry.Telemetry(), telemetry.Metrics()
-        self.facts.subscribe(self.metrics)
+        self.facts.subscribe(self.metrics, *self.metrics.KINDS)
         self.secrets = secret_file.load_or_make(options.data_dir / "secrets")
         url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
         self.store = stores.open(url, clock=clock, owner=self.id)
@@ -252,7 +252,7 @@ async def serve(options: Options, *, on_ready: Callable[[Node], None]) -> None:
     _make_private_folder(options.data_dir)
     node = Node(options, clocks.SystemClock())
     cluster = options.settings.cluster
-    node.facts.subscribe(telemetry.Log(level=cluster.log_level, as_json=cluster.json_logs))
+    node.facts.subscribe(telemetry.Log(level=cluster.log_level, as_json=cluster.json_logs), *telemetry.Log.KINDS)
     try:
         await node.start()
         async with listening(node):

@@ -9,21 +9,19 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
+import msgspec
 import prometheus_client as prometheus
 import structlog
 
 
-@dataclass(frozen=True, slots=True)
-class TaskAccepted:
+class TaskAccepted(msgspec.Struct, frozen=True):
     agent: str
     count: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptEnded:
+class AttemptEnded(msgspec.Struct, frozen=True):
     """*state* is the task's afterwards; *duration_s* the attempt's."""
 
     agent: str
@@ -32,23 +30,20 @@ class AttemptEnded:
     duration_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaReady:
+class ReplicaReady(msgspec.Struct, frozen=True):
     agent: str
     replica: str
     start_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaExited:
+class ReplicaExited(msgspec.Struct, frozen=True):
     agent: str
     replica: str
     reason: str
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaSaid:
+class ReplicaSaid(msgspec.Struct, frozen=True):
     """A line that a replica's process wrote outside of any task."""
 
     agent: str
@@ -57,35 +52,30 @@ class ReplicaSaid:
     line: str
 
 
-@dataclass(frozen=True, slots=True)
-class AgentFailing:
+class AgentFailing(msgspec.Struct, frozen=True):
     agent: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceCrashed:
+class ServiceCrashed(msgspec.Struct, frozen=True):
     """A loop of the node raised what it should not: a bug of Greenroom's own."""
 
     service: str
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoreTrouble:
+class StoreTrouble(msgspec.Struct, frozen=True):
     where: str
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoreRecovered:
+class StoreRecovered(msgspec.Struct, frozen=True):
     """The trouble that was said of *where* is over."""
 
     where: str
 
 
-@dataclass(frozen=True, slots=True)
-class NodeChanged:
+class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
     node: str
@@ -105,22 +95,27 @@ Fact = (
     | StoreRecovered
     | NodeChanged
 )
+FACTS: tuple[type[Fact], ...] = get_args(Fact)
 
 
 class Telemetry:
     def __init__(self) -> None:
-        self._subscribers: list[Callable[[Fact], None]] = []
+        self._subscribers: dict[type[Fact], list[Callable[[Any], None]]] = {kind: [] for kind in FACTS}
 
-    def subscribe(self, subscriber: Callable[[Fact], None]) -> None:
-        self._subscribers.append(subscriber)
+    def subscribe(self, subscriber: Callable[[Any], None], *kinds: type[Fact]) -> None:
+        """Call *subscriber* with every fact of *kinds*, of every kind if none is named."""
+        for kind in kinds or FACTS:
+            self._subscribers[kind].append(subscriber)
 
     def emit(self, fact: Fact) -> None:
-        for subscriber in self._subscribers:
+        for subscriber in self._subscribers[type(fact)]:
             subscriber(fact)
 
 
 class Metrics:
     """The Prometheus metrics of a node, in a registry of its own. Labels are agents and fixed words only."""
+
+    KINDS: tuple[type[Fact], ...] = (TaskAccepted, AttemptEnded, ReplicaReady, ReplicaExited)
 
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
@@ -170,9 +165,8 @@ class Metrics:
         return prometheus.generate_latest(self.registry)
 
 
-_LEVELS: dict[type, int] = {
-    TaskAccepted: logging.NOTSET,  # tasks are in the store; a line for each would be noise
-    AttemptEnded: logging.NOTSET,
+# What becomes of tasks is in the store; a line for each would be noise.
+_LEVELS: dict[type[Fact], int] = {
     ReplicaReady: logging.INFO,
     ReplicaExited: logging.INFO,
     ReplicaSaid: logging.DEBUG,
@@ -189,6 +183,8 @@ class Log:
 
     A line that cannot be written is dropped: who emits a fact goes on, whatever happened to stderr.
     """
+
+    KINDS = tuple(_LEVELS)
 
     def __init__(self, *, level: str, as_json: bool) -> None:
         self._level = logging.getLevelNamesMapping()[level]
@@ -209,11 +205,10 @@ class Log:
 
     def __call__(self, fact: Fact) -> None:
         level = _LEVELS[type(fact)]
-        is_lifecycle = isinstance(fact, NodeChanged)
-        if level and (is_lifecycle or level >= self._level):
+        if level >= self._level or isinstance(fact, NodeChanged):
             method = getattr(self._logger, logging.getLevelName(level).lower())
             with contextlib.suppress(OSError, ValueError):  # its reader has left, or the stream is closed
-                method(_words(type(fact).__name__), **asdict(fact))
+                method(_words(type(fact).__name__), **msgspec.structs.asdict(fact))
 
 
 def _words(name: str) -> str:

@@ -31,7 +31,9 @@ class Authenticator:
     def __init__(self, principals: stored.Principals, clock: clocks.Clock, *, pepper: bytes) -> None:
         self._principals, self._clock, self._pepper = principals, clock, pepper
         self._rows: dict[str, stored.Principal] = {}
-        self._proven: dict[bytes, stored.Principal] = {}  # what was presented and found valid since the last refresh
+        self._proven: dict[
+            bytes, tuple[stored.Principal, Principal]
+        ] = {}  # by what they presented
         self._rejections = admission.Rejections()
 
     async def refresh(self) -> None:
@@ -44,10 +46,10 @@ class Authenticator:
         Raises `errors.Unauthenticated`, the same for every reason, or `errors.Overloaded` after too many of them from
         *source* in a minute. A valid key is never kept out by the bad ones of its neighbours: 256 bits are not guessed.
         """
-        row = self._row_of(authorization)
-        if row is None:
+        principal = self._principal_of(authorization)
+        if principal is None:
             raise self._rejection(source)
-        return Principal(row.key_id, row.tenant, row.name, row.role)
+        return principal
 
     def _rejection(self, source: str) -> errors.GreenroomError:
         now_s = self._clock.monotonic_s()
@@ -59,25 +61,26 @@ class Authenticator:
 
     def is_valid(self, authorization: bytes) -> bool:
         """Tell whether *authorization* would be accepted; for the node's own files."""
-        return self._row_of(authorization) is not None
+        return self._principal_of(authorization) is not None
 
-    def _row_of(self, authorization: bytes | None) -> stored.Principal | None:
-        """Return the row of a valid, living key; any other costs what an unknown one does.
+    def _principal_of(self, authorization: bytes | None) -> Principal | None:
+        """Return who presents a valid, living key; any other costs what an unknown one does.
 
         Who was proven once is found by what was presented, to the byte; that only holders of the key can be quicker
         tells nobody else anything.
         """
-        row = self._proven.get(authorization) if authorization is not None else None
-        if row is not None and self._is_live(row):
-            return row
+        known = self._proven.get(authorization) if authorization is not None else None
+        if known is not None and self._is_live(known[0]):
+            return known[1]
         presented = _presented(authorization)
         row = self._rows.get(presented.id) if presented is not None else None
         is_valid = keys.verify(presented, row.secret_hash if row is not None else None, self._pepper)
         if row is None or not is_valid or not self._is_live(row):
             return None
+        principal = Principal(row.key_id, row.tenant, row.name, row.role)
         if authorization is not None and len(self._proven) < MAX_PROVEN:
-            self._proven[authorization] = row
-        return row
+            self._proven[authorization] = row, principal
+        return principal
 
     async def create(self, *, tenant: str, name: str, role: str, word: str, expires_in_s: float | None) -> keys.Key:
         """Make, store and return a key."""

@@ -21,15 +21,22 @@ class Attempt:
     deadline_s: float  # monotonic
     holds_slot: bool = True
     waiting_for: int = 0  # sub-tasks
-    going_on: asyncio.Lock = field(default_factory=asyncio.Lock)  # one of its ended calls takes the slot again
     calls: set[int] = field(default_factory=set)  # ordinals
     kill_at_s: float | None = None  # its end is recorded; when its process has to go if it does not stop by itself
     events_left: int = MAX_EVENTS
     event_bytes_left: int = MAX_EVENT_BYTES
+    _going_on: asyncio.Lock | None = None
 
     @property
     def key(self) -> tuple[str, int]:
         return self.claim.id, self.claim.epoch
+
+    @property
+    def going_on(self) -> asyncio.Lock:
+        """Held while one of its ended calls takes the slot again; few attempts need one."""
+        if self._going_on is None:
+            self._going_on = asyncio.Lock()
+        return self._going_on
 
     @property
     def timeout_s(self) -> float:

@@ -8,9 +8,10 @@ states are absorbing.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
+
+import msgspec
 
 
 class State(enum.StrEnum):
@@ -78,13 +79,11 @@ class Reason(enum.StrEnum):
     FENCED = "fenced"  # its lease had expired: the node that held it was gone or frozen
 
 
-@dataclass(frozen=True, slots=True)
-class Succeeded:
+class Succeeded(msgspec.Struct, frozen=True):
     """The agent answered."""
 
 
-@dataclass(frozen=True, slots=True)
-class AgentFailed:
+class AgentFailed(msgspec.Struct, frozen=True):
     """The agent raised; *retryable* only if the agent says so."""
 
     type: str
@@ -92,8 +91,7 @@ class AgentFailed:
     retryable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaGone:
+class ReplicaGone(msgspec.Struct, frozen=True):
     """The replica ended under the task.
 
     *charged* is false where the task is innocent (drain, neighbour), *ran* where it never reached the replica.
@@ -105,8 +103,7 @@ class ReplicaGone:
     ran: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class TimedOut:
+class TimedOut(msgspec.Struct, frozen=True):
     """The attempt's deadline passed."""
 
     timeout_s: float
@@ -115,8 +112,7 @@ class TimedOut:
 End = Succeeded | AgentFailed | ReplicaGone | TimedOut
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True):
     """What a task was accepted with. *retry_backoff_s* is the delay before the second retry; it doubles."""
 
     max_attempts: int = 3
@@ -124,8 +120,7 @@ class Policy:
     retry_backoff_s: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Error:
+class Error(msgspec.Struct, frozen=True):
     """A failed task's error, as the API shows it; *type* is stable, *may_have_run* warns of outside effects."""
 
     type: str
@@ -134,8 +129,7 @@ class Error:
     may_have_run: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What becomes of the task: the move, its reason, the attempt refunded or not, and when it is due again."""
 
     by: Move

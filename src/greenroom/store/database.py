@@ -17,6 +17,7 @@ Row = Sequence[Any]
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 class RetryTransaction(Exception):
@@ -61,7 +62,7 @@ class Database(Protocol):
 
 
 def microseconds(instant: datetime) -> int:
-    return (instant - EPOCH) // timedelta(microseconds=1)
+    return (instant - EPOCH) // _MICROSECOND
 
 
 def instant(microseconds: int) -> datetime:
