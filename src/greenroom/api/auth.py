@@ -31,9 +31,7 @@ class Authenticator:
     def __init__(self, principals: stored.Principals, clock: clocks.Clock, *, pepper: bytes) -> None:
         self._principals, self._clock, self._pepper = principals, clock, pepper
         self._rows: dict[str, stored.Principal] = {}
-        self._proven: dict[
-            bytes, tuple[stored.Principal, Principal]
-        ] = {}  # by what they presented
+        self._proven: dict[bytes, tuple[stored.Principal, Principal]] = {}  # by what they presented
         self._rejections = admission.Rejections()
 
     async def refresh(self) -> None:

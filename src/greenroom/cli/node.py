@@ -59,8 +59,10 @@ def up(
 
 
 def _announce(started: node.Node) -> None:
+    # What is there now stays: the collector need not look at it again, nor so often at the short lives of tasks.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
     agents = ", ".join(started.options.settings.agents) or "none yet"
     render.say(f"ready at {started.url}; agents: {agents}")
     render.say("next, in another terminal: greenroom status, greenroom submit TEXT --wait")

@@ -68,13 +68,7 @@ class Postgres:
                 await connection.execute("select pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
                 await connection.execute(_CLOCK)
                 done = await connection.fetchval("select coalesce(max(number), 0) from greenroom_schema")
-                known = list(migrations.scripts(self.dialect))
-                if done > known[-1].number:
-                    raise errors.StoreDamaged(
-                        f"cannot use this PostgreSQL store: its schema {done} is newer than this release's "
-                        f"{known[-1].number}; start the newer release again"
-                    )
-                for migration in known[done:]:
+                for migration in migrations.missing(self.dialect, done):
                     await connection.execute(migration.script)
                     await connection.execute(
                         "insert into greenroom_schema (number, name) values ($1, $2)", migration.number, migration.name

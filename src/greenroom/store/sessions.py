@@ -51,7 +51,7 @@ select id, agent, revision, tasks, created_at, updated_at, coalesce(length(state
 where tenant = :tenant order by updated_at desc limit :limit"""
 _OPEN = """
 select count(*) from task where tenant = :tenant and agent = :agent and session = :id
-    and state in ('queued', 'running', 'waiting')"""
+    and finished_at is null"""
 _TAKE = "select 1 from session where tenant = :tenant and agent = :agent and id = :id for update"
 _REMOVE = "delete from session where tenant = :tenant and agent = :agent and id = :id returning id"
 

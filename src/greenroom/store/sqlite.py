@@ -61,14 +61,7 @@ class Sqlite:
 
     async def migrate(self) -> None:
         connection = self._writer
-        done = connection.pragma("user_version")
-        known = list(migrations.scripts(self.dialect))
-        if done > known[-1].number:
-            raise errors.StoreDamaged(
-                f"cannot open {self._path}: its schema {done} is newer than this release's {known[-1].number}; "
-                "start the newer release again"
-            )
-        for migration in known[done:]:
+        for migration in migrations.missing(self.dialect, connection.pragma("user_version")):
             with _weather():
                 connection.execute("begin immediate")
             with connection:

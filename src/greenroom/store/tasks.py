@@ -42,7 +42,7 @@ select seq, epoch, type, at, data from (
     order by case when substr(data, 1, 19) in (:waiting, :resumed) then 1 else 0 end, seq desc limit 500) as latest
 order by seq"""
 _PAUSES = {"waiting": b'{"state":"waiting",', "resumed": b'{"state":"running"}'}
-_HAS_FAILED = "state in ('failed', 'cancelled', 'expired')"  # as the partial index has it, to the letter
+_IS_UNSUCCESSFUL = "finished_at is not null and state <> 'succeeded'"  # as the partial index has it, to the letter
 _OPEN_COUNTS = f"select agent, state, count(*) from task where {IS_OPEN} group by agent, state"
 _QUEUED = f"select count(*) from task where state = 'queued' and {IS_OPEN}"
 _END_COUNTS = "select agent, state, tasks from ended_count where tenant = :tenant"
@@ -128,7 +128,9 @@ class Tasks:
         given = {name: value for name, value in filters.items() if value is not None}
         clauses = [f"{name} = :{name}" for name in given]
         if state is not None:
-            clauses += [IS_OPEN] if state in tasks.OPEN else [_HAS_FAILED] if state != tasks.State.SUCCEEDED else []
+            clauses += (
+                [IS_OPEN] if state in tasks.OPEN else [_IS_UNSUCCESSFUL] if state != tasks.State.SUCCEEDED else []
+            )
         params: dict[str, Any] = given | {"limit": min(limit, MAX_PAGE)}
         if before_seq is not None:
             clauses.append("seq < :before_seq")

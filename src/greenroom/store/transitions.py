@@ -21,8 +21,8 @@ from greenroom.store.rows import Accepted, Call, Cancel, Event, Finish, Lease, N
 
 _encode = msgspec.json.encode
 
-# As the partial index has it, to the letter: SQLite does not find that one state is among them.
-IS_OPEN = "state in ('queued', 'running', 'waiting')"
+# As the partial indexes have it, to the letter: SQLite does not conclude it from a state.
+IS_OPEN = "finished_at is null"
 _IS_LEASED = f"state in ('running', 'waiting') and {IS_OPEN}"
 
 

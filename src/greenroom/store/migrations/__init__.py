@@ -1,8 +1,8 @@
 """Migrations: numbered SQL files, applied in order, forward only (expand, then contract).
 
 ``NNNN_name.sql`` is shared text, ``NNNN_name.<dialect>.sql`` what only one database can say. Each runs in one
-transaction with the row that records it. A store that is newer than this release is refused: old code must not write to
-it.
+transaction with the row that records it. The first is number 2: what builds before the first release wrote, number 1,
+is not carried on.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from greenroom import errors
 
 _TYPES = {
     "sqlite": {
@@ -30,6 +32,25 @@ class Migration:
     number: int
     name: str
     script: str
+
+
+def missing(dialect: str, done: int) -> list[Migration]:
+    """Return what a store with schema *done* (0: an empty one) has yet to see.
+
+    Raises `errors.StoreDamaged` for a store of a newer release, which old code must not write to, or one too old.
+    """
+    known = list(scripts(dialect))
+    if done > known[-1].number:
+        raise errors.StoreDamaged(
+            f"cannot open the store: its schema {done} is newer than this release's {known[-1].number}; "
+            "start the newer release again"
+        )
+    if 0 < done < known[0].number:
+        raise errors.StoreDamaged(
+            "cannot open the store: it is of a build before the first release; give this node a new one, "
+            "with --data-dir or --store"
+        )
+    return [migration for migration in known if migration.number > done]
 
 
 def scripts(dialect: str) -> Iterator[Migration]:

@@ -7,7 +7,7 @@ create table task (
     tenant text not null,
     agent text not null,
     session text,
-    state text not null check (state in ('queued', 'running', 'waiting', 'succeeded', 'failed', 'cancelled', 'expired')),
+    state text not null,
     priority integer not null,
     blocked boolean not null,               -- an earlier task of its session is still open
     due_at bigint,                          -- null: due now; cleared when it comes
@@ -23,6 +23,9 @@ create table task (
     owner text,
     lease_until bigint,
     revision integer,
+    replica text,                           -- of the attempt that runs, or that ended the task; so the next two
+    claimed_at bigint,
+    claim_seq integer,                      -- the number of the event that its begin is
     parent text,
     submitted_by text not null,
     idempotency_key text,
@@ -30,6 +33,7 @@ create table task (
     input {bytes} not null,
     output {bytes},
     error {bytes},
+    reason text,                            -- why it ended
     metadata {bytes},
     routing {bytes},
     input_tokens bigint not null default 0,
@@ -37,25 +41,38 @@ create table task (
     created_at bigint not null,
     started_at bigint,
     finished_at bigint,
-    check ((state in ('succeeded', 'failed', 'cancelled', 'expired')) = (finished_at is not null)),
-    check ((state in ('running', 'waiting')) = (lease_until is not null))
+    -- Conditions are told by what is null where they can be: for lists of words, SQLite makes a table at each statement.
+    check (case state
+        when 'queued' then finished_at is null and lease_until is null
+        when 'running' then finished_at is null and lease_until is not null
+        when 'waiting' then finished_at is null and lease_until is not null
+        when 'succeeded' then finished_at is not null and lease_until is null
+        when 'failed' then finished_at is not null and lease_until is null
+        when 'cancelled' then finished_at is not null and lease_until is null
+        when 'expired' then finished_at is not null and lease_until is null
+        else false end)
 );
 create index task_ready on task (agent, priority desc, seq) where state = 'queued' and due_at is null and not blocked;
 create index task_due on task (due_at) where state = 'queued' and due_at is not null;
 create index task_deadline on task (deadline_at) where state = 'queued' and deadline_at is not null;
-create index task_leased on task (lease_until) where lease_until is not null;
 create unique index task_session_running on task (tenant, agent, session) where state = 'running' and session is not null;
-create index task_session_open on task (tenant, agent, session, seq)
-    where session is not null and state in ('queued', 'running', 'waiting');
+create index task_session_open on task (tenant, agent, session, seq) where session is not null and finished_at is null;
 create unique index task_idempotency on task (tenant, idempotency_key) where idempotency_key is not null;
 create index task_parent on task (parent) where parent is not null;
--- What is listed, newest first. By state in two halves, which are counted too: a whole one, SQLite's planner would take
--- for the statements that move tasks.
+-- What is listed, newest first. Those that succeeded are found among all of their tenant: they are most.
 create index task_by_tenant on task (tenant, seq, agent);
 create index task_by_session on task (tenant, session, seq) where session is not null;
-create index task_open on task (tenant, state, seq, agent) where state in ('queued', 'running', 'waiting');
-create index task_ended on task (tenant, state, seq, agent)
-    where state in ('succeeded', 'failed', 'cancelled', 'expired');
+create index task_open on task (state, tenant, seq, agent) where finished_at is null;
+create index task_unsuccessful on task (tenant, state, seq, agent)
+    where finished_at is not null and state <> 'succeeded';
+
+create table ended_count (
+    tenant text not null,
+    agent text not null,
+    state text not null,
+    tasks bigint not null,
+    primary key (tenant, agent, state)
+);
 
 create table task_event (
     task text not null,
