@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -21,17 +21,29 @@ HEARTBEAT_S = 15.0
 EVENT_POLL_S = 1.0  # wakeups are hints
 
 
+class Key(NamedTuple):
+    """An idempotency key as it is stored, in the space of its route, and what its body is known by."""
+
+    text: str
+    fingerprint: bytes
+
+
 async def submit(call: Call) -> Answer:
     """Accept a task; with ``?wait=SECONDS`` answer 200 when it ended in time."""
     wait_s = call.seconds("wait", most=schemas.MAX_WAIT_S)
     submission = schemas.read(call.body, schemas.Submission)
-    task = await _new_task(call, submission, call.body, _key(call, submission))
-    await call.services.backlog.admit()
+    key = _key(_header_key(call) or submission.idempotency_key, call.body)
+    try:
+        task = await _new_task(call, submission, key)
+        await call.services.backlog.admit()
+    except errors.GreenroomError:
+        # What stood in the way may not have been there when the key was used first.
+        if (recorded := await _recorded(call, key)) is None:
+            raise
+        return await _wait(call, recorded.id, wait_s)
     if not wait_s:
         accepted = await _accept(call, task)
-        return (
-            Answer(_new_document(task, accepted), status=202) if accepted.is_new else await _wait(call, accepted.id, 0)
-        )
+        return Answer(_new_document(task, accepted), 202) if accepted.is_new else await _wait(call, accepted.id, 0)
     with call.store.hub.end_of(task.id) as end:  # before it is stored: its end must not slip by
         accepted = await _accept(call, task)
         if accepted.is_new:
@@ -54,11 +66,12 @@ async def _accept(call: Call, task: NewTask) -> Accepted:
 async def submit_batch(call: Call) -> Answer:
     """Accept many tasks; the answer has a task or a problem for each, in order."""
     batch = schemas.convert(strict_json.loads(call.body, max_keys=100_000), schemas.Batch)
-    await call.services.backlog.admit(len(batch.tasks))
-    header = call.header("idempotency-key")
-    prepared = [
-        await _prepare(call, item, f"{header}:{index}" if header else None) for index, item in enumerate(batch.tasks)
-    ]
+    header = _header_key(call)
+    keys = [Key(f"batch:{header}:{n}", submissions.fingerprint(call.body)) for n in range(len(batch.tasks)) if header]
+    recorded = await _recorded(call, keys[0]) if keys else None  # another body is refused as a whole
+    if recorded is None:
+        await call.services.backlog.admit(len(batch.tasks))
+    prepared = [await _prepare(call, item, keys[index] if keys else None) for index, item in enumerate(batch.tasks)]
     results = iter(await call.store.tasks.submit_all([item for item in prepared if isinstance(item, NewTask)]))
     items, accepted = [], Counter[str]()
     for item in prepared:
@@ -71,35 +84,65 @@ async def submit_batch(call: Call) -> Answer:
     return Answer({"items": items}, status=202)
 
 
-async def _prepare(call: Call, value: Any, key: str | None) -> NewTask | errors.GreenroomError:
+async def _prepare(call: Call, value: Any, key: Key | None) -> NewTask | Task | errors.GreenroomError:
+    """Return the task to store, the one that its key stands for, or what is wrong with it."""
     try:
         submission = schemas.convert(value, schemas.Submission)
-        return await _new_task(call, submission, _encode(value), submission.idempotency_key or key)
+        if submission.idempotency_key is not None:
+            key = _key(submission.idempotency_key, _encode(value))
+        try:
+            return await _new_task(call, submission, key)
+        except errors.GreenroomError as error:
+            return await _recorded(call, key) or error
     except errors.GreenroomError as error:
         return error
 
 
-async def _item(call: Call, item: NewTask | errors.GreenroomError, result: Any) -> dict[str, Any]:
+async def _item(call: Call, item: NewTask | Task | errors.GreenroomError, result: Any) -> dict[str, Any]:
     try:
+        if isinstance(item, Task):
+            return await _document(call, item)
         if isinstance(result, BaseException):
             raise result
         assert isinstance(item, NewTask)
         _check(item, result)
         if result.is_new:
             return _new_document(item, result)
-        return views.task(await call.store.tasks.get(result.id, tenant=call.principal.tenant))
+        return await _document(call, await call.store.tasks.get(result.id, tenant=call.principal.tenant))
     except errors.GreenroomError as error:
         return problems.problem(error, call.id)
 
 
-def _key(call: Call, submission: schemas.Submission) -> str | None:
+def _header_key(call: Call) -> str | None:
     header = call.header("idempotency-key")
     if header is not None and not 1 <= len(header) <= 255:
         raise errors.BodyInvalid("cannot take the Idempotency-Key: it needs 1 to 255 characters")
-    return header or submission.idempotency_key
+    return header
 
 
-async def _new_task(call: Call, submission: schemas.Submission, body: bytes, key: str | None) -> NewTask:
+def _key(text: str | None, body: bytes) -> Key | None:
+    return None if text is None else Key(f"key:{text}", submissions.fingerprint(body))
+
+
+async def _recorded(call: Call, key: Key | None) -> Task | None:
+    """Return the task that *key* stands for already; raises `errors.IdempotencyMismatch` if it had another body."""
+    found = await call.store.tasks.of_key(key.text, tenant=call.principal.tenant) if key is not None else None
+    if key is None or found is None:
+        return None
+    task, fingerprint = found
+    if fingerprint != key.fingerprint:
+        raise _mismatch(key.text, task.id)
+    return task
+
+
+def _mismatch(key: str, task: str) -> errors.IdempotencyMismatch:
+    _, _, text = key.partition(":")
+    return errors.IdempotencyMismatch(
+        f"cannot accept the task: the key {text!r} stands for task {task}, which had another body"
+    )
+
+
+async def _new_task(call: Call, submission: schemas.Submission, key: Key | None) -> NewTask:
     directory = call.store.directory
     chosen: bytes | None = None
     name = submission.agent
@@ -118,8 +161,8 @@ async def _new_task(call: Call, submission: schemas.Submission, body: bytes, key
         priority=submission.priority,
         timeout_s=submission.timeout_s,
         not_before=submission.not_before,
-        idempotency_key=None if key is None else f"key:{key}",
-        fingerprint=None if key is None else submissions.fingerprint(body),
+        idempotency_key=None if key is None else key.text,
+        fingerprint=None if key is None else key.fingerprint,
         metadata=None if submission.metadata is None else _encode(submission.metadata),
         routing=chosen,
     )
@@ -167,10 +210,7 @@ def text_of(value: Any) -> str:
 
 def _check(task: NewTask, accepted: Accepted) -> None:
     if not accepted.matches:
-        key = (task.idempotency_key or "").removeprefix("key:")
-        raise errors.IdempotencyMismatch(
-            f"cannot accept the task: the key {key!r} stands for task {accepted.id}, which had another body"
-        )
+        raise _mismatch(task.idempotency_key or "", accepted.id)
 
 
 def _new_document(task: NewTask, accepted: Accepted) -> dict[str, Any]:
@@ -209,7 +249,8 @@ def _new_document(task: NewTask, accepted: Accepted) -> dict[str, Any]:
             created_at=accepted.created_at,
             started_at=None,
             finished_at=None,
-        )
+        ),
+        (),
     )
 
 
@@ -257,7 +298,7 @@ async def list_tasks(call: Call) -> Answer:
         limit=limit,
     )
     cursor = str(rows[-1].seq) if len(rows) == limit else None
-    return Answer({"items": [views.task(row) for row in rows], "next_cursor": cursor})
+    return Answer({"items": [await _document(call, row) for row in rows], "next_cursor": cursor})
 
 
 async def cancel(call: Call) -> Answer:
@@ -283,6 +324,7 @@ async def retry(call: Call) -> Answer:
         submitted_by=call.principal.key_id,
         session=row.session,
         priority=row.priority,
+        timeout_s=_timeout_s(row),
         metadata=_encode(metadata | {"retry_of": row.id}),
     )
     accepted = await call.store.tasks.submit(task)
@@ -290,13 +332,22 @@ async def retry(call: Call) -> Answer:
     return Answer(_new_document(task, accepted), status=202)
 
 
-async def events(call: Call) -> Stream:
+def _timeout_s(row: Task) -> float | None:
+    """Return the whole task's timeout as its caller asked for it; a sub-task's deadline was its parent's."""
+    if row.deadline_at is None or row.parent is not None:
+        return None
+    return (row.deadline_at - max(row.created_at, row.not_before or 0)) / 1e6
+
+
+async def events(call: Call) -> Stream | Answer:
     """Stream a task's events (SSE) until it has ended; resumable by ``Last-Event-ID`` or ``?after=``."""
     row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
     after = call.number("after", default=0, most=2**31)
     last_id = call.header("last-event-id") or ""
     if last_id.isascii() and last_id.isdigit() and len(last_id) < 10:
         after = int(last_id)
+        if row.has_ended and after >= row.event_seq:
+            return Answer(None, 204)  # tells a browser's EventSource not to come again
     return Stream(_events(call, row, after))
 
 

@@ -26,8 +26,8 @@ def _at(microseconds: int | None) -> datetime | None:
     return database.instant_or_none(microseconds)
 
 
-def task(row: Task, moves: Sequence[StoredEvent] | None = None) -> dict[str, Any]:
-    """Return the document of a task; with its attempts if *moves* are given, which tell of all but the last."""
+def task(row: Task, moves: Sequence[StoredEvent]) -> dict[str, Any]:
+    """Return the document of a task; *moves* tell of its attempts but the last, of which its row does."""
     document: dict[str, Any] = {
         "id": row.id,
         "agent": row.agent,
@@ -39,6 +39,7 @@ def task(row: Task, moves: Sequence[StoredEvent] | None = None) -> dict[str, Any
         "session": row.session,
         "priority": row.priority,
         "attempt": row.attempts_charged,
+        "attempts": attempts(row, moves),
         "max_attempts": row.max_attempts,
         "usage": {"input_tokens": row.input_tokens, "output_tokens": row.output_tokens},
         "created_at": _at(row.created_at),
@@ -51,8 +52,6 @@ def task(row: Task, moves: Sequence[StoredEvent] | None = None) -> dict[str, Any
     }
     if row.routing is not None:
         document["routing"] = msgspec.Raw(row.routing)
-    if moves is not None:
-        document["attempts"] = attempts(row, moves)
     return document
 
 

@@ -17,6 +17,7 @@ import msgspec
 from greenroom import clock as clocks
 from greenroom import errors, strict_json
 from greenroom.control.attempts import MAX_CALLS, Attempt
+from greenroom.core import sessions
 from greenroom.engine import protocol
 from greenroom.engine.contract import Engine
 from greenroom.store import submissions
@@ -24,7 +25,9 @@ from greenroom.store.rows import Accepted, Call, Lease, NewTask, Task
 from greenroom.store.store import Store
 
 T = TypeVar("T")
-POLL_EVERY_S = 1.0
+MAX_TIMEOUT_S = 604_800.0
+MAX_DEPTH = 50  # calls below one another
+POLL_EVERY_S, LONGEST_POLL_S = 1.0, 10.0  # wakeups are hints; a sub-task that takes long is looked at less often
 
 
 class Calls:
@@ -108,6 +111,9 @@ class Calls:
 
     def _child(self, attempt: Attempt, message: protocol.Called) -> NewTask:
         claim = attempt.claim
+        _check(message)
+        if claim.depth >= MAX_DEPTH:
+            raise errors.Conflict(f"cannot call {message.agent}: this task is {claim.depth} calls deep; does it end?")
         entry = self._store.directory.get(message.agent)
         if not strict_json.is_valid(message.input):
             raise errors.JsonRefused(f"cannot call {message.agent}: its input is not strict JSON")
@@ -126,6 +132,7 @@ class Calls:
             timeout_s=message.timeout_s,
             deadline_us=claim.claimed_at + int(attempt.timeout_s * 1e6),
             parent=claim.id,
+            depth=claim.depth + 1,
             idempotency_key=f"call:{claim.id}:{message.ordinal}",
             fingerprint=submissions.fingerprint(message.agent.encode(), message.input),
         )
@@ -143,12 +150,14 @@ class Calls:
         )
 
     async def _end_of(self, id: str, tenant: str) -> Task:
+        poll_s = POLL_EVERY_S
         while True:
             with self._store.hub.end_of(id) as end:
                 task = await self._store.tasks.get(id, tenant=tenant)
                 if task.has_ended:
                     return task
-                await end.within(POLL_EVERY_S)
+                await end.within(poll_s)
+            poll_s = min(2 * poll_s, LONGEST_POLL_S)
 
     def _answer_with(self, attempt: Attempt, message: protocol.Called, ended: Task) -> None:
         if ended.state == "succeeded":
@@ -170,3 +179,11 @@ class Calls:
     ) -> None:
         answer = protocol.CallEnded(*attempt.key, message.ordinal, output, error_type, error_message)
         self._engine.invoke(attempt.claim.replica, answer)
+
+
+def _check(message: protocol.Called) -> None:
+    """Hold what a replica asks for to the rules that callers of the API keep; a replica is untrusted."""
+    if message.session is not None and not sessions.is_name(message.session):
+        raise errors.BodyInvalid(f"cannot call {message.agent[:64]}: a session's name is {sessions.NAME_IN_WORDS}")
+    if message.timeout_s is not None and not 0 < message.timeout_s <= MAX_TIMEOUT_S:
+        raise errors.BodyInvalid(f"cannot call {message.agent[:64]}: timeout_s is over 0 and at most {MAX_TIMEOUT_S:g}")

@@ -164,7 +164,8 @@ def settle(end: End, *, attempts_charged: int, policy: Policy, now: datetime, ji
         case Succeeded():
             return Verdict(Move.SUCCEED, Reason.OK)
         case TimedOut(timeout_s):
-            error = Error("timeout", f"the task did not end within {timeout_s:g} s; its replica's work was stopped")
+            what = f"the task did not end within {timeout_s:g} s; its replica's work was stopped"
+            error = Error("timeout", what, may_have_run=True)
             return Verdict(Move.EXPIRE, Reason.TIMEOUT, error)
         case AgentFailed(type, message, retryable):
             if retryable and attempts_charged < policy.max_attempts:

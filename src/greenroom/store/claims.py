@@ -20,7 +20,7 @@ MAX_HOMES = 10_000
 
 _READY = """
 select seq, id, epoch, tenant, session, input, metadata, attempts_charged, max_attempts, on_replica_loss,
-    retry_backoff_us, run_timeout_us, deadline_at, submitted_by
+    retry_backoff_us, run_timeout_us, deadline_at, submitted_by, depth
 from task where agent = :agent and state = 'queued' and due_at is null and not blocked
 order by priority desc, seq limit :slots for update skip locked"""
 
@@ -164,13 +164,14 @@ def _first_claim(item: NewTask, placing: Placing, now_us: int) -> Claim:
         deadline_at=deadline_at,
         claimed_at=now_us,
         submitted_by=item.submitted_by,
+        depth=item.depth,
     )
 
 
 def _claim(
     row: Row, demand: Demand, replica: str, session_state: tuple[bytes | None, int | None], now_us: int
 ) -> Claim:
-    _, id, epoch, tenant, session, input_, metadata, charged, *policy, deadline_at, submitted_by = row
+    _, id, epoch, tenant, session, input_, metadata, charged, *policy, deadline_at, submitted_by, depth = row
     max_attempts, on_replica_loss, retry_backoff_us, run_timeout_us = policy
     state, state_revision = session_state
     return Claim(
@@ -191,6 +192,7 @@ def _claim(
         deadline_at=deadline_at,
         claimed_at=now_us,
         submitted_by=submitted_by,
+        depth=depth,
         state=state,
         state_revision=state_revision,
     )

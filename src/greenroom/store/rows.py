@@ -27,6 +27,7 @@ class NewTask(msgspec.Struct, frozen=True):
     priority: int = 0
     not_before: int | None = None
     parent: str | None = None
+    depth: int = 0  # calls above it
     idempotency_key: str | None = None
     fingerprint: bytes | None = None
     metadata: bytes | None = None
@@ -65,6 +66,7 @@ class Claim(msgspec.Struct, frozen=True):
     deadline_at: int | None
     claimed_at: int
     submitted_by: str
+    depth: int = 0
     state: bytes | None = None
     state_revision: int | None = None
 

@@ -32,6 +32,7 @@ MAX_EVENTS_PAGE = 500
 
 _COLUMNS = ", ".join(Task.__struct_fields__)
 _GET = f"select {_COLUMNS} from task where id = :id and tenant = :tenant"
+_OF_KEY = f"select fingerprint, {_COLUMNS} from task where tenant = :tenant and idempotency_key = :key"
 _EVENTS = """
 select seq, epoch, type, at, data from task_event where task = :task and seq > :after and seq <= :last
 order by seq limit :limit"""
@@ -82,8 +83,8 @@ class Tasks:
         before = await self._commits.write(transitions.cancel, Cancel(id, tenant))
         if before is None:
             raise errors.NotFound(f"cannot cancel {id}: there is no such task")
-        if before not in ("queued", "running", "waiting"):
-            raise errors.Conflict(f"cannot cancel {id}: it has {before} already")
+        if before in tasks.TERMINAL:
+            raise errors.Conflict(f"cannot cancel {id}: it has ended already: {before}")
 
     async def renew(self, owner: str, *, ttl_us: int) -> set[tuple[str, int]]:
         """Extend the leases of *owner*; return the ``(id, epoch)`` that it still holds."""
@@ -112,6 +113,11 @@ class Tasks:
         if not found:
             raise errors.NotFound(f"cannot find the task {id[:64]}")
         return Task(*found[0])
+
+    async def of_key(self, key: str, *, tenant: str) -> tuple[Task, bytes | None] | None:
+        """Return the task that an idempotency key stands for, with the fingerprint of its body; None if it is new."""
+        found = await self._db.lookup(_OF_KEY, {"key": key, "tenant": tenant})
+        return (Task(*found[0][1:]), found[0][0]) if found else None
 
     async def list(
         self,

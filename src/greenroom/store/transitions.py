@@ -340,7 +340,7 @@ _CANCEL = f"""
 update task set state = 'cancelled', reason = 'cancelled', error = :error, finished_at = :now, owner = null,
     lease_until = null, due_at = null, event_seq = event_seq + 1
 where id in (select id from tree) and {IS_OPEN}
-returning id, tenant, agent, session, state"""
+returning id, tenant, agent, session, state, epoch"""
 
 _CANCEL_TREE = _TREE.format(root="id = :id and tenant = :tenant") + _CANCEL
 _CANCEL_BELOW = _TREE.format(root="parent = :id") + _CANCEL
@@ -355,26 +355,32 @@ async def cancel(tx: Transaction, news: News, items: Sequence[Cancel]) -> list[s
         found = await tx.fetch(_STATE, key)
         answers.append(found[0][0] if found else None)
         if found and found[0][0] not in tasks.TERMINAL:
-            error = _encode(tasks.Error("cancelled", "the task was cancelled by its caller"))
-            await _cancel_all(tx, news, _CANCEL_TREE, key | {"error": error, "now": tx.now_us})
+            error = tasks.Error("cancelled", "the task was cancelled by its caller")
+            await _cancel_all(tx, news, _CANCEL_TREE, key, error)
     return answers
 
 
 async def _cancel_children(tx: Transaction, news: News, parent: str) -> None:
-    error = _encode(tasks.Error("cancelled", f"its parent task {parent} has ended"))
-    await _cancel_all(tx, news, _CANCEL_BELOW, {"id": parent, "error": error, "now": tx.now_us})
+    error = tasks.Error("cancelled", f"its parent task {parent} has ended")
+    await _cancel_all(tx, news, _CANCEL_BELOW, {"id": parent}, error)
 
 
-async def _cancel_all(tx: Transaction, news: News, sql: str, params: dict[str, Any]) -> None:
+async def _cancel_all(tx: Transaction, news: News, sql: str, params: dict[str, Any], error: tasks.Error) -> None:
     # Again until nothing is found: what was cancelled may have called another sub-task just before.
-    while await _end_all(tx, news, sql, params):
+    while await _end_all(tx, news, sql, params, error):
         pass
 
 
-async def _end_all(tx: Transaction, news: News, sql: str, params: dict[str, Any]) -> list[str]:
-    """Run a statement that ends tasks (returning id, tenant, agent, session, state), and what follows from it."""
-    ended = await tx.fetch(sql, params)
-    for id, tenant, agent, _, state in ended:
+_MAY_HAVE_RUN = "update task set error = :error where id = :id"
+
+
+async def _end_all(tx: Transaction, news: News, sql: str, params: dict[str, Any], error: tasks.Error) -> list[str]:
+    """Run a statement that ends tasks (returning id, tenant, agent, session, state, epoch), and what follows."""
+    ended = await tx.fetch(sql, params | {"now": tx.now_us, "error": _encode(error)})
+    if claimed := [row[0] for row in ended if row[5]]:
+        after_run = _encode(msgspec.structs.replace(error, may_have_run=True))
+        await tx.execute_many(_MAY_HAVE_RUN, [{"id": id, "error": after_run} for id in claimed])
+    for id, tenant, agent, _, state, _ in ended:
         news.end(id, tenant, agent, state)
         news.stopped.append(id)
     await _unblock(tx, news, {(row[1], row[2], row[3]) for row in ended if row[3] is not None})
@@ -447,7 +453,7 @@ with late as materialized (
     order by deadline_at limit :most for update skip locked)
 update task set state = 'expired', reason = 'timeout', error = :error, finished_at = :now, due_at = null,
     event_seq = event_seq + 1
-from late where task.seq = late.seq returning id, tenant, agent, session, state"""
+from late where task.seq = late.seq returning id, tenant, agent, session, state, epoch"""
 _NEXT_DUE = """
 select min(least_us) from (
     select min(due_at) as least_us from task where state = 'queued' and due_at is not null
@@ -459,10 +465,10 @@ async def tick(tx: Transaction, news: News, items: Sequence[Tick]) -> list[int |
 
     Answers the microseconds until the next instant at which this has to be done, 0 if there is more, or None.
     """
-    error = _encode(tasks.Error("timeout", "the task's time was over before it could run"))
+    error = tasks.Error("timeout", "the task's time was over while it was queued")
     params = {"now": tx.now_us, "most": MAX_MOVED}
     news.ready.update(row[0] for row in await tx.fetch(_PROMOTE, params))
-    for id in await _end_all(tx, news, _EXPIRE, params | {"error": error}):
+    for id in await _end_all(tx, news, _EXPIRE, params, error):
         await _cancel_children(tx, news, id)  # of an earlier attempt
     ((next_us,),) = await tx.fetch(_NEXT_DUE, {})
     return [None if next_us is None else max(0, next_us - tx.now_us)] * len(items)

@@ -27,6 +27,7 @@ create table task (
     claimed_at bigint,
     claim_seq integer,                      -- the number of the event that its begin is
     parent text,
+    depth integer not null default 0,       -- calls above it
     submitted_by text not null,
     idempotency_key text,
     fingerprint {bytes},
