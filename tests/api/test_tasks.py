@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import nodes
+from greenroom import errors
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -118,6 +119,26 @@ async def test_a_repeated_key_answers_with_the_same_task(api: nodes.Api) -> None
     assert (await _post(api, body, idempotency_key="k" * 256)).status_code == 422
 
 
+@pytest.mark.parametrize("path", ["/v1/tasks", "/v1/tasks/batch"])
+async def test_a_key_finds_its_task_although_its_agent_is_gone(
+    api: nodes.Api, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    body = {"agent": "echo", "input": "once", "idempotency_key": secrets.token_hex(8)}
+    sent = body if path == "/v1/tasks" else {"tasks": [body]}
+    first = await _post(api, sent, path)
+    monkeypatch.setattr(api.running.store.directory, "get", _nobody)
+    again = await _post(api, sent, path)
+    ids = [answer.json()["items"][0]["id"] if "batch" in path else answer.json()["id"] for answer in (first, again)]
+    assert ids[0] == ids[1]
+    body["idempotency_key"] += "x"
+    unknown = (await _post(api, sent, path)).json()
+    assert (unknown["items"][0] if "batch" in path else unknown)["type"] == "not-found"
+
+
+def _nobody(name: str) -> Any:
+    raise errors.NotFound(f"cannot find the agent {name}")
+
+
 async def test_the_key_may_stand_in_the_body(api: nodes.Api) -> None:
     body = {"agent": "echo", "input": 1, "idempotency_key": secrets.token_hex(8)}
     assert (await _post(api, body)).json()["id"] == (await _post(api, body)).json()["id"]
@@ -180,6 +201,29 @@ async def test_a_batch_with_a_key_is_accepted_once(api: nodes.Api) -> None:
     ids = [[item["id"] for item in answer.json()["items"]] for answer in answers]
     assert ids[0] == ids[1]
     assert len(set(ids[0])) == 20
+
+
+async def test_a_batchs_key_is_of_its_whole_body_and_of_no_single_task(api: nodes.Api) -> None:
+    key = secrets.token_hex(8)
+    body = {"tasks": [{"agent": "echo", "input": n} for n in range(3)]}
+    first = await _post(api, body, "/v1/tasks/batch", idempotency_key=key)
+    for other in (body["tasks"][:2], [*body["tasks"], {"agent": "echo", "input": 3}]):
+        refused = await _post(api, {"tasks": other}, "/v1/tasks/batch", idempotency_key=key)
+        assert (refused.status_code, refused.json()["type"]) == (422, "idempotency-mismatch")
+    single = await _post(api, {"agent": "echo", "input": 0}, idempotency_key=f"{key}:0")
+    assert single.json()["id"] not in {item["id"] for item in first.json()["items"]}
+    for bad in ("", "k" * 256):
+        assert (await _post(api, body, "/v1/tasks/batch", idempotency_key=bad)).status_code == 422
+
+
+async def test_a_task_has_one_shape_wherever_it_is_shown(api: nodes.Api) -> None:
+    session = f"shape-{secrets.token_hex(4)}"
+    accepted = await api.submit("echo", 1, session=session)
+    batch = await _post(api, {"tasks": [{"agent": "echo", "input": 1}]}, "/v1/tasks/batch")
+    ended = await api.end_of(accepted["id"])
+    listed = (await api.get(f"/v1/tasks?session={session}"))["items"][0]
+    assert {frozenset(shown) for shown in (accepted, batch.json()["items"][0], listed)} == {frozenset(ended)}
+    assert (accepted["attempts"], listed) == ([], ended)
 
 
 @pytest.mark.parametrize("body", [{"tasks": []}, {"tasks": [{}] * 1001}, {"tasks": {}}, {}, {"tasks": [], "wait": 1}])
@@ -305,6 +349,14 @@ async def test_retry_submits_an_ended_task_again_as_a_new_one(api: nodes.Api, le
     await api.end_of(open_["id"])
 
 
+async def test_retry_keeps_the_whole_tasks_timeout(api: nodes.Api) -> None:
+    task = await api.run("failing", "no", timeout_s=7.5)
+    answer = await api.call("POST", f"/v1/tasks/{task['id']}/retry")
+    fresh = await api.end_of(answer.json()["id"])
+    lasted = datetime.fromisoformat(fresh["deadline_at"]) - datetime.fromisoformat(fresh["created_at"])
+    assert lasted == timedelta(seconds=7.5)
+
+
 # Sessions
 
 
@@ -367,6 +419,12 @@ async def test_the_events_of_an_ended_task_are_told_and_the_stream_ends(api: nod
     assert [event["data"]["number"] for event in events if event["type"] == "message"] == [0, 1, 2, 3]
     frames = response.text.strip().split("\n\n")
     assert frames[2].splitlines()[:2] == ["id: 3", "event: message"]
+
+
+async def test_who_has_seen_all_events_of_an_ended_task_is_told_not_to_come_again(api: nodes.Api) -> None:
+    task = await api.run("echo", 1)
+    answer = await api.http.get(f"/v1/tasks/{task['id']}/events", headers={"last-event-id": "3"})
+    assert (answer.status_code, answer.text) == (204, "")
 
 
 async def test_events_resume_after_the_last_one_seen(api: nodes.Api) -> None:

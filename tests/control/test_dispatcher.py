@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
 from greenroom import errors
-from greenroom.control import attempts, dispatcher
+from greenroom.control import attempts, calls, dispatcher
 from greenroom.engine import protocol
 from greenroom.testing.fakes import Fault, FaultyDatabase
 
@@ -243,6 +243,47 @@ async def test_a_call_twice_or_of_nobody_is_refused(loops: Loops) -> None:
         "not-found",
         "too_many_calls",
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"session": "../x"}, "a session's name is"),
+        ({"session": "s" * 129}, "a session's name is"),
+        ({"session": "a\x00"}, "a session's name is"),
+        ({"timeout_s": -1.0}, "timeout_s is over 0"),
+        ({"timeout_s": float("nan")}, "timeout_s is over 0"),
+        ({"timeout_s": float("inf")}, "timeout_s is over 0"),
+    ],
+)
+async def test_a_call_keeps_the_rules_that_callers_of_the_api_keep(
+    loops: Loops, given: dict[str, Any], told: str
+) -> None:
+    await loops.deploy()
+    replica = loops.replica_of(await loops.submit())
+    fake = loops.engine.replicas[replica]
+    loops.engine.say(replica, msgspec.structs.replace(_called(fake.invocations[0], "agent"), **given))
+    await loops.until(lambda: len(fake.sent) == 2)
+    answer = fake.sent[-1]
+    assert isinstance(answer, protocol.CallEnded)
+    assert answer.error_type == "invalid-body"
+    assert told in answer.error_message
+    assert len(await loops.store.tasks.list(tenant="acme")) == 1
+
+
+async def test_calls_that_call_themselves_come_to_an_end(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "MAX_DEPTH", 2)
+    await loops.deploy()
+    fake = loops.engine.replicas[loops.replica_of(await loops.submit())]
+    for _ in range(2):
+        invoked = len(fake.invocations)
+        loops.engine.say(fake.id, _called(fake.invocations[-1], "agent"))
+        await loops.until(lambda invoked=invoked: len(fake.invocations) > invoked)  # type: ignore[misc] # mypy sees no type
+    loops.engine.say(fake.id, _called(fake.invocations[-1], "agent"))
+    await loops.until(lambda: isinstance(fake.sent[-1], protocol.CallEnded))
+    answer = fake.sent[-1]
+    assert isinstance(answer, protocol.CallEnded)
+    assert (answer.error_type, "2 calls deep" in answer.error_message) == ("conflict", True)
 
 
 async def test_no_slot_is_lost_when_a_parent_ends_just_as_it_gets_one(loops: Loops) -> None:

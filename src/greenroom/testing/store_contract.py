@@ -590,6 +590,20 @@ class StoreContract:
         assert await node.claim() == []
         assert await node.trail(running) == ["running", "cancelled"]
 
+    async def test_what_was_ended_says_whether_it_may_have_run(self, scratch: Scratch, node: Node) -> None:
+        running, queued = await node.submit(timeout_us=5_000_000), await node.submit()
+        late = await node.submit(timeout_us=5_000_000)
+        claim = await node.claim_one()
+        for id in (running, queued):
+            await node.store.tasks.cancel(id, tenant=TENANT)
+        again = await node.submit(timeout_us=5_000_000, priority=1)
+        await node.finish(await node.claim_one(), "queued")
+        await scratch.advance(6)
+        await node.store.tasks.tick()
+        assert claim.id == running
+        told = [(await node.store.tasks.get(id, tenant=TENANT)).error or b"" for id in (running, queued, late, again)]
+        assert [msgspec.json.decode(error)["may_have_run"] for error in told] == [True, False, False, True]
+
     async def test_cancelling_ends_the_whole_tree_of_sub_tasks(self, node: Node) -> None:
         root = await node.submit()
         claim = await node.claim_one()
