@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import msgspec
 import pytest
 
 from greenroom.api import views
-from greenroom.store import transitions
+from greenroom.store import claims, tasks, transitions
 from greenroom.store.rows import Call, Lease
 from greenroom.testing import databases
 from greenroom.testing.store_contract import AGENT, TENANT, Node, new_task
@@ -101,3 +102,50 @@ async def test_the_list_of_sessions_tells_how_large_their_state_is(node: Node) -
     assert await node.finish(await node.claim_one(), session_state=b'{"a":1}')
     (summary,) = await node.store.sessions.list(tenant=TENANT)
     assert (summary.id, summary.tasks, summary.state_bytes) == ("s", 1, 7)
+
+
+_PLANNED = {
+    "the queue": (claims._READY, {"agent": "a", "slots": 1}),
+    "an attempt's end": (transitions._LEASED, {"id": "x", "epoch": 1}),
+    "a key": (transitions._BY_KEY, {"tenant": "t", "idempotency_key": "k"}),
+    "a session": (transitions._SESSION_IS_OPEN, {"tenant": "t", "agent": "a", "session": "s"}),
+    "leases": (transitions._RENEW, {"owner": "o", "until": 1}),
+    "what is lost": (transitions._LOST, {"now": 1, "not_owner": "o", "spared": "p", "most": 1}),
+    "what is due": (transitions._NEXT_DUE, {}),
+    "how many are queued": (tasks._QUEUED, {}),
+    "how many are open": (tasks._OPEN_COUNTS, {}),
+}
+
+
+@pytest.mark.parametrize("name", _PLANNED)
+async def test_what_is_asked_all_the_time_reads_no_table_whole(node: Node, name: str) -> None:
+    sql, params = _PLANNED[name]
+    async with node.store.db.transaction() as tx:
+        if node.store.db.dialect == "sqlite":
+            plan = [str(row[3]) for row in await tx.fetch(f"explain query plan {sql}", params)]
+            assert not [step for step in plan if step.startswith("SCAN task") and "INDEX" not in step], plan
+        else:
+            await tx.fetch("set local enable_seqscan = off", {})  # the table is empty: it would be read whole for that
+            plan = [str(row[0]) for row in await tx.fetch(f"explain {sql}", params)]
+            assert not [step for step in plan if "Seq Scan on task" in step], plan
+
+
+@pytest.mark.parametrize("state", [None, "queued", "succeeded", "failed"])
+async def test_lists_are_read_off_an_index_in_their_order(node: Node, state: str | None) -> None:
+    seen: list[tuple[str, Any]] = []
+    read, node.store.tasks._db = node.store.db.read, _Heard(seen)  # type: ignore[assignment] # it only reads
+    await node.store.tasks.list(tenant=TENANT, state=state, before_seq=9)
+    ((sql, params),) = seen
+    if node.store.db.dialect == "sqlite":
+        plan = " ".join(str(row[3]) for row in await read(f"explain query plan {sql}", params))
+        assert "USING INDEX" in plan
+        assert "TEMP B-TREE" not in plan
+
+
+class _Heard:
+    def __init__(self, seen: list[tuple[str, Any]]) -> None:
+        self._seen = seen
+
+    async def read(self, sql: str, params: Any) -> list[Any]:
+        self._seen.append((sql, params))
+        return []
