@@ -104,7 +104,7 @@ async def test_the_list_of_sessions_tells_how_large_their_state_is(node: Node) -
     assert (summary.id, summary.tasks, summary.state_bytes) == ("s", 1, 7)
 
 
-_PLANNED = {
+_PLANNED: dict[str, tuple[str, dict[str, Any]]] = {
     "the queue": (claims._READY, {"agent": "a", "slots": 1}),
     "an attempt's end": (transitions._LEASED, {"id": "x", "epoch": 1}),
     "a key": (transitions._BY_KEY, {"tenant": "t", "idempotency_key": "k"}),
