@@ -250,6 +250,18 @@ async def test_a_lost_claim_is_taken_again_or_nothing_is_written(
         await other.store.claim_alone()
 
 
+async def test_a_claim_is_not_trusted_when_the_writer_was_cut(postgres_scratch: databases.Scratch) -> None:
+    node, other = Node(await postgres_scratch.open("node-1")), Node(await postgres_scratch.open("node-2"))
+    await node.store.claim_alone()
+    claim = node.store.db._claim.get_server_pid()  # type: ignore[attr-defined] # it is PostgreSQL's
+    writer = node.store.db._writer.get_server_pid()  # type: ignore[attr-defined] # it is PostgreSQL's
+    await other.raw(f"select pg_terminate_backend({writer})")
+    with contextlib.suppress(errors.StoreUnavailable):  # or it was noticed before
+        await node.submit()
+    await node.submit()
+    assert node.store.db._claim.get_server_pid() != claim  # type: ignore[attr-defined] # it is PostgreSQL's
+
+
 def test_an_unknown_store_is_refused_without_its_password() -> None:
     with pytest.raises(errors.StartRefused, match="mysql") as refused:
         store.open("mysql://user:hunter2@host/db", clock=FakeClock(), owner="node-1")
