@@ -219,3 +219,40 @@ async def test_a_head_that_takes_too_long_is_cut_off_and_others_are_not(
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
         assert (await http.get("/healthz")).status_code == 200  # on the connection that is kept alive
+
+
+async def test_a_body_that_takes_too_long_is_cut_off_and_a_response_may_take_longer(
+    data_dir: Path, gate: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "BODY_TIMEOUT_S", 0.3)
+    async with listening(data_dir) as (api, http):
+        task = await api.submit("gated", {"ledger": str(ledger), "gate": str(gate)})
+        head = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 999\r\n"
+        authorization = b"Authorization: %s\r\n" % http.headers["authorization"].encode()
+        path = f"/v1/tasks/{task['id']}"
+        async with http.stream("GET", f"{path}/events") as response, asyncio.TaskGroup() as group:
+            waiting = group.create_task(http.get(f"{path}?wait=60"))
+            cut_off = [
+                group.create_task(_trickle(http, rest)) for rest in (head + authorization + b"\r\n{", head + b"\r\n{")
+            ]
+            answers = [await asyncio.wait_for(answer, 10) for answer in cut_off]
+            gate.touch()
+            assert [event["data"]["state"] async for event in _events(response)][-1] == "succeeded"
+            assert (await waiting).json()["state"] == "succeeded"
+        assert answers[0] == b""
+        assert answers[1].startswith(b"HTTP/1.1 401 ")
+
+
+async def _trickle(http: httpx.AsyncClient, request: bytes) -> bytes:
+    """Send *request*, then a byte now and then until the server has closed; return what came back."""
+    reader, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port or 0)
+    writer.write(request)
+    answer = bytearray()
+    with contextlib.suppress(ConnectionError):
+        while not reader.at_eof():
+            with contextlib.suppress(TimeoutError):
+                answer += await asyncio.wait_for(reader.read(65_536), 0.05)
+            writer.write(b" ")
+            await writer.drain()
+    writer.transport.abort()
+    return bytes(answer)

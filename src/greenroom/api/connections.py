@@ -1,18 +1,20 @@
-"""Connections whose request heads are bounded: in bytes, and in the time that they may take.
+"""Connections whose requests are bounded: the head in bytes, head and body in the time that they may take to arrive.
 
-uvicorn with httptools bounds neither, so a stranger could fill the memory before there is anything to authenticate.
-`node` gives this protocol to its server.
+uvicorn with httptools bounds neither, so a stranger could fill the memory before there is anything to authenticate, or
+hold connections for ever. `node` gives this protocol to its server.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 10.0
+BODY_TIMEOUT_S = 30.0  # from the end of the head, however it trickles
 
 
 class Gathering:
@@ -43,51 +45,79 @@ class Gathering:
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
 
+class Part(enum.Enum):
+    """What the next bytes belong to."""
+
+    HEAD = enum.auto()  # a new connection's, too: it has to send one
+    BODY = enum.auto()
+    NOTHING = enum.auto()  # the request is here, and another one has not begun
+
+
 class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._head_bytes = 0
-        self._is_in_head = True
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._part = Part.HEAD
+        self._timer: asyncio.TimerHandle | None = None  # of the part, where it did not come in one piece
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(Gathering(transport, self.loop))  # type: ignore[arg-type] # one, but for its class
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end_head()
+        self._begin(Part.NOTHING)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         # In pieces, so that a head and the body behind it can be told apart.
         for start in range(0, len(data), MAX_HEAD_BYTES):
             piece = data[start : start + MAX_HEAD_BYTES] if len(data) > MAX_HEAD_BYTES else data
-            if self._is_in_head:
+            if self._part is Part.HEAD:
                 self._head_bytes += len(piece)
             super().data_received(piece)
             if self.transport.is_closing():
                 return
-            if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES:
+            if self._part is Part.HEAD and self._head_bytes > MAX_HEAD_BYTES:
                 self.send_400_response("The request's head is too large.")
                 return
-        if self._is_in_head and self._head_timer is None:  # most heads come in one piece, and need no timer
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+        if self._part is not Part.NOTHING and self._timer is None:  # most requests come in one piece, and need no timer
+            self._start_timer()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes, self._is_in_head = 0, True
+        self._head_bytes = 0
+        self._begin(Part.HEAD)
 
     def on_headers_complete(self) -> None:
-        self._end_head()
+        self._begin(Part.BODY)
         super().on_headers_complete()
 
-    def _end_head(self) -> None:
-        self._is_in_head = False
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def on_message_complete(self) -> None:
+        self._begin(Part.NOTHING)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        was_queued = bool(self.pipeline)
+        super().on_response_complete()
+        if was_queued and self._part is not Part.NOTHING:  # nothing of it was read while it had to wait for its turn
+            self._start_timer()
+
+    def _begin(self, part: Part) -> None:
+        if part is not self._part:
+            self._part = part
+            self._stop_timer()
+
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        timeout_s = HEAD_TIMEOUT_S if self._part is Part.HEAD else BODY_TIMEOUT_S
+        self._timer = self.loop.call_later(timeout_s, self._give_up)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _give_up(self) -> None:
-        self._head_timer = None
-        if self._is_in_head and not self.transport.is_closing():
+        self._timer = None
+        if not self.pipeline and not self.transport.is_closing():
             self.transport.close()

@@ -1,0 +1,184 @@
+"""How long a request may take to arrive: by a loop whose timers are rung by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from greenroom.api import connections
+
+HEAD = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
+GET = b"GET /v1/tasks/x?wait=300 HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Timer:
+    def __init__(self, delay_s: float, ring: Callable[[], None]) -> None:
+        self.delay_s, self._ring, self.is_over = delay_s, ring, False
+
+    def cancel(self) -> None:
+        self.is_over = True
+
+    def ring(self) -> None:
+        assert not self.is_over
+        self.is_over = True
+        self._ring()
+
+
+class Loop:
+    """Notes timers and starts nothing."""
+
+    def __init__(self) -> None:
+        self.timers: list[Timer] = []
+
+    def call_later(self, delay_s: float, ring: Callable[[], None]) -> Timer:
+        self.timers.append(Timer(delay_s, ring))
+        return self.timers[-1]
+
+    def call_soon(self, act: Callable[[], None]) -> None: ...
+
+    def create_task(self, request: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+        request.close()
+        return asyncio.Future(loop=asyncio.get_running_loop())
+
+
+class Transport:
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    def get_extra_info(self, name: str) -> None:
+        del name  # there is no socket to tell of
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def write(self, data: bytes) -> None: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Wire:
+    """A connection, and what its peer and its application do."""
+
+    def __init__(self) -> None:
+        self.loop, self.transport = Loop(), Transport()
+        config = uvicorn.Config(_application, http=connections.Connection, ws="none", lifespan="off", log_config=None)
+        self.connection = connections.Connection(config, ServerState(), {}, self.loop)
+        self.connection.connection_made(self.transport)  # type: ignore[arg-type] # what it uses of one
+        self._unanswered: list[Any] = []
+
+    def send(self, *pieces: bytes) -> None:
+        """Let *pieces* come one by one; none has the end of two heads."""
+        for piece in pieces:
+            before = self.connection.cycle
+            self.connection.data_received(piece)
+            if self.connection.cycle is not before:
+                self._unanswered.append(self.connection.cycle)
+
+    def answer(self) -> None:
+        """Complete the response to the oldest request."""
+        self._unanswered.pop(0).response_complete = True
+        self.connection.on_response_complete()
+
+    @property
+    def running(self) -> list[Timer]:
+        return [timer for timer in self.loop.timers if not timer.is_over]
+
+
+async def _application(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+@pytest.fixture
+async def wire() -> Wire:
+    return Wire()
+
+
+async def test_a_request_in_one_piece_needs_no_timer(wire: Wire) -> None:
+    wire.send(HEAD + b"12345")
+    wire.answer()
+    made = len(wire.loop.timers)
+    wire.send(HEAD + b"12345")
+    assert len(wire.loop.timers) == made
+    assert wire.running == []  # nothing but the application ends a request that is here, however long that takes
+
+
+async def test_a_body_has_its_time_from_the_end_of_the_head_however_it_trickles(wire: Wire) -> None:
+    wire.send(HEAD)
+    (timer,) = wire.running
+    assert timer.delay_s == connections.BODY_TIMEOUT_S == 30
+    wire.send(b"1", b"2", b"3", b"4")
+    assert wire.running == [timer]
+    timer.ring()
+    assert wire.transport.is_closed
+
+
+async def test_a_chunked_body_has_the_same_time_to_its_very_end(wire: Wire) -> None:
+    wire.send(b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    (timer,) = wire.running
+    wire.send(b"1\r\nx\r\n", b"1\r\nx\r\n", b"0\r\n", b"A-Trailer: x\r\n")
+    assert wire.running == [timer]
+    wire.send(b"\r\n")
+    assert wire.running == []
+    assert not wire.transport.is_closed
+
+
+async def test_a_body_that_nobody_waits_for_any_more_has_no_more_time(wire: Wire) -> None:
+    """The request was refused for its head, and the answer is out."""
+    wire.send(HEAD)
+    (timer,) = wire.running
+    wire.answer()
+    wire.send(b"1")
+    assert timer in wire.running
+    timer.ring()
+    assert wire.transport.is_closed
+
+
+async def test_a_body_that_came_in_time_leaves_the_connection_to_its_response(wire: Wire) -> None:
+    wire.send(HEAD, b"12", b"345")
+    assert wire.running == []
+    wire.answer()
+    (keep_alive,) = wire.running
+    assert keep_alive.delay_s == wire.connection.timeout_keep_alive
+
+
+async def test_a_head_has_its_time_from_the_connection_or_its_own_first_byte(wire: Wire) -> None:
+    (first,) = wire.running
+    assert first.delay_s == connections.HEAD_TIMEOUT_S
+    wire.send(b"GET / HT", b"TP/1.1\r\nX: ")
+    assert wire.running == [first]
+    wire.send(b"y\r\n\r\n")
+    assert wire.running == []
+    wire.answer()
+    wire.send(b"GET / HT")
+    (second,) = wire.running
+    assert second.delay_s == connections.HEAD_TIMEOUT_S
+    second.ring()
+    assert wire.transport.is_closed
+
+
+async def test_the_time_of_a_request_that_waits_behind_another_begins_with_its_turn(wire: Wire) -> None:
+    """Nothing of it is read before."""
+    wire.send(GET, HEAD + b"1")
+    (timer,) = wire.running
+    timer.ring()
+    assert not wire.transport.is_closed
+    wire.answer()
+    (timer,) = wire.running
+    assert timer.delay_s == connections.BODY_TIMEOUT_S
+    timer.ring()
+    assert wire.transport.is_closed
+
+
+async def test_a_lost_connection_leaves_no_timer(wire: Wire) -> None:
+    wire.send(HEAD)
+    wire.connection.connection_lost(None)
+    assert wire.running == []
