@@ -165,6 +165,18 @@ async def test_a_head_has_its_time_from_the_connection_or_its_own_first_byte(wir
     assert wire.transport.is_closed
 
 
+async def test_line_ends_on_an_idle_connection_are_the_beginning_of_a_head(wire: Wire) -> None:
+    wire.send(HEAD + b"12345\r\n")
+    assert wire.running == []
+    wire.answer()
+    wire.send(b"\r\n", b"\r\n")
+    (timer,) = wire.running
+    assert timer.delay_s == connections.HEAD_TIMEOUT_S
+    wire.send(GET)
+    assert wire.running == []
+    assert not wire.transport.is_closed
+
+
 async def test_the_time_of_a_request_that_waits_behind_another_begins_with_its_turn(wire: Wire) -> None:
     """Nothing of it is read before."""
     wire.send(GET, HEAD + b"1")

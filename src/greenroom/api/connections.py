@@ -80,6 +80,8 @@ class Connection(HttpToolsProtocol):
             if self._part is Part.HEAD and self._head_bytes > MAX_HEAD_BYTES:
                 self.send_400_response("The request's head is too large.")
                 return
+        if self._part is Part.NOTHING and self.timeout_keep_alive_task is None and self.cycle.response_complete:
+            self._begin(Part.HEAD)  # line ends before it, which have stopped the timer of idle connections
         if self._part is not Part.NOTHING and self._timer is None:  # most requests come in one piece, and need no timer
             self._start_timer()
 
