@@ -12,6 +12,7 @@ from uvicorn.server import ServerState
 
 from greenroom.api import connections
 
+CHUNKED = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 HEAD = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
 GET = b"GET /v1/tasks/x?wait=300 HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -77,8 +78,10 @@ class Wire:
         self._unanswered: list[Any] = []
 
     def send(self, *pieces: bytes) -> None:
-        """Let *pieces* come one by one; none has the end of two heads."""
+        """Let *pieces* come one by one, while the connection stands; none has the end of two heads."""
         for piece in pieces:
+            if self.transport.is_closed:
+                return
             before = self.connection.cycle
             self.connection.data_received(piece)
             if self.connection.cycle is not before:
@@ -122,7 +125,7 @@ async def test_a_body_has_its_time_from_the_end_of_the_head_however_it_trickles(
 
 
 async def test_a_chunked_body_has_the_same_time_to_its_very_end(wire: Wire) -> None:
-    wire.send(b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    wire.send(CHUNKED)
     (timer,) = wire.running
     wire.send(b"1\r\nx\r\n", b"1\r\nx\r\n", b"0\r\n", b"A-Trailer: x\r\n")
     assert wire.running == [timer]
@@ -188,6 +191,15 @@ async def test_the_time_of_a_request_that_waits_behind_another_begins_with_its_t
     assert timer.delay_s == connections.BODY_TIMEOUT_S
     timer.ring()
     assert wire.transport.is_closed
+
+
+async def test_what_stands_around_a_chunked_body_is_bounded_as_its_head_is(wire: Wire) -> None:
+    large = connections.MAX_HEAD_BYTES
+    wire.send(CHUNKED + b"%x\r\n%s\r\n" % (3 * large, b"x" * 3 * large), *[b"1;ext=y\r\nx\r\n"] * 10_000)
+    assert not wire.transport.is_closing()
+    wire.send(b"0\r\n", *[b"A-Trailer: %s\r\n" % (b"x" * 1000)] * 100)
+    assert wire.transport.is_closing()
+    assert sum(len(value) for _, value in wire.connection.headers) < 2 * large
 
 
 async def test_a_lost_connection_leaves_no_timer(wire: Wire) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MAX_HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES = 64 * 1024  # and of what stands around the chunks of a body
 HEAD_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 30.0  # from the end of the head, however it trickles
 
@@ -56,8 +56,8 @@ class Part(enum.Enum):
 class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._head_bytes = 0
         self._part = Part.HEAD
+        self._dry_bytes = 0  # of the part, or since the last of the body itself
         self._timer: asyncio.TimerHandle | None = None  # of the part, where it did not come in one piece
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -72,13 +72,13 @@ class Connection(HttpToolsProtocol):
         # In pieces, so that a head and the body behind it can be told apart.
         for start in range(0, len(data), MAX_HEAD_BYTES):
             piece = data[start : start + MAX_HEAD_BYTES] if len(data) > MAX_HEAD_BYTES else data
-            if self._part is Part.HEAD:
-                self._head_bytes += len(piece)
+            if self._part is not Part.NOTHING:
+                self._dry_bytes += len(piece)
             super().data_received(piece)
             if self.transport.is_closing():
                 return
-            if self._part is Part.HEAD and self._head_bytes > MAX_HEAD_BYTES:
-                self.send_400_response("The request's head is too large.")
+            if self._part is not Part.NOTHING and self._dry_bytes > MAX_HEAD_BYTES:
+                self._refuse()
                 return
         if self._part is Part.NOTHING and self.timeout_keep_alive_task is None and self.cycle.response_complete:
             self._begin(Part.HEAD)  # line ends before it, which have stopped the timer of idle connections
@@ -87,12 +87,15 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes = 0
         self._begin(Part.HEAD)
 
     def on_headers_complete(self) -> None:
         self._begin(Part.BODY)
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._dry_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._begin(Part.NOTHING)
@@ -104,9 +107,15 @@ class Connection(HttpToolsProtocol):
         if was_queued and self._part is not Part.NOTHING:  # nothing of it was read while it had to wait for its turn
             self._start_timer()
 
+    def _refuse(self) -> None:
+        if self._part is Part.HEAD:
+            self.send_400_response("The request's head is too large.")
+        else:  # a trailer, which is kept with the head; the answer may be out already
+            self.transport.close()
+
     def _begin(self, part: Part) -> None:
         if part is not self._part:
-            self._part = part
+            self._part, self._dry_bytes = part, 0
             self._stop_timer()
 
     def _start_timer(self) -> None:
