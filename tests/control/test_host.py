@@ -31,7 +31,7 @@ async def test_replicas_are_started_and_their_agent_is_ready_when_they_are(loops
     assert {(row.state, row.slots) for row in await loops.store.agents.replicas()} == {("ready", 1)}
 
 
-async def test_who_dies_under_work_is_replaced_at_once_however_often(loops: Loops) -> None:
+async def test_who_is_killed_at_its_first_work_is_replaced_at_once_however_often(loops: Loops) -> None:
     await loops.deploy(max_attempts=100, retry_backoff_s=0)
     id = await loops.submit()
     for number in range(2, 2 + 2 * recovery.INTENSITY):
@@ -42,6 +42,63 @@ async def test_who_dies_under_work_is_replaced_at_once_however_often(loops: Loop
     assert await _state(loops) == ("ready", "")
     rows = await loops.store.agents.replicas()
     assert [row.restarts for row in rows] == [2 * recovery.INTENSITY]
+
+
+async def test_who_dies_of_its_first_tasks_comes_back_slower_and_is_given_up(loops: Loops) -> None:
+    await loops.deploy(max_attempts=2, retry_backoff_s=0)
+    ids = [await loops.submit() for _ in range(recovery.INTENSITY + 1)]
+    for number in range(1, 2 * recovery.INTENSITY + 1):
+        assert len(loops.engine.started) == number
+        loops.engine.die(next(iter(loops.engine.replicas)), "crashed", f"death {number}")
+        await loops.step()
+        assert len(loops.engine.started) == number
+        await loops.advance(recovery.CAP_AT_WORK_S)
+    assert len(loops.engine.started) == 2 * recovery.INTENSITY
+    state, reason = await _state(loops)
+    assert (state, reason.partition(" (")[0]) == ("failed", f"death {2 * recovery.INTENSITY}")
+    assert [(await loops.task(id)).state for id in ids] == ["failed"] * recovery.INTENSITY + ["queued"]
+
+
+async def test_a_task_that_kills_every_replica_does_not_end_its_agent(loops: Loops) -> None:
+    await loops.deploy(max_attempts=recovery.INTENSITY, retry_backoff_s=0)
+    poison = await loops.submit()
+    for _ in range(recovery.INTENSITY):
+        loops.engine.die(loops.replica_of(poison), "crashed")
+        await loops.advance(recovery.CAP_AT_WORK_S)
+    assert (await loops.task(poison)).state == "failed"
+    innocent = await loops.submit()
+    loops.engine.succeed(loops.replica_of(innocent))
+    await loops.settle()
+    assert (await loops.task(innocent)).state == "succeeded"
+    assert await _state(loops) == ("ready", "")
+
+
+async def test_a_revision_that_has_succeeded_once_is_not_blamed_for_what_dies_at_work(loops: Loops) -> None:
+    await loops.deploy(max_attempts=100, retry_backoff_s=0)
+    loops.engine.succeed(loops.replica_of(await loops.submit()))
+    await loops.settle()
+    id = await loops.submit()
+    for _ in range(2 * recovery.INTENSITY):
+        started = len(loops.engine.started)
+        loops.engine.die(loops.replica_of(id), "crashed")
+        await loops.step()
+        assert len(loops.engine.started) == started + 1
+        await loops.step(times=2)
+    assert await _state(loops) == ("ready", "")
+
+
+async def test_the_work_of_an_old_revision_does_not_excuse_a_new_one(loops: Loops) -> None:
+    await loops.deploy()
+    (old,) = loops.engine.replicas
+    loops.engine.is_eager = False
+    await loops.deploy(digest="new")
+    for number in range(recovery.INTENSITY):
+        (fresh,) = set(loops.engine.replicas) - {old}
+        loops.engine.die(fresh, "crashed", "broken")
+        loops.engine.succeed(loops.replica_of(await loops.submit()))
+        await loops.advance(recovery.BASE_S * 2.0**number)
+    assert set(loops.engine.replicas) == {old}
+    assert (await _state(loops))[1].startswith("broken (given up")
 
 
 async def test_who_dies_in_idleness_comes_back_slower_and_is_given_up(loops: Loops) -> None:

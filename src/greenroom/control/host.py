@@ -25,6 +25,7 @@ MEASURE_EVERY_S = 5.0
 RESUME_S = 0.5  # from the end of a sub-task to its parent's going on, at most
 STOP_GRACE_S = 2.0
 START_S = 120.0  # the longest that a replica may take to become ready: the import has a bound of its own
+_BY_ITSELF = frozenset({"crashed", "oom", "hung", "protocol"})  # reasons of `contract.Exit`; others were killed
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +37,7 @@ class Hosted:
     revision: int
     slots: int
     timeout_s: float  # of an attempt
+    max_attempts: int  # of a task that loses its replica
     started_at_us: int
     started_s: float
     state: str = "starting"
@@ -155,8 +157,8 @@ class Host:
             if hosted is None:
                 return
             hosted.has_answered = True
-            if (health := self._health.get(hosted.agent)) and health.record.deaths_at_s:
-                health.record = recovery.after_success(health.record)
+            if (health := self._health.get(hosted.agent)) is not None:
+                health.record = recovery.after_success(health.record, hosted.revision)
 
     def on_log(self, replica: str, stream: str, line: str) -> None:
         hosted = self._replicas.get(replica)
@@ -167,25 +169,31 @@ class Host:
         hosted = self._replicas.pop(replica, None)
         if hosted is None:
             return
-        # A death under a task is that task's, which has its own budget; a death in idleness is the agent's.
-        is_proven = hosted.has_answered or self._store.board.attempts(replica) > 0
+        death = recovery.Death(
+            hosted.revision,
+            was_ready=hosted.state != "starting",
+            was_working=self._store.board.attempts(replica) > 0,
+            has_succeeded=hosted.has_answered,
+            by_itself=exit.reason in _BY_ITSELF,
+            max_attempts=hosted.max_attempts,
+        )
         self._store.board.close(replica)
         self._facts.emit(telemetry.ReplicaExited(hosted.agent, replica, exit.reason, exit.detail))
         hosted.state = "stopped" if exit.reason == "stopped" else "failed"
         hosted.reason = exit.detail or exit.reason
         self._unwritten.add(hosted)
         if exit.reason != "stopped":
-            self._note_death(hosted, exit, is_proven=is_proven)
+            self._note_death(hosted, exit, death)
         self.wakeup.set()
 
-    def _note_death(self, hosted: Hosted, exit: contract.Exit, *, is_proven: bool) -> None:
+    def _note_death(self, hosted: Hosted, exit: contract.Exit, death: recovery.Death) -> None:
         health = self._health.setdefault(hosted.agent, Health())
-        health.record = recovery.after_death(
-            health.record, had_proven=is_proven, now_s=self._clock.monotonic_s(), jitter=self._jitter()
-        )
-        health.last_failure = exit.detail or exit.reason
-        if not is_proven:
+        if recovery.weight(health.record, death):
+            health.last_failure = exit.detail or exit.reason
             self._facts.emit(telemetry.AgentFailing(hosted.agent, health.last_failure))
+        health.record = recovery.after_death(
+            health.record, death, now_s=self._clock.monotonic_s(), jitter=self._jitter()
+        )
 
     # --- making it so
 
@@ -193,7 +201,9 @@ class Host:
         name = entry.agent.name
         health = self._health.get(name)
         if health is None or health.generation != entry.agent.generation:
-            health = self._health[name] = Health(entry.agent.generation)
+            record = recovery.Record() if health is None else health.record
+            record = recovery.judged_anew(record, entry.agent.revision)
+            health = self._health[name] = Health(entry.agent.generation, record)
         record, now_s = health.record, self._clock.monotonic_s()
         may_start = not self._is_leaving and not record.is_given_up and now_s >= record.start_not_before_s
         wanted = plans.Wanted(name, entry.agent.revision, entry.agent.replicas, may_start)
@@ -217,6 +227,7 @@ class Host:
             revision=entry.agent.revision,
             slots=spec.concurrency,
             timeout_s=spec.timeout_s,
+            max_attempts=1 if spec.on_replica_loss == "fail" else spec.max_attempts,
             started_at_us=database.microseconds(self._clock.now()),
             started_s=self._clock.monotonic_s(),
         )
@@ -324,7 +335,7 @@ class Host:
             return "ready", ""
         if health.record.is_given_up:
             return "failed", f"{health.last_failure} (given up; deploy it again or restart the node)"
-        if health.record.deaths_at_s:
+        if health.record.deaths:
             return "failed", health.last_failure
         return "starting", f"{ready} of {entry.agent.replicas} replicas are ready"
 
