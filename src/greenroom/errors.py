@@ -105,6 +105,13 @@ class StoreUnavailable(GreenroomError):
     retry_after_s: float = 1.0
 
 
+class NodeFailed(GreenroomError):
+    """The node's own loops have ended after an error; it runs nothing more until it is started again."""
+
+    code = "node-failed"
+    status = 503
+
+
 class StoreInUse(GreenroomError):
     """Another node has this store open."""
 

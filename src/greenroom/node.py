@@ -115,10 +115,15 @@ class Node:
 
     def _on_loops_ended(self, loops: asyncio.Task[None]) -> None:
         """Take no more: inside a program nobody awaits `ended`, and what is accepted now would never run."""
-        if not loops.cancelled():
-            self.failure = loops.exception()
+        if not loops.cancelled() and (error := loops.exception()) is not None:
+            self.failure = error
+            causes = _causes(error)
+            kinds = ", ".join(sorted({type(cause).__name__ for cause in causes}))
+            # Callers are told no more than its kind: the text may hold what only the log's readers may see.
+            self.services.failure = f"the node's loops have ended after an error ({kinds})"
             self.services.stopping.set()
-            self.facts.emit(telemetry.NodeChanged(self.id, "failed", str(self.failure)))
+            detail = "; ".join(f"{type(cause).__name__}: {cause}" for cause in causes)
+            self.facts.emit(telemetry.NodeChanged(self.id, "failed", detail))
 
     async def stop(self, *, grace_s: float = GRACE_S) -> None:
         """Take no more, let running tasks end within *grace_s*, hand the rest back, and close everything."""
@@ -297,6 +302,13 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return what was raised, out of the groups that it came in."""
+    if isinstance(error, BaseExceptionGroup):
+        return [cause for inner in error.exceptions for cause in _causes(inner)]
+    return [error]
 
 
 def _similarity() -> routing.Similarity | None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import nodes
+from greenroom import errors
 from greenroom.control import dispatcher
 
 pytestmark = pytest.mark.slow
@@ -229,5 +230,11 @@ async def test_a_node_whose_loops_have_ended_takes_no_more(data_dir: Path, monke
             await asyncio.wait_for(api.running.ended(), nodes.DEADLINE_S)
         assert not api.running.services.is_ready()
         assert isinstance(api.running.failure, ExceptionGroup)
+        assert isinstance(api.running.services.refusal, errors.NodeFailed)
+        node = (await api.get("/v1/status"))["node"]
+        assert (node["state"], node["reason"]) == ("failed", api.running.services.failure)
+        assert "RuntimeError" in node["reason"]
+        assert "a bug" not in node["reason"]
+        assert (await api.http.get("/readyz")).status_code == 503
         assert (await api.call("POST", "/v1/tasks", {"agent": "gated", "input": 1})).status_code == 503
         assert (await api.call("GET", "/v1/tasks")).status_code == 200

@@ -8,6 +8,7 @@ from typing import Any
 from greenroom import errors, settings
 from greenroom.api import schemas
 from greenroom.api.request import Answer, Call
+from greenroom.api.services import Services
 from greenroom.core import admission
 from greenroom.store import database
 from greenroom.store.principals import Principal
@@ -32,7 +33,8 @@ async def status(call: Call) -> Answer:
             "environment": services.settings.environment,
             "node": {
                 "id": services.node,
-                "state": "draining" if services.stopping.is_set() else "ready" if services.is_ready() else "starting",
+                "state": _state(services),
+                "reason": services.failure,
                 "started_at": database.instant(services.started_at_us),
                 "store": store.db.dialect,
                 "isolation": "T0: replicas run as this user, without a sandbox",
@@ -58,6 +60,14 @@ async def status(call: Call) -> Answer:
             "not_yet_built": settings.NOT_YET_BUILT,
         }
     )
+
+
+def _state(services: Services) -> str:
+    if services.failure is not None:
+        return "failed"
+    if services.stopping.is_set():
+        return "draining"
+    return "ready" if services.is_ready() else "starting"
 
 
 async def metrics(call: Call) -> Answer:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from greenroom import clock as clocks
-from greenroom import telemetry
+from greenroom import errors, telemetry
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.core import routing
@@ -17,7 +17,10 @@ from greenroom.store.store import Store
 
 @dataclass(slots=True, kw_only=True)
 class Services:
-    """*deploy* makes a spec the serving revision; *restart* replaces a replica of this node, False if it has none."""
+    """*deploy* makes a spec the serving revision; *restart* replaces a replica of this node, False if it has none.
+
+    *stopping* is set when nothing new is taken; *failure* says why where nobody asked the node to stop.
+    """
 
     store: Store
     auth: Authenticator
@@ -34,7 +37,17 @@ class Services:
     similarity: routing.Similarity | None = None  # of the optional embedding model
     connections: Callable[[], int] = lambda: 0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    failure: str | None = None  # what ended the node's loops, for good
 
     @property
     def key_word(self) -> str:
         return {"development": "dev", "staging": "stage", "production": "prod"}[self.settings.environment]
+
+    @property
+    def refusal(self) -> errors.GreenroomError | None:
+        """Why nothing new is taken; None while it is."""
+        if self.failure is not None:
+            return errors.NodeFailed(f"cannot take this: {self.failure}; start the node again, its log says more")
+        if self.stopping.is_set():
+            return errors.StoreUnavailable("cannot take this now: the node is stopping")
+        return None
