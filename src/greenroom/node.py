@@ -30,7 +30,8 @@ from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
 from greenroom.core import routing
-from greenroom.engine import contract, snapshots
+from greenroom.deployments import Deployments
+from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
 from greenroom.security import secret_file
 from greenroom.store import database, submissions
@@ -69,6 +70,9 @@ class Node:
         self.host = Host(self.store, self.engine, clock, self.facts, node=self.id, revision_of=self._revision_of)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
         self.janitor = Janitor(self.store, clock)
+        self.deployments = Deployments(
+            self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
+        )
         self.auth = Authenticator(self.store.principals, clock, pepper=self.secrets.pepper)
         self.services = Services(
             store=self.store,
@@ -101,9 +105,7 @@ class Node:
             await self.store.agents.close_nodes(lost=self._take_over())
         await self.auth.refresh()
         await self._mint_owner_key()
-        for name, spec in self.options.settings.agents.items():
-            await self.deploy(name, spec)
-        await self.store.directory.refresh()
+        await self.deployments.start()
         loops = (self.host, self.dispatcher, self.janitor)
         self._loops = asyncio.create_task(self._run(loops), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
@@ -145,16 +147,7 @@ class Node:
 
     async def deploy(self, name: str, spec: settings.AgentSettings, *, folder: Path | None = None) -> int:
         """Snapshot *folder* (default: the node's own), make it and *spec* the serving revision, return its number."""
-        snapshot = await asyncio.to_thread(  # it reads a whole folder
-            snapshots.take,
-            folder or self.options.folder,
-            include=spec.include,
-            into=self.options.data_dir / "snapshots",
-        )
-        number = await self.store.agents.deploy(
-            name, digest=snapshot.digest, spec=msgspec.json.encode(spec), replicas=spec.scaling.min_replicas
-        )
-        await self.store.directory.refresh()
+        number = await self.deployments.add(name, spec, folder=folder)
         self.host.settled.clear()
         self.host.wakeup.set()
         return number

@@ -57,6 +57,13 @@ class AgentFailing(msgspec.Struct, frozen=True):
     reason: str
 
 
+class AgentDropped(msgspec.Struct, frozen=True):
+    """It has left the manifest."""
+
+    agent: str
+    reason: str
+
+
 class ServiceCrashed(msgspec.Struct, frozen=True):
     """A loop of the node raised what it should not: a bug of Greenroom's own."""
 
@@ -90,6 +97,7 @@ Fact = (
     | ReplicaExited
     | ReplicaSaid
     | AgentFailing
+    | AgentDropped
     | ServiceCrashed
     | StoreTrouble
     | StoreRecovered
@@ -171,6 +179,7 @@ _LEVELS: dict[type[Fact], int] = {
     ReplicaExited: logging.INFO,
     ReplicaSaid: logging.DEBUG,
     AgentFailing: logging.ERROR,
+    AgentDropped: logging.WARNING,
     ServiceCrashed: logging.ERROR,
     StoreTrouble: logging.WARNING,
     StoreRecovered: logging.WARNING,  # whoever was told of the trouble is told of its end

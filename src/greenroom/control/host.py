@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
-from greenroom.core import plans, recovery
+from greenroom.core import agents, plans, recovery
 from greenroom.engine import contract, protocol
 from greenroom.store import database, submissions
 from greenroom.store.agents import Replica
@@ -319,7 +319,7 @@ class Host:
             if (state, reason) != health.told or entries[name].agent.state != state:
                 await self._store.agents.observe(name, state=state, reason=reason, adapter=self._adapters.get(name))
                 health.told = (state, reason)
-        is_settled = all(state in ("ready", "failed") for state, _ in states.values())
+        is_settled = all(state in agents.SETTLED for state, _ in states.values())
         # No deployment may have come in between.
         if is_settled and _generations(entries) == _generations(self._store.directory.entries):
             self.settled.set()
@@ -331,13 +331,15 @@ class Host:
             for replica in self._replicas.values()
         )
         health = self._health.get(entry.agent.name, Health())
+        if entry.agent.state == agents.State.DROPPED and not entry.agent.replicas:
+            return agents.State.DROPPED, entry.agent.reason
         if ready >= entry.agent.replicas:
-            return "ready", ""
+            return agents.State.READY, ""
         if health.record.is_given_up:
-            return "failed", f"{health.last_failure} (given up; deploy it again or restart the node)"
+            return agents.State.FAILED, f"{health.last_failure} (given up; deploy it again or restart the node)"
         if health.record.deaths:
-            return "failed", health.last_failure
-        return "starting", f"{ready} of {entry.agent.replicas} replicas are ready"
+            return agents.State.FAILED, health.last_failure
+        return agents.State.STARTING, f"{ready} of {entry.agent.replicas} replicas are ready"
 
 
 def _generations(entries: Mapping[str, Entry]) -> dict[str, int]:
