@@ -24,6 +24,9 @@ from greenroom.store import database, store
 from greenroom.testing.fakes import FakeClock
 
 SERVER_VARIABLE = "GREENROOM_TEST_POSTGRES"
+_STOPPED_CLOCK = """
+create or replace function greenroom_now_us() returns bigint language sql volatile as
+    'select coalesce((select offset_us from greenroom_clock limit 1), 0)'"""
 
 
 @dataclass
@@ -50,13 +53,24 @@ class Scratch:
         if self.opened:
             await self._set_clock(self.opened[-1])
 
+    async def stop_clock(self) -> None:
+        """Let time pass only by `advance`, on PostgreSQL too: what happens is then no matter of how fast the test is.
+
+        Until a store is opened again.
+        """
+        for opened in self.opened[-1:]:
+            if opened.db.dialect == "postgresql":
+                async with opened.db.transaction() as tx:
+                    await tx.fetch(_STOPPED_CLOCK, {})
+            await self._set_clock(opened)
+
     async def close(self) -> None:
         for opened in self.opened:
             await opened.close()
         self.opened.clear()
 
     async def _set_clock(self, opened: store.Store) -> None:
-        """PostgreSQL's clock goes on by itself, from where the fake one stands now."""
+        """PostgreSQL's clock goes on by itself, unless it is stopped, from where the fake one stands now."""
         if opened.db.dialect == "postgresql":
             async with opened.db.transaction() as tx:
                 await tx.fetch("delete from greenroom_clock", {})
