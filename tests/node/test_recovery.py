@@ -228,6 +228,7 @@ async def test_a_node_whose_loops_have_ended_takes_no_more(data_dir: Path, monke
     monkeypatch.setattr("greenroom.control.supervisor.INTENSITY", 0)
     async with nodes.opened(data_dir, {"gated": nodes.agent("gated")}) as api:
         assert api.running.services.is_ready()
+        assert (await api.http.get("/healthz")).status_code == 200
         monkeypatch.setattr(api.running.janitor, "step", broken)
         api.running.janitor.wakeup.set()
         with pytest.raises(ExceptionGroup):
@@ -240,5 +241,8 @@ async def test_a_node_whose_loops_have_ended_takes_no_more(data_dir: Path, monke
         assert "RuntimeError" in node["reason"]
         assert "a bug" not in node["reason"]
         assert (await api.http.get("/readyz")).status_code == 503
-        assert (await api.call("POST", "/v1/tasks", {"agent": "gated", "input": 1})).status_code == 503
+        assert (await api.http.get("/healthz")).status_code == 503
+        refused = await api.call("POST", "/v1/tasks", {"agent": "gated", "input": 1})
+        assert (refused.status_code, refused.json()["type"]) == (503, "node-failed")
+        assert "RuntimeError" in refused.json()["detail"]
         assert (await api.call("GET", "/v1/tasks")).status_code == 200

@@ -79,8 +79,8 @@ class App:
             raise errors.Forbidden(
                 f"cannot {scope['method']} {route.path}: the role {principal.role} may not {route.permission}"
             )
-        if services.stopping.is_set() and route.method != "GET":
-            raise errors.StoreUnavailable("cannot take this now: the node is stopping")
+        if route.method != "GET" and (refusal := services.refusal) is not None:
+            raise refusal
         if (
             route.body is not None
             and headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json"
@@ -104,8 +104,12 @@ class App:
         return route, path_params
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Whether the process lives, and whether it takes work; nothing else is said to strangers."""
-        is_up = scope["path"] == "/healthz" or (self._services.is_ready() and not self._services.stopping.is_set())
+        """Whether the process is to be left alone, and whether it takes work; nothing else is said to strangers."""
+        services = self._services
+        if scope["path"] == "/healthz":
+            is_up = services.failure is None  # only a new process helps
+        else:
+            is_up = services.is_ready() and services.refusal is None
         status = (200 if is_up else 503) if scope["method"] in ("GET", "HEAD") else 405
         body = b'{"status":"ok"}' if status == 200 else b'{"status":"no"}'
         await Response(body, status_code=status, media_type="application/json")(scope, receive, send)
