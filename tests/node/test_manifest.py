@@ -86,6 +86,20 @@ async def test_a_dropped_agent_may_be_scaled_until_the_next_start_and_be_removed
         assert await _states(api) == {"echo": "ready"}
 
 
+async def test_no_request_is_routed_to_an_agent_that_has_left_the_manifest(data_dir: Path) -> None:
+    echo = {"echo": nodes.agent("echo", description="Repeats what it is told", skills=["repeat"])}
+    third = {"third": nodes.agent("third", description="Finds and summarises sources", skills=["research"])}
+    request = {"input": "find and summarise sources"}
+    async with nodes.opened(data_dir, echo | third) as api:
+        assert (await api.call("POST", "/v1/tasks", request)).json()["agent"] == "third"
+    async with nodes.opened(data_dir, echo) as api:
+        refused = await api.call("POST", "/v1/tasks", request)
+        assert (refused.status_code, refused.json()["type"]) == (422, "no-route")
+        assert [candidate["agent"] for candidate in refused.json()["candidates"]] == ["echo"]
+        await api.call("PUT", "/v1/agents/third", third["third"])
+        assert (await api.call("POST", "/v1/tasks", request)).json()["agent"] == "third"
+
+
 async def test_the_check_at_start_counts_what_will_have_replicas(data_dir: Path) -> None:
     def given(*names: str) -> dict[str, Any]:
         return {name: nodes.agent("echo", scaling={"min_replicas": 2}) for name in names}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from greenroom import errors, settings
-from greenroom.core import routing
+from greenroom.core import agents, routing
 from greenroom.store.agents import Agent, Agents
 
 
@@ -35,7 +35,7 @@ class Directory:
             entry = known.get(row.name)
             is_same = entry is not None and entry.agent.spec == row.spec
             entries[row.name] = Entry(row, entry.spec if entry and is_same else _decode(row.spec))
-        if {name: entry.spec for name, entry in known.items()} != {name: e.spec for name, e in entries.items()}:
+        if _routable(known) != _routable(entries):
             self.__dict__.pop("index", None)
         self.entries = entries
         return entries
@@ -53,10 +53,14 @@ class Directory:
         """What requests that name no agent are routed by."""
         return routing.Index.build(
             [
-                routing.Candidate(name, entry.spec.description, entry.spec.skills, entry.spec.examples)
-                for name, entry in self.entries.items()
+                routing.Candidate(name, spec.description, spec.skills, spec.examples)
+                for name, spec in _routable(self.entries).items()
             ]
         )
+
+
+def _routable(entries: Mapping[str, Entry]) -> dict[str, settings.AgentSettings]:
+    return {name: entry.spec for name, entry in entries.items() if entry.agent.state != agents.State.DROPPED}
 
 
 _decode = msgspec.json.Decoder(settings.AgentSettings).decode
