@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from greenroom.api import views
-from greenroom.store import claims, tasks, transitions
+from greenroom.store import claims, submissions, tasks, transitions
 from greenroom.store.rows import Call, Lease
 from greenroom.testing import databases
 from greenroom.testing.store_contract import AGENT, TENANT, Node, new_task
@@ -107,8 +107,8 @@ async def test_the_list_of_sessions_tells_how_large_their_state_is(node: Node) -
 _PLANNED: dict[str, tuple[str, dict[str, Any]]] = {
     "the queue": (claims._READY, {"agent": "a", "slots": 1}),
     "an attempt's end": (transitions._LEASED, {"id": "x", "epoch": 1}),
-    "a key": (transitions._BY_KEY, {"tenant": "t", "idempotency_key": "k"}),
-    "a session": (transitions._SESSION_IS_OPEN, {"tenant": "t", "agent": "a", "session": "s"}),
+    "a key": (submissions._BY_KEY, {"tenant": "t", "idempotency_key": "k"}),
+    "a session": (submissions._SESSION_IS_OPEN, {"tenant": "t", "agent": "a", "session": "s"}),
     "leases": (transitions._RENEW, {"owner": "o", "until": 1}),
     "what is lost": (transitions._LOST, {"now": 1, "not_owner": "o", "spared": "p", "most": 1}),
     "what is due": (transitions._NEXT_DUE, {}),

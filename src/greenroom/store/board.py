@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from greenroom.store.database import RetryTransaction
+from greenroom.store.rows import SessionKey
 
 MAX_CLAIMS = 500  # of one agent in one commit
 
-Session = tuple[str, str, str]  # tenant, agent, name
-Homes = Mapping[Session, str]  # the replica that ran a session's last task
+Homes = Mapping[SessionKey, str]  # the replica that ran a session's last task
 
 
 @dataclass(slots=True)
@@ -143,7 +143,7 @@ class Board:
             return [], revision
         return list(itertools.islice(_spread(lines, revision), count)), revision
 
-    def assign(self, demand: Demand, sessions: Iterable[Session | None], homes: Homes) -> list[str]:
+    def assign(self, demand: Demand, sessions: Iterable[SessionKey | None], homes: Homes) -> list[str]:
         """Occupy a slot for each claimed task: its session's replica (*homes*) if that has room, else the least loaded.
 
         Return the replicas in the order of *sessions* and settle the reservation; raises `RetryTransaction` if there is

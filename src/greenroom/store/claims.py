@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 
-from greenroom.store import transitions
-from greenroom.store.board import Board, Demand, Session
+from greenroom.store import submissions
+from greenroom.store.board import Board, Demand
 from greenroom.store.database import Row, Transaction
 from greenroom.store.news import News
-from greenroom.store.rows import Accepted, Claim, NewTask
-from greenroom.store.transitions import QUEUED, Placing
+from greenroom.store.rows import Accepted, Claim, NewTask, SessionKey
+from greenroom.store.submissions import QUEUED, Placing
 
 MAX_HOMES = 10_000
 
@@ -44,7 +44,7 @@ class Claims:
         self.owner, self.lease_ttl_us = owner, lease_ttl_us
         self.board = Board()
         self.claimed: Callable[[Sequence[Claim]], None] = lambda _: None
-        self._homes: OrderedDict[Session, str] = OrderedDict()
+        self._homes: OrderedDict[SessionKey, str] = OrderedDict()
 
     async def submit(self, tx: Transaction, news: News, items: Sequence[NewTask]) -> list[Accepted]:
         """Store tasks; those for which there is a slot are stored as running."""
@@ -55,7 +55,7 @@ class Claims:
             if placing is not QUEUED
         }
         news.claims += seated.values()
-        answers = await transitions.submit(tx, news, items, placings)
+        answers = await submissions.submit(tx, news, items, placings)
         for item, answer in zip(items, answers, strict=True):
             if not answer.is_new and item.id in seated:
                 news.claims.remove(seated[item.id])
@@ -97,12 +97,12 @@ class Claims:
             await self._claim(tx, news, demand, ready)
 
     async def _claim(self, tx: Transaction, news: News, demand: Demand, ready: Sequence[Row]) -> None:
-        sessions = [None if row[4] is None else (row[3], demand.agent, row[4]) for row in ready]
-        states = {session: await _state(tx, session) for session in set(sessions)}
-        replicas = self.board.assign(demand, sessions, self._homes)
+        keys = [None if row[4] is None else (row[3], demand.agent, row[4]) for row in ready]
+        states = {session: await _state(tx, session) for session in set(keys)}
+        replicas = self.board.assign(demand, keys, self._homes)
         claims = [
             _claim(row, demand, replica, states[session], tx.now_us)
-            for row, replica, session in zip(ready, replicas, sessions, strict=True)
+            for row, replica, session in zip(ready, replicas, keys, strict=True)
         ]
         news.claims += claims
         until_us = tx.now_us + self.lease_ttl_us
@@ -128,14 +128,14 @@ class Claims:
                 self.board.vacate(claim.replica)
             self.board.mark(demand.agent for demand in news.demands)
 
-    def _remember(self, session: Session, replica: str) -> None:
+    def _remember(self, session: SessionKey, replica: str) -> None:
         self._homes[session] = replica
         self._homes.move_to_end(session)
         if len(self._homes) > MAX_HOMES:
             self._homes.popitem(last=False)
 
 
-async def _state(tx: Transaction, session: Session | None) -> tuple[bytes | None, int | None]:
+async def _state(tx: Transaction, session: SessionKey | None) -> tuple[bytes | None, int | None]:
     if session is None:
         return None, None
     ((state, revision),) = await tx.fetch(_SESSION_STATE, session)
@@ -145,7 +145,7 @@ async def _state(tx: Transaction, session: Session | None) -> tuple[bytes | None
 def _first_claim(item: NewTask, placing: Placing, now_us: int) -> Claim:
     assert placing.revision is not None
     assert placing.replica is not None
-    deadline_at = transitions.deadline_at(item, now_us)
+    deadline_at = submissions.deadline_at(item, now_us)
     return Claim(
         id=item.id,
         epoch=placing.epoch,

@@ -10,6 +10,11 @@ import msgspec
 
 from greenroom.core import tasks
 
+# As the partial indexes have it, to the letter: SQLite does not conclude it from a state.
+IS_OPEN = "finished_at is null"
+
+SessionKey = tuple[str, str, str]  # tenant, agent, name
+
 
 class NewTask(msgspec.Struct, frozen=True):
     """A task to accept."""

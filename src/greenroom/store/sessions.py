@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -11,6 +11,7 @@ from greenroom.store import database
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
 from greenroom.store.news import News
+from greenroom.store.rows import IS_OPEN, SessionKey
 
 MAX_PAGE = 200
 
@@ -49,11 +50,25 @@ _COLUMNS = ", ".join(Session.__struct_fields__)
 _LIST = """
 select id, agent, revision, tasks, created_at, updated_at, coalesce(length(state), 0) from session
 where tenant = :tenant order by updated_at desc limit :limit"""
-_OPEN = """
+_OPEN = f"""
 select count(*) from task where tenant = :tenant and agent = :agent and session = :id
-    and finished_at is null"""
-_TAKE = "select 1 from session where tenant = :tenant and agent = :agent and id = :id for update"
+    and {IS_OPEN}"""
+_LOCK = "select 1 from session where tenant = :tenant and agent = :agent and id = :id for update"
 _REMOVE = "delete from session where tenant = :tenant and agent = :agent and id = :id returning id"
+
+
+_TAKE = """
+insert into session (tenant, agent, id, created_at, updated_at) values (:tenant, :agent, :session, :now, :now)
+on conflict (tenant, agent, id) do update set updated_at = :now"""
+
+
+async def take(tx: Transaction, keys: Collection[SessionKey]) -> None:
+    """Take the rows of these sessions, made if missing: nobody else opens or closes a task of theirs meanwhile.
+
+    In one order for all, so that two nodes seldom wait for each other; where they do, one runs its commit again.
+    """
+    names = ("tenant", "agent", "session")
+    await tx.execute_many(_TAKE, [dict(zip(names, key, strict=True)) | {"now": tx.now_us} for key in sorted(keys)])
 
 
 async def remove(tx: Transaction, news: News, items: Sequence[Removal]) -> list[int]:
@@ -61,7 +76,7 @@ async def remove(tx: Transaction, news: News, items: Sequence[Removal]) -> list[
     answers = []
     for item in items:
         key = msgspec.structs.asdict(item)
-        await tx.fetch(_TAKE, key)
+        await tx.fetch(_LOCK, key)
         ((open_tasks,),) = await tx.fetch(_OPEN, key)
         answers.append(-open_tasks if open_tasks else len(await tx.fetch(_REMOVE, key)))
     return answers

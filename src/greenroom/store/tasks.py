@@ -24,7 +24,6 @@ from greenroom.store.rows import (
     Task,
     Tick,
 )
-from greenroom.store.transitions import IS_OPEN
 
 MAX_PAGE = 200
 MAX_EVENTS_PAGE = 500
@@ -44,8 +43,8 @@ select seq, epoch, type, at, data from (
 order by seq"""
 _PAUSES = {"waiting": b'{"state":"waiting",', "resumed": b'{"state":"running"}'}
 _IS_UNSUCCESSFUL = "finished_at is not null and state <> 'succeeded'"  # as the partial index has it, to the letter
-_OPEN_COUNTS = f"select agent, state, count(*) from task where {IS_OPEN} group by agent, state"
-_QUEUED = f"select count(*) from task where state = 'queued' and {IS_OPEN}"
+_OPEN_COUNTS = f"select agent, state, count(*) from task where {rows.IS_OPEN} group by agent, state"
+_QUEUED = f"select count(*) from task where state = 'queued' and {rows.IS_OPEN}"
 _END_COUNTS = "select agent, state, tasks from ended_count where tenant = :tenant"
 
 
@@ -134,9 +133,10 @@ class Tasks:
         given = {name: value for name, value in filters.items() if value is not None}
         clauses = [f"{name} = :{name}" for name in given]
         if state is not None:
-            clauses += (
-                [IS_OPEN] if state in tasks.OPEN else [_IS_UNSUCCESSFUL] if state != tasks.State.SUCCEEDED else []
-            )
+            if state in tasks.OPEN:
+                clauses.append(rows.IS_OPEN)
+            elif state != tasks.State.SUCCEEDED:
+                clauses.append(_IS_UNSUCCESSFUL)
         params: dict[str, Any] = given | {"limit": min(limit, MAX_PAGE)}
         if before_seq is not None:
             clauses.append("seq < :before_seq")

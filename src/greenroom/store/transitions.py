@@ -8,140 +8,32 @@ do not tell by themselves (`rows.moves`) is written as events in the same transa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from greenroom.core import tasks
-from greenroom.store import database, rows
+from greenroom.store import database, rows, sessions, submissions
 from greenroom.store.database import Row, Transaction
 from greenroom.store.news import News
-from greenroom.store.rows import Accepted, Call, Cancel, Event, Finish, Lease, NewTask, Renewal, Rescue, Task, Tick
+from greenroom.store.rows import (
+    Accepted,
+    Call,
+    Cancel,
+    Event,
+    Finish,
+    Lease,
+    Renewal,
+    Rescue,
+    SessionKey,
+    Task,
+    Tick,
+)
 
 _encode = msgspec.json.encode
 
-# As the partial indexes have it, to the letter: SQLite does not conclude it from a state.
-IS_OPEN = "finished_at is null"
-_IS_LEASED = f"state in ('running', 'waiting') and {IS_OPEN}"
-
-
-class Placing(msgspec.Struct, frozen=True):
-    """How a task is stored: queued, or claimed already for a slot that is free. All fields are columns."""
-
-    state: str = "queued"
-    epoch: int = 0
-    event_seq: int = 1
-    attempts_charged: int = 0
-    owner: str | None = None
-    lease_until: int | None = None
-    revision: int | None = None
-    replica: str | None = None
-    claimed_at: int | None = None
-    claim_seq: int | None = None
-    started_at: int | None = None
-
-
-QUEUED = Placing()
-
-_GIVEN = NewTask.__struct_fields__[:-2]  # the last two make up deadline_at
-_INSERTED = (*_GIVEN, "deadline_at", "due_at", "created_at", "blocked", *Placing.__struct_fields__)
-_INSERT = f"""
-insert into task ({", ".join(_INSERTED)}) values ({", ".join(f":{name}" for name in _INSERTED)})"""
-_INSERT_ONCE = f"""{_INSERT}
-on conflict (tenant, idempotency_key) where idempotency_key is not null do nothing
-returning id"""
-
-_TAKE_SESSION = """
-insert into session (tenant, agent, id, created_at, updated_at) values (:tenant, :agent, :session, :now, :now)
-on conflict (tenant, agent, id) do update set updated_at = :now"""
-
-
-async def _take(tx: Transaction, sessions: Iterable[tuple[str, str, str]]) -> None:
-    """Take the rows of these sessions (tenant, agent, id): nobody else opens or closes a task of theirs meanwhile.
-
-    In one order for all, so that two nodes seldom wait for each other; where they do, one runs its commit again.
-    """
-    keys = [{"tenant": tenant, "agent": agent, "session": session} for tenant, agent, session in sorted(sessions)]
-    await tx.execute_many(_TAKE_SESSION, [key | {"now": tx.now_us} for key in keys])
-
-
-_SESSION_IS_OPEN = f"""
-select 1 from task where tenant = :tenant and agent = :agent and session = :session and {IS_OPEN} limit 1"""
-
-_BY_KEY = "select id, fingerprint, created_at from task where tenant = :tenant and idempotency_key = :idempotency_key"
-
-
-async def submit(
-    tx: Transaction, news: News, items: Sequence[NewTask], placings: Sequence[Placing] = ()
-) -> list[Accepted]:
-    """Store tasks: queued, or as *placings* says of each of them.
-
-    A used idempotency key stores nothing and answers with the task that it stands for.
-    """
-    placings = placings or [QUEUED] * len(items)
-    if sessions := {(item.tenant, item.agent, item.session) for item in items if item.session is not None}:
-        await _take(tx, sessions)
-        return [await _submit_one(tx, news, item, placing) for item, placing in zip(items, placings, strict=True)]
-    inserts = [_insertion(item, placing, tx.now_us) for item, placing in zip(items, placings, strict=True)]
-    stored = await _insert(tx, items, inserts)
-    return [
-        _accepted(news, item, placing, tx.now_us) if item.id in stored else await _replayed(tx, item)
-        for item, placing in zip(items, placings, strict=True)
-    ]
-
-
-async def _insert(tx: Transaction, items: Sequence[NewTask], inserts: Sequence[tuple[Any, ...]]) -> set[str]:
-    """Store rows; return the ids of those whose idempotency key was new."""
-    # Apart, because SQLite makes a table for what each statement returns: 1 µs a task, or 20 when memory is unlucky.
-    plain = [insert for item, insert in zip(items, inserts, strict=True) if item.idempotency_key is None]
-    keyed = [insert for item, insert in zip(items, inserts, strict=True) if item.idempotency_key is not None]
-    await tx.execute_many(_INSERT, plain)
-    stored = {item.id for item in items if item.idempotency_key is None}
-    return stored | {row[0] for row in await tx.fetch_many(_INSERT_ONCE, keyed)} if keyed else stored
-
-
-async def _submit_one(tx: Transaction, news: News, item: NewTask, placing: Placing) -> Accepted:
-    is_blocked = False
-    if item.session is not None:
-        key = {"tenant": item.tenant, "agent": item.agent, "session": item.session}
-        is_blocked = bool(await tx.fetch(_SESSION_IS_OPEN, key))
-    if await _insert(tx, [item], [_insertion(item, placing, tx.now_us, is_blocked=is_blocked)]):
-        return _accepted(news, item, placing, tx.now_us)
-    return await _replayed(tx, item)
-
-
-def deadline_at(item: NewTask, now_us: int) -> int | None:
-    """Return the instant by which a task that is accepted now must have ended."""
-    if item.timeout_us is None:
-        return item.deadline_at
-    deadline_us = max(now_us, item.not_before or 0) + item.timeout_us
-    return min(deadline_us, item.deadline_at or deadline_us)
-
-
-def _due_at(item: NewTask, now_us: int) -> int | None:
-    return item.not_before if item.not_before is not None and item.not_before > now_us else None
-
-
-def _insertion(item: NewTask, placing: Placing, now_us: int, *, is_blocked: bool = False) -> tuple[Any, ...]:
-    given, placed = msgspec.structs.astuple(item), msgspec.structs.astuple(placing)
-    return *given[:-2], deadline_at(item, now_us), _due_at(item, now_us), now_us, is_blocked, *placed
-
-
-def _accepted(news: News, item: NewTask, placing: Placing, now_us: int) -> Accepted:
-    if placing is QUEUED:
-        due_at = _due_at(item, now_us)
-        if due_at is None:
-            news.ready.add(item.agent)
-        else:
-            news.due(due_at)
-    return Accepted(item.id, True, True, now_us, deadline_at(item, now_us))
-
-
-async def _replayed(tx: Transaction, item: NewTask) -> Accepted:
-    key = {"tenant": item.tenant, "idempotency_key": item.idempotency_key}
-    ((id, fingerprint, created_at),) = await tx.fetch(_BY_KEY, key)
-    return Accepted(id, False, fingerprint == item.fingerprint, created_at)
+_IS_LEASED = f"state in ('running', 'waiting') and {rows.IS_OPEN}"
 
 
 _INSERT_EVENT = """
@@ -253,14 +145,13 @@ async def _note_requeue(tx: Transaction, news: News, task: Task, item: Finish) -
 _UNBLOCK = f"""
 update task set blocked = false where seq = (
     select seq from task where tenant = :tenant and agent = :agent and session = :session
-        and {IS_OPEN} order by seq limit 1) and blocked"""
+        and {rows.IS_OPEN} order by seq limit 1) and blocked"""
 
 
-async def _unblock(tx: Transaction, news: News, sessions: Iterable[tuple[str, str, str]]) -> None:
+async def _unblock(tx: Transaction, news: News, keys: set[SessionKey]) -> None:
     """Let the next task of each session go."""
-    sessions = sorted(sessions)
-    await _take(tx, sessions)
-    for tenant, agent, session in sessions:
+    await sessions.take(tx, keys)
+    for tenant, agent, session in sorted(keys):
         await tx.execute_many(_UNBLOCK, [{"tenant": tenant, "agent": agent, "session": session}])
         news.ready.add(agent)
 
@@ -308,7 +199,7 @@ async def call(tx: Transaction, news: News, items: Sequence[Call]) -> list[Accep
         if not await tx.fetch(_STILL_LEASED, lease):
             answers.append(None)
             continue
-        (accepted,) = await submit(tx, news, [item.child])
+        (accepted,) = await submissions.submit(tx, news, [item.child])
         answers.append(accepted)
         await _move(tx, news, _WAIT, lease, {"state": "waiting", "for": accepted.id})
     return answers
@@ -339,7 +230,7 @@ with recursive tree (id) as (
 _CANCEL = f"""
 update task set state = 'cancelled', reason = 'cancelled', error = :error, finished_at = :now, owner = null,
     lease_until = null, due_at = null, event_seq = event_seq + 1
-where id in (select id from tree) and {IS_OPEN}
+where id in (select id from tree) and {rows.IS_OPEN}
 returning id, tenant, agent, session, state, epoch"""
 
 _CANCEL_TREE = _TREE.format(root="id = :id and tenant = :tenant") + _CANCEL
