@@ -205,6 +205,17 @@ async def forgiving_parent(input: str, context: sdk_context.Context) -> str:
         return f"{error.agent} {error.type} {error.message}"
 
 
+async def careless_parent(input: dict[str, Any], context: sdk_context.Context) -> list[str]:
+    given = {"agent": "child", "input": 1, **input}
+    refused = []
+    for call in (context.call(**given), asyncio.to_thread(lambda: context.call_blocking(**given))):
+        try:
+            await call
+        except (TypeError, ValueError) as error:
+            refused.append(f"{type(error).__name__}: {error}")
+    return refused
+
+
 def blocking_parent(input: str) -> Any:
     context = sdk_context.current()
     return context.call_blocking("child", input, session="s")
@@ -221,12 +232,14 @@ async def misused(input: str, context: sdk_context.Context) -> str:
 async def emits(input: str, context: sdk_context.Context) -> list[str]:
     refused = []
     context.emit({"step": 1}, type="progress")
-    for event, type in (
+    wrong: tuple[tuple[Any, Any], ...] = (
         ({1, 2}, "message"),
         ("x" * 300_000, "message"),
         ("x", "state"),
+        ("x", ["message"]),
         (float("nan"), "tool"),
-    ):
+    )
+    for event, type in wrong:
         try:
             context.emit(event, type=type)
         except ValueError as error:

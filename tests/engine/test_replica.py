@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import replicas
-from greenroom.engine import output, protocol, running, values
+from greenroom.engine import output, protocol, running, task_context, values
 
 SOURCE = Path(protocol.__file__).parents[2]
 
@@ -390,6 +390,61 @@ def test_a_synchronous_agent_calls_sub_tasks_from_its_thread() -> None:
         assert replicas.output_of(replica.end_of("t1")) == {"done": True}
 
 
+@pytest.mark.parametrize(
+    ("argument", "given", "type", "takes"),
+    [
+        ("agent", 5, "TypeError", "a name of at most 63"),
+        ("agent", None, "TypeError", "a name of at most 63"),
+        ("agent", "Child", "ValueError", "a name of at most 63"),
+        ("agent", "child\n", "ValueError", "a name of at most 63"),
+        ("agent", "c" * 64, "ValueError", "a name of at most 63"),
+        ("session", 5, "TypeError", "at most 128 letters"),
+        ("session", "", "ValueError", "at most 128 letters"),
+        ("session", "a b", "ValueError", "at most 128 letters"),
+        ("session", "s" * 129, "ValueError", "at most 128 letters"),
+        ("timeout_s", "5", "TypeError", "a number of seconds > 0"),
+        ("timeout_s", True, "TypeError", "a number of seconds > 0"),
+        ("timeout_s", -1, "ValueError", "a number of seconds > 0"),
+        ("timeout_s", 0, "ValueError", "a number of seconds > 0"),
+        ("timeout_s", 1e300, "ValueError", "a number of seconds > 0 and at most 604800"),
+    ],
+)
+def test_a_call_with_a_wrong_argument_is_an_error_of_the_code_that_makes_it(
+    argument: str, given: Any, type: str, takes: str
+) -> None:
+    with replicas.started("plain:careless_parent") as replica:
+        refused = replicas.output_of(replica.run({argument: given}))
+    for message in refused:
+        assert message.startswith(f"{type}: cannot call: {argument} takes {takes}")
+        assert message.endswith(f"got {given!r}") or len(str(given)) > 30
+    assert len(refused) == 2
+
+
+@pytest.mark.parametrize("timeout_s", [float("nan"), float("inf")])
+def test_a_call_takes_no_time_that_is_no_number(timeout_s: float) -> None:
+    with pytest.raises(ValueError, match="timeout_s takes a number of seconds"):
+        _context([])._begin_call("child", None, timeout_s, None)
+
+
+def test_what_is_a_text_or_a_number_by_inheritance_is_sent_as_one() -> None:
+    class Text(str):
+        __slots__ = ()
+
+    class Number(float):
+        pass
+
+    sent: list[protocol.ToNode] = []
+    context = _context(sent)
+    context._begin_call(Text("child"), Text("x"), Number(5), Text("s"))
+    context.emit(Text("x"), type=Text("output"))
+    for message in sent:
+        assert protocol.decode_for_node(protocol.frame(message)[4:]) == message
+
+
+def _context(sent: list[protocol.ToNode]) -> task_context.TaskContext:
+    return task_context.TaskContext(protocol.Invoke("t1", 1, b"null", 1, 60.0), "tested", sent.append)
+
+
 def test_a_blocking_call_on_the_loop_is_refused() -> None:
     with replicas.started("plain:misused") as replica:
         assert "await context.call" in replicas.output_of(replica.run("x"))
@@ -408,6 +463,7 @@ def test_events_are_strict_json_of_a_known_type_and_size() -> None:
     assert [message.partition(":")[0] for message in refused] == [
         "the event is not strict JSON",
         "the event is too large",
+        "cannot emit",
         "cannot emit",
         "the event is not strict JSON",
     ]

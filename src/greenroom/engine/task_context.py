@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
+import reprlib
 import threading
 import time
 import weakref
@@ -24,6 +26,9 @@ MAX_EVENT_BYTES = 256 * 1024
 MAX_EVENTS = 10_000
 MAX_EVENTS_BYTES = 16 * 1024 * 1024  # of one attempt, so that a flood does not fill the node's memory
 MAX_INPUT_BYTES = 8 * 1024 * 1024
+MAX_TIMEOUT_S = 7 * 86_400
+_AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}")
 _TRUNCATED = b'{"truncated":true,"line":"(too many events; the rest of this task\'s are dropped)"}'
 
 
@@ -84,9 +89,7 @@ class TaskContext:
         return self.task.id
 
     def emit(self, event: Any, *, type: str = "message") -> None:
-        if type not in protocol.EVENT_TYPES:
-            raise ValueError(f"cannot emit: type {type!r} is none of {', '.join(sorted(protocol.EVENT_TYPES))}")
-        self._publish(type, values.encode(event, "event", limit_bytes=MAX_EVENT_BYTES))
+        self._publish(_event_type(type), values.encode(event, "event", limit_bytes=MAX_EVENT_BYTES))
 
     async def call(self, agent: str, input: Any, *, timeout_s: float | None = None, session: str | None = None) -> Any:
         # Wrapped here and not where it is made: the caller's loop may be one of its own, in a thread.
@@ -139,6 +142,8 @@ class TaskContext:
         self.abandon_calls()
 
     def _begin_call(self, agent: str, input: Any, timeout_s: float | None, session: str | None) -> Future[Any]:
+        # Here and not on the node, which takes a frame that does not fit for a broken replica.
+        agent, session, timeout_s = _agent_name(agent), _session_id(session), _timeout_s(timeout_s)
         if self._closed:
             raise RuntimeError(f"cannot call {agent}: the task has ended")
         encoded = values.encode(input, "input", limit_bytes=MAX_INPUT_BYTES)
@@ -166,3 +171,43 @@ class TaskContext:
     def _send_event(self, type: str, data: bytes) -> None:
         if not self._closed:
             self._send(protocol.Emitted(self.task.id, self.task.epoch, type, data))
+
+
+def _event_type(given: object) -> str:
+    if isinstance(given, str) and given in protocol.EVENT_TYPES:
+        return str.__str__(given)
+    known = ", ".join(sorted(protocol.EVENT_TYPES))
+    raise ValueError(f"cannot emit: type {reprlib.repr(given)} is none of {known}")
+
+
+def _agent_name(given: object) -> str:
+    takes = "a name of at most 63 of a-z, 0-9, _ and -, the first a letter or digit"
+    return _text("agent", given, _AGENT_NAME, takes)
+
+
+def _session_id(given: object) -> str | None:
+    takes = "at most 128 letters, digits and _.:@-, the first a letter or digit"
+    return None if given is None else _text("session", given, _SESSION_ID, takes)
+
+
+def _timeout_s(given: object) -> float | None:
+    if given is None:
+        return None
+    takes = f"a number of seconds > 0 and at most {MAX_TIMEOUT_S}"
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise TypeError(_misfit("timeout_s", given, takes))
+    if not 0 < given <= MAX_TIMEOUT_S:  # NaN, too
+        raise ValueError(_misfit("timeout_s", given, takes))
+    return float(given)
+
+
+def _text(argument: str, given: object, pattern: re.Pattern[str], takes: str) -> str:
+    if not isinstance(given, str):
+        raise TypeError(_misfit(argument, given, takes))
+    if not pattern.fullmatch(given):
+        raise ValueError(_misfit(argument, given, takes))
+    return str.__str__(given)  # a frame takes no subclass
+
+
+def _misfit(argument: str, given: object, takes: str) -> str:
+    return f"cannot call: {argument} takes {takes}; got {reprlib.repr(given)}"
