@@ -46,6 +46,13 @@ def test_tokens_are_counted() -> None:
     assert (ended.input_tokens, ended.output_tokens) == (7, 3)
 
 
+def test_a_model_client_that_counts_badly_harms_no_task() -> None:
+    with replicas.started("classic:miscounted_agent") as replica:
+        ended = replica.run("x")
+    assert replicas.output_of(ended) == "1: x"
+    assert (ended.input_tokens, ended.output_tokens) == (7, 0)
+
+
 def test_a_blocked_reply_is_left_to_the_node() -> None:
     with replicas.started("classic:agent") as replica:
         replica.invoke("t1", "block")

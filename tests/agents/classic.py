@@ -51,3 +51,16 @@ def counted_agent() -> autogen.ConversableAgent:
     made = Counted("classic", llm_config=False, human_input_mode="NEVER")
     made.register_reply([autogen.Agent, None], _reply)
     return made
+
+
+class Miscounted(autogen.ConversableAgent):
+    """Has used a model whose client counts badly."""
+
+    def get_total_usage(self) -> Any:
+        return {"model": {"prompt_tokens": 7.0, "completion_tokens": None}}
+
+
+def miscounted_agent() -> autogen.ConversableAgent:
+    made = Miscounted("classic", llm_config=False, human_input_mode="NEVER")
+    made.register_reply([autogen.Agent, None], _reply)
+    return made

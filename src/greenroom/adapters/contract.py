@@ -13,16 +13,30 @@ from typing import Any, Protocol
 
 from greenroom.sdk import context as sdk_context
 
+MAX_TOKENS = 10**15  # sums of many runs still fit 64 bits
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one run; sums with ``+``."""
+    """Tokens of one run; sums with ``+``. What a model client counts as no whole number is 0: it harms no task."""
 
     input_tokens: int = 0
     output_tokens: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_tokens", _count(self.input_tokens))
+        object.__setattr__(self, "output_tokens", _count(self.output_tokens))
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)
+
+
+def _count(given: object) -> int:
+    """Read a count of tokens from a framework, where also None, floats and numpy's integers are met."""
+    try:
+        return min(max(int(given), 0), MAX_TOKENS)  # type: ignore[call-overload, no-any-return]
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 class Failure(Exception):
@@ -34,8 +48,8 @@ class Failure(Exception):
 
     def __init__(self, type: str, message: str, *, names: tuple[str, ...] = (), retryable: bool = False) -> None:
         super().__init__(message)
-        self.type, self.message = type, message
-        self.names, self.retryable = names or (type,), retryable
+        self.type, self.message = str(type), str(message)
+        self.names, self.retryable = names or (type,), retryable is True
 
 
 class Instance(Protocol):
