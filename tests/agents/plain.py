@@ -105,6 +105,12 @@ def remember(input: str, context: sdk_context.Context) -> list[str]:
     return list(lines)
 
 
+def set_state(input: Any, context: sdk_context.Context) -> Any:
+    before = context.state
+    context.state = input
+    return before
+
+
 class Flaky(ConnectionError):
     pass
 

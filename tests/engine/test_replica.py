@@ -276,11 +276,24 @@ def test_an_object_may_keep_its_own_state() -> None:
         assert replicas.output_of(replica.run("two", task="t2", session="s", state=first.state)) == 2
 
 
+@pytest.mark.parametrize("state", [[1], "text", 5, None])
+def test_a_state_that_is_no_dict_fails_the_task_that_sets_it_and_no_later_one(state: Any) -> None:
+    with replicas.started("plain:set_state", sessions=True) as replica:
+        first = replica.run({"a": 1}, session="s")
+        refused = replica.run(state, task="t2", session="s", state=first.state)
+        assert (refused.error_type, refused.state) == ("TypeError", None)
+        assert refused.error_message == f"context.state takes a dict ({{}} empties it); got {state!r}"
+        emptied = replica.run({}, task="t3", session="s", state=first.state)
+        assert (replicas.output_of(emptied), emptied.state) == ({"a": 1}, b"{}")
+        assert replicas.output_of(replica.run({"b": 2}, task="t4", session="s", state=emptied.state)) == {}
+
+
 def test_a_state_that_does_not_fit_is_an_error_that_names_its_revision() -> None:
     with replicas.started("plain:remember", sessions=True) as replica:
         ended = replica.run("x", session="s", state=b"[1]")
     assert ended.error_type == "state_not_loadable"
     assert "revision 1" in ended.error_message
+    assert "remove the session" in ended.error_message
 
 
 # --- cancel

@@ -120,7 +120,8 @@ class Attempt:
             raise contract.Failure(
                 "state_not_loadable",
                 f"this revision cannot load the session's state, written by revision"
-                f" {self._invoke.state_revision}: {type(error).__name__}: {failures.message_of(error)}",
+                f" {self._invoke.state_revision}: {type(error).__name__}: {failures.message_of(error)};"
+                " deploy one that can, or remove the session",
             ) from error
 
     async def _save(self, instance: contract.Instance) -> bytes | None:

@@ -45,7 +45,7 @@ class TaskContext:
         "_loop_thread",
         "_ordinals",
         "_send",
-        "state",
+        "_state",
         "task",
         "tasks",
         "threads",
@@ -61,7 +61,7 @@ class TaskContext:
             session=invoke.session,
             metadata={} if invoke.metadata is None else values.read(invoke.metadata),
         )
-        self.state: dict[str, Any] = {}
+        self._state: dict[str, Any] = {}
         self.usage = contract.Usage()  # of the agents that `run` ran
         self.threads: set[Future[Any]] = set()
         self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
@@ -72,6 +72,17 @@ class TaskContext:
         self._calls: dict[int, tuple[str, Future[Any]]] = {}
         self._events_left, self._bytes_left = MAX_EVENTS, MAX_EVENTS_BYTES
         self._closed = False
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return self._state
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        given: object = state
+        if not isinstance(given, dict):  # else the session's next task could not load it
+            raise TypeError(f"context.state takes a dict ({{}} empties it); got {reprlib.repr(given)}")
+        self._state = given
 
     @property
     def session(self) -> str | None:

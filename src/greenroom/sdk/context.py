@@ -36,7 +36,10 @@ class TaskInfo:
 class Context(Protocol):
     task: TaskInfo
     state: dict[str, Any]
-    """The session's state for agents that keep their own: read it, change it; it is stored with the result."""
+    """The session's state for agents that keep their own: read it, change it; it is stored with the result.
+
+    A dict of strict JSON, empty at first; to set it to anything else raises TypeError.
+    """
 
     @property
     def session(self) -> str | None: ...
