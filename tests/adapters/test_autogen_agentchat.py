@@ -25,11 +25,18 @@ def test_tasks_at_once_do_not_see_each_other(factory: str) -> None:
         assert json.loads(replicas.output_of(replica.end_of("bob"))) == ["BOB"]
 
 
-def test_one_agent_object_for_all_tasks_is_refused() -> None:
-    with replicas.Replica("chat:ready_made") as replica:
-        refused = replica.refused()
-    assert refused.error_type == "SharedAgent"
-    assert "def build(): return AssistantAgent(...)" in refused.message
+def test_one_agent_object_for_all_tasks_is_refused_before_any_task() -> None:
+    for factory, words in (
+        ("chat:ready_made", "def build(): return AssistantAgent(...)"),
+        ("chat:always_the_same", "build a new one inside the factory"),
+    ):
+        with replicas.Replica(factory, check=True) as replica:
+            refused = replica.refused()
+        assert refused.error_type == "SharedAgent"
+        assert words in refused.message
+
+
+def test_one_agent_object_for_all_tasks_fails_each_but_the_first_where_nobody_checked() -> None:
     with replicas.started("chat:always_the_same") as replica:
         replica.run("ALICE")
         again = replica.run("BOB", task="t2")

@@ -140,12 +140,16 @@ class Factory:
         return self._adapter.open(agent)
 
     async def check(self) -> None:
-        """Build an instance on trial, and close it; raises `LoadFailed` with what is wrong."""
+        """Build an instance on trial, and close it; raises `LoadFailed` with what is wrong.
+
+        Twice where instances must not be shared: a factory that returns one object is found by its second answer.
+        """
         if self._is_fixed:
             return
         try:
-            instance = await self.build()
-            await instance.close()
+            await (await self.build()).close()
+            if self._adapter is not None and not self._adapter.shareable:
+                await (await self.build()).close()
         except LoadFailed:
             raise
         except BaseException as error:  # agent code
