@@ -32,6 +32,7 @@ class Replica:
         sessions: bool = False,
         retry_on: tuple[str, ...] = (),
         check: bool = False,
+        env: tuple[str, ...] = (),
     ) -> None:
         self.config = replica.Config(
             replica="r1",
@@ -44,6 +45,7 @@ class Replica:
             sessions=sessions,
             retry_on=retry_on,
             check=check,
+            env=env,
         )
         self.channel, theirs = socket.socketpair()
         self.channel.settimeout(DEADLINE_S)

@@ -581,6 +581,7 @@ def test_a_replica_imports_little() -> None:
         *(
             f"greenroom.engine.{name}"
             for name in (
+                "advice",
                 "factories",
                 "failures",
                 "output",

@@ -20,7 +20,7 @@ from typing import Any
 
 from greenroom import errors
 from greenroom.adapters import callables, contract, registry
-from greenroom.engine import failures
+from greenroom.engine import advice, failures
 
 SCRIPT_MODULE = "__greenroom_main__"
 
@@ -33,8 +33,9 @@ class LoadFailed(errors.AgentInvalid):
         self.error_type, self.message, self.traceback = error_type, message, traceback
 
 
-def load(agent: str, snapshot: str, reference: str) -> object:
-    """Import *reference*'s module from the folder *snapshot*, return the attribute; raises `LoadFailed`."""
+def load(agent: str, reference: str, where: advice.Surroundings) -> object:
+    """Import *reference*'s module from the snapshot, return the attribute; raises `LoadFailed`."""
+    snapshot = where.snapshot
     module_name, _, attribute = reference.partition(":")
     if not attribute:
         raise LoadFailed(
@@ -48,7 +49,7 @@ def load(agent: str, snapshot: str, reference: str) -> object:
     try:
         module = _import_script(snapshot, module_name) if module_name.endswith(".py") else _import(module_name)
     except BaseException as error:  # agent code: SystemExit and KeyboardInterrupt, too
-        raise _import_failed(agent, module_name, error) from error
+        raise _import_failed(agent, module_name, error, where) from error
     return _attribute(agent, module, module_name, attribute)
 
 
@@ -83,7 +84,7 @@ def _import_script(snapshot: str, name: str) -> types.ModuleType:
     return module
 
 
-def _import_failed(agent: str, module_name: str, error: BaseException) -> LoadFailed:
+def _import_failed(agent: str, module_name: str, error: BaseException, where: advice.Surroundings) -> LoadFailed:
     name = type(error).__name__
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing is not None and (module_name == missing or module_name.startswith(missing + ".")):
@@ -93,9 +94,9 @@ def _import_failed(agent: str, module_name: str, error: BaseException) -> LoadFa
     elif isinstance(error, SystemExit | KeyboardInterrupt):
         fix = "an import must not exit: guard the module's main part with `if __name__ == '__main__':`"
     else:
-        fix = "fix the module; importing it in its folder shows the same"
-    what = f"importing {module_name} raised {name}: {failures.message_of(error)}"
-    return LoadFailed(name, f"cannot load agent {agent}: {what}; {fix}", failures.short_traceback(error))
+        fix = advice.remedy(error, where) or "fix the module; importing it in its folder shows the same"
+    what = f"cannot load agent {agent}: importing {module_name} raised {name}: {failures.message_of(error)}"
+    return LoadFailed(name, failures.followed_by(what, fix), failures.short_traceback(error))
 
 
 def _attribute(agent: str, module: types.ModuleType, module_name: str, attribute: str) -> object:
@@ -139,7 +140,7 @@ class Factory:
             self._refuse_shared(agent, self._adapter)
         return self._adapter.open(agent)
 
-    async def check(self) -> None:
+    async def check(self, where: advice.Surroundings) -> None:
         """Build an instance on trial, and close it; raises `LoadFailed` with what is wrong.
 
         Twice where instances must not be shared: a factory that returns one object is found by its second answer.
@@ -155,7 +156,9 @@ class Factory:
         except BaseException as error:  # agent code
             name = type(error).__name__
             message = f"cannot build agent {self._agent}: its factory raised {name}: {failures.message_of(error)}"
-            raise LoadFailed(name, message, failures.short_traceback(error)) from error
+            remedy = advice.remedy(error, where)
+            told = message if remedy is None else failures.followed_by(message, remedy)
+            raise LoadFailed(name, told, failures.short_traceback(error)) from error
         if self._adapter is not None:
             self.took = f"{self.took}; it builds {self._adapter.took}"
 

@@ -15,6 +15,7 @@ from greenroom.adapters import contract
 MAX_MESSAGE_BYTES = 4096
 MAX_TRACEBACK_BYTES = 8192
 _MAX_TYPE_BYTES = 200
+_MAX_WORDS_BYTES = 1024
 _MAX_FRAMES = 12
 
 
@@ -47,6 +48,13 @@ def message_of(error: BaseException) -> str:
     except BaseException as another:  # noqa: BLE001 - agent code, too
         text = f"(its text cannot be had: str() raised {type(another).__name__})"
     return bounded(text, MAX_MESSAGE_BYTES)
+
+
+def followed_by(message: str, words: str) -> str:
+    """Return *message* and then *words*, within `MAX_MESSAGE_BYTES`; it is the message that is cut."""
+    after = bounded(words, _MAX_WORDS_BYTES)
+    kept = bounded(message.removesuffix("."), MAX_MESSAGE_BYTES - len(after.encode()) - 2)
+    return f"{kept}; {after}"
 
 
 def bounded(text: str, limit_bytes: int) -> str:

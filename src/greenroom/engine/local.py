@@ -215,6 +215,7 @@ def _config(revision: contract.Revision) -> replica.Config:
         sessions=revision.sessions,
         retry_on=revision.retry_on,
         check=True,
+        env=revision.env,
     )
 
 

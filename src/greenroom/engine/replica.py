@@ -45,6 +45,7 @@ class Config(msgspec.Struct, frozen=True):
     sessions: bool
     retry_on: tuple[str, ...]
     check: bool  # build an instance on trial before `Ready`
+    env: tuple[str, ...] = ()  # the variables of the node that the agent may see
 
 
 def load(config: Config) -> object:
@@ -53,7 +54,7 @@ def load(config: Config) -> object:
     Also makes what the code prints attributable, before its logging handlers take hold of stderr.
     """
     output.capture()
-    return factories.load(config.agent, config.snapshot, config.factory)
+    return factories.load(config.agent, config.factory, config)
 
 
 def main(channel: socket.socket, config: Config) -> NoReturn:
@@ -73,7 +74,7 @@ def _serve(channel: socket.socket, config: Config) -> None:
             load(config), agent=config.agent, reference=config.factory, arguments=config.arguments
         )
         if config.check:
-            loop.run_until_complete(factory.check())
+            loop.run_until_complete(factory.check(config))
     except LoadFailed as error:
         _refuse(channel, error)
     replica = _Replica(config, factory, loop)

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from greenroom.adapters import contract
-from greenroom.engine import factories, failures, output, protocol, task_context, values
+from greenroom.engine import advice, factories, failures, output, protocol, task_context, values
 from greenroom.sdk import context as sdk_context
 
 MAX_OUTPUT_BYTES = 8 * 1024 * 1024
 MAX_STATE_BYTES = 4 * 1024 * 1024
 
 
-class AgentSettings(Protocol):
+class AgentSettings(advice.Surroundings, Protocol):
     """What an attempt needs to know of its agent; `replica.Config` is one."""
 
     @property
@@ -152,7 +152,9 @@ class Attempt:
         if isinstance(error, values.Unfit):
             return self._ended(error_type=error.type, error_message=str(error))
         told = failures.describe(error, frozenset(self._settings.retry_on))
-        return self._ended(error_type=told.type, error_message=told.message, retryable=told.retryable)
+        remedy = advice.remedy(error, self._settings)
+        message = told.message if remedy is None else failures.followed_by(told.message, remedy)
+        return self._ended(error_type=told.type, error_message=message, retryable=told.retryable)
 
     def _ended(self, **outcome: Any) -> protocol.Ended:
         usage = self.context.usage
