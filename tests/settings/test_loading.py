@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from greenroom import errors, settings
-from greenroom.settings import SettingsInvalid, showing
+from greenroom.settings import SettingsInvalid, showing, sources
 
 Write = Callable[[str], Path]
 AGENT = '[agents.research]\nfactory = "agents:research"\n'
@@ -117,13 +118,52 @@ def test_a_wrong_variable_is_refused_with_a_suggestion(variable: str, path: str,
     assert message in problems[path]
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("AGENTS_RESEARCH_TIMEOUT_S", "AGENTS__RESEARCH__TIMEOUT_S"),
+        ("AGENTS__RESEARCH_TIMEOUT_S", "AGENTS__RESEARCH__TIMEOUT_S"),
+        ("AGENT_RESEARCH_TIMEOUT", "AGENTS__RESEARCH__TIMEOUT_S"),
+        ("RESEARCH_SCALING_MIN_REPLICAS", "AGENTS__RESEARCH__SCALING__MIN_REPLICAS"),
+        ("CLUSTER_MAX_REPLICA", "CLUSTER__MAX_REPLICAS"),
+        ("MAX_REPLICAS", "CLUSTER__MAX_REPLICAS"),
+        ("SERVER_PORT", "SERVER__PORT"),
+        ("PORT", "SERVER__PORT"),
+        ("CLUSTER", "CLUSTER__…"),
+        ("AGENTS", "AGENTS__…"),
+        ("ENVIROMENT", "ENVIRONMENT"),
+        ("API_KEY", "KEY"),
+        ("DATADIR", "DATA_DIR"),
+    ],
+)
+def test_an_unknown_variable_is_refused_with_the_spelling_that_was_meant(name: str, meant: str, write: Write) -> None:
+    problems = _problems(write(AGENT), {f"GREENROOM_{name}": "5"})
+    assert list(problems) == [f"GREENROOM_{name}"]
+    assert f'did you mean "GREENROOM_{meant}"?' in problems[f"GREENROOM_{name}"]
+
+
+def test_an_unknown_variable_that_resembles_nothing_is_refused_with_the_forms() -> None:
+    problems = _problems(None, {"GREENROOM_QUUX": "5"})
+    assert "GREENROOM_<SECTION>__<KEY>" in problems["GREENROOM_QUUX"]
+
+
 def test_variables_of_others_are_left_alone() -> None:
-    others = ["URL", "KEY", "TEST_POSTGRES", "DATA_DIR", "STORE", "SERVICE_HOST", "PORT_7080_TCP_ADDR"]
+    kubernetes = ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_7080_TCP", "PORT_7080_TCP_ADDR"]
+    others = ["URL", "KEY", "TEST_POSTGRES", "DATA_DIR", "DEBUG", *kubernetes, *(f"API_{name}" for name in kubernetes)]
     environ = {f"GREENROOM_{name}": "tcp://10.0.0.1:80" for name in others} | {
         "HOME": "/",
         "greenroom_cluster__x": "1",
     }
     assert settings.load(None, environ) == settings.load(None, {})
+
+
+def test_what_the_code_reads_beside_the_settings_is_known() -> None:
+    source = Path(settings.__file__).parents[1]
+    files = [path for path in source.rglob("*.py") if path.parent.name not in {"settings", "testing"}]
+    names = {
+        name for path in files for name in re.findall(r"\bGREENROOM_([A-Z]+(?:_[A-Z]+)*)(?![A-Z_])", path.read_text())
+    }
+    assert names == sources.NO_SETTINGS
 
 
 @pytest.mark.parametrize(
@@ -227,6 +267,7 @@ def test_mistakes_everywhere_are_told_at_once_and_readably(write: Write) -> None
 
 def test_the_starter_manifest_is_valid_as_it_is_and_with_its_comments_made_real(write: Write) -> None:
     text = settings.starter_manifest()
+    assert "GREENROOM_AGENTS__HELLO__TIMEOUT_S" in text
     assert list(settings.load(write(text), {}).agents) == ["hello"]
     lines = [line.removeprefix("# ") if " = " in line or line.startswith("# [") else line for line in text.splitlines()]
     everything = settings.load(write("\n".join(lines)), {})

@@ -5,24 +5,34 @@ Called by `loading`. It knows the shape of names, but not which keys exist insid
 A variable is ``GREENROOM_ENVIRONMENT``, ``GREENROOM_<SECTION>__<KEY>`` or
 ``GREENROOM_AGENTS__<NAME>__<KEY>``, a key of a nested table after another ``__``: the key path in upper case,
 with ``-`` in an agent's name written as ``_``. Its value is read as TOML (``5``, ``true``, ``["A", "B"]``)
-and, where it is not TOML, as text. Variables change agents but cannot make one. All other ``GREENROOM_…``
-names (``GREENROOM_URL``, ``GREENROOM_KEY``, ``GREENROOM_DATA_DIR``, and what Kubernetes makes of a service
-named greenroom) belong to others and are left alone, unless they look like a setting.
+and, where it is not TOML, as text. Variables change agents but cannot make one. `NO_SETTINGS` are read
+elsewhere, and what Kubernetes makes of a service named greenroom is nobody's; any other ``GREENROOM_…`` is a
+mistake, for a setting that is misspelt would be one that silently does nothing.
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from greenroom.settings.checking import Checker
+import msgspec
+
+from greenroom.settings.checking import Checker, default_of, fields_of
 from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid, nearest, suggestion
-from greenroom.settings.schema import Cluster, Security, Server
+from greenroom.settings.schema import AgentSettings, Cluster, Security, Server
 
 PREFIX = "GREENROOM_"
-SECTIONS = {"cluster": Cluster, "server": Server, "security": Security}
+SECTIONS: dict[str, type[msgspec.Struct]] = {"cluster": Cluster, "server": Server, "security": Security}
+_OF_CLIENTS = ("URL", "KEY", "DATA_DIR", "DEBUG", "DEMO_MODEL")
+NO_SETTINGS = frozenset({*_OF_CLIENTS, "NODE", "REPLICA"})  # the last two mark the processes of replicas
+_OF_TESTS = "TEST_"
+_OF_KUBERNETES = re.compile(
+    r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
+_KUBERNETES_PORT = re.compile(r"(?:tcp|udp|sctp)://")
 MANIFEST_BYTES = 1024 * 1024
 DEEPEST_TABLE = 3  # agents.NAME.arguments: what lies deeper is replaced, not merged
 
@@ -99,7 +109,7 @@ def _lay(
 
 
 def from_variables(environ: Mapping[str, str], agents: Iterable[str], checker: Checker) -> Iterator[Source]:
-    """One source for each variable that is a setting, by name; the others are left alone."""
+    """One source for each variable that is a setting, by name; one that is nobody's is reported."""
     by_stem: dict[str, list[str]] = {}
     for agent in agents:
         by_stem.setdefault(agent.upper().replace("-", "_"), []).append(agent)
@@ -110,7 +120,8 @@ def from_variables(environ: Mapping[str, str], agents: Iterable[str], checker: C
         if name == "ENVIRONMENT":
             yield Source(variable, {"environment": environ[variable]})
         elif "__" not in name:
-            _refuse_a_near_miss(variable, name, checker)
+            if not _is_of_others(name, environ[variable]):
+                checker.report((variable,), f"unknown variable; {_instead_of(name, by_stem)}")
         elif keys := _keys(variable, name, by_stem, checker=checker):
             table: Any = _value(environ[variable])
             for key in reversed(keys):
@@ -130,8 +141,9 @@ def _keys(variable: str, name: str, by_stem: dict[str, list[str]], *, checker: C
     stem = max((stem for stem in by_stem if rest.startswith(stem + "__")), key=len, default=None)
     if stem is None:
         known = [name for names in by_stem.values() for name in names]
-        wanted = rest.partition("__")[0].lower()
-        checker.report((variable,), f"the manifest has no agent of this name; {suggestion(wanted, known)}")
+        meant = _spellings(name, by_stem).get(_joined(name))
+        instead = f'did you mean "{meant}"?' if meant else suggestion(rest.partition("__")[0].lower(), known)
+        checker.report((variable,), f"the manifest has no agent of this name; {instead}")
         return None
     if len(by_stem[stem]) > 1:
         checker.report((variable,), f"may mean each of the agents {', '.join(sorted(by_stem[stem]))}")
@@ -140,14 +152,49 @@ def _keys(variable: str, name: str, by_stem: dict[str, list[str]], *, checker: C
     return ["agents", by_stem[stem][0], *keys]
 
 
-def _refuse_a_near_miss(variable: str, name: str, checker: Checker) -> None:
-    if nearest(name, ["ENVIRONMENT"]):
-        checker.report((variable,), f'unknown variable; did you mean "{PREFIX}ENVIRONMENT"?')
-        return
-    section, _, key = name.partition("_")
-    kind = SECTIONS.get(section.lower())
-    if kind is not None and key.lower() in kind.__struct_fields__:
-        checker.report((variable,), f'unknown variable; did you mean "{PREFIX}{section}__{key}"?')
+def _is_of_others(name: str, value: str) -> bool:
+    if name in NO_SETTINGS or name.startswith(_OF_TESTS) or _OF_KUBERNETES.fullmatch(name):
+        return True
+    return name.endswith("PORT") and _KUBERNETES_PORT.match(value) is not None
+
+
+def _instead_of(name: str, by_stem: Mapping[str, list[str]]) -> str:
+    """What was probably meant by *name*: nearly always one underscore too few."""
+    section = name.rstrip("_").lower()
+    if section in SECTIONS or section == "agents":
+        return f'did you mean "{PREFIX}{section.upper()}__…"?'
+    spellings = _spellings(name, by_stem)
+    joined = _joined(name)
+    meant = joined if joined in spellings else None
+    meant = meant or next((known for known in spellings if known.endswith(f"_{joined}")), None)
+    meant = meant or nearest(joined, spellings)
+    if meant is not None:
+        return f'did you mean "{spellings[meant]}"?'
+    return f"settings are {PREFIX}ENVIRONMENT, {PREFIX}<SECTION>__<KEY> and {PREFIX}AGENTS__<NAME>__<KEY>"
+
+
+def _spellings(name: str, by_stem: Mapping[str, list[str]]) -> dict[str, str]:
+    """Every variable that may have been meant, by what `_joined` makes of it; of the agents those that *name* names."""
+    known = [["ENVIRONMENT"], *([other] for other in _OF_CLIENTS)]
+    known += [[section, key] for section, kind in SECTIONS.items() for (key,) in _key_paths(kind)]
+    within = f"_{_joined(name)}_"
+    named = [stem for stem in by_stem if f"_{_joined(stem)}_" in within]
+    known += [["agents", stem, *path] for stem in named for path in _key_paths(AgentSettings)]
+    written = ("__".join(parts).upper() for parts in known)
+    return {_joined(spelling): f"{PREFIX}{spelling}" for spelling in written}
+
+
+def _key_paths(kind: type[msgspec.Struct]) -> Iterator[tuple[str, ...]]:
+    for field in fields_of(kind):
+        default = default_of(field)
+        if isinstance(default, msgspec.Struct):
+            yield from ((field.name, *path) for path in _key_paths(type(default)))
+        else:
+            yield (field.name,)
+
+
+def _joined(name: str) -> str:
+    return re.sub("_+", "_", name)
 
 
 def _value(text: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 _STARTER = """\
 # What Greenroom runs here. `greenroom config validate` checks it, `greenroom config show` prints every value.
+# Variables override it, with two underscores between levels: GREENROOM_CLUSTER__MAX_REPLICAS=20,
+# GREENROOM_AGENTS__HELLO__TIMEOUT_S=60.
 
 environment = "development"              # or "staging", "production"
 
