@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import greenroom
 import nodes
-from greenroom import errors, system
+from greenroom import errors, settings, system
 
 pytestmark = pytest.mark.slow
 
@@ -149,19 +150,57 @@ async def test_a_failed_task_raises_with_its_error(tmp_path: Path) -> None:
             await running.result(task["task_id"])
 
 
-async def test_what_cannot_be_deployed_is_said_before_anything_starts(tmp_path: Path) -> None:
+async def test_all_that_is_wrong_is_said_at_once_before_anything_is_deployed(tmp_path: Path) -> None:
+    class Local:
+        pass
+
+    good = {"name": "good", "factory": "agents:echo"}
+    configs: list[dict[str, Any]] = [
+        good,
+        {"factory": "agents:echo"},
+        {"name": "local", "agent_class": Local, "timeout_s": -1},
+        {"name": "both", "agent_class": nodes.Api, "factory": "agents:echo"},
+        {"name": "idle", "factory": "agents:echo", "concurrency": 0, "arguments": 5, "model": "m"},
+        good,
+        {"name": "Loud", "factory": "agents:echo"},
+    ]
     async with system.ProductionMultiAgentSystem(data_dir=tmp_path / "data") as running:
-
-        class Local:
-            pass
-
-        with pytest.raises(errors.AgentInvalid, match="top level"):
-            await running.deploy_agents([{"name": "local", "agent_class": Local}])
-        with pytest.raises(errors.SettingsInvalid, match="name"):
-            await running.deploy_agents([{"factory": "agents:echo"}])
-        with pytest.raises(errors.SettingsInvalid, match="concurrency"):
-            await running.deploy_agents([{"name": "echo", "factory": "agents:echo", "concurrency": 0}])
+        with pytest.raises(settings.SettingsInvalid) as raised:
+            await running.deploy_agents(configs)
+        assert [path for path, _ in raised.value.problems] == [
+            "configs[1].name",
+            "agents.local.agent_class",
+            "agents.local.timeout_s",
+            "agents.both.agent_class",
+            "agents.idle.arguments",
+            "agents.idle.concurrency",
+            "configs[5].name",
+            "agents.Loud",
+        ]
+        told = dict(raised.value.problems)
+        assert "top level" in told["agents.local.agent_class"]
+        assert "give one of the two" in told["agents.both.agent_class"]
+        assert "stands twice" in told["configs[5].name"]
+        missing = {"name": "missing", "factory": "agents:echo", "include": ["no such file.txt"]}
+        with pytest.raises(errors.AgentInvalid, match=r"no such file\.txt"):
+            await running.deploy_agents([good, missing])
         assert (await running.get_system_status())["agents"] == []
+
+
+async def test_more_agents_than_there_may_be_replicas_are_refused_before_anything_is_deployed(tmp_path: Path) -> None:
+    def echoes(count: int, **spec: Any) -> list[dict[str, Any]]:
+        return [{"name": f"echo-{number}", "factory": "agents:echo", **spec} for number in range(count)]
+
+    async with system.ProductionMultiAgentSystem(
+        data_dir=tmp_path / "data", overrides={"cluster": {"max_replicas": 2}}
+    ) as running:
+        with pytest.raises(errors.Conflict, match=r"0 replicas of other agents and 3 of these .* \(2\)"):
+            await running.deploy_agents(echoes(3))
+        await running.deploy_agents(echoes(2))
+        with pytest.raises(errors.Conflict, match="2 replicas of other agents and 1 of these"):
+            await running.deploy_agents([{"name": "more", "factory": "agents:echo"}])
+        await running.deploy_agents(echoes(2, timeout_s=10))
+        assert len((await running.get_system_status())["agents"]) == 2
 
 
 async def test_a_system_that_is_not_started_says_so(tmp_path: Path) -> None:

@@ -14,16 +14,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import httpx
 
 from greenroom import errors, node, settings
+from greenroom.engine import snapshots
 from greenroom.sdk.async_client import AsyncClient
 from greenroom.sdk.models import Agent
 
 DEPLOY_TIMEOUT_S = 120.0
 _SPEC_KEYS = frozenset(settings.AgentSettings.__struct_fields__)
+_UNKNOWN = "unknown:unknown"  # in the place of a factory that cannot be had, to look at the rest
+
+Plan: TypeAlias = dict[str, tuple[settings.AgentSettings, Path | None]]
+"""By the agents' names: what is to run, and the folder of its code (None: the system's own)."""
 
 
 class ProductionMultiAgentSystem:
@@ -92,19 +97,22 @@ class ProductionMultiAgentSystem:
 
         Each config has a ``name``, an ``agent_class`` (or factory function, defined at the top level of a module or of
         the running script) or a ``factory`` ("module:attribute"), any key of the manifest's agent table, and whatever
-        else the class is to be called with. Raises `errors.AgentInvalid` with every agent that cannot run, and why.
+        else the class is to be called with. Raises `errors.SettingsInvalid` with every mistake in *configs* and
+        `errors.Conflict` over ``cluster.max_replicas``, both before anything is deployed, and `errors.AgentInvalid`
+        with every agent that cannot run, and why.
         """
         started = self._started()
-        for config in configs:
-            name, spec, folder = _read(config)
+        plan = _read_all(configs)
+        await self._check_room(started, plan)
+        await self._check_folders(started, plan)
+        for name, (spec, folder) in plan.items():
             await started.deploy(name, spec, folder=folder)
-        names = [config["name"] for config in configs]
         try:
             async with asyncio.timeout(DEPLOY_TIMEOUT_S):
                 await started.host.settled.wait()
         except TimeoutError:
             pass  # the states below say which agent is late
-        agents = [await self._client(self.token).agent(name) for name in names]
+        agents = [await self._client(self.token).agent(name) for name in plan]
         wrong = [f"{agent.name}: {agent.reason}" for agent in agents if agent.state != "ready"]
         if wrong:
             raise errors.AgentInvalid("cannot deploy " + "; ".join(wrong))
@@ -130,6 +138,23 @@ class ProductionMultiAgentSystem:
         """Return a client for everything else that the API offers."""
         return self._client(token or self.token)
 
+    async def _check_room(self, started: node.Node, plan: Plan) -> None:
+        entries = await started.store.directory.refresh()
+        others = sum(entry.agent.replicas for name, entry in entries.items() if name not in plan)
+        wanted = sum(spec.scaling.min_replicas for spec, _ in plan.values())
+        most = self.settings.cluster.max_replicas
+        if others + wanted > most:
+            raise errors.Conflict(
+                f"cannot deploy {len(plan)} agents: {others} replicas of other agents and {wanted} of these are more "
+                f"than cluster.max_replicas ({most})"
+            )
+
+    async def _check_folders(self, started: node.Node, plan: Plan) -> None:
+        """Take each snapshot once before the first is deployed: what cannot be taken stops them all."""
+        needed = {(folder or started.options.folder, spec.include) for spec, folder in plan.values()}
+        for folder, include in needed:
+            await asyncio.to_thread(snapshots.take, folder, include=include, into=self._data_dir / "snapshots")
+
     def _started(self) -> node.Node:
         if self._node is None:
             raise errors.StartRefused("cannot use the system: it is not started; use `async with`, or await start()")
@@ -143,36 +168,63 @@ class ProductionMultiAgentSystem:
         return self._clients[token]
 
 
-def _read(config: Mapping[str, Any]) -> tuple[str, settings.AgentSettings, Path | None]:
-    """Split a config into the agent's name, its spec, and the folder of its code (None: the system's own)."""
-    rest = dict(config)
-    name, agent_class = rest.pop("name", None), rest.pop("agent_class", None)
-    if not isinstance(name, str):
-        raise errors.SettingsInvalid(f"cannot deploy an agent without a name: {sorted(config)}")
-    folder = None
+def _read_all(configs: Sequence[Mapping[str, Any]]) -> Plan:
+    """Read every config; raises `settings.SettingsInvalid` with all that is wrong in any of them."""
+    plan: Plan = {}
+    problems: list[tuple[str, str]] = []
+    for place, config in enumerate(configs):
+        name = config.get("name")
+        if not isinstance(name, str):
+            problems.append((f"configs[{place}].name", "is missing; expected the agent's name"))
+        elif name in plan:
+            problems.append((f"configs[{place}].name", f"{name!r} stands twice; each agent has one config"))
+        else:
+            plan[name] = _read(name, config, problems)
+    if problems:
+        raise settings.SettingsInvalid(settings.Problem(*problem) for problem in problems)
+    return plan
+
+
+def _read(
+    name: str, config: Mapping[str, Any], problems: list[tuple[str, str]]
+) -> tuple[settings.AgentSettings, Path | None]:
+    """Return the agent's spec and the folder of its code (None: the system's own); adds to *problems*."""
+    given = {key: value for key, value in config.items() if key in _SPEC_KEYS}
+    extra = {key: value for key, value in config.items() if key not in {*_SPEC_KEYS, "name", "agent_class"}}
+    arguments = given.get("arguments") or {}
+    if extra and isinstance(arguments, Mapping):
+        given["arguments"] = {**arguments, **extra}
+    folder, agent_class = None, config.get("agent_class")
     if agent_class is not None:
-        rest["factory"], folder = _reference(agent_class)
-    spec = {key: value for key, value in rest.items() if key in _SPEC_KEYS}
-    extra = {key: value for key, value in rest.items() if key not in _SPEC_KEYS}
-    if extra:
-        spec["arguments"] = {**spec.get("arguments", {}), **extra}
-    return name, settings.parse_agent(name, spec), folder
+        if given.get("factory") is not None:
+            problems.append((f"agents.{name}.agent_class", "stands beside factory; give one of the two"))
+        try:
+            given["factory"], folder = _reference(agent_class)
+        except ValueError as error:
+            problems.append((f"agents.{name}.agent_class", str(error)))
+            given["factory"] = _UNKNOWN
+    try:
+        return settings.parse_agent(name, given), folder
+    except settings.SettingsInvalid as error:
+        problems.extend(error.problems)
+        return settings.AgentSettings(factory=_UNKNOWN), None
 
 
 def _reference(agent_class: Any) -> tuple[str, Path]:
-    """Return the factory reference of a class or function, and the folder to snapshot."""
+    """Return the factory reference of a class or function, and the folder to snapshot; raises ValueError."""
     qualified = getattr(agent_class, "__qualname__", None)
     module = sys.modules.get(getattr(agent_class, "__module__", ""))
     if qualified is None or module is None or "<" in qualified:
-        raise errors.AgentInvalid(
-            f"cannot deploy {agent_class!r}: give a class or function defined at the top level of a module"
-        )
+        raise ValueError(f"expected a class or function defined at the top level of a module, got {agent_class!r}")
     try:
         file = Path(inspect.getfile(module)).resolve()
     except (TypeError, OSError):
-        raise errors.AgentInvalid(
-            f"cannot deploy {qualified}: it is defined interactively; put it into a file that replicas can import"
-        ) from None
+        raise ValueError(f"{qualified} is defined interactively; put it into a file that replicas can import") from None
+    if not file.is_file():
+        raise ValueError(
+            f"{qualified} comes from {file.name}, and replicas import files only: a script that is read from standard"
+            " input has none; save it as a file and run that"
+        )
     if module.__name__ == "__main__" and getattr(module, "__spec__", None) is None:
         return f"{file.name}:{qualified}", file.parent
     name = module.__spec__.name if module.__name__ == "__main__" and module.__spec__ else module.__name__
