@@ -89,6 +89,65 @@ def test_a_script_deploys_its_own_classes_and_leaves_nothing(tmp_path: Path) -> 
     assert not [pid for pid in told["pids"] if Path(f"/proc/{pid}").exists()]
 
 
+OF_A_PACKAGE = """
+import asyncio, sys
+import {imported} as tools
+from greenroom import ProductionMultiAgentSystem, errors
+
+class Loud:
+    def execute_task(self, payload):
+        return tools.louder(payload)
+
+async def main():
+    async with ProductionMultiAgentSystem(data_dir=sys.argv[1]) as system:
+        try:
+            await system.deploy_agents([{{"name": "loud", "agent_class": Loud}}])
+        except errors.GreenroomError as error:
+            print(error)
+        else:
+            task = await system.process_request(system.token, "owl", agent="loud")
+            print(await system.result(task["task_id"]))
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "path", "words"),
+    [
+        (["-m", "pkg.run"], "", "OWL"),
+        (["pkg/run.py"], ".", "run the script as a part of its package, `python -m pkg.run` in "),
+        (["main.py"], "lib", "lib, and a replica only what is in its folder or installed: put it there, or install it"),
+        (["-"], ".", "agents.loud.agent_class: Loud comes from <stdin>, and replicas import files only"),
+        (["-c", OF_A_PACKAGE.format(imported="pkg.tools")], ".", "Loud is defined interactively"),
+    ],
+)
+def test_a_class_that_replicas_cannot_import_is_refused_with_the_way_out(
+    tmp_path: Path, argv: list[str], path: str, words: str
+) -> None:
+    for name, text in {
+        "pkg/__init__.py": "",
+        "pkg/tools.py": "def louder(text): return text.upper()",
+        "pkg/run.py": OF_A_PACKAGE.format(imported="pkg.tools"),
+        "lib/tools.py": "def louder(text): return text.upper()",
+        "main.py": OF_A_PACKAGE.format(imported="tools"),
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        [sys.executable, *argv, str(tmp_path / "data")],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{SOURCE}:{path}"},
+        input=OF_A_PACKAGE.format(imported="pkg.tools"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert words in done.stdout, done.stderr
+
+
 @pytest.fixture(autouse=True)
 def _in_the_agents_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(nodes.AGENTS)

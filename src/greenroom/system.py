@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from greenroom.sdk.models import Agent
 
 DEPLOY_TIMEOUT_S = 120.0
 _SPEC_KEYS = frozenset(settings.AgentSettings.__struct_fields__)
+_NO_MODULE = re.compile(r"No module named '(\w+)'")
 _UNKNOWN = "unknown:unknown"  # in the place of a factory that cannot be had, to look at the rest
 
 Plan: TypeAlias = dict[str, tuple[settings.AgentSettings, Path | None]]
@@ -113,7 +115,7 @@ class ProductionMultiAgentSystem:
         except TimeoutError:
             pass  # the states below say which agent is late
         agents = [await self._client(self.token).agent(name) for name in plan]
-        wrong = [f"{agent.name}: {agent.reason}" for agent in agents if agent.state != "ready"]
+        wrong = [f"{agent.name}: {_explained(agent.reason or '')}" for agent in agents if agent.state != "ready"]
         if wrong:
             raise errors.AgentInvalid("cannot deploy " + "; ".join(wrong))
         return agents
@@ -166,6 +168,22 @@ class ProductionMultiAgentSystem:
             transport = httpx.ASGITransport(app=app)
             self._clients[token] = AsyncClient("http://greenroom.internal", token, transport=transport)
         return self._clients[token]
+
+
+def _explained(reason: str) -> str:
+    """Add to *reason* where this program has the module from that a replica has not found."""
+    found = _NO_MODULE.search(reason)
+    module = sys.modules.get(found[1]) if found else None
+    place = next(iter(getattr(module, "__path__", ())), None) or getattr(module, "__file__", None)
+    if place is None:
+        return reason
+    folder = Path(place).parent
+    why = f"{reason}; this program has it from {folder}, and a replica only what is in its folder or installed"
+    script = Path(getattr(sys.modules["__main__"], "__file__", None) or folder).resolve()
+    if Path(place) in script.parents:
+        name = ".".join(script.relative_to(folder).with_suffix("").parts)
+        return f"{why}: run the script as a part of its package, `python -m {name}` in {folder}"
+    return f"{why}: put it there, or install it"
 
 
 def _read_all(configs: Sequence[Mapping[str, Any]]) -> Plan:

@@ -90,7 +90,10 @@ def _import_failed(agent: str, module_name: str, error: BaseException, where: ad
     if missing is not None and (module_name == missing or module_name.startswith(missing + ".")):
         fix = "check the factory's module name and that its file is in the agent's folder"
     elif missing is not None:
-        fix = f"install {missing!r} in the agent's environment, or name an interpreter that has it"
+        fix = (
+            f"install {missing!r} in the agent's environment, or name an interpreter that has it"
+            " (PYTHONPATH is not a replica's)"
+        )
     elif isinstance(error, SystemExit | KeyboardInterrupt):
         fix = "an import must not exit: guard the module's main part with `if __name__ == '__main__':`"
     else:
