@@ -26,6 +26,12 @@ def test_a_reply_may_be_a_dict_or_nothing(input: object, output: str | None) -> 
         assert replicas.output_of(replica.run(input)) == output
 
 
+def test_a_long_reply_is_shown_by_its_beginning_and_returned_whole() -> None:
+    with replicas.started("classic:agent") as replica:
+        assert replicas.output_of(replica.run("long")) == "y" * 1_000_000
+        assert replica.data("message") == [{"source": "classic", "content": "y" * 8192, "shortened": True}]
+
+
 def test_an_asynchronous_reply_function_is_awaited() -> None:
     with replicas.started("classic:asynchronous_agent") as replica:
         assert replicas.output_of(replica.run("hello")) == "later: hello"

@@ -14,6 +14,8 @@ def _reply(recipient: Any, messages: list[dict[str, Any]], sender: Any, config: 
     last = messages[-1]["content"]
     if last == "dict":
         return True, {"role": "assistant", "content": "in a dict"}
+    if last == "long":
+        return True, "y" * 1_000_000
     if last == "nothing":
         return True, None
     if last == "block":

@@ -104,6 +104,10 @@ async def endless_async(input: str) -> AsyncIterator[int]:
         yield number
 
 
+def streamed_set(input: str) -> Iterator[set[int]]:
+    yield {1}
+
+
 def flood(input: str) -> str:
     for _ in range(50):
         sys.stdout.write("x" * 1_000_000)

@@ -96,6 +96,16 @@ def blocking_words(input: str) -> Iterator[str]:
     yield from input.split()
 
 
+async def drafts(input: Any) -> AsyncIterator[Any]:
+    for size in (10, 1_000_000):
+        yield input * size
+
+
+def blocking_drafts(input: Any) -> Iterator[Any]:
+    for size in (10, 1_000_000):
+        yield input * size
+
+
 def remember(input: str, context: sdk_context.Context) -> list[str]:
     if input == "fail":
         context.state["lines"] = ["spoiled"]

@@ -214,6 +214,21 @@ def test_a_generator_streams_and_its_last_value_is_the_output(factory: str) -> N
         assert replica.data("output") == ["one", "two", "three"]
 
 
+@pytest.mark.parametrize("factory", ["plain:drafts", "plain:blocking_drafts"])
+@pytest.mark.parametrize(("unit", "begins"), [("é", "é" * 8192), ([1], str([1] * 8192)[:8192])])
+def test_a_streamed_value_that_is_too_large_for_an_event_is_shown_by_its_beginning(
+    factory: str, unit: Any, begins: str
+) -> None:
+    with replicas.started(factory) as replica:
+        assert replicas.output_of(replica.run(unit)) == unit * 1_000_000
+        assert replica.data("output") == [unit * 10, {"content": begins, "shortened": True}]
+
+
+def test_a_streamed_value_that_is_no_json_fails_its_task() -> None:
+    with replicas.started("hostile:streamed_set") as replica:
+        assert replica.run("x").error_type == "event_not_json"
+
+
 # --- errors
 
 

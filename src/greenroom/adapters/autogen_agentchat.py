@@ -22,7 +22,6 @@ from greenroom.adapters import contract
 from greenroom.sdk import context as sdk_context
 
 _SHOWN = ("source", "type", "content", "models_usage", "target", "request_id", "result", "retry_attempt")
-_MAX_SHORTENED = 8192  # characters of an event that does not fit
 _INPUT_NAMES = ("task", "input", "message", "prompt", "content")
 
 
@@ -162,7 +161,7 @@ def _publish(context: sdk_context.Context, type: str, dumped: dict[str, Any]) ->
     try:
         context.emit(data, type=type)
     except ValueError:  # too large, or a tool's result that is no JSON
-        content = repr(data.get("content"))[:_MAX_SHORTENED].encode("ascii", "backslashreplace").decode()
+        content = contract.shortened(data.get("content"))
         context.emit({"source": data.get("source"), "content": content, "shortened": True}, type=type)
 
 

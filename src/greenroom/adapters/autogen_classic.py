@@ -58,7 +58,8 @@ class ClassicInstance:
             reply = await asyncio.to_thread(self._agent.generate_reply, messages=messages)
         self._history.append(self._said(reply))
         output = reply.get("content") if isinstance(reply, dict) and not reply.get("tool_calls") else reply
-        context.emit({"source": self._name, "content": output}, type="message")
+        said = {"source": self._name, "content": output}
+        contract.publish(context, said, type="message", shown=said)
         return output
 
     def cancel(self) -> None:

@@ -2,8 +2,8 @@
 
 Called as ``(input)`` or ``(input, context)``. Coroutine functions run on the replica's loop, plain functions
 in a thread. A generator, plain or asynchronous, streams: each value that it yields becomes an ``output``
-event, and the last one is the task's output. An agent keeps a session's state in ``context.state``, or by
-``save_state`` and ``load_state`` of its own.
+event (a larger one than an event may be is shown by its beginning), and the last one is the task's output,
+whole. An agent keeps a session's state in ``context.state``, or by ``save_state`` and ``load_state`` of its own.
 """
 
 from __future__ import annotations
@@ -218,4 +218,4 @@ def _publish(value: Any, context: sdk_context.Context, count: int) -> None:
             "result_too_large",
             f"the agent yielded more than {MAX_YIELDS} values; yield less often, or in larger pieces",
         )
-    context.emit(value, type="output")
+    contract.publish(context, value, type="output", shown={"content": value})

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from greenroom.sdk import context as sdk_context
 
+MAX_SHORTENED = 8192  # characters of an event that does not fit
 MAX_TOKENS = 10**15  # sums of many runs still fit 64 bits
 
 
@@ -85,3 +86,22 @@ class Adapter(Protocol):
         """Tell whether *agent* is of this framework, without importing the framework."""
 
     def open(self, agent: object) -> Instance: ...
+
+
+def publish(context: sdk_context.Context, event: Any, *, type: str, shown: dict[str, Any]) -> None:
+    """Emit *event* or, where it is larger than an event may be, *shown* with its ``content`` cut and ``shortened`` set.
+
+    What an agent streams may be as large as what it returns: the task goes on, and its result is whole.
+    """
+    try:
+        context.emit(event, type=type)
+    except ValueError as error:
+        if getattr(error, "type", None) != "event_too_large":
+            raise
+        context.emit({**shown, "content": shortened(shown["content"]), "shortened": True}, type=type)
+
+
+def shortened(content: object) -> str:
+    """Return the beginning of *content* as a text that every store takes."""
+    text = content if isinstance(content, str) else repr(content)
+    return text[:MAX_SHORTENED].replace("\0", "?").encode("utf-8", "replace").decode()

@@ -58,7 +58,8 @@ class Context(Protocol):
     def emit(self, event: Any, *, type: str = "message") -> None:
         """Publish *event* (strict JSON) to whoever watches the task; *type*: message, tool, output, progress, log.
 
-        Callable from any thread. Refused with ValueError if it is not JSON or over 256 KiB.
+        Callable from any thread. Refused with ValueError if it is not JSON or over 256 KiB; the error's ``type`` is
+        then ``event_not_json`` or ``event_too_large``.
         """
 
     async def call(self, agent: str, input: Any, *, timeout_s: float | None = None, session: str | None = None) -> Any:
