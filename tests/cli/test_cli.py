@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -475,22 +476,92 @@ def test_every_mistake_of_the_manifest_is_listed_and_exits_with_two(
 def test_doctor_says_what_each_agent_is_taken_for(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["init"])
     capsys.readouterr()
-    fake.put("GET /v1/agents", {"items": [agent(), agent("broken", state="failed", reason="no module named x")]})
+    failed = agent("broken", state="failed", reason="no module named x")
+    dropped = agent("gone", state="dropped", reason="it is not in the manifest")
+    fake.put("GET /v1/agents", {"items": [agent(), failed, dropped]})
     code, out, _ = run(capsys, "doctor", "--json")
     findings = {finding["check"]: finding for finding in json.loads(out)["items"]}
     assert code == 1
     assert findings["agent research"]["found"] == "an AutoGen agent"
     assert findings["agent broken"]["result"] == "failed"
+    assert (findings["agent gone"]["result"], findings["agent gone"]["found"]) == ("warn", "it is not in the manifest")
     assert findings["manifest"]["result"] == "ok"
     assert {"python", "kernel", "sqlite", "landlock", "pidfd", "node"} <= set(findings)
 
 
+AGENTS = """
+import os
+
+class Research:
+    def __init__(self, model):
+        self.model = model
+
+    def execute_task(self, payload):
+        return payload
+
+def broken():
+    os.environ["FORGOTTEN_API_KEY"]
+"""
+MANIFEST = """
+[agents.research]
+factory = "team:Research"
+arguments = { model = "m" }
+[agents.broken]
+factory = "team:broken"
+[agents.missing]
+factory = "nothing_here:agent"
+[agents.bare]
+factory = "team:Research"
+arguments = { model = "m" }
+include = ["prompts/*.txt"]
+"""
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("nowhere")
-def test_doctor_without_a_node_says_to_start_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_without_a_node_tries_each_agent_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "team.py").write_text(AGENTS)
+    (tmp_path / "greenroom.toml").write_text(MANIFEST)
+    code, out, _ = run(capsys, "doctor", "--json")
+    findings = {finding["check"]: finding for finding in json.loads(out)["items"]}
+    assert code == 1
+    assert findings["node"]["result"] == "warn"
+    assert "start it with greenroom up" in findings["node"]["found"]
+    took = findings["agent research"]
+    assert (took["result"], took["found"]) == (
+        "ok",
+        "team:Research is a class: an instance for each task; it builds a function, or an object with execute_task",
+    )
+    for name, words in {
+        "broken": 'add "FORGOTTEN_API_KEY" to `env`',
+        "missing": "No module named 'nothing_here'",
+        "bare": "prompts/*.txt",
+    }.items():
+        assert findings[f"agent {name}"]["result"] == "failed"
+        assert words in findings[f"agent {name}"]["found"]
+    assert {path.name for path in tmp_path.iterdir()} == {"team.py", "greenroom.toml"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nowhere")
+def test_doctor_is_content_with_what_init_writes(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["init"])
     capsys.readouterr()
-    _, out, _ = run(capsys, "doctor")
-    assert "start it with greenroom up" in out
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    assert "agents:hello is the agent itself" in out
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_doctor_tries_nothing_of_a_manifest_that_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "greenroom.toml").write_text(MANIFEST + "[cluster]\nmax_replica = 1")
+    code, out, _ = run(capsys, "doctor")
+    assert code == 1
+    assert "max_replica" in out
+    assert "agent research" not in out
 
 
 # Help

@@ -6,12 +6,15 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from greenroom import errors
 from greenroom.cli import config, options, render
+
+if TYPE_CHECKING:
+    from greenroom import settings
 
 LANDLOCK_CREATE_RULESET = 444  # the same system call number on every architecture
 LANDLOCK_VERSION = 1
@@ -27,8 +30,11 @@ class Finding(NamedTuple):
 
 
 def doctor(*, manifest: config.Manifest = config.MANIFEST, given: options.Options = options.DEFAULT) -> int:
-    """Check this machine, the manifest and the running node; if something will not work, exit with 1."""
-    findings = [*_machine(), *_manifest(manifest), *_node(given)]
+    """Check this machine, the manifest and its agents, and the running node; if something will not work, exit with 1.
+
+    What the agents are taken for says the node or, without one, a start of each here.
+    """
+    findings = [*_machine(), *_manifest_and_agents(manifest, given)]
     if given.json:
         render.json({"items": [finding._asdict() for finding in findings]})
     else:
@@ -72,7 +78,7 @@ def _pidfd() -> Finding:
     return Finding("pidfd", "ok", "available")
 
 
-def _manifest(manifest: Path) -> Iterator[Finding]:
+def _manifest_and_agents(manifest: Path, given: options.Options) -> Iterator[Finding]:
     from greenroom import settings
 
     try:
@@ -80,24 +86,35 @@ def _manifest(manifest: Path) -> Iterator[Finding]:
     except settings.SettingsInvalid as error:
         for problem in error.problems:
             yield Finding("manifest", "failed", f"{problem.path}: {problem.message}")
-    else:
-        yield Finding("manifest", "ok", f"{manifest}: {found.environment}, agents: {', '.join(found.agents) or 'none'}")
+        yield from _node(given, [])
+        return
+    yield Finding("manifest", "ok", f"{manifest}: {found.environment}, agents: {', '.join(found.agents) or 'none'}")
+    yield from _node(given, _tried(found, manifest.resolve().parent))
 
 
-def _node(given: options.Options) -> Iterator[Finding]:
+def _node(given: options.Options, otherwise: Iterable[Finding]) -> Iterator[Finding]:
+    """What the node says of itself and its agents; where none runs, *otherwise*."""
     try:
         with given.connect() as node:
             agents = node.agents()
     except errors.NodeUnreachable:
-        yield Finding("node", "warn", "not running; start it with greenroom up to see what the agents are taken for")
+        yield Finding("node", "warn", "not running; start it with greenroom up")
+        yield from otherwise
         return
     except errors.GreenroomError as error:
         yield Finding("node", "failed", str(error))
         return
     yield Finding("node", "ok", node.url)
     for agent in agents:
+        result = {"failed": "failed", "dropped": "warn"}.get(agent.state, "ok")
         taken_for = agent.adapter or agent.state
-        if agent.state == "failed":
-            yield Finding(f"agent {agent.name}", "failed", agent.reason or taken_for)
-        else:
-            yield Finding(f"agent {agent.name}", "ok", taken_for)
+        yield Finding(f"agent {agent.name}", result, taken_for if result == "ok" else agent.reason or taken_for)
+
+
+def _tried(found: settings.Settings, folder: Path) -> Iterator[Finding]:
+    from greenroom.cli import trial
+
+    if found.agents:
+        render.say("no node runs: each agent is started once, to see what it is taken for")
+    for verdict in trial.try_agents(found, folder):
+        yield Finding(f"agent {verdict.agent}", "failed" if verdict.cannot else "ok", verdict.found)
