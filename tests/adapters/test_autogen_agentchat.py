@@ -28,7 +28,9 @@ def test_tasks_at_once_do_not_see_each_other(factory: str) -> None:
 def test_one_agent_object_for_all_tasks_is_refused_before_any_task() -> None:
     for factory, words in (
         ("chat:ready_made", "def build(): return AssistantAgent(...)"),
-        ("chat:always_the_same", "build a new one inside the factory"),
+        ("chat:always_the_same", "gave the same AssistantAgent again"),
+        ("chat:team_of_shared_agents", "gave the same AssistantAgent again"),
+        ("chat:team_of_a_shared_team", "gave the same RoundRobinGroupChat again"),
     ):
         with replicas.Replica(factory, check=True) as replica:
             refused = replica.refused()
@@ -41,7 +43,7 @@ def test_one_agent_object_for_all_tasks_fails_each_but_the_first_where_nobody_ch
         replica.run("ALICE")
         again = replica.run("BOB", task="t2")
     assert again.error_type == "SharedAgent"
-    assert "build a new one inside the factory" in again.error_message
+    assert "build all of it inside the factory" in again.error_message
 
 
 @pytest.mark.parametrize("factory", ["chat:stuck_agent", "chat:stuck_team"])

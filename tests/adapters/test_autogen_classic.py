@@ -59,6 +59,13 @@ def test_a_model_client_that_counts_badly_harms_no_task() -> None:
     assert (ended.input_tokens, ended.output_tokens) == (7, 0)
 
 
+def test_an_agent_that_two_group_chats_share_is_refused() -> None:
+    with replicas.Replica("classic:manager_of_a_shared_agent", check=True) as replica:
+        refused = replica.refused()
+    assert refused.error_type == "SharedAgent"
+    assert "gave the same ConversableAgent again" in refused.message
+
+
 def test_a_blocked_reply_is_left_to_the_node() -> None:
     with replicas.started("classic:agent") as replica:
         replica.invoke("t1", "block")

@@ -20,10 +20,12 @@ class Machine:
 class MachineAdapter:
     name = "machine"
     took = "a machine"
-    shareable = True
 
     def recognises(self, agent: object) -> bool:
         return isinstance(agent, Machine)
+
+    def parts(self, agent: object) -> tuple[object, ...]:  # noqa: ARG002 - the contract's signature
+        return ()
 
     def open(self, agent: object) -> contract.Instance:
         raise NotImplementedError

@@ -88,11 +88,20 @@ def seen_by_team() -> base.Team:
 
 
 _one_agent = agents.AssistantAgent("a", model_client=Model(texts))
+_one_team = teams.RoundRobinGroupChat([agents.AssistantAgent("b", model_client=Model(texts))], max_turns=1)
 ready_made = _one_agent
 
 
 def always_the_same() -> base.ChatAgent:
     return _one_agent
+
+
+def team_of_shared_agents() -> base.Team:
+    return teams.RoundRobinGroupChat([_one_agent], termination_condition=conditions.MaxMessageTermination(2))
+
+
+def team_of_a_shared_team() -> base.Team:
+    return teams.RoundRobinGroupChat([agents.SocietyOfMindAgent("s", _one_team, Model(texts))], max_turns=1)
 
 
 async def stuck(x: str) -> str:

@@ -66,3 +66,12 @@ def miscounted_agent() -> autogen.ConversableAgent:
     made = Miscounted("classic", llm_config=False, human_input_mode="NEVER")
     made.register_reply([autogen.Agent, None], _reply)
     return made
+
+
+_member = agent()
+
+
+def manager_of_a_shared_agent() -> autogen.GroupChatManager:
+    other = autogen.ConversableAgent("other", llm_config=False, human_input_mode="NEVER")
+    chat = autogen.GroupChat(agents=[_member, other], messages=[], speaker_selection_method="round_robin")
+    return autogen.GroupChatManager(chat, llm_config=False)

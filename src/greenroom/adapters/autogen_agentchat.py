@@ -30,11 +30,12 @@ class AgentChat:
 
     name = "autogen-agentchat"
     took = "an AutoGen AgentChat agent or team"
-    shareable = False
 
     def recognises(self, agent: object) -> bool:
-        base = sys.modules.get("autogen_agentchat.base")
-        return base is not None and isinstance(agent, (base.ChatAgent, base.Team))
+        return _is_agent_or_team(agent)
+
+    def parts(self, agent: object) -> list[object]:
+        return list(_parts_of(agent))
 
     def open(self, agent: object) -> contract.Instance:
         return AgentChatInstance(agent)
@@ -82,8 +83,9 @@ class AgentChatInstance:
         await self._runner.load_state(state)
 
     async def close(self) -> None:
-        for agent in _agents_of(self._runner):
-            await agent.close()
+        for part in _parts_of(self._runner):
+            if inspect.iscoroutinefunction(getattr(part, "close", None)):  # a team has none
+                await part.close()
 
     def _count(self, message: Any, messages: Any) -> None:
         usage = message.models_usage
@@ -132,12 +134,17 @@ def _answered(history: list[Any]) -> Iterator[Any]:
             yield {"type": "FunctionExecutionResultMessage", "content": results}
 
 
-def _agents_of(runner: Any) -> Iterator[Any]:
-    # A team has no close(), and no public list of its participants.
-    if inspect.iscoroutinefunction(getattr(runner, "close", None)):
-        yield runner
-    for participant in getattr(runner, "_participants", ()):
-        yield from _agents_of(participant)
+def _is_agent_or_team(found: object) -> bool:
+    base = sys.modules.get("autogen_agentchat.base")
+    return base is not None and isinstance(found, (base.ChatAgent, base.Team))
+
+
+def _parts_of(runner: Any) -> Iterator[Any]:
+    """Yield *runner*, and the agents and teams within; there is no public list of them."""
+    yield runner
+    for inner in (*getattr(runner, "_participants", ()), getattr(runner, "_team", None)):
+        if _is_agent_or_team(inner):
+            yield from _parts_of(inner)
 
 
 def _event_type(message: Any, messages: Any) -> str:

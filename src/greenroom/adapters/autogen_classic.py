@@ -23,10 +23,13 @@ class Classic:
 
     name = "autogen-classic"
     took = "an AutoGen 0.2 style agent (generate_reply)"
-    shareable = False
 
     def recognises(self, agent: object) -> bool:
         return callable(getattr(agent, "generate_reply", None)) and not isinstance(agent, type)
+
+    def parts(self, agent: object) -> list[object]:
+        members = getattr(getattr(agent, "groupchat", None), "agents", ())
+        return [agent, *(member for member in members if self.recognises(member))]
 
     def open(self, agent: object) -> contract.Instance:
         return ClassicInstance(agent)

@@ -32,10 +32,12 @@ class Functions:
 
     name = NAME
     took = "a function, or an object with execute_task"
-    shareable = True
 
     def recognises(self, agent: object) -> bool:
         return isinstance(agent, _FUNCTIONS) or callable(getattr(agent, "execute_task", None))
+
+    def parts(self, agent: object) -> tuple[object, ...]:  # noqa: ARG002 - what plain code keeps is its author's affair
+        return ()
 
     def open(self, agent: Any) -> contract.Instance:
         if isinstance(agent, _FUNCTIONS):
@@ -48,10 +50,12 @@ class CallableObjects:
 
     name = NAME
     took = "a callable object"
-    shareable = True
 
     def recognises(self, agent: object) -> bool:
         return callable(agent) and not isinstance(agent, type)
+
+    def parts(self, agent: object) -> tuple[object, ...]:  # noqa: ARG002 - what plain code keeps is its author's affair
+        return ()
 
     def open(self, agent: Any) -> contract.Instance:
         return CallableInstance(agent.__call__, agent)

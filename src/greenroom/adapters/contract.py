@@ -8,6 +8,7 @@ shared. Standard library and msgspec only.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,10 +81,15 @@ class Instance(Protocol):
 class Adapter(Protocol):
     name: str
     took: str  # what it takes an agent for, in words for people: "an AutoGen AgentChat agent or team"
-    shareable: bool  # whether one object may serve many tasks; False: the factory must build a new one each time
 
     def recognises(self, agent: object) -> bool:
         """Tell whether *agent* is of this framework, without importing the framework."""
+
+    def parts(self, agent: object) -> Iterable[object]:
+        """Return what of *agent* keeps a caller's text, itself above all: the factory must build these anew each time.
+
+        Nothing, where one object may serve many tasks.
+        """
 
     def open(self, agent: object) -> Instance: ...
 

@@ -139,20 +139,19 @@ class Factory:
             agent = await agent
         if self._adapter is None or not self._adapter.recognises(agent):
             self._adapter = _adapter_of(self._agent, agent)
-        if not self._adapter.shareable:
-            self._refuse_shared(agent, self._adapter)
+        self._refuse_shared(agent, self._adapter)
         return self._adapter.open(agent)
 
     async def check(self, where: advice.Surroundings) -> None:
         """Build an instance on trial, and close it; raises `LoadFailed` with what is wrong.
 
-        Twice where instances must not be shared: a factory that returns one object is found by its second answer.
+        Twice where something of the first is there still: a factory that shares it is found by its second answer.
         """
         if self._is_fixed:
             return
         try:
             await (await self.build()).close()
-            if self._adapter is not None and not self._adapter.shareable:
+            if self._built:
                 await (await self.build()).close()
         except LoadFailed:
             raise
@@ -166,14 +165,16 @@ class Factory:
             self.took = f"{self.took}; it builds {self._adapter.took}"
 
     def _refuse_shared(self, agent: object, adapter: contract.Adapter) -> None:
-        if agent in self._built:
-            raise LoadFailed(
-                "SharedAgent",
-                f"cannot build agent {self._agent}: its factory returned the same object again, and"
-                f" {adapter.took} keeps one caller's text where the next one sees it;"
-                " build a new one inside the factory",
-            )
-        self._built.add(agent)
+        parts = list(adapter.parts(agent))
+        for part in parts:
+            if part in self._built:
+                raise LoadFailed(
+                    "SharedAgent",
+                    f"cannot build agent {self._agent}: its factory gave the same {type(part).__name__} again, and"
+                    f" {adapter.took} keeps one caller's text where the next one sees it;"
+                    " build all of it inside the factory",
+                )
+        self._built.update(parts)
 
 
 def examine(target: object, *, agent: str, reference: str, arguments: dict[str, Any]) -> Factory:
@@ -192,7 +193,7 @@ def _ready_made(
     target: object, adapter: contract.Adapter, *, agent: str, reference: str, arguments: dict[str, Any]
 ) -> Factory:
     kind = type(target).__name__
-    if not adapter.shareable:
+    if any(True for _ in adapter.parts(target)):
         raise LoadFailed(
             "SharedAgent",
             f"cannot build agent {agent}: {reference} is one {kind} object, and {adapter.took} keeps one"
