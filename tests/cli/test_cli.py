@@ -508,6 +508,7 @@ factory = "team:Research"
 arguments = { model = "m" }
 [agents.broken]
 factory = "team:broken"
+env = ["FORGOTTEN_API_KEY"]
 [agents.missing]
 factory = "nothing_here:agent"
 [agents.bare]
@@ -536,7 +537,7 @@ def test_doctor_without_a_node_tries_each_agent_and_leaves_nothing(
         "team:Research is a class: an instance for each task; it builds a function, or an object with execute_task",
     )
     for name, words in {
-        "broken": 'add "FORGOTTEN_API_KEY" to `env`',
+        "broken": "FORGOTTEN_API_KEY is in the agent's `env`, and the node does not have it",
         "missing": "No module named 'nothing_here'",
         "bare": "prompts/*.txt",
     }.items():
