@@ -85,6 +85,20 @@ async def test_events_of_a_replica_are_checked_and_bounded(loops: Loops, monkeyp
     assert len(await loops.store.tasks.events(await loops.task(id), after=2)) == 1
 
 
+async def test_a_flood_of_log_lines_ends_in_a_note(loops: Loops) -> None:
+    await loops.deploy()
+    id = await loops.submit()
+    (attempt,) = loops.dispatcher._attempts.values()
+    attempt.log_bytes_left = 100
+    for _ in range(10):
+        loops.dispatcher.on_log(loops.replica_of(id), "stdout", "x" * 30)
+    loops.engine.say(loops.replica_of(id), protocol.Emitted(id, 1, "message", b"1"))
+    await loops.settle()
+    *lines, note, message = await loops.store.tasks.events(await loops.task(id), after=2)
+    assert 0 < len(lines) < 4
+    assert (b"truncated" in note.data, message.type) == (True, "message")
+
+
 # Deadlines and the ladder
 
 

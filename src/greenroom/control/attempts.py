@@ -11,7 +11,9 @@ from greenroom.store.rows import Claim, Finish
 
 MAX_EVENTS = 10_000  # of one attempt; a replica is untrusted
 MAX_EVENT_BYTES = 16 * 1024 * 1024
+MAX_LOG_BYTES = 1024 * 1024  # of its log lines, those of native code among them
 MAX_CALLS = 1_000
+_TOO_MUCH_LOG = b'{"truncated":true,"line":"(this task has logged too much; the rest is dropped)"}'
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +27,7 @@ class Attempt:
     kill_at_s: float | None = None  # its end is recorded; when its process has to go if it does not stop by itself
     events_left: int = MAX_EVENTS
     event_bytes_left: int = MAX_EVENT_BYTES
+    log_bytes_left: int = MAX_LOG_BYTES
     _going_on: asyncio.Lock | None = None
 
     @property
@@ -63,6 +66,13 @@ class Attempt:
             claim.state_revision,
             claim.metadata,
         )
+
+    def bounded_log(self, data: bytes) -> bytes | None:
+        """Count a log line: *data*, for the first that is too much the note that says so, and None from then on."""
+        if self.log_bytes_left <= 0:
+            return None
+        self.log_bytes_left -= len(data)
+        return data if self.log_bytes_left > 0 else _TOO_MUCH_LOG
 
     def may_emit(self, data: bytes) -> bool:
         """Count an event of *data* against the attempt's bounds."""

@@ -140,10 +140,11 @@ class Dispatcher:
         self._by_replica.pop(replica, None)
 
     def _emit(self, attempt: Attempt, message: protocol.Emitted) -> None:
-        if attempt.kill_at_s is not None or not attempt.may_emit(message.data):
+        data = attempt.bounded_log(message.data) if message.type == "log" else message.data
+        if data is None or attempt.kill_at_s is not None or not attempt.may_emit(data):
             return
-        if message.type in protocol.EVENT_TYPES and strict_json.is_valid(message.data):
-            _ignore_weather(self._store.tasks.append(Event(message.task, message.epoch, message.type, message.data)))
+        if message.type in protocol.EVENT_TYPES and strict_json.is_valid(data):
+            _ignore_weather(self._store.tasks.append(Event(message.task, message.epoch, message.type, data)))
 
     def _end(self, attempt: Attempt, message: protocol.Ended) -> None:
         if message.cancelled and attempt.kill_at_s is None:
