@@ -193,15 +193,27 @@ async def test_a_stopping_node_answers_reads_and_refuses_the_rest(tmp_path: Path
 
 async def test_a_full_queue_refuses_with_429_and_says_when_to_come_again(tmp_path: Path) -> None:
     async with nodes.opened(tmp_path / "data", {"none": nodes.agent("echo")}, server={"max_queued_tasks": 5}) as api:
-        assert (await api.call("PATCH", "/v1/agents/none/scale", {"replicas": 0})).status_code == 200
+        await api.running.store.agents.scale("none", 0)
         await nodes.eventually(lambda: _has_none(api, "none"))
-        batch = await api.call("POST", "/v1/tasks/batch", {"tasks": [{"agent": "none", "input": 1}] * 6})
-        assert batch.status_code == 429
         statuses = [(await api.call("POST", "/v1/tasks", {"agent": "none", "input": n})).status_code for n in range(7)]
         assert statuses == [202] * 5 + [429] * 2
         refused = await api.call("POST", "/v1/tasks", {"agent": "none", "input": 1})
         assert (refused.json()["type"], refused.headers["retry-after"]) == ("overloaded", "2")
         assert len((await api.get("/v1/tasks?state=queued"))["items"]) == 5
+
+
+async def test_a_batch_over_the_limit_can_never_be_taken_and_is_told_so(tmp_path: Path) -> None:
+    async with nodes.opened(tmp_path / "data", {"echo": nodes.agent("echo")}, server={"max_queued_tasks": 5}) as api:
+        batch = await api.call("POST", "/v1/tasks/batch", {"tasks": [{"agent": "echo", "input": 1}] * 6})
+        assert (batch.status_code, batch.json()["type"]) == (422, "invalid-body")
+        assert batch.json()["detail"].endswith("at most 5 may be queued (server.max_queued_tasks); send smaller ones")
+        assert "retry-after" not in batch.headers
+
+
+async def test_tasks_that_end_leave_room_for_others_whatever_the_limit(tmp_path: Path) -> None:
+    async with nodes.opened(tmp_path / "data", {"echo": nodes.agent("echo")}, server={"max_queued_tasks": 5}) as api:
+        for number in range(12):
+            assert (await api.run("echo", number))["state"] == "succeeded"
 
 
 async def test_ready_stays_ready_while_agents_are_deployed(tmp_path: Path) -> None:
