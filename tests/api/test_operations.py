@@ -88,13 +88,25 @@ async def test_more_replicas_than_the_cluster_takes_are_a_conflict(api: nodes.Ap
 
 
 async def test_an_agent_is_scaled_up_and_down(api: nodes.Api) -> None:
-    for count in (3, 0, 1):
+    for count in (3, 1, 2, 1):
         assert (await api.call("PATCH", "/v1/agents/talking/scale", {"replicas": count})).status_code == 200
 
         async def has_count(count: int = count) -> bool:
             return len(await api.replicas("talking")) == count
 
         await nodes.eventually(has_count)
+
+
+async def test_scaling_to_zero_is_refused_in_the_words_of_the_manifest(api: nodes.Api) -> None:
+    scaled = await api.call("PATCH", "/v1/agents/talking/scale", {"replicas": 0})
+    assert (scaled.status_code, scaled.json()["type"]) == (422, "invalid-body")
+    declared = await api.call("PUT", "/v1/agents/none", nodes.agent("echo", scaling={"min_replicas": 0}))
+    words = declared.json()["detail"].partition("min_replicas: ")[2]
+    assert "not yet built" in words
+    assert scaled.json()["detail"] == f"cannot scale talking: {words}"
+    assert (await api.get("/v1/agents/talking"))["replicas"]["desired"] == 1
+    document = await api.get("/openapi.json")
+    assert document["components"]["schemas"]["Scale"]["properties"]["replicas"]["minimum"] == 1
 
 
 @pytest.mark.parametrize("verb", ["restart", "drain"])

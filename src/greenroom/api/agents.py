@@ -55,6 +55,11 @@ async def scale(call: Call) -> Answer:
     """Set how many replicas an agent should have."""
     name, wanted = call.path("name"), schemas.read(call.body, schemas.Scale)
     call.store.directory.get(name)
+    if wanted.replicas == 0:
+        raise errors.BodyInvalid(
+            f"cannot scale {name}: 0 (scale to zero) is not yet built: nothing would start a replica again; "
+            "expected at least 1"
+        )
     others = sum(entry.agent.replicas for other, entry in call.store.directory.entries.items() if other != name)
     most = call.services.settings.cluster.max_replicas
     if others + wanted.replicas > most:

@@ -52,6 +52,7 @@ def document() -> dict[str, Any]:
     (_, components) = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
     for name in ("AgentSettings", "Scaling", "Rollout"):
         components[name]["additionalProperties"] = False  # as `settings` has it
+    components["Scale"]["properties"]["replicas"]["minimum"] = 1  # as the route has it
     paths: dict[str, dict[str, Any]] = {}
     for route in (*routes.ROUTES, ROUTE):
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)

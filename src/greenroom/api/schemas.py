@@ -41,7 +41,7 @@ class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many replicas an agent should have."""
 
-    replicas: Annotated[int, Meta(ge=0, le=1000)]
+    replicas: Annotated[int, Meta(ge=0, le=1000)]  # 0 is refused by the route, in words of its own
 
 
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
