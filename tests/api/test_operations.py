@@ -1,5 +1,7 @@
 """Agents, replicas, status, metrics, the OpenAPI document; and a node that stops."""
 
+# ruff: noqa: ASYNC240 - the files here are touched and looked at, never waited for
+
 from __future__ import annotations
 
 import re
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from prometheus_client import parser
 
 import nodes
@@ -113,7 +116,8 @@ async def test_scaling_to_zero_is_refused_in_the_words_of_the_manifest(api: node
 async def test_a_replica_is_replaced(api: nodes.Api, verb: str) -> None:
     (before,) = await nodes.eventually(lambda: api.replicas("failing"))
     assert (before["slots"], before["busy"], before["grade"]) == (1, 0, "healthy")
-    assert (await api.call("POST", f"/v1/replicas/{before['id']}/{verb}")).status_code == 202
+    drained = await api.call("POST", f"/v1/replicas/{before['id']}/{verb}")
+    assert (drained.status_code, drained.json()["id"], drained.json()["state"]) == (202, before["id"], "draining")
 
     async def is_replaced() -> bool:
         items = [item for item in (await api.get("/v1/replicas"))["items"] if item["agent"] == "failing"]
@@ -122,7 +126,32 @@ async def test_a_replica_is_replaced(api: nodes.Api, verb: str) -> None:
     await nodes.eventually(is_replaced)
     gone = await api.call("POST", f"/v1/replicas/{before['id']}/{verb}")
     assert (gone.status_code, gone.json()["type"]) == (409, "conflict")
+    assert gone.json()["detail"] == f"cannot {verb} {before['id']}: it has stopped already"
     assert (await api.call("POST", f"/v1/replicas/unknown/{verb}")).status_code == 404
+
+
+async def test_draining_twice_is_draining_once(api: nodes.Api, ledger: Path, gate: Path) -> None:
+    accepted = await api.submit("gated", {"ledger": str(ledger), "gate": str(gate)})
+    await nodes.lines_of(ledger)
+    (busy,) = [item for item in await api.replicas("gated") if item["busy"]]
+    for verb in ("drain", "drain", "restart"):
+        answer = await api.call("POST", f"/v1/replicas/{busy['id']}/{verb}")
+        assert answer.status_code == 202
+        assert (answer.json()["id"], answer.json()["state"], answer.json()["busy"]) == (busy["id"], "draining", 1)
+    gate.touch()
+    assert (await api.end_of(accepted["id"]))["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("verb", ["restart", "drain"])
+async def test_a_replica_of_another_node_is_that_nodes_to_drain(api: nodes.Api, verb: str) -> None:
+    (ours,) = await nodes.eventually(lambda: api.replicas("talking"))
+    row = await api.running.store.agents.replica(ours["id"])
+    theirs = structs.replace(row, id=f"talking-{verb}", node="node-2")
+    await api.running.store.agents.put_replica(theirs)
+    answer = await api.call("POST", f"/v1/replicas/{theirs.id}/{verb}")
+    await api.running.store.agents.put_replica(structs.replace(theirs, state="stopped", ended_at=1))
+    assert answer.status_code == 409
+    assert answer.json()["detail"] == f"cannot {verb} {theirs.id}: it is of another node, node-2; ask that one"
 
 
 # Status and metrics

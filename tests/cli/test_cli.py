@@ -381,8 +381,8 @@ def test_the_verbs_that_change_something(fake: FakeNode, capsys: pytest.CaptureF
     fake.put(f"POST {TASK}/retry", task("queued", id="another"))
     fake.put("DELETE /v1/sessions/s", Response(status_code=204))
     fake.put("PATCH /v1/agents/research/scale", agent(replicas={"desired": 3, "ready": 2}))
-    fake.put(f"POST /v1/replicas/{REPLICA['id']}/restart", REPLICA)
-    fake.put(f"POST /v1/replicas/{REPLICA['id']}/drain", REPLICA | {"state": "draining"})
+    fake.put(f"POST /v1/replicas/{REPLICA['id']}/restart", REPLICA | {"state": "draining"})
+    fake.put(f"POST /v1/replicas/{REPLICA['id']}/drain", REPLICA | {"state": "draining", "busy": 0})
     fake.put("POST /v1/keys", {"id": "k", "name": "ci", "role": "user", "key": "gr_dev_secret"})
     fake.put("DELETE /v1/keys/k", Response(status_code=204))
 
@@ -395,8 +395,10 @@ def test_the_verbs_that_change_something(fake: FakeNode, capsys: pytest.CaptureF
     assert "another" in out("tasks", "retry", TASK_ID)
     assert "removed" in out("sessions", "rm", "s")
     assert "3 replicas wanted, 2 ready" in out("scale", "research", "3")
-    assert "ready" in out("replicas", "restart", str(REPLICA["id"]))
-    assert "draining" in out("replicas", "drain", str(REPLICA["id"]))
+    name = f"replica {REPLICA['id']} of research: draining; it"
+    restarted = out("replicas", "restart", str(REPLICA["id"]))
+    assert restarted == f"{name} finishes its tasks (1 running), and another takes its place\n"
+    assert out("replicas", "drain", str(REPLICA["id"])) == f"{name} goes, and another takes its place\n"
     assert out("keys", "create", "ci") == "gr_dev_secret\n"
     assert fake.last_body == {"name": "ci", "role": "user"}
     assert "revoked" in out("keys", "revoke", "k")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from msgspec import structs
+
 from greenroom import errors, settings, strict_json
 from greenroom.api import schemas, views
 from greenroom.api.request import Answer, Call
@@ -85,11 +87,24 @@ async def list_replicas(call: Call) -> Answer:
 
 
 async def restart_replica(call: Call) -> Answer:
-    """Let a replica take no more work and go when it is done; another is started in its place."""
+    """Put a new replica in this one's place: it takes no more tasks, and goes when it has done its own."""
+    return await _let_go(call, "restart")
+
+
+async def drain_replica(call: Call) -> Answer:
+    """Let a replica do its tasks and take no more; as the agent keeps its number, another is started."""
+    return await _let_go(call, "drain")
+
+
+async def _let_go(call: Call, verb: str) -> Answer:
+    """Drain a replica; one that drains already does what was asked for."""
     row = await call.store.agents.replica(call.path("id"))
-    if row.ended_at is not None or not call.services.restart(row.id):
-        raise errors.Conflict(f"cannot restart {row.id}: it is not a live replica of this node")
-    return Answer(views.replica(row, busy=call.store.board.busy(row.id)), status=202)
+    if row.ended_at is not None:
+        raise errors.Conflict(f"cannot {verb} {row.id}: it has {row.state} already")
+    if not call.services.restart(row.id) and row.node != call.services.node:
+        raise errors.Conflict(f"cannot {verb} {row.id}: it is of another node, {row.node}; ask that one")
+    draining = structs.replace(row, state="draining")  # its row says so only when the host has written it
+    return Answer(views.replica(draining, busy=call.store.board.busy(row.id)), status=202)
 
 
 async def _ready(call: Call) -> Counter[str]:

@@ -43,7 +43,7 @@ ROUTES = (
     Route("GET", "/v1/agents/{name}/revisions", agents.revisions, READ),
     Route("GET", "/v1/replicas", agents.list_replicas, READ),
     Route("POST", "/v1/replicas/{id}/restart", agents.restart_replica, OPERATE),
-    Route("POST", "/v1/replicas/{id}/drain", agents.restart_replica, OPERATE),
+    Route("POST", "/v1/replicas/{id}/drain", agents.drain_replica, OPERATE),
     Route("GET", "/v1/status", operations.status, READ),
     Route("GET", "/v1/keys", operations.list_keys, KEYS),
     Route("POST", "/v1/keys", operations.create_key, KEYS, schemas.NewKey),

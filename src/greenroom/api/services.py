@@ -17,9 +17,10 @@ from greenroom.store.store import Store
 
 @dataclass(slots=True, kw_only=True)
 class Services:
-    """*deploy* makes a spec the serving revision; *restart* replaces a replica of this node, False if it has none.
+    """*deploy* makes a spec the serving revision.
 
-    *stopping* is set when nothing new is taken; *failure* says why where nobody asked the node to stop.
+    *restart* replaces a replica of this node; False if it has none of that id, or it goes already. *stopping* is set
+    when nothing new is taken; *failure* says why where nobody asked the node to stop.
     """
 
     store: Store

@@ -128,7 +128,7 @@ def list_replicas(*, given: options.Options = options.DEFAULT) -> None:
 
 @replicas.command
 def restart(id: str, /, *, given: options.Options = options.DEFAULT) -> None:
-    """Put a new process in a replica's place.
+    """Put a new process in a replica's place; it finishes its tasks first.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def restart(id: str, /, *, given: options.Options = options.DEFAULT) -> None:
 
 @replicas.command
 def drain(id: str, /, *, given: options.Options = options.DEFAULT) -> None:
-    """Let a replica finish its tasks, and give it no more.
+    """Let a replica finish its tasks, and give it no more; another takes its place.
 
     Parameters
     ----------
@@ -158,7 +158,8 @@ def _report(replica: models.Replica, given: options.Options) -> None:
     if given.json:
         render.json(replica)
         return
-    render.line(f"replica {replica.id} of {replica.agent}: {replica.state}")
+    tasks = f"finishes its tasks ({replica.busy} running)" if replica.busy else "goes"
+    render.line(f"replica {replica.id} of {replica.agent}: {replica.state}; it {tasks}, and another takes its place")
     render.say("next: greenroom replicas")
 
 

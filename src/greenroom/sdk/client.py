@@ -196,10 +196,11 @@ class Client:
         return self._run(flows.everything(calls.replicas, self._patience))
 
     def restart_replica(self, id: str) -> Replica:
+        """Put another in its place; it finishes its tasks first."""
         return self._send(calls.restart_replica(id))
 
     def drain_replica(self, id: str) -> Replica:
-        """Let it finish its tasks and give it no more."""
+        """Let it finish its tasks and give it no more; another takes its place."""
         return self._send(calls.drain_replica(id))
 
     # The node
