@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -217,6 +218,20 @@ async def test_a_key_works_at_once_and_is_revoked_at_once(api: nodes.Api) -> Non
     assert made["key"] not in str(listed)
     assert (await api.http.delete(f"/v1/keys/{made['id']}")).status_code == 204
     assert (await mine.http.get("/v1/agents")).status_code == 401
+
+
+async def test_a_new_key_is_answered_as_it_is_listed_and_with_its_text(api: nodes.Api) -> None:
+    before = datetime.now(UTC)
+    for lifetime_s in (None, 3600.0):
+        made = (await api.call("POST", "/v1/keys", {"name": "ci", "expires_in_s": lifetime_s})).json()
+        assert made.pop("key").startswith("gr_dev_")
+        assert [item for item in (await api.get("/v1/keys"))["items"] if item["id"] == made["id"]] == [made]
+        created_at = datetime.fromisoformat(made["created_at"])
+        assert before <= created_at <= datetime.now(UTC)
+        if lifetime_s is None:
+            assert made["expires_at"] is None
+        else:
+            assert datetime.fromisoformat(made["expires_at"]) == created_at + timedelta(seconds=lifetime_s)
 
 
 async def test_nobody_grants_more_than_they_have(api: nodes.Api, monkeypatch: pytest.MonkeyPatch) -> None:

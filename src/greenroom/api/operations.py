@@ -89,14 +89,16 @@ async def create_key(call: Call) -> Answer:
         raise errors.BodyInvalid(f"cannot create a key: role is one of {', '.join(admission.ROLES)}")
     if not granted <= admission.ROLES[call.principal.role]:
         raise errors.Forbidden(f"cannot create a key: {wanted.role} may do more than you may")
-    key = await call.services.auth.create(
-        tenant=call.principal.tenant,
+    auth, tenant = call.services.auth, call.principal.tenant
+    key = await auth.create(
+        tenant=tenant,
         name=wanted.name,
         role=wanted.role,
         word=call.services.key_word,
         expires_in_s=wanted.expires_in_s,
     )
-    return Answer({"id": key.id, "name": wanted.name, "role": wanted.role, "key": key.text}, status=201)
+    (row,) = (row for row in auth.rows(tenant=tenant) if row.key_id == key.id)
+    return Answer(_key(row) | {"key": key.text}, status=201)
 
 
 async def revoke_key(call: Call) -> Answer:
