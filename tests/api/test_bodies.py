@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -81,6 +82,8 @@ UNFIT = {
     "a string": b'"echo"',
     "no input": b'{"agent": "echo"}',
     "unknown key": b'{"agent": "echo", "input": 1, "tenant": "other"}',
+    "a misspelt key": b'{"agent": "echo", "input": 1, "sesion": "s"}',
+    "two mistakes": b'{"agent": "E", "input": 1, "priority": "high"}',
     "an owner": b'{"agent": "echo", "input": 1, "owner": "me"}',
     "a webhook": b'{"agent": "echo", "input": 1, "webhook": "http://127.0.0.1/"}',
     "agent a number": b'{"agent": 1, "input": 1}',
@@ -139,7 +142,34 @@ async def test_what_is_no_strict_json_is_400(api: nodes.Api, name: str) -> None:
 @pytest.mark.parametrize("name", UNFIT)
 async def test_what_does_not_fit_the_schema_is_422(api: nodes.Api, name: str) -> None:
     response = await api.http.post("/v1/tasks", content=UNFIT[name], headers=JSON)
-    assert assert_problem(response, 422)["type"] == "invalid-body"
+    problem = assert_problem(response, 422)
+    assert problem["type"] == "invalid-body"
+    assert not re.search(r"`|\$|\^|regex|body: $", problem["detail"]), "these are words for programmers, or none"
+
+
+NAME = "a name of at most 63 of a-z, 0-9, _ and -, beginning with a letter or digit"
+WORDS = {
+    "null": "expected an object, got null",
+    "a list": "expected an object, got a list of 0",
+    "no input": "input is missing",
+    "an owner": "owner: unknown key; known here: agent, ",
+    "a misspelt key": 'sesion: unknown key; did you mean "session"?',
+    "a webhook": "webhook: not yet built; remove the key",
+    "agent with newline": f'agent: expected {NAME}, got "echo\\n"',
+    "session a path": "session: expected a name of at most 128 of A-Z, a-z, 0-9, _, ., :, @ and -, beginning with",
+    "priority a fraction": "priority: expected a whole number from -1000 to 1000, got 1.5",
+    "timeout 0": "timeout_s: expected a number > 0 and at most 604800, got 0",
+    "metadata a list": "metadata: expected an object, got a list of 0",
+    "not_before without zone": "not_before: expected an instant with a time zone, for example 2030-01-01T00:00:00Z",
+    "idempotency key empty": 'idempotency_key: expected 1 to 255 characters, got ""',
+    "two mistakes": f'agent: expected {NAME}, got "E"; priority: expected',
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+async def test_a_mistake_is_told_in_words_for_people(api: nodes.Api, name: str) -> None:
+    response = await api.http.post("/v1/tasks", content=UNFIT[name], headers=JSON)
+    assert response.json()["detail"].startswith(f"cannot take the body: {WORDS[name]}")
 
 
 @pytest.mark.parametrize("name", TAKEN)

@@ -9,13 +9,28 @@ import msgspec
 from msgspec import Meta
 
 from greenroom import errors, strict_json
+from greenroom.api import mistakes
 
-Name = Annotated[
-    str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}\Z", description="a name of at most 63 of a-z, 0-9, _ and -")
-]
-SessionId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}\Z")]
 MAX_BATCH = 1_000
 MAX_WAIT_S = 300.0
+
+# Mistakes are told by these titles; what is a number, by its bounds.
+Name = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(?!\n)$",  # JSON Schema knows no \Z
+        title="a name of at most 63 of a-z, 0-9, _ and -, beginning with a letter or digit",
+    ),
+]
+SessionId = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}(?!\n)$",
+        title="a name of at most 128 of A-Z, a-z, 0-9, _, ., :, @ and -, beginning with a letter or digit",
+    ),
+]
+Instant = Annotated[datetime, Meta(tz=True, title="an instant with a time zone, for example 2030-01-01T00:00:00Z")]
+Object = Annotated[dict[str, Any], Meta(title="an object")]
 
 
 class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,16 +41,16 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session: SessionId | None = None
     priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
     timeout_s: Annotated[float, Meta(gt=0, le=604_800)] | None = None
-    not_before: datetime | None = None
-    metadata: dict[str, Any] | None = None
+    not_before: Instant | None = None
+    metadata: Object | None = None
     webhook: None = None  # not yet built
-    idempotency_key: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    idempotency_key: Annotated[str, Meta(min_length=1, max_length=255, title="1 to 255 characters")] | None = None
 
 
 class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Tasks to run, each as in a single submission; each has its own ``idempotency_key``."""
 
-    tasks: Annotated[list[Any], Meta(min_length=1, max_length=MAX_BATCH)]
+    tasks: Annotated[list[Any], Meta(min_length=1, max_length=MAX_BATCH, title=f"a list of 1 to {MAX_BATCH} tasks")]
 
 
 class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,12 +62,12 @@ class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A key to create; its text is in the answer, once."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=100)]
+    name: Annotated[str, Meta(min_length=1, max_length=100, title="1 to 100 characters")]
     role: str = "user"
     expires_in_s: Annotated[float, Meta(gt=0, le=10 * 365 * 86_400)] | None = None
 
 
-Body = TypeVar("Body")
+Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 def read(body: bytes, schema: type[Body]) -> Body:
@@ -63,15 +78,13 @@ def read(body: bytes, schema: type[Body]) -> Body:
 def convert(value: Any, schema: type[Body]) -> Body:
     try:
         converted = msgspec.convert(value, schema, strict=True)
-    except msgspec.ValidationError as error:
-        raise errors.BodyInvalid(f"cannot take the body: {error}") from None
+    except msgspec.ValidationError:
+        raise errors.BodyInvalid(f"cannot take the body: {mistakes.told(value, schema)}") from None
     if isinstance(converted, Submission) and converted.not_before is not None:
         _check_instant(converted.not_before)
     return converted
 
 
 def _check_instant(not_before: datetime) -> None:
-    if not_before.tzinfo is None:
-        raise errors.BodyInvalid("cannot take the body: not_before needs a time zone, for example a Z at its end")
     if not 1970 <= not_before.year < 9000:  # what is added to it must have a date, too
         raise errors.BodyInvalid("cannot take the body: not_before is no instant from the years 1970 to 8999")
