@@ -1,6 +1,7 @@
 """Every error that Greenroom raises on purpose.
 
-The docstring is what the error means, ``code`` is the API's stable problem type, ``status`` its HTTP status.
+The docstring is what the error means, for people, on one line and without markup: it is the title of the API's problem.
+``code`` is that problem's stable type, ``status`` its HTTP status.
 Messages say *cannot X: why*, name the id, and end with what to do next. Everything may import this module.
 """
 
@@ -17,7 +18,7 @@ class GreenroomError(Exception):
 
 
 class SettingsInvalid(GreenroomError):
-    """The manifest, a variable or an override is wrong; the message lists every mistake with its key path."""
+    """The settings are not valid; every mistake is listed with its key."""
 
     code = "settings-invalid"
     status = 422
@@ -65,6 +66,20 @@ class BodyInvalid(GreenroomError):
     status = 422
 
 
+class QueryMalformed(GreenroomError):
+    """The query of the URL cannot be read."""
+
+    code = "malformed-query"
+    status = 400
+
+
+class QueryInvalid(GreenroomError):
+    """A parameter of the URL's query is not what this route takes."""
+
+    code = "invalid-query"
+    status = 422
+
+
 class BodyTooLarge(GreenroomError):
     """The body is larger than the server takes."""
 
@@ -87,7 +102,7 @@ class Forbidden(GreenroomError):
 
 
 class Overloaded(GreenroomError):
-    """A limit is reached; try again after ``retry_after_s``."""
+    """A limit is reached; try again later."""
 
     code = "overloaded"
     status = 429

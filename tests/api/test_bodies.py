@@ -282,6 +282,9 @@ QUERIES = {
 async def test_a_query_has_one_verdict(api: nodes.Api, path: str) -> None:
     response = await api.http.get(path)
     assert response.status_code == QUERIES[path], response.text
+    if response.status_code in (400, 422) and "state=" not in path:
+        assert response.json()["type"] in ("malformed-query", "invalid-query")
+        assert "query" in response.json()["title"]
 
 
 # Names and ids

@@ -13,15 +13,21 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def problem(error: errors.GreenroomError, request_id: str, *, extra: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the document: the error's class says the title, its message the detail."""
+    """Return the document: the class that has the error's code says the title, the error's message is the detail."""
     document = {
         "type": error.code,
-        "title": (type(error).__doc__ or error.code).strip().split("\n", 1)[0],
+        "title": _title(type(error)),
         "status": error.status,
         "detail": str(error),
         "request_id": request_id,
     }
     return document | (extra or {}) | getattr(error, "extra", {})
+
+
+def _title(kind: type[errors.GreenroomError]) -> str:
+    # What is derived from it only carries more: its docstring is for programmers.
+    declaring = next(each for each in kind.__mro__ if "code" in vars(each))
+    return (declaring.__doc__ or kind.code).strip()
 
 
 def response(error: errors.GreenroomError, request_id: str) -> Response:

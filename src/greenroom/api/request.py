@@ -60,7 +60,7 @@ class Call:
             return None
         value = _parsed(raw).get(name)
         if value is not None and "\0" in value:  # PostgreSQL has no such text
-            raise errors.BodyInvalid(f"cannot take ?{name}: it holds NUL")
+            raise errors.QueryInvalid(f"cannot take ?{name}: it holds NUL")
         return value
 
     def number(self, name: str, *, default: int, least: int = 0, most: int) -> int:
@@ -68,7 +68,7 @@ class Call:
         if text is None:
             return default
         if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
-            raise errors.BodyInvalid(f"cannot take ?{name}={text[:40]}: give a whole number from {least} to {most}")
+            raise errors.QueryInvalid(f"cannot take ?{name}={text[:40]}: give a whole number from {least} to {most}")
         return int(text)
 
     def seconds(self, name: str, *, most: float) -> float:
@@ -80,7 +80,7 @@ class Call:
         except ValueError:
             value = -1.0
         if not 0 <= value <= most:
-            raise errors.BodyInvalid(f"cannot take ?{name}={text[:40]}: give seconds from 0 to {most:g}")
+            raise errors.QueryInvalid(f"cannot take ?{name}={text[:40]}: give seconds from 0 to {most:g}")
         return value
 
 
@@ -89,4 +89,4 @@ def _parsed(query: bytes) -> Mapping[str, str]:
     try:
         return dict(parse_qsl(query.decode("ascii"), max_num_fields=20))
     except (UnicodeDecodeError, ValueError):
-        raise errors.JsonRefused("cannot read the query: it is malformed") from None
+        raise errors.QueryMalformed("cannot read the query: it is malformed") from None
