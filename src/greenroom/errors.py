@@ -7,7 +7,8 @@ Messages say *cannot X: why*, name the id, and end with what to do next. Everyth
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 
 class GreenroomError(Exception):
@@ -45,11 +46,23 @@ class IdempotencyMismatch(GreenroomError):
     status = 422
 
 
+class Candidate(NamedTuple):
+    """An agent that a request might be for: how well it fits, from 0 to 1, and why."""
+
+    agent: str
+    score: float
+    reason: str = ""
+
+
 class NoRoute(GreenroomError):
     """No agent fits the request well enough; name one, or describe the agents better."""
 
     code = "no-route"
     status = 422
+
+    def __init__(self, message: str, *, candidates: Sequence[Candidate] = ()) -> None:
+        super().__init__(message)
+        self.candidates = tuple(candidates)  # best first
 
 
 class JsonRefused(GreenroomError):

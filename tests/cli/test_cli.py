@@ -91,12 +91,10 @@ def test_a_task_without_an_agent_is_routed_and_the_choice_is_explained(
     assert "chose research (research 0.91, writing 0.12)" in err
 
 
-def test_no_route_lists_the_candidates(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
-    fake.put("POST /v1/tasks", problem(422, "no-route", "cannot route: nobody fits; name one", candidates=SLOTS))
-    code, out, err = run(capsys, "submit", "hm")
-    assert (code, out) == (1, "")
-    assert err.splitlines()[0] == "error: cannot route: nobody fits; name one"
-    assert "candidate: research (0.91) summarise" in err
+def test_no_route_lists_the_candidates_once(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    why = "cannot choose an agent: nobody fits; name one in `agent`: research (0.91), writing (0.12)"
+    fake.put("POST /v1/tasks", problem(422, "no-route", why, candidates=SLOTS))
+    assert run(capsys, "submit", "hm") == (1, "", f"error: {why}\n")
 
 
 def test_waiting_prints_the_output_alone_on_stdout(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,7 +146,9 @@ def test_what_strict_json_cannot_say_is_not_sent(fake: FakeNode, node: client.Cl
 # Errors
 
 
-@pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if isinstance(kind, type)])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+)
 def test_every_code_is_the_error_that_it_came_from(kind: type[errors.GreenroomError]) -> None:
     for type_ in (kind.code, f"greenroom:{kind.code}", f"https://greenroom.example/problems/{kind.code}"):
         error = problems.to_error(models.Problem(type=type_, detail="why"), status=kind.status)
@@ -161,11 +163,14 @@ def test_an_unknown_code_is_a_plain_error_with_its_detail_and_request_id(fake: F
     assert caught.value.__notes__ == ["request id: req-1"]
 
 
-def test_no_route_names_the_candidates(fake: FakeNode, node: client.Client) -> None:
+def test_no_route_has_the_candidates_as_values(fake: FakeNode, node: client.Client) -> None:
     fake.put("POST /v1/tasks", problem(422, "no-route", "nobody fits", candidates=SLOTS))
     with pytest.raises(errors.NoRoute) as caught:
         node.submit("hm")
-    assert caught.value.__notes__[0] == "candidate: research (0.91) summarise"
+    best, other = caught.value.candidates
+    assert (best.agent, best.score, best.reason) == ("research", 0.91, "summarise")
+    assert (other.agent, other.score, other.reason) == ("writing", 0.12, "")
+    assert not hasattr(caught.value, "__notes__"), "the node's message names them already"
 
 
 def test_overload_says_when_to_come_back(fake: FakeNode, node: client.Client) -> None:

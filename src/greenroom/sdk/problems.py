@@ -1,6 +1,6 @@
 """A node's refusal as the error it means: RFC 9457 documents to `greenroom.errors`, by code, else by status.
 
-Candidates and, where the node is to blame, the request id are notes of the error (`add_note`).
+Where the node is to blame, the request id is a note of the error (`add_note`).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from http import HTTPStatus
 
 import msgspec
+from msgspec import structs
 
 from greenroom import errors
 from greenroom.sdk import models
@@ -45,8 +46,8 @@ def to_error(problem: models.Problem, *, status: int, retry_after_s: float | Non
         error.retry_after_s = retry_after_s
     if isinstance(error, errors.Unauthenticated):
         error.add_note("a key comes from GREENROOM_KEY, or on the node's machine from local.key in its data directory")
-    for candidate in problem.candidates:
-        error.add_note(f"candidate: {candidate.agent} ({candidate.score:.2f}) {candidate.reason}".rstrip())
+    if isinstance(error, errors.NoRoute):
+        error.candidates = tuple(errors.Candidate(*structs.astuple(score)) for score in problem.candidates)
     if problem.request_id and status >= 500:
         error.add_note(f"request id: {problem.request_id}")
     return error
