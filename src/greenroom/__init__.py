@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from greenroom.sdk.context import Context as Context
     from greenroom.sdk.context import SubTaskFailed as SubTaskFailed
     from greenroom.sdk.context import current as current_context
+    from greenroom.sdk.models import Submission as Submission
     from greenroom.system import ProductionMultiAgentSystem as ProductionMultiAgentSystem
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ _HOME_OF = {
     "Client": ("greenroom.sdk.client", "Client"),
     "Context": ("greenroom.sdk.context", "Context"),
     "ProductionMultiAgentSystem": ("greenroom.system", "ProductionMultiAgentSystem"),
+    "Submission": ("greenroom.sdk.models", "Submission"),
     "SubTaskFailed": ("greenroom.sdk.context", "SubTaskFailed"),
     "current_context": ("greenroom.sdk.context", "current"),
     "errors": ("greenroom.errors", None),
@@ -35,6 +37,7 @@ __all__ = [
     "Context",
     "ProductionMultiAgentSystem",
     "SubTaskFailed",
+    "Submission",
     "current_context",
     "errors",
 ]

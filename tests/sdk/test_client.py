@@ -77,6 +77,36 @@ def test_a_batch_answers_tasks_and_problems_in_order(fake: FakeNode, node: clien
     assert (problem.code, problem.detail) == ("no-route", "nobody fits")
 
 
+def test_a_batch_may_be_of_dicts(fake: FakeNode, node: client.Client) -> None:
+    fake.put("POST /v1/tasks/batch", {"items": [task("queued")] * 3})
+    keyed = greenroom.Submission(input=2, idempotency_key="k")
+    node.submit_many([{"input": {"q": 1}, "agent": "a"}, {"input": 2, "not_before": "2030-01-01T00:00:00Z"}, keyed])
+    assert fake.last_body["tasks"] == [
+        {"input": {"q": 1}, "agent": "a"},
+        {"input": 2, "not_before": "2030-01-01T00:00:00+00:00"},
+        {"input": 2, "idempotency_key": "k"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"agent": "a"}, "`input`"),
+        ({"input": 1, "agnet": "a"}, "`agnet`"),
+        ({"input": 1, "agent": 1}, "agent"),
+        ("x", "str"),
+    ],
+)
+def test_what_is_no_submission_is_told_with_its_place_and_what_it_takes(
+    fake: FakeNode, node: client.Client, wrong: Any, why: str
+) -> None:
+    with pytest.raises(
+        errors.BodyInvalid, match=rf"cannot submit submissions\[1\]: .*{why}.*with some of: input, agent"
+    ):
+        node.submit_many([{"input": 1}, wrong])
+    assert not fake.requests
+
+
 def test_lists_are_followed_to_their_end(fake: FakeNode, node: client.Client) -> None:
     fake.put("GET /v1/tasks", {"items": [task(id="a")], "next_cursor": "c"}, {"items": [task(id="b")]})
     assert [found.id for found in node.iter_tasks("research", "failed")] == ["a", "b"]

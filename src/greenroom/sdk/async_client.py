@@ -72,7 +72,7 @@ class AsyncClient:
         return await self._send(calls.submit(submission, idempotency_key, wait_s=wait_s))
 
     async def submit_many(
-        self, submissions: Sequence[Submission], idempotency_key: str | None = None
+        self, submissions: Sequence[Submission | Mapping[str, Any]], idempotency_key: str | None = None
     ) -> list[Task | Problem]:
         return await self._send(calls.submit_many(submissions, idempotency_key))
 

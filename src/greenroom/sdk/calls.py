@@ -106,9 +106,10 @@ def submit(
 
 
 def submit_many(
-    submissions: Sequence[models.Submission], idempotency_key: str | None
+    submissions: Sequence[models.Submission | Mapping[str, Any]], idempotency_key: str | None
 ) -> Call[list[models.Task | models.Problem]]:
-    body = strict_json.dumps({"tasks": [_body(submission) for submission in submissions]})
+    bodies = [_body(_submission(given, place)) for place, given in enumerate(submissions)]
+    body = strict_json.dumps({"tasks": bodies})
     return Call("POST", "/v1/tasks/batch", _read_batch, body=body, headers=_once(idempotency_key))
 
 
@@ -208,6 +209,18 @@ def _once(idempotency_key: str | None) -> dict[str, str]:
     return {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
 
 
+def _submission(given: models.Submission | Mapping[str, Any], place: int) -> models.Submission:
+    if isinstance(given, models.Submission):
+        return given
+    try:
+        return msgspec.convert(given, models.Submission)
+    except msgspec.ValidationError as error:
+        known = ", ".join(models.Submission.__struct_fields__)
+        raise errors.BodyInvalid(
+            f"cannot submit submissions[{place}]: {error}; give a Submission, or a dict with some of: {known}"
+        ) from None
+
+
 def _body(submission: models.Submission) -> dict[str, Any]:
     body: dict[str, Any] = {"input": submission.input}
     if submission.priority:
@@ -216,7 +229,7 @@ def _body(submission: models.Submission) -> dict[str, Any]:
         if submission.not_before.tzinfo is None:
             raise errors.BodyInvalid("cannot submit: not_before has no time zone; pass an aware datetime")
         body["not_before"] = submission.not_before.isoformat()
-    for name in ("agent", "session", "timeout_s", "metadata"):
+    for name in ("agent", "session", "timeout_s", "metadata", "idempotency_key"):
         if (value := getattr(submission, name)) is not None:
             body[name] = value
     return body

@@ -87,9 +87,12 @@ class Client:
         return self._send(calls.submit(submission, idempotency_key, wait_s=wait_s))
 
     def submit_many(
-        self, submissions: Sequence[Submission], idempotency_key: str | None = None
+        self, submissions: Sequence[Submission | Mapping[str, Any]], idempotency_key: str | None = None
     ) -> list[Task | Problem]:
-        """Submit many in one request; the answers stand in their order, a `Problem` where one was refused."""
+        """Submit many in one request; the answers stand in their order, a `Problem` where one was refused.
+
+        Each is a `Submission`, or a dict of what one takes: ``{"input": …, "agent": …}``.
+        """
         return self._send(calls.submit_many(submissions, idempotency_key))
 
     def task(self, id: str) -> Task:

@@ -23,8 +23,11 @@ class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
     next_cursor: str | None = None
 
 
-class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """A task to be. Without *agent* it is routed by its text; *not_before* is an aware instant."""
+class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A task to be. Without *agent* it is routed by its text; *not_before* is an aware instant.
+
+    *idempotency_key* is for batches: a single submission gives its own beside.
+    """
 
     input: Any
     agent: str | None = None
@@ -33,6 +36,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     not_before: datetime | None = None
     metadata: dict[str, Any] | None = None
+    idempotency_key: str | None = None
 
 
 class TaskError(msgspec.Struct, frozen=True, kw_only=True):
