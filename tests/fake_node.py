@@ -74,7 +74,7 @@ class FakeNode:
     def __init__(self) -> None:
         self.answers: dict[str, list[Answer]] = {}
         self.requests: list[tuple[Request, bytes]] = []
-        self.streams: list[list[bytes | Exception]] = []
+        self.streams: list[list[bytes | Exception] | Response] = []
         methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
         self.app = Starlette(routes=[Route("/{path:path}", self._answer, methods=methods)])
 
@@ -101,7 +101,10 @@ class FakeNode:
     async def _answer(self, request: Request) -> Response:
         self.requests.append((request, await request.body()))
         if request.url.path.endswith("/events"):
-            return StreamingResponse(self._chunks(self.streams.pop(0)), media_type="text/event-stream")
+            stream = self.streams.pop(0)
+            if isinstance(stream, Response):
+                return stream
+            return StreamingResponse(self._chunks(stream), media_type="text/event-stream")
         answers = self.answers.get(f"{request.method} {request.url.path}")
         if answers is None:
             return problem(404, "not-found", f"cannot find {request.url.path}: there is no such thing")

@@ -378,6 +378,12 @@ def test_events_of_a_task_that_ended_before_are_none(fake: FakeNode, node: clien
     assert fake.asked(f"GET {TASK}/events")[0].headers["last-event-id"] == "9"
 
 
+def test_where_the_node_says_that_nothing_is_left_nothing_more_is_asked(fake: FakeNode, node: client.Client) -> None:
+    fake.streams.append(Response(status_code=204))
+    assert list(node.events(TASK_ID, after=9)) == []
+    assert len(fake.requests) == 1
+
+
 def test_a_stream_that_only_breaks_is_given_up(fake: FakeNode, node: client.Client) -> None:
     for _ in range(flows.TRIES):
         fake.stream(b": hello\n\n", ConnectionError("cut"))
@@ -417,6 +423,8 @@ async def test_the_asynchronous_client_speaks_to_an_application_in_process(fake:
         assert await node.result(submitted.id) == "All is well."
         assert len([found async for found in node.iter_tasks()]) == 2
         assert [found.seq async for found in node.events(TASK_ID)] == [1, 2]
+        fake.streams.append(Response(status_code=204))
+        assert [found async for found in node.events(TASK_ID, after=2)] == []
         with pytest.raises(errors.NotFound):
             await node.agent("nobody")
 

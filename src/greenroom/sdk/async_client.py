@@ -120,6 +120,8 @@ class AsyncClient:
             sent = wire.stream_request(following.connect(), self._patience.timeout_s)
             try:
                 async with self._http.stream(**sent) as response:
+                    if response.status_code == streams.NOTHING_LEFT:
+                        return
                     if response.is_success:
                         async for chunk in response.aiter_bytes():
                             for event in following.feed(chunk):

@@ -148,6 +148,8 @@ class Client:
             sent = wire.stream_request(following.connect(), self._patience.timeout_s)
             try:
                 with self._http.stream(**sent) as response:
+                    if response.status_code == streams.NOTHING_LEFT:
+                        return
                     if response.is_success:
                         for chunk in response.iter_bytes():
                             yield from following.feed(chunk)

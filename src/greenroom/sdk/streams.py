@@ -10,6 +10,8 @@ import msgspec
 from greenroom import errors
 from greenroom.sdk import calls, flows, models
 
+NOTHING_LEFT = 204  # the node's answer to a resumed stream: the task has ended, and all of it was sent
+
 
 class Parser:
     """Bytes of one connection in, events out; what was cut off is sent again by the node."""
