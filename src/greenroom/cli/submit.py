@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +32,7 @@ def submit(
     agent: Word,
     text: Word | None = None,
     /,
-    *,
+    *more: Annotated[str, Parameter(show=False)],
     wait: Annotated[bool, Parameter(show_default=False)] = False,
     wait_s: float | None = None,
     session: str | None = None,
@@ -48,6 +49,8 @@ def submit(
         Its name; or the text, where there is only one word or phrase.
     text
         What to do; - reads it from the standard input.
+    more
+        Words that the shell parted: the text was not quoted.
     wait
         Wait for the task to end, print its output; the exit code is 1 unless it succeeded.
     wait_s
@@ -62,7 +65,8 @@ def submit(
         TEXT is JSON, and the agent gets its value.
     """
     name, words = (agent, text) if text is not None else (None, agent)
-    task_input = _input(words, is_json=json_input, name=name)
+    _check(name or "", words, more)
+    task_input = _input(words, is_json=json_input)
     with given.connect() as node:
         task = node.submit(task_input, name, session=session, priority=priority, timeout_s=timeout_s)
         if not given.json:
@@ -79,12 +83,21 @@ def submit(
     return 0 if task.succeeded else 1
 
 
-def _input(words: str, *, is_json: bool, name: str | None) -> Any:
-    for word in (name or "", words):
+def _check(name: str, words: str, more: tuple[str, ...]) -> None:
+    for word in (name, words):
         if word.startswith("-") and word != "-":
             raise options.Usage(
                 f"cannot submit: there is no option {word}; give a text that begins with - on stdin, as -"
             )
+    if more:
+        quoted = shlex.quote(" ".join((words, *more)))
+        raise options.Usage(
+            f"cannot submit: the text is of several words; quote it: greenroom submit {shlex.quote(name)} {quoted}, "
+            "or quote all of it, and the router chooses the agent"
+        )
+
+
+def _input(words: str, *, is_json: bool) -> Any:
     if words == "-":
         content = sys.stdin.buffer.read(LONGEST_TEXT + 1)
         if len(content) > LONGEST_TEXT:
