@@ -105,6 +105,32 @@ def test_waiting_prints_the_output_alone_on_stdout(fake: FakeNode, capsys: pytes
 
 
 @pytest.mark.parametrize("how", [["--wait"], ["--wait-s", "5"], ["--wait", "--json"]])
+def test_waiting_for_an_agent_that_is_failed_says_so_at_once_and_goes_on(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], how: list[str]
+) -> None:
+    fake.put("POST /v1/tasks", task("queued"))
+    fake.put(f"GET {TASK}", task())
+    fake.put("GET /v1/agents/research", agent(state="failed", reason="no module named x"))
+    code, _, err = run(capsys, "submit", "research", "the news", *how)
+    assert code == 0
+    assert err.count("agent research is failed: no module named x; the task waits until it works again\n") == 1
+    asked = [request.url.path for request, _ in fake.requests]
+    assert asked[:2] == ["/v1/tasks", "/v1/agents/research"]
+
+
+def test_an_agent_that_fails_while_its_task_waits_is_told_of_once(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greenroom.cli.submit.LOOK_EVERY_S", 0.0)
+    fake.put("POST /v1/tasks", task("queued"))
+    fake.put(f"GET {TASK}", task("queued"), task("queued"), task("queued"), task())
+    fake.put("GET /v1/agents/research", agent(state="starting"), agent(state="failed", reason="it died"))
+    code, out, err = run(capsys, "submit", "research", "the news", "--wait")
+    assert (code, out) == (0, "All is well.\n")
+    assert err.count("agent research is failed: it died") == 1
+
+
+@pytest.mark.parametrize("how", [["--wait"], ["--wait-s", "5"], ["--wait", "--json"]])
 def test_waiting_for_a_task_that_fails_exits_with_one(
     fake: FakeNode, capsys: pytest.CaptureFixture[str], how: list[str]
 ) -> None:

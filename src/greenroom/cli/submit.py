@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import cyclopts
 from cyclopts import Parameter
 
-from greenroom import errors, strict_json
+from greenroom import clock, errors, strict_json
 from greenroom.cli import options, render, tasks
 
 if TYPE_CHECKING:
-    from greenroom.sdk import models
+    from greenroom.sdk import client, models
 
+LOOK_EVERY_S = 5.0  # whether the agent has failed meanwhile
 LONGEST_TEXT = 64 * 1024 * 1024  # what no node takes is not read to its end
 
 Word = Annotated[str, Parameter(allow_leading_hyphen=True)]
@@ -75,7 +77,7 @@ def submit(
             _leave(task, as_json=given.json)
             return 0
         with render.spinner(f"waiting for {task.agent}"), tasks.going_on(task.id):
-            task = node.wait(task.id, wait_s)
+            task = _wait(node, task, wait_s)
     if given.json:
         render.json(task)
     else:
@@ -117,6 +119,31 @@ def _announce(task: models.Task) -> None:
         scores = ", ".join(f"{score.agent} {score.score:.2f}" for score in task.routing.scores)
         render.say(f"chose {task.routing.agent}" + (f" ({scores})" if scores else ""))
     render.say(f"task {task.id} for {task.agent}: {task.state}")
+
+
+def _wait(node: client.Client, task: models.Task, wait_s: float | None) -> models.Task:
+    """Wait for the end; say once if the agent has failed, before or meanwhile: it may be long then."""
+    monotonic_s = clock.SystemClock().monotonic_s
+    end_at_s = math.inf if wait_s is None else monotonic_s() + wait_s
+    has_failed = False
+    while True:
+        has_failed = has_failed or _tell_of_failure(node, task.agent)
+        left_s = end_at_s - monotonic_s()
+        timeout_s = left_s if has_failed else min(left_s, LOOK_EVERY_S)
+        task = node.wait(task.id, None if math.isinf(timeout_s) else timeout_s)
+        if task.ended or left_s <= timeout_s:
+            return task
+
+
+def _tell_of_failure(node: client.Client, name: str) -> bool:
+    try:
+        agent = node.agent(name)
+    except errors.GreenroomError:
+        return False  # whether the task ends is what was asked
+    if agent.state != "failed":
+        return False
+    render.say(f"agent {name} is failed: {agent.reason}; the task waits until it works again")
+    return True
 
 
 def _leave(task: models.Task, *, as_json: bool) -> None:
