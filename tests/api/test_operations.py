@@ -1,4 +1,4 @@
-"""Agents, replicas, status, metrics, the OpenAPI document; and a node that stops."""
+"""Agents, replicas, status, metrics; and a node that stops."""
 
 # ruff: noqa: ASYNC240 - the files here are touched and looked at, never waited for
 
@@ -14,7 +14,6 @@ from prometheus_client import parser
 
 import nodes
 from greenroom import settings
-from greenroom.api import routes
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -193,26 +192,6 @@ async def test_metrics_are_prometheus_and_count(api: nodes.Api) -> None:
         ("greenroom_attempt_seconds_count", {"agent": "echo"}),
     ]:
         assert _count(answer.text, name, **labels) == _count(before, name, **labels) + 1
-
-
-# OpenAPI
-
-
-async def test_the_openapi_document_describes_every_route_once(api: nodes.Api) -> None:
-    document = await api.get("/openapi.json")
-    described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
-    assert described == {(route.method, route.path) for route in routes.ROUTES} | {("GET", "/openapi.json")}
-    ids = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
-    assert len(ids) == len(set(ids)), "an operation's id stands for one operation"
-    references = set(re.findall(r'"\$ref": ?"#/components/schemas/(\w+)"', (await api.http.get("/openapi.json")).text))
-    references |= set(re.findall(r'"\$ref":"#/components/schemas/(\w+)"', (await api.http.get("/openapi.json")).text))
-    assert references <= set(document["components"]["schemas"])
-    assert "Submission" in references
-    for path, item in document["paths"].items():
-        for operation in item.values():
-            named = {parameter["name"] for parameter in operation["parameters"] if parameter["in"] == "path"}
-            assert named == set(re.findall(r"\{(\w+)\}", path))
-            assert operation["summary"]
 
 
 # A node that stops

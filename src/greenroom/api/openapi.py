@@ -1,40 +1,89 @@
-"""The OpenAPI document, drawn from the route table and the schemas: what it says is what is checked."""
+"""The OpenAPI document, drawn from the route table and the schemas: what it says is what is checked and answered.
+
+Bodies are checked by their schemas. Answers are described by the values that the client reads them as, `sdk.models`;
+that they are so, and whole, `tests/api/test_openapi.py` sees at every route.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from greenroom import settings
-from greenroom.api import routes, schemas
+from greenroom.api import problems, routes, schemas
 from greenroom.api.request import Answer, Call
-from greenroom.api.routes import Route
-from greenroom.core import tasks
+from greenroom.api.routes import Page, Route
+from greenroom.core import admission, tasks
 from greenroom.core.admission import Permission
+from greenroom.engine import protocol
+from greenroom.sdk import models
+
+_SCHEMAS = "#/components/schemas/"
 
 _PROBLEM = {
+    "title": "Problem",
+    "description": "Why something is refused (RFC 9457). The type `no-route` comes with `candidates`.",
     "type": "object",
-    "description": "RFC 9457 problem document",
     "required": ["type", "title", "status", "detail", "request_id"],
     "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
+        "type": {"type": "string", "description": "stable: what programs go by"},
+        "title": {"type": "string", "description": "what the type means"},
         "status": {"type": "integer"},
-        "detail": {"type": "string"},
+        "detail": {"type": "string", "description": "what it is this time, and what to do"},
         "request_id": {"type": "string"},
+        "candidates": {"type": "array", "items": {"$ref": f"{_SCHEMAS}Score"}},
     },
 }
+_REFUSED = {
+    "description": "refused",
+    "headers": {
+        "Retry-After": {"description": "with 429 and 503: seconds", "schema": {"type": "integer", "minimum": 1}},
+        "WWW-Authenticate": {"description": "with 401", "schema": {"type": "string"}},
+        "Allow": {"description": "with 405", "schema": {"type": "string"}},
+    },
+    "content": {problems.MEDIA_TYPE: {"schema": {"$ref": f"{_SCHEMAS}Problem"}}},
+}
+_MEANINGS = {200: "done", 201: "made", 202: "accepted, and not at its end yet", 204: "done, and nothing to say"}
 
+# What is given beside the body, by name: what it is, and what it does.
+_NAME, _COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
+_QUERIES: dict[str, tuple[dict[str, Any], str]] = {
+    "after": (_COUNT, "Begin behind the event of this number."),
+    "agent": (_NAME, "Only what is of this agent."),
+    "cursor": ({"type": "string", "pattern": "^[0-9]{1,19}$"}, "Go on where a list ended: its next_cursor."),
+    "limit": ({"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many."),
+    "session": (_NAME, "Only what is of this session."),
+    "state": ({"type": "string", "enum": list(tasks.State)}, "Only what is in this state."),
+    "wait": (
+        {"type": "number", "minimum": 0, "maximum": schemas.MAX_WAIT_S},
+        "Answer when the task has ended, or after this many seconds.",
+    ),
+}
+_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
+    "Idempotency-Key": (
+        {"type": "string", "minLength": 1, "maxLength": 255},
+        "The same request with the same key is accepted once, however often it is sent.",
+    ),
+    "Last-Event-ID": ({"type": "string", "pattern": "^[0-9]{1,9}$"}, "Begin behind the event of this number."),
+}
 
-_QUERIES: dict[str, dict[str, Any]] = {
-    "after": {"type": "integer", "minimum": 0},
-    "cursor": {"type": "string", "pattern": "^[0-9]{1,19}$"},
-    "limit": {"type": "integer", "minimum": 1, "maximum": 200},
-    "state": {"enum": list(tasks.State)},
-    "wait": {"type": "number", "minimum": 0, "maximum": schemas.MAX_WAIT_S},
+# What the client reads with more patience than this node needs: these it knows, and gives always but for the latter.
+_CHOICES: dict[tuple[str, str], Iterable[str]] = {
+    ("Task", "state"): tasks.State,
+    ("Event", "type"): ("state", *sorted(protocol.EVENT_TYPES)),
+    ("Agent", "state"): ("starting", "ready", "failed"),
+    ("Replica", "state"): ("starting", "ready", "draining", "stopped", "failed"),
+    ("Replica", "grade"): ("healthy", "degraded", "unhealthy", "unknown"),
+    ("Key", "role"): admission.ROLES,
+}
+_SOMETIMES = {
+    "Task": {"routing"},
+    "Session": {"state"},
+    "Key": {"key"},
 }
 
 
@@ -43,52 +92,107 @@ async def _show(call: Call) -> Answer:
     return Answer(document())
 
 
-ROUTE = Route("GET", "/openapi.json", _show, Permission.READ)
+ROUTE = Route("GET", "/openapi.json", _show, Permission.READ, {200: "application/json"})
 
 
 @functools.cache
 def document() -> dict[str, Any]:
-    bodies = [schemas.Submission, schemas.Batch, schemas.Scale, schemas.NewKey, settings.AgentSettings]
-    (_, components) = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
-    for name in ("AgentSettings", "Scaling", "Rollout"):
-        components[name]["additionalProperties"] = False  # as `settings` has it
-    components["Scale"]["properties"]["replicas"]["minimum"] = 1  # as the route has it
+    every = (*routes.ROUTES, ROUTE)
     paths: dict[str, dict[str, Any]] = {}
-    for route in (*routes.ROUTES, ROUTE):
+    for route in every:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Greenroom", "version": "1"},
         "paths": paths,
         "components": {
-            "schemas": components | {"Problem": _PROBLEM},
+            "schemas": _bodies() | _answers(every) | {"Problem": _PROBLEM},
+            "responses": {"Refused": _REFUSED},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"key": []}],
     }
 
 
+def _bodies() -> dict[str, Any]:
+    kinds = [schemas.Submission, schemas.Batch, schemas.Scale, schemas.NewKey, settings.AgentSettings]
+    (_, components) = msgspec.json.schema_components(kinds, ref_template=_SCHEMAS + "{name}")
+    for name in ("AgentSettings", "Scaling", "Rollout"):
+        components[name]["additionalProperties"] = False  # as `settings` has it
+    components["Scale"]["properties"]["replicas"]["minimum"] = 1  # as the route has it
+    components["Batch"]["properties"]["tasks"]["items"] = {"$ref": f"{_SCHEMAS}Submission"}
+    return components
+
+
+def _answers(every: Iterable[Route]) -> dict[str, Any]:
+    given = [kind.item if isinstance(kind, Page) else kind for route in every for kind in route.gives.values()]
+    kinds = [models.Event, *{kind: None for kind in given if isinstance(kind, type)}]
+    (_, components) = msgspec.json.schema_components(kinds, ref_template=_SCHEMAS + "{name}")
+    for name, schema in components.items():
+        schema["required"] = [key for key in schema["properties"] if key not in _SOMETIMES.get(name, ())]
+        for key, value in schema["properties"].items():
+            value.pop("default", None)  # a newer client's idea of what an older node did not say
+            if (name, key) in _CHOICES:
+                schema["properties"][key] = {"type": "string", "enum": list(_CHOICES[name, key])}
+    components["Agent"]["properties"]["spec"] = {"$ref": f"{_SCHEMAS}AgentSettings"}
+    either = [{"$ref": f"{_SCHEMAS}Task"}, {"$ref": f"{_SCHEMAS}Problem"}]
+    components["BatchResult"]["properties"]["items"]["items"] = {"anyOf": either}
+    return components
+
+
 def _operation(route: Route) -> dict[str, Any]:
     names = re.findall(r"\{(\w+)\}", route.path)
-    parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
-    parameters += [
-        {"name": name, "in": "query", "schema": _QUERIES.get(name, {"type": "string"})} for name in route.query
-    ]
     operation: dict[str, Any] = {
         "operationId": "_".join(re.findall(r"\w+", f"{route.method.lower()} {route.path}")),
-        "summary": (route.endpoint.__doc__ or "").strip(),
-        "parameters": parameters,
+        "summary": (route.endpoint.__doc__ or "").strip().replace("``", ""),
+        "parameters": [
+            *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names),
+            *(_parameter(name, "query", *_QUERIES[name]) for name in route.query),
+            *(_parameter(name, "header", *_HEADERS[name]) for name in route.headers),
+        ],
         "x-permission": route.permission,
         "responses": {
-            "2XX": {"description": "done"},
-            "default": {
-                "description": "refused",
-                "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-            },
+            **{str(status): _response(status, kind) for status, kind in route.gives.items()},
+            "4XX": {"$ref": "#/components/responses/Refused"},
+            "5XX": {"$ref": "#/components/responses/Refused"},
         },
     }
     if route.body is not None:
         name = "AgentSettings" if route.body is dict else route.body.__name__
-        schema = {"$ref": f"#/components/schemas/{name}"}
+        schema = {"$ref": f"{_SCHEMAS}{name}"}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     return operation
+
+
+def _parameter(name: str, place: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": place, "description": description, "schema": schema}
+
+
+def _response(status: int, kind: type[msgspec.Struct] | Page | str | None) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": _MEANINGS[status]}
+    match kind:
+        case None:
+            pass
+        case "application/json":
+            response["content"] = {kind: {"schema": {"type": "object"}}}
+        case routes.EVENTS:
+            # What each of its events has as data; OpenAPI 3.1 has no word for it.
+            response["content"] = {kind: {"schema": {"type": "string"}, "x-event": {"$ref": f"{_SCHEMAS}Event"}}}
+        case str():
+            response["content"] = {kind: {"schema": {"type": "string"}}}
+        case Page(item):
+            response["content"] = {"application/json": {"schema": _page(item)}}
+        case _:
+            response["content"] = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}{kind.__name__}"}}}
+    return response
+
+
+def _page(item: type[msgspec.Struct]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["items", "next_cursor"],
+        "properties": {
+            "items": {"type": "array", "items": {"$ref": f"{_SCHEMAS}{item.__name__}"}},
+            "next_cursor": {"type": ["string", "null"], "description": "null at the end of the list"},
+        },
+    }

@@ -10,6 +10,7 @@ from greenroom.api import schemas
 from greenroom.api.request import Answer, Call
 from greenroom.api.services import Services
 from greenroom.core import admission
+from greenroom.sdk import models
 from greenroom.store import database
 from greenroom.store.principals import Principal
 
@@ -29,36 +30,36 @@ async def status(call: Call) -> Answer:
     entries = (await store.directory.refresh()).values()
     ready = Counter(row.agent for row in replicas if row.state == "ready")
     return Answer(
-        {
-            "environment": services.settings.environment,
-            "node": {
-                "id": services.node,
-                "state": _state(services),
-                "reason": services.failure,
-                "started_at": database.instant(services.started_at_us),
-                "store": store.db.dialect,
-                "isolation": "T0: replicas run as this user, without a sandbox",
-            },
-            "agents": [
-                {
-                    "name": entry.agent.name,
-                    "state": entry.agent.state,
-                    "reason": entry.agent.reason,
-                    "revision": entry.agent.revision,
-                    "replicas": {"desired": entry.agent.replicas, "ready": ready[entry.agent.name]},
-                    "tasks": tasks.get(entry.agent.name, {}),
-                }
+        schemas.Status(
+            environment=services.settings.environment,
+            node=schemas.NodeStatus(
+                id=services.node,
+                state=_state(services),
+                reason=services.failure,
+                started_at=database.instant(services.started_at_us),
+                store=store.db.dialect,
+                isolation="T0: replicas run as this user, without a sandbox",
+            ),
+            agents=[
+                schemas.AgentStatus(
+                    name=entry.agent.name,
+                    state=entry.agent.state,
+                    reason=entry.agent.reason,
+                    revision=entry.agent.revision,
+                    replicas=models.ReplicaCount(desired=entry.agent.replicas, ready=ready[entry.agent.name]),
+                    tasks=tasks.get(entry.agent.name, {}),
+                )
                 for entry in entries
             ],
-            "replicas": {
-                "total": len(replicas),
-                "by_state": Counter(row.state for row in replicas),
-                "memory_mb": round(sum(row.memory_mb or 0 for row in replicas), 1),
-                "limit": services.settings.cluster.max_replicas,
-            },
-            "tasks": totals,
-            "not_yet_built": settings.NOT_YET_BUILT,
-        }
+            replicas=schemas.ReplicasStatus(
+                total=len(replicas),
+                by_state=Counter(row.state for row in replicas),
+                memory_mb=round(sum(row.memory_mb or 0 for row in replicas), 1),
+                limit=services.settings.cluster.max_replicas,
+            ),
+            tasks=totals,
+            not_yet_built=settings.NOT_YET_BUILT,
+        )
     )
 
 

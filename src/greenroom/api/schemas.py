@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from greenroom import errors, strict_json
 from greenroom.api import mistakes
+from greenroom.sdk import models
 
 MAX_BATCH = 1_000
 MAX_WAIT_S = 300.0
@@ -53,6 +54,12 @@ class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tasks: Annotated[list[Any], Meta(min_length=1, max_length=MAX_BATCH, title=f"a list of 1 to {MAX_BATCH} tasks")]
 
 
+class BatchResult(msgspec.Struct, frozen=True):
+    """What became of each task of a batch, in order: the task as it was accepted, or the problem."""
+
+    items: list[dict[str, Any]]
+
+
 class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many replicas an agent should have."""
 
@@ -65,6 +72,57 @@ class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1, max_length=100, title="1 to 100 characters")]
     role: str = "user"
     expires_in_s: Annotated[float, Meta(gt=0, le=10 * 365 * 86_400)] | None = None
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The node that answers: *state* is starting, ready, draining, or failed for the *reason*."""
+
+    id: str
+    state: str
+    reason: str | None
+    started_at: models.Instant
+    store: str
+    isolation: str
+
+
+class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent, with how many tasks it has and had, by their state."""
+
+    name: str
+    state: str
+    reason: str
+    revision: int
+    replicas: models.ReplicaCount
+    tasks: dict[str, int]
+
+
+class ReplicasStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """All replicas that live; *limit* is cluster.max_replicas."""
+
+    total: int
+    by_state: dict[str, int]
+    memory_mb: float
+    limit: int
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole system; *not_yet_built* names the switches that do nothing yet, and what happens instead."""
+
+    environment: str
+    node: NodeStatus
+    agents: list[AgentStatus]
+    replicas: ReplicasStatus
+    tasks: dict[str, int]
+    not_yet_built: dict[str, str]
+
+
+class Revision(msgspec.Struct, frozen=True, kw_only=True):
+    """An immutable, numbered snapshot of an agent; *digest* is its code's."""
+
+    agent: str
+    number: int
+    digest: str
+    created_at: models.Instant
 
 
 Body = TypeVar("Body", bound=msgspec.Struct)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from greenroom import settings
+from greenroom.api import schemas
 from greenroom.store import database
 from greenroom.store.agents import Replica, Revision
 from greenroom.store.directory import Entry
@@ -139,8 +140,10 @@ def replica(row: Replica, *, busy: int) -> dict[str, Any]:
     }
 
 
-def revision(row: Revision) -> dict[str, Any]:
-    return {"agent": row.agent, "number": row.number, "digest": row.digest, "created_at": _at(row.created_at)}
+def revision(row: Revision) -> schemas.Revision:
+    return schemas.Revision(
+        agent=row.agent, number=row.number, digest=row.digest, created_at=database.instant(row.created_at)
+    )
 
 
 def session(row: Session | Summary) -> dict[str, Any]:

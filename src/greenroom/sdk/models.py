@@ -1,19 +1,22 @@
 """What a node answers, as values: frozen, typed, and tolerant of what they do not know.
 
 Fields that a newer node adds are ignored, states stay text, and only what every node has always said is
-required: old clients live with new nodes. Instants are aware. Decoded by `calls`, handed out by the clients.
+required: old clients live with new nodes. Instants are aware. Decoded by `calls`, handed out by the clients, and what a
+node's OpenAPI document is drawn from.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from greenroom.core import tasks
 
 Item = TypeVar("Item")
+Instant = Annotated[datetime, Meta(tz=True)]
 
 
 class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
@@ -55,8 +58,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 1
     replica: str | None = None
     revision: int | None = None
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
+    started_at: Instant | None = None
+    ended_at: Instant | None = None
     reason: str | None = None
 
 
@@ -98,11 +101,11 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: int = 0
     attempts: tuple[Attempt, ...] = ()
     usage: Usage = Usage()
-    created_at: datetime | None = None
-    not_before: datetime | None = None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    deadline_at: datetime | None = None
+    created_at: Instant | None = None
+    not_before: Instant | None = None
+    started_at: Instant | None = None
+    finished_at: Instant | None = None
+    deadline_at: Instant | None = None
     metadata: dict[str, Any] | None = None
     parent: str | None = None
     routing: Routing | None = None
@@ -122,7 +125,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     seq: int
     type: str
-    at: datetime | None = None
+    at: Instant | None = None
     data: Any = None
 
     @property
@@ -155,6 +158,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     adapter: str | None = None
     spec: dict[str, Any] | None = None
     generation: int = 0
+    updated_at: Instant | None = None
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,7 +175,7 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     busy: int = 0
     slots: int = 0
     memory_mb: float | None = None
-    started_at: datetime | None = None
+    started_at: Instant | None = None
     restarts: int = 0
 
 
@@ -182,7 +186,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     agent: str
     revision: int | None = None
     tasks: int = 0
-    updated_at: datetime | None = None
+    created_at: Instant | None = None
+    updated_at: Instant | None = None
     state_bytes: int = 0
     state: Any = None
 
@@ -193,9 +198,9 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     name: str = ""
     role: str = ""
-    created_at: datetime | None = None
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
+    created_at: Instant | None = None
+    expires_at: Instant | None = None
+    revoked_at: Instant | None = None
     key: str | None = None
 
 

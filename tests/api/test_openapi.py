@@ -1,0 +1,228 @@
+"""The OpenAPI document describes what is answered: each answer of each route is held against it."""
+
+# ruff: noqa: ASYNC240 - the files here are touched and looked at, never waited for
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import nodes
+from greenroom.api import openapi, routes
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+SAY_NOTHING = {"title", "description", "default"}
+
+
+def mistakes(value: Any, schema: dict[str, Any], at: str = "") -> Iterator[str]:
+    """What of *value* is not as *schema* has it. JSON Schema, as far as the document needs it; objects are closed."""
+    for keyword, says in schema.items():
+        match keyword:
+            case "$ref":
+                yield from mistakes(value, openapi.document()["components"]["schemas"][says.rpartition("/")[2]], at)
+            case "anyOf":
+                if all(any(mistakes(value, choice, at)) for choice in says):
+                    yield f"{at}: {value!r} is none of {says}"
+            case "type":
+                kinds = [kind for name in ([says] if isinstance(says, str) else says) for kind in TYPES[name]]
+                if type(value) not in kinds:
+                    yield f"{at}: {value!r} is no {says}"
+            case "enum":
+                if value not in says:
+                    yield f"{at}: {value!r} is none of {says}"
+            case "format":
+                assert says == "date-time"
+                if isinstance(value, str) and datetime.fromisoformat(value).tzinfo is None:
+                    yield f"{at}: {value!r} has no time zone"
+            case "pattern":
+                if isinstance(value, str) and not re.search(says, value):
+                    yield f"{at}: {value!r} does not match {says}"
+            case "minimum" | "exclusiveMinimum" | "maximum" | "minLength" | "maxLength" | "minItems" | "maxItems":
+                pass  # of requests
+            case "required":
+                yield from (
+                    f"{at}: {name} is missing" for name in says if isinstance(value, dict) and name not in value
+                )
+            case "properties" if isinstance(value, dict):
+                for name, item in value.items():
+                    if name in says:
+                        yield from mistakes(item, says[name], f"{at}.{name}")
+                    else:
+                        yield f"{at}: {name} is not described"
+            case "additionalProperties":
+                if isinstance(says, dict) and isinstance(value, dict):
+                    for name, item in value.items():
+                        yield from mistakes(item, says, f"{at}.{name}")
+            case "items" if isinstance(value, list):
+                for index, item in enumerate(value):
+                    yield from mistakes(item, says, f"{at}[{index}]")
+            case "properties" | "items":
+                pass
+            case _:
+                assert keyword in SAY_NOTHING, f"the test does not know {keyword}"
+
+
+class Reader:
+    """Calls routes as the document names them, and holds every answer against it."""
+
+    def __init__(self, api: nodes.Api) -> None:
+        self._api = api
+        self.answered: set[tuple[str, str]] = set()  # route and status
+
+    async def call(self, route: str, body: Any = None, query: str = "", **given: Any) -> httpx.Response:
+        method, path = route.split()
+        names = {name: given.pop(name) for name in re.findall(r"\{(\w+)\}", path)}
+        response = await self._api.call(method, path.format(**names) + query, body, **given)
+        responses = openapi.document()["paths"][path][method.lower()]["responses"]
+        status = str(response.status_code)
+        described = responses.get(status) or responses[f"{status[0]}XX"]
+        self.answered.add((route, status if status in responses else f"{status[0]}XX"))
+        self._check(response, self._followed(described).get("content", {}))
+        return response
+
+    def _followed(self, described: dict[str, Any]) -> dict[str, Any]:
+        if "$ref" in described:
+            described = openapi.document()["components"]["responses"][described["$ref"].rpartition("/")[2]]
+        return described
+
+    def _check(self, response: httpx.Response, content: dict[str, Any]) -> None:
+        if not content:
+            assert response.content == b""
+            return
+        media_type = response.headers["content-type"].split(";")[0]
+        schema = content[media_type]
+        if media_type.endswith("json"):
+            assert not list(mistakes(response.json(), schema["schema"], response.request.url.path))
+        if "x-event" in schema:
+            events = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+            assert events
+            for event in events:
+                assert not list(mistakes(json.loads(event), schema["x-event"], "event"))
+
+
+async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Path, gate: Path) -> None:
+    reader = Reader(api)
+    call = reader.call
+
+    # Tasks, in every state and of every kind.
+    done = await call("POST /v1/tasks", {"agent": "talking", "input": {"count": 2}, "metadata": {"a": 1}}, "?wait=30")
+    failed = await call("POST /v1/tasks", {"agent": "failing", "input": "no"}, "?wait=30")
+    await call("POST /v1/tasks", {"input": "repeat this"}, "?wait=30")
+    await call("POST /v1/tasks", {"agent": "chained", "input": ["a", None], "session": "described"}, "?wait=30")
+    running = (
+        await call("POST /v1/tasks", {"agent": "gated", "input": {"ledger": str(ledger), "gate": str(gate)}})
+    ).json()
+    await nodes.lines_of(ledger)
+    late = {"agent": "echo", "input": 1, "not_before": "2999-01-01T00:00:00Z", "timeout_s": 60, "priority": 1}
+    queued = (await call("POST /v1/tasks", late)).json()
+    for task in (done.json(), failed.json(), running, queued):
+        await call("GET /v1/tasks/{id}", id=task["id"])
+    await call("GET /v1/tasks/{id}", None, "?wait=0.01", id=running["id"])
+    await call("POST /v1/tasks/{id}/cancel", id=queued["id"])
+    await call("GET /v1/tasks/{id}", id=queued["id"])
+    late_too = (
+        await call("POST /v1/tasks", {"agent": "queue", "input": {"ledger": str(ledger), "gate": str(gate)}})
+    ).json()
+    expired = (await call("POST /v1/tasks", {"agent": "queue", "input": {}, "timeout_s": 0.05}, "?wait=30")).json()
+    assert expired["state"] == "expired"
+    gate.touch()
+    for task in (running, late_too):
+        await api.end_of(task["id"])
+    for task in (done.json(), failed.json(), queued, expired):
+        await call("GET /v1/tasks/{id}/events", id=task["id"])
+    await call("GET /v1/tasks/{id}/events", id=done.json()["id"], headers={"last-event-id": "999"})
+    await call("POST /v1/tasks/{id}/retry", id=failed.json()["id"])
+    batch = [{"agent": "echo", "input": 1}, {"agent": "nobody", "input": 1}, {"input": "xylophone zzz"}, "no object"]
+    await call("POST /v1/tasks/batch", {"tasks": batch})
+    await call("GET /v1/tasks", None, "?limit=200")
+    assert "candidates" in (await call("POST /v1/tasks", {"input": "xylophone zzz"})).json()
+
+    await call("GET /v1/sessions")
+    await call("GET /v1/sessions/{id}", id="described")
+    await call("DELETE /v1/sessions/{id}", id="described")
+
+    spec = nodes.agent("echo", arguments={}, skills=["s"], examples=["e"], env=["A"])
+    await call("PUT /v1/agents/{name}", spec, name="described")
+    await call("GET /v1/agents/{name}", name="described")
+    await call("GET /v1/agents/{name}/revisions", name="described")
+    await call("PATCH /v1/agents/{name}/scale", {"replicas": 2}, name="described")
+    await call("GET /v1/agents")
+
+    async def both() -> list[Any] | None:
+        ready = await api.replicas("described")
+        return ready if len(ready) == 2 else None
+
+    restarted, drained = await nodes.eventually(both)
+    await call("GET /v1/replicas")
+    await call("POST /v1/replicas/{id}/restart", id=restarted["id"])
+    await call("POST /v1/replicas/{id}/drain", id=drained["id"])
+    await call("DELETE /v1/agents/{name}", name="described")
+
+    made = (await call("POST /v1/keys", {"name": "described", "expires_in_s": 60})).json()
+    await call("DELETE /v1/keys/{id}", id=made["id"])
+    for route in ("GET /v1/keys", "GET /v1/status", "GET /metrics", "GET /openapi.json"):
+        await call(route)
+
+    described = {(f"{route.method} {route.path}", str(status)) for route in EVERY for status in route.gives}
+    assert described <= reader.answered, described - reader.answered
+
+
+EVERY = (*routes.ROUTES, openapi.ROUTE)
+
+
+@pytest.mark.parametrize("route", EVERY, ids=lambda route: f"{route.method} {route.path}")
+async def test_every_route_refuses_as_it_is_described(api: nodes.Api, route: routes.Route) -> None:
+    name = f"{route.method} {route.path}"
+    names = dict.fromkeys(re.findall(r"\{(\w+)\}", route.path), "nobody")
+    stranger = await Reader(api.of(None, source="10.9.9.9")).call(name, **names)
+    assert (stranger.status_code, stranger.headers["www-authenticate"]) == (401, "Bearer")
+    garbage: dict[str, Any] = {"content": b"{", "headers": {"content-type": "application/json"}} if route.body else {}
+    refused = await Reader(api).call(name, **names, **garbage)
+    assert refused.status_code == (400 if route.body else 404 if names else 200)
+
+
+async def test_the_document_describes_every_route_once(api: nodes.Api) -> None:
+    document = await api.get("/openapi.json")
+    described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
+    assert described == {(route.method, route.path) for route in EVERY}
+    operations = [operation for item in document["paths"].values() for operation in item.values()]
+    ids = [operation["operationId"] for operation in operations]
+    assert len(ids) == len(set(ids)), "an operation's id stands for one operation"
+    assert all(operation["summary"] and "`" not in operation["summary"] for operation in operations)
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert references == set(document["components"]["schemas"]), "nothing is missing, and nothing is left over"
+
+
+async def test_what_is_given_beside_the_body_is_described_with_its_type() -> None:
+    for route in EVERY:
+        operation = openapi.document()["paths"][route.path][route.method.lower()]
+        given = {(item["in"], item["name"]): item for item in operation["parameters"]}
+        assert {name for place, name in given if place == "path"} == set(re.findall(r"\{(\w+)\}", route.path))
+        assert all(item["schema"]["type"] for item in given.values())
+        assert all(item["description"] for (place, _), item in given.items() if place != "path")
+    paths = openapi.document()["paths"]
+    for path in ("/v1/tasks", "/v1/tasks/batch"):
+        assert ("header", "Idempotency-Key") in {
+            (item["in"], item["name"]) for item in paths[path]["post"]["parameters"]
+        }
+    events = paths["/v1/tasks/{id}/events"]["get"]["parameters"]
+    assert ("header", "Last-Event-ID") in {(item["in"], item["name"]) for item in events}
+    wait = next(item for item in paths["/v1/tasks"]["post"]["parameters"] if item["name"] == "wait")
+    assert wait["schema"] == {"type": "number", "minimum": 0, "maximum": 300.0}
