@@ -73,7 +73,7 @@ class JsonRefused(GreenroomError):
 
 
 class BodyInvalid(GreenroomError):
-    """The JSON is well formed but is not what this route takes."""
+    """What was sent can be read, but is not what this route takes."""
 
     code = "invalid-body"
     status = 422

@@ -54,7 +54,7 @@ _NAME, _COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
 _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
     "after": (_COUNT, "Begin behind the event of this number."),
     "agent": (_NAME, "Only what is of this agent."),
-    "cursor": ({"type": "string", "pattern": "^[0-9]{1,19}$"}, "Go on where a list ended: its next_cursor."),
+    "cursor": (_NAME, "Go on where a list ended: its next_cursor."),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many."),
     "session": (_NAME, "Only what is of this session."),
     "state": ({"type": "string", "enum": list(tasks.State)}, "Only what is in this state."),
