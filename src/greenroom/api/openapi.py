@@ -17,7 +17,7 @@ from greenroom import settings
 from greenroom.api import problems, routes, schemas
 from greenroom.api.request import Answer, Call
 from greenroom.api.routes import Page, Route
-from greenroom.core import admission, tasks
+from greenroom.core import tasks
 from greenroom.core.admission import Permission
 from greenroom.engine import protocol
 from greenroom.sdk import models
@@ -78,7 +78,6 @@ _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("Agent", "state"): ("starting", "ready", "failed"),
     ("Replica", "state"): ("starting", "ready", "draining", "stopped", "failed"),
     ("Replica", "grade"): ("healthy", "degraded", "unhealthy", "unknown"),
-    ("Key", "role"): admission.ROLES,
 }
 _SOMETIMES = {
     "Task": {"routing"},
