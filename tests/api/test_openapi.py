@@ -117,6 +117,7 @@ class Reader:
                 assert not list(mistakes(json.loads(event), schema["x-event"], "event"))
 
 
+@pytest.mark.slow
 async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Path, gate: Path) -> None:
     reader = Reader(api)
     call = reader.call
