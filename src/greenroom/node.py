@@ -265,6 +265,7 @@ async def serve(options: Options, *, on_ready: Callable[[Node], None]) -> None:
 async def _until_stopped(node: Node, stop: asyncio.Event, on_ready: Callable[[Node], None]) -> None:
     async def announce() -> None:
         await node.host.settled.wait()
+        await node.store.directory.refresh()  # whoever is told looks at the agents' states
         node.facts.emit(telemetry.NodeChanged(node.id, "ready", node.url))
         on_ready(node)
         await stop.wait()

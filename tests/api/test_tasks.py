@@ -10,6 +10,7 @@ import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -372,6 +373,22 @@ async def test_a_session_keeps_state_between_its_tasks_in_their_order(api: nodes
     listed = [item for item in (await api.get("/v1/sessions"))["items"] if item["id"] == session]
     assert len(listed) == 1
     assert "state" not in listed[0]
+
+
+async def test_every_session_is_listed_page_by_page(api: nodes.Api) -> None:
+    name = f"paged-{secrets.token_hex(4)}"
+    for number in range(5):
+        await api.run("echo", number, session=f"{name}.{number}:@")
+    seen: list[str] = []
+    query = "?limit=2"
+    while True:
+        page = await api.get(f"/v1/sessions{query}")
+        assert len(page["items"]) <= 2
+        seen += [item["id"] for item in page["items"] if item["id"].startswith(name)]
+        if page["next_cursor"] is None:
+            break
+        query = f"?limit=2&cursor={quote(page['next_cursor'])}"
+    assert seen == [f"{name}.{number}:@" for number in (4, 3, 2, 1, 0)]
 
 
 async def test_a_removed_session_begins_anew(api: nodes.Api, gate: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import nodes
+from greenroom import node
 from greenroom.cli import node as up
 
 BROKEN = {"raising": nodes.agent("raising"), "missing": nodes.agent("missing_factory")}
@@ -36,3 +38,15 @@ async def test_agents_that_are_failed_are_told_of_with_the_reason_on_a_line_each
     if broken:
         assert "the model is missing" in failures[0]
         assert "missing_factory" in failures[1]
+
+
+async def test_who_is_told_that_the_node_is_ready_sees_the_agents_as_they_are(tmp_path: Path) -> None:
+    stop, seen = asyncio.Event(), {}
+
+    def on_ready(started: node.Node) -> None:
+        seen.update({name: entry.agent.state for name, entry in started.store.directory.entries.items()})
+        stop.set()
+
+    async with nodes.opened(tmp_path / "data", {"raising": BROKEN["raising"]}, is_settled=False) as api:
+        await node._until_stopped(api.running, stop, on_ready)
+    assert seen == {"raising": "failed"}

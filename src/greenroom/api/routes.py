@@ -62,7 +62,7 @@ ROUTES = (
     Route("POST", "/v1/tasks/{id}/cancel", tasks.cancel, SUBMIT, {202: TASK}),
     Route("POST", "/v1/tasks/{id}/retry", tasks.retry, SUBMIT, {202: TASK}),
     Route("GET", "/v1/tasks/{id}/events", tasks.events, READ, STREAM, None, ("after",), ("Last-Event-ID",)),
-    Route("GET", "/v1/sessions", tasks.list_sessions, READ, {200: Page(SESSION)}, None, ("limit",)),
+    Route("GET", "/v1/sessions", tasks.list_sessions, READ, {200: Page(SESSION)}, None, ("limit", "cursor")),
     Route("GET", "/v1/sessions/{id}", tasks.show_session, READ, {200: SESSION}, None, ("agent",)),
     Route("DELETE", "/v1/sessions/{id}", tasks.remove_session, SUBMIT, GONE, None, ("agent",)),
     Route("GET", "/v1/agents", agents.list_agents, READ, {200: Page(AGENT)}),

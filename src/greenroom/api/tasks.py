@@ -13,7 +13,7 @@ from greenroom import errors, strict_json, telemetry
 from greenroom.api import problems, schemas, views
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core import routing, tasks
-from greenroom.store import submissions
+from greenroom.store import sessions, submissions
 from greenroom.store.rows import Accepted, NewTask, Task
 
 _encode = msgspec.json.encode
@@ -288,7 +288,7 @@ async def list_tasks(call: Call) -> Answer:
     limit = call.number("limit", default=50, least=1, most=200)
     state = call.query("state")
     if state is not None and state not in set(tasks.State):
-        raise errors.BodyInvalid(f"cannot filter by state {state!r}: one of {', '.join(tasks.State)}")
+        raise errors.QueryInvalid(f"cannot filter by state {state!r}: one of {', '.join(tasks.State)}")
     rows = await call.store.tasks.list(
         tenant=call.principal.tenant,
         agent=call.query("agent"),
@@ -381,10 +381,22 @@ def _sse(document: dict[str, Any]) -> bytes:
 
 
 async def list_sessions(call: Call) -> Answer:
-    """List sessions, those used last first."""
+    """List sessions, those used last first; ``?limit= &cursor=``. One that is used meanwhile comes to the front."""
     limit = call.number("limit", default=50, least=1, most=200)
-    rows = await call.store.sessions.list(tenant=call.principal.tenant, limit=limit)
-    return Answer({"items": [views.session(row) for row in rows], "next_cursor": None})
+    cursor = call.query("cursor")
+    behind = None if cursor is None else _place(cursor)
+    rows = await call.store.sessions.list(tenant=call.principal.tenant, behind=behind, limit=limit)
+    last = rows[-1] if len(rows) == limit else None
+    next_cursor = None if last is None else f"{last.updated_at}:{last.agent}:{last.id}"
+    return Answer({"items": [views.session(row) for row in rows], "next_cursor": next_cursor})
+
+
+def _place(cursor: str) -> sessions.Place:
+    updated_at, _, rest = cursor.partition(":")
+    agent, _, id = rest.partition(":")
+    if not (updated_at.isascii() and updated_at.isdigit() and len(updated_at) < 19 and agent and id):
+        raise errors.QueryInvalid(f"cannot take ?cursor={cursor[:40]}: give the next_cursor of a list of sessions")
+    return sessions.Place(int(updated_at), agent, id)
 
 
 async def show_session(call: Call) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import msgspec
 
@@ -40,6 +41,14 @@ class Summary(msgspec.Struct, frozen=True):
     state_bytes: int
 
 
+class Place(msgspec.Struct, frozen=True):
+    """Where in the list a session stands."""
+
+    updated_at: int
+    agent: str
+    id: str
+
+
 class Removal(msgspec.Struct, frozen=True):
     tenant: str
     agent: str
@@ -49,7 +58,8 @@ class Removal(msgspec.Struct, frozen=True):
 _COLUMNS = ", ".join(Session.__struct_fields__)
 _LIST = """
 select id, agent, revision, tasks, created_at, updated_at, coalesce(length(state), 0) from session
-where tenant = :tenant order by updated_at desc limit :limit"""
+where tenant = :tenant {behind} order by updated_at desc, agent desc, id desc limit :limit"""
+_BEHIND = "and (updated_at, agent, id) < (:updated_at, :agent, :id)"
 _OPEN = f"""
 select count(*) from task where tenant = :tenant and agent = :agent and session = :id
     and {IS_OPEN}"""
@@ -94,9 +104,12 @@ class Sessions:
             sql, params = sql + " and agent = :agent", params | {"agent": agent}
         return [Session(*row) for row in await self._db.read(sql, params)]
 
-    async def list(self, *, tenant: str, limit: int = 50) -> Sequence[Summary]:
-        """Return the sessions used last, latest first."""
-        rows = await self._db.read(_LIST, {"tenant": tenant, "limit": min(limit, MAX_PAGE)})
+    async def list(self, *, tenant: str, behind: Place | None = None, limit: int = 50) -> Sequence[Summary]:
+        """Return the sessions used last, latest first, behind *behind*; one that is used comes to the front."""
+        params: dict[str, Any] = {"tenant": tenant, "limit": min(limit, MAX_PAGE)}
+        if behind is not None:
+            params |= msgspec.structs.asdict(behind)
+        rows = await self._db.read(_LIST.format(behind="" if behind is None else _BEHIND), params)
         return [Summary(*row) for row in rows]
 
     async def remove(self, id: str, *, tenant: str, agent: str) -> None:
