@@ -8,7 +8,7 @@ Messages say *cannot X: why*, name the id, and end with what to do next. Everyth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 
 class GreenroomError(Exception):
@@ -63,6 +63,11 @@ class NoRoute(GreenroomError):
     def __init__(self, message: str, *, candidates: Sequence[Candidate] = ()) -> None:
         super().__init__(message)
         self.candidates = tuple(candidates)  # best first
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What the problem document has beside the usual."""
+        return {"candidates": [candidate._asdict() for candidate in self.candidates]}
 
 
 class JsonRefused(GreenroomError):

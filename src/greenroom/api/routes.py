@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.api import agents, operations, schemas, tasks
+from greenroom.api import agents, operations, schemas, sessions, tasks
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core.admission import Permission
 from greenroom.sdk import models
@@ -62,9 +62,9 @@ ROUTES = (
     Route("POST", "/v1/tasks/{id}/cancel", tasks.cancel, SUBMIT, {202: TASK}),
     Route("POST", "/v1/tasks/{id}/retry", tasks.retry, SUBMIT, {202: TASK}),
     Route("GET", "/v1/tasks/{id}/events", tasks.events, READ, STREAM, None, ("after",), ("Last-Event-ID",)),
-    Route("GET", "/v1/sessions", tasks.list_sessions, READ, {200: Page(SESSION)}, None, ("limit", "cursor")),
-    Route("GET", "/v1/sessions/{id}", tasks.show_session, READ, {200: SESSION}, None, ("agent",)),
-    Route("DELETE", "/v1/sessions/{id}", tasks.remove_session, SUBMIT, GONE, None, ("agent",)),
+    Route("GET", "/v1/sessions", sessions.list_all, READ, {200: Page(SESSION)}, None, ("limit", "cursor")),
+    Route("GET", "/v1/sessions/{id}", sessions.show, READ, {200: SESSION}, None, ("agent",)),
+    Route("DELETE", "/v1/sessions/{id}", sessions.remove, SUBMIT, GONE, None, ("agent",)),
     Route("GET", "/v1/agents", agents.list_agents, READ, {200: Page(AGENT)}),
     Route("GET", "/v1/agents/{name}", agents.show_agent, READ, {200: AGENT}),
     Route("PUT", "/v1/agents/{name}", agents.put_agent, DEPLOY, {200: AGENT}, dict),

@@ -1,4 +1,4 @@
-"""The task and session routes."""
+"""The task routes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from greenroom import errors, strict_json, telemetry
 from greenroom.api import problems, schemas, views
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core import routing, tasks
-from greenroom.store import sessions, submissions
+from greenroom.store import submissions
 from greenroom.store.rows import Accepted, NewTask, Task
 
 _encode = msgspec.json.encode
 HEARTBEAT_S = 15.0
 EVENT_POLL_S = 1.0  # wakeups are hints
+MAX_CANDIDATES = 10
 
 
 class Key(NamedTuple):
@@ -148,7 +149,10 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
     name = submission.agent
     if name is None:
         choice = await _route(call, submission.input)
-        name, chosen = choice.agent, _encode({"agent": choice.agent, "scores": _scores(choice.scores)})
+        name, chosen = (
+            choice.agent,
+            _encode({"agent": choice.agent, "scores": [each._asdict() for each in _candidates(choice.scores)]}),
+        )
     entry = directory.get(name)
     return submissions.new_task(
         name,
@@ -175,22 +179,14 @@ async def _route(call: Call, value: Any) -> routing.Choice:
     else:  # a model takes milliseconds
         answer = await asyncio.to_thread(routing.choose, index, text, similarity=similarity)
     if isinstance(answer, routing.NoRoute):
-        raise Unrouted(answer.message, _scores(answer.scores))
+        raise errors.NoRoute(answer.message, candidates=_candidates(answer.scores))
     return answer
 
 
-class Unrouted(errors.NoRoute):
-    """No agent fits the request well enough; name one, or describe the agents better."""
-
-    def __init__(self, message: str, candidates: list[dict[str, Any]]) -> None:
-        super().__init__(message)
-        self.extra = {"candidates": candidates}
-
-
-def _scores(scores: tuple[routing.Score, ...]) -> list[dict[str, Any]]:
+def _candidates(scores: tuple[routing.Score, ...]) -> list[errors.Candidate]:
     return [
-        {"agent": score.agent, "score": round(score.score, 3), "reason": "; ".join(score.reasons)}
-        for score in scores[:10]
+        errors.Candidate(score.agent, round(score.score, 3), "; ".join(score.reasons))
+        for score in scores[:MAX_CANDIDATES]
     ]
 
 
@@ -378,46 +374,3 @@ async def _events(call: Call, row: Task, after: int) -> AsyncIterator[bytes]:
 
 def _sse(document: dict[str, Any]) -> bytes:
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (document["seq"], document["type"].encode(), _encode(document))
-
-
-async def list_sessions(call: Call) -> Answer:
-    """List sessions, those used last first; ``?limit= &cursor=``. One that is used meanwhile comes to the front."""
-    limit = call.number("limit", default=50, least=1, most=200)
-    cursor = call.query("cursor")
-    behind = None if cursor is None else _place(cursor)
-    rows = await call.store.sessions.list(tenant=call.principal.tenant, behind=behind, limit=limit)
-    last = rows[-1] if len(rows) == limit else None
-    next_cursor = None if last is None else f"{last.updated_at}:{last.agent}:{last.id}"
-    return Answer({"items": [views.session(row) for row in rows], "next_cursor": next_cursor})
-
-
-def _place(cursor: str) -> sessions.Place:
-    updated_at, _, rest = cursor.partition(":")
-    agent, _, id = rest.partition(":")
-    if not (updated_at.isascii() and updated_at.isdigit() and len(updated_at) < 19 and agent and id):
-        raise errors.QueryInvalid(f"cannot take ?cursor={cursor[:40]}: give the next_cursor of a list of sessions")
-    return sessions.Place(int(updated_at), agent, id)
-
-
-async def show_session(call: Call) -> Answer:
-    """Show a session's state; ``?agent=`` where several agents have one of this name."""
-    return Answer(views.session(await _session(call)))
-
-
-async def remove_session(call: Call) -> Answer:
-    """Forget a session's state."""
-    row = await _session(call)
-    await call.store.sessions.remove(row.id, tenant=call.principal.tenant, agent=row.agent)
-    return Answer(None, status=204)
-
-
-async def _session(call: Call) -> Any:
-    found = await call.store.sessions.find(call.path("id"), tenant=call.principal.tenant, agent=call.query("agent"))
-    if not found:
-        raise errors.NotFound(f"cannot find the session {call.path('id')[:64]}")
-    if len(found) > 1:
-        names = ", ".join(row.agent for row in found)
-        raise errors.Conflict(
-            f"cannot choose the session {found[0].id}: several agents have it ({names}); give ?agent="
-        )
-    return found[0]
