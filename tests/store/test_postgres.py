@@ -9,7 +9,7 @@ import random
 import pytest
 
 from greenroom import errors
-from greenroom.store import store
+from greenroom.store import claims, postgres, sessions, store, submissions, transitions
 from greenroom.store.rows import Call
 from greenroom.testing import databases
 from greenroom.testing.fakes import FakeClock
@@ -260,6 +260,42 @@ async def test_a_claim_is_not_trusted_when_the_writer_was_cut(postgres_scratch: 
         await node.submit()
     await node.submit()
     assert node.store.db._claim.get_server_pid() != claim  # type: ignore[attr-defined] # it is PostgreSQL's
+
+
+@pytest.mark.parametrize(
+    ("sql", "has_form"),
+    [
+        (submissions._INSERT, True),
+        (submissions._INSERT_ONCE, True),
+        (claims._CLAIM, True),
+        (transitions._LEASED, True),
+        (transitions._FINISH, True),
+        (transitions._INSERT_EVENT, True),
+        (transitions._UNBLOCK, False),  # it asks for its row
+        (sessions._TAKE, False),  # it needs a value again where there is a conflict
+    ],
+)
+def test_what_is_written_for_every_task_is_written_for_many_at_once(sql: str, has_form: bool) -> None:
+    assert postgres._has_form(sql) == has_form
+
+
+def test_a_statement_for_columns_names_its_values_apart_from_columns() -> None:
+    text = postgres._for_columns(
+        "update task set state = :state, n = n - :n\nwhere seq = :seq and x = 1", ("text", "int4", "int8")
+    )
+    assert text == (
+        "update task set state = given._state, n = n - given._n from "
+        "unnest($1::text[], $2::int4[], $3::int8[]) as given (_state, _n, _seq) where seq = given._seq and x = 1"
+    )
+
+
+async def test_writing_reads_no_table_whole_whatever_its_statistics_say(postgres_scratch: databases.Scratch) -> None:
+    node = Node(await postgres_scratch.open())
+    ids = [await node.submit() for _ in range(3)]
+    async with node.store.db.transaction() as tx:
+        ask = f"explain {postgres._for_columns(transitions._LEASED, ('text', 'int4'))}"
+        plan = await tx._connection.fetch(ask, ids, [1, 1, 1])  # type: ignore[attr-defined] # it is PostgreSQL's
+    assert "Index Scan using task_id_key" in "\n".join(row[0] for row in plan)
 
 
 def test_an_unknown_store_is_refused_without_its_password() -> None:
