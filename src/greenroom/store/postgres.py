@@ -39,8 +39,8 @@ _MIGRATION_LOCK = 0x47524E52  # an advisory lock's number: "GRNR"
 # Two-part numbers are a space of their own; the second part tells apart stores in schemas of one database.
 _CLAIM = f"select pg_advisory_lock({_MIGRATION_LOCK}, hashtext(current_schema()))"
 
-# What is written finds its rows by index, always: tables grow faster than their statistics, and a plan that was made when
-# they were empty would read them whole. And there is one plan for each statement: planning takes longer than running.
+# What is written finds its rows by index, always: tables grow faster than their statistics, and a plan that was made
+# when they were empty would read them whole. And each statement has one plan: planning takes longer than running.
 _PLANS = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
