@@ -15,7 +15,7 @@ import msgspec
 
 from greenroom import errors, settings, telemetry
 from greenroom.core import agents
-from greenroom.engine import snapshots
+from greenroom.engine import contract, snapshots
 from greenroom.security import secret_file
 from greenroom.store.directory import Entry
 from greenroom.store.store import Store
@@ -114,6 +114,25 @@ class Deployments:
     def _write(self, listed: AbstractSet[str]) -> None:
         self._listed = frozenset(listed)
         secret_file.write_private(self._list, msgspec.json.encode(sorted(listed)))
+
+
+def revision_of(
+    agent: str, number: int, spec: settings.AgentSettings, *, snapshot: Path, folder: Path
+) -> contract.Revision:
+    """Return what an engine needs to run an agent as *spec* says; *folder* is where a relative interpreter is found."""
+    return contract.Revision(
+        agent=agent,
+        number=number,
+        snapshot=snapshot,
+        factory=spec.factory,
+        arguments=spec.arguments,
+        env=spec.env,
+        concurrency=spec.concurrency,
+        sessions=spec.sessions,
+        memory_mb=spec.memory_mb,
+        python=None if spec.python is None else str(folder / spec.python),
+        retry_on=spec.retry_on,
+    )
 
 
 def _is_dropped(entry: Entry) -> bool:

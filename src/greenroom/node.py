@@ -19,7 +19,7 @@ import msgspec
 import uvicorn
 
 from greenroom import clock as clocks
-from greenroom import embeddings, errors, settings, telemetry
+from greenroom import deployments, embeddings, errors, settings, telemetry
 from greenroom.api import connections
 from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
@@ -30,7 +30,6 @@ from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
 from greenroom.core import routing
-from greenroom.deployments import Deployments
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
 from greenroom.security import secret_file
@@ -70,7 +69,7 @@ class Node:
         self.host = Host(self.store, self.engine, clock, self.facts, node=self.id, revision_of=self._revision_of)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
         self.janitor = Janitor(self.store, clock)
-        self.deployments = Deployments(
+        self.deployments = deployments.Deployments(
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
         self.auth = Authenticator(self.store.principals, clock, pepper=self.secrets.pepper)
@@ -156,20 +155,8 @@ class Node:
         """Return what the engine needs to run the serving revision of *entry*."""
         agent, spec = entry.agent, entry.spec
         row = await self.store.agents.revision(agent.name, agent.revision)
-        python = None if spec.python is None else str(self.options.folder / spec.python)
-        return contract.Revision(
-            agent=agent.name,
-            number=agent.revision,
-            snapshot=self.options.data_dir / "snapshots" / row.digest,
-            factory=spec.factory,
-            arguments=spec.arguments,
-            env=spec.env,
-            concurrency=spec.concurrency,
-            sessions=spec.sessions,
-            memory_mb=spec.memory_mb,
-            python=python,
-            retry_on=spec.retry_on,
-        )
+        snapshot = self.options.data_dir / "snapshots" / row.digest
+        return deployments.revision_of(agent.name, agent.revision, spec, snapshot=snapshot, folder=self.options.folder)
 
     def _take_over(self) -> str | None:
         """Note this incarnation in the data directory; return the one that was there before."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from greenroom import clock as clocks
-from greenroom import errors, settings
+from greenroom import deployments, errors, settings
 from greenroom.engine import contract, local, protocol, snapshots
 
 READY_WITHIN_S = 120.0  # as a node has it; the import has a bound of its own
@@ -71,19 +71,7 @@ class _Trial:
 
     def _revision(self, agent: str, spec: settings.AgentSettings) -> contract.Revision:
         snapshot = snapshots.take(self._folder, include=spec.include, into=self._data_dir / "snapshots")
-        return contract.Revision(
-            agent=agent,
-            number=1,
-            snapshot=snapshot.path,
-            factory=spec.factory,
-            arguments=spec.arguments,
-            env=spec.env,
-            concurrency=spec.concurrency,
-            sessions=spec.sessions,
-            memory_mb=spec.memory_mb,
-            python=None if spec.python is None else str(self._folder / spec.python),
-            retry_on=spec.retry_on,
-        )
+        return deployments.revision_of(agent, 1, spec, snapshot=snapshot.path, folder=self._folder)
 
     # --- what the engine says (engine.contract.Listener)
 
