@@ -19,6 +19,7 @@ class Queue:
     def __init__(self) -> None:
         self.tasks = self
         self.queued, self.counts, self.is_reachable = 0, 0, True
+        self.submitting = 0
 
     async def queued_count(self) -> int:
         self.counts += 1
@@ -34,12 +35,16 @@ class Bound:
 
     def __init__(self, limit: int) -> None:
         self.queue, self.clock = Queue(), FakeClock()
+        self.stored = asyncio.Event()  # unset: commits are slow
+        self.stored.set()
         self.backlog = backlog.Backlog(cast("Store", self.queue), self.clock, limit=limit)
 
     async def admit(self, count: int = 1) -> None:
         """What a submission does: it is let in, and then stored."""
         await self.backlog.admit(count)
-        await asyncio.sleep(0)
+        self.queue.submitting += count
+        await self.stored.wait()
+        self.queue.submitting -= count
         self.queue.queued += count
 
     async def together(self, *counts: int) -> list[Any]:
@@ -121,6 +126,18 @@ async def test_where_the_store_cannot_be_asked_nobody_waits_for_long() -> None:
     answers = await bound.together(*[1] * 100)
     assert {type(answer) for answer in answers} <= {errors.StoreUnavailable, errors.Overloaded}
     assert bound.clock.monotonic_s() < 0.2
+
+
+async def test_what_a_slow_commit_holds_up_counts_as_queued() -> None:
+    bound = Bound(limit=5)
+    await bound.one()
+    bound.stored.clear()
+    held_up = [asyncio.create_task(bound.admit()) for _ in range(4)]
+    for _ in range(3):
+        assert {type(answer) for answer in await bound.together(1, 1)} == {errors.Overloaded}
+    bound.stored.set()
+    await asyncio.gather(*held_up)
+    assert bound.queue.queued == 5
 
 
 @pytest.mark.parametrize("queued", [0, 5])

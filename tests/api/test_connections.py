@@ -206,3 +206,47 @@ async def test_a_lost_connection_leaves_no_timer(wire: Wire) -> None:
     wire.send(HEAD)
     wire.connection.connection_lost(None)
     assert wire.running == []
+
+
+def test_what_an_answer_writes_leaves_at_once_and_much_of_it_is_the_transports_to_hold_back() -> None:
+    transport, loop = Written(), Turns()
+    gathering = connections.Gathering(transport, loop)  # type: ignore[arg-type] # as much of them as is needed
+    gathering.write(b"head")
+    gathering.write(b"body")
+    assert transport.writes == []
+    loop.turn()
+    assert transport.writes == [b"headbody"]
+    for _ in range(3):
+        gathering.write(bytes(connections.MAX_UNSENT_BYTES // 2))
+    assert [len(data) for data in transport.writes[1:]] == [connections.MAX_UNSENT_BYTES]
+    gathering.close()
+    assert [len(data) for data in transport.writes[2:]] == [connections.MAX_UNSENT_BYTES // 2]
+    loop.turn()
+    assert (len(transport.writes), transport.is_closed) == (3, True)
+
+
+class Written(Transport):
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(bytes(data))
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Turns:
+    """A loop that takes its turns when told."""
+
+    def __init__(self) -> None:
+        self._due: list[Callable[[], None]] = []
+
+    def call_soon(self, act: Callable[[], None]) -> None:
+        self._due.append(act)
+
+    def turn(self) -> None:
+        due, self._due = self._due, []
+        for act in due:
+            act()

@@ -211,6 +211,11 @@ async def test_a_batchs_key_is_of_its_whole_body_and_of_no_single_task(api: node
     for other in (body["tasks"][:2], [*body["tasks"], {"agent": "echo", "input": 3}]):
         refused = await _post(api, {"tasks": other}, "/v1/tasks/batch", idempotency_key=key)
         assert (refused.status_code, refused.json()["type"]) == (422, "idempotency-mismatch")
+    key += "-partly"
+    partly = [{"agent": "nobody", "input": 1}, {"agent": "echo", "input": 2}]
+    await _post(api, {"tasks": partly}, "/v1/tasks/batch", idempotency_key=key)
+    refused = await _post(api, {"tasks": partly[::-1]}, "/v1/tasks/batch", idempotency_key=key)
+    assert (refused.status_code, refused.json()["type"]) == (422, "idempotency-mismatch")
     single = await _post(api, {"agent": "echo", "input": 0}, idempotency_key=f"{key}:0")
     assert single.json()["id"] not in {item["id"] for item in first.json()["items"]}
     for bad in ("", "k" * 256):
@@ -436,6 +441,12 @@ async def test_the_events_of_an_ended_task_are_told_and_the_stream_ends(api: nod
     assert [event["data"]["number"] for event in events if event["type"] == "message"] == [0, 1, 2, 3]
     frames = response.text.strip().split("\n\n")
     assert frames[2].splitlines()[:2] == ["id: 3", "event: message"]
+
+
+@pytest.mark.parametrize(("after", "status"), [(2**31 - 1, 200), (2**31, 422)])
+async def test_no_event_is_numbered_above_what_both_stores_can_count(api: nodes.Api, after: int, status: int) -> None:
+    task = await api.run("echo", 1)
+    assert (await api.http.get(f"/v1/tasks/{task['id']}/events?after={after}")).status_code == status
 
 
 async def test_who_has_seen_all_events_of_an_ended_task_is_told_not_to_come_again(api: nodes.Api) -> None:

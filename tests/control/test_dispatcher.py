@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -97,6 +98,45 @@ async def test_a_flood_of_log_lines_ends_in_a_note(loops: Loops) -> None:
     *lines, note, message = await loops.store.tasks.events(await loops.task(id), after=2)
     assert 0 < len(lines) < 4
     assert (b"truncated" in note.data, message.type) == (True, "message")
+
+
+async def test_an_end_that_the_store_can_never_take_fails_its_task(loops: Loops) -> None:
+    await loops.deploy(concurrency=2)
+    poisoned, other = await loops.submit(), await loops.submit()
+    for id in (poisoned, other):
+        tokens = 2**63 if id == poisoned else 1
+        loops.engine.say(loops.replica_of(id), protocol.Ended(id, 1, output=b"1", input_tokens=tokens))
+    await loops.settle()
+    await loops.advance(1)
+    task = await loops.task(poisoned)
+    assert (task.state, task.output) == ("failed", None)
+    assert msgspec.json.decode(task.error or b"")["type"] == "result_not_storable"
+    assert (await loops.task(other)).state == "succeeded"
+
+
+async def test_an_end_that_meets_weather_while_leases_are_renewed_is_not_taken_for_a_lost_claim(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task begins and ends while a renewal is on its way, whose answer still has it."""
+    await loops.deploy()
+    renew, ids = loops.store.tasks.renew, []
+
+    async def slow_renew(owner: str, *, ttl_us: int) -> set[tuple[str, int]]:
+        monkeypatch.setattr(loops.store.tasks, "renew", renew)
+        ids.append(await loops.submit())
+        held = await renew(owner, ttl_us=ttl_us)
+        loops.engine.succeed(loops.replica_of(ids[0]), b'"once"')
+        return held
+
+    monkeypatch.setattr(loops.store.tasks, "renew", slow_renew)
+    loops.store.commits._db = faulty = FaultyDatabase(loops.store.db)
+    await loops.dispatcher._renew()
+    faulty.faults = [Fault.AT_COMMIT]
+    with contextlib.suppress(errors.StoreUnavailable):  # the end's commit, or what settling put into it
+        await loops.settle()
+    await loops.advance(1)
+    task = await loops.task(ids[0])
+    assert (task.state, task.epoch, task.output) == ("succeeded", 1, b'"once"')
 
 
 # Deadlines and the ladder

@@ -23,7 +23,7 @@ idle             unproven          by itself   1
 idle             unproven          killed      1
 idle             proven            by itself   1
 idle             proven            killed      0
-at first work    unproven          by itself   1/4
+at first work    unproven          by itself   1/3
 at first work    unproven          killed      0
 at first work    proven            by itself   0
 at first work    proven            killed      0
@@ -78,7 +78,7 @@ def test_deaths_longer_apart_than_the_period_never_add_up() -> None:
 @pytest.mark.parametrize("max_attempts", [1, 3, 7])
 def test_an_agent_that_no_task_survives_is_given_up_when_so_many_tasks_are_through(max_attempts: int) -> None:
     record, now_s, deadly = Record(REVISION), 0.0, death("at first work", max_attempts=max_attempts)
-    for _ in range(recovery.INTENSITY * max_attempts):
+    for _ in range(recovery.INTENSITY * min(max_attempts, recovery.MOST_AT_WORK)):
         assert not record.is_given_up
         record = recovery.after_death(record, deadly, now_s=now_s, jitter=0.999)
         assert record.start_not_before_s - now_s <= recovery.CAP_AT_WORK_S
@@ -129,7 +129,7 @@ def test_a_new_revision_has_to_prove_itself_and_one_that_is_judged_anew_has_done
         )
     )
 )
-def test_who_was_killed_at_work_or_died_after_good_work_never_waits_and_nobody_waits_for_long(
+def test_who_was_killed_at_work_or_died_after_good_work_waits_for_nothing_new_and_nobody_waits_for_long(
     deaths: list[tuple[str, str, int, float, float]],
 ) -> None:
     record, now_s = Record(REVISION), 0.0
@@ -139,10 +139,32 @@ def test_who_was_killed_at_work_or_died_after_good_work_never_waits_and_nobody_w
         before, record = record, recovery.after_death(record, one, now_s=now_s, jitter=jitter)
         assert 0 <= record.start_not_before_s - now_s <= recovery.CAP_S
         if "later" in replica or ("work" in replica and ended == "killed"):
-            assert record.start_not_before_s == now_s
+            assert record.start_not_before_s == max(now_s, before.start_not_before_s)
             assert record.is_given_up == before.is_given_up
     assert recovery.after_success(record, REVISION).is_given_up is False
 
 
 def test_the_examples_hold() -> None:
     assert doctest.testmod(recovery).failed == 0
+
+
+@pytest.mark.parametrize("max_attempts", [1, 3, 5, 20, 100])
+def test_an_agent_that_no_task_survives_is_given_up_however_often_a_task_may_be_tried(max_attempts: int) -> None:
+    record, now_s = recovery.Record(1), 0.0
+    for _ in range(100):
+        death = recovery.Death(
+            1, was_ready=True, was_working=True, has_succeeded=False, by_itself=True, max_attempts=max_attempts
+        )
+        record = recovery.after_death(record, death, now_s=now_s, jitter=0.9)
+        now_s = record.start_not_before_s + 1.0
+    assert record.is_given_up
+
+
+def test_a_death_that_does_not_count_shortens_no_backoff() -> None:
+    crash = recovery.Death(1, was_ready=False, was_working=False, has_succeeded=False, by_itself=True, max_attempts=3)
+    record = recovery.Record(1)
+    for _ in range(4):
+        record = recovery.after_death(record, crash, now_s=0.0, jitter=0.5)
+    before_s = record.start_not_before_s
+    killed = recovery.Death(1, was_ready=True, was_working=True, has_succeeded=False, by_itself=False, max_attempts=3)
+    assert recovery.after_death(record, killed, now_s=0.1, jitter=0.5).start_not_before_s == before_s

@@ -18,13 +18,13 @@ from greenroom.api import openapi, problems
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import OPEN, ROUTES, Route
 from greenroom.api.services import Services
-from greenroom.core import admission
+from greenroom.core import admission, sessions
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-_ID = r"([A-Za-z0-9][A-Za-z0-9_.:@-]{0,127})"
+_ID = f"({sessions.NAME_PATTERN})"
 _encode = msgspec.json.Encoder().encode
 
 

@@ -5,6 +5,8 @@ Keys are held in memory, refreshed at start and whenever one is created or revok
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from dataclasses import dataclass
 
 from greenroom import clock as clocks
@@ -33,10 +35,12 @@ class Authenticator:
         self._rows: dict[str, stored.Principal] = {}
         self._proven: dict[bytes, tuple[stored.Principal, Principal]] = {}  # by what they presented
         self._rejections = admission.Rejections()
+        self._refreshing = asyncio.Lock()
 
     async def refresh(self) -> None:
-        self._rows = {row.key_id: row for row in await self._principals.all()}
-        self._proven.clear()
+        async with self._refreshing:  # in turn: an older answer must not come after a newer one
+            self._rows = {row.key_id: row for row in await self._principals.all()}
+            self._proven.clear()
 
     def authenticate(self, authorization: bytes | None, *, source: str) -> Principal:
         """Return who presents *authorization* (``Bearer gr_…``).
@@ -67,7 +71,8 @@ class Authenticator:
         Who was proven once is found by what was presented, to the byte; that only holders of the key can be quicker
         tells nobody else anything.
         """
-        known = self._proven.get(authorization) if authorization is not None else None
+        digest = hashlib.sha256(authorization or b"").digest()  # the credential itself is kept nowhere
+        known = self._proven.get(digest)
         if known is not None and self._is_live(known[0]):
             return known[1]
         presented = _presented(authorization)
@@ -76,8 +81,9 @@ class Authenticator:
         if row is None or not is_valid or not self._is_live(row):
             return None
         principal = Principal(row.key_id, row.tenant, row.name, row.role)
-        if authorization is not None and len(self._proven) < MAX_PROVEN:
-            self._proven[authorization] = row, principal
+        if len(self._proven) >= MAX_PROVEN:
+            self._proven.clear()
+        self._proven[digest] = row, principal
         return principal
 
     async def create(self, *, tenant: str, name: str, role: str, word: str, expires_in_s: float | None) -> keys.Key:
@@ -91,6 +97,8 @@ class Authenticator:
 
     async def revoke(self, key_id: str, *, tenant: str) -> None:
         await self._principals.revoke(key_id, tenant=tenant)
+        self._rows.pop(key_id, None)  # at once, whatever becomes of the refresh
+        self._proven.clear()
         await self.refresh()
 
     def rows(self, *, tenant: str) -> list[stored.Principal]:

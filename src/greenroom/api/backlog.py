@@ -13,7 +13,7 @@ from greenroom import errors
 from greenroom.store.store import Store
 
 COUNT_EVERY_S = 1.0
-COUNT_AGAIN_S = 0.05  # what was let in before is stored by then, and overload costs 20 counts a second
+COUNT_AGAIN_S = 0.05  # overload costs 20 counts a second
 RETRY_AFTER_S = 2.0
 
 
@@ -60,7 +60,8 @@ class Backlog:
 
     async def _count(self) -> None:
         self._counts += 1
-        before = self._since
+        before, on_their_way = self._since, self._store.tasks.submitting
         self._counted = await self._store.tasks.queued_count()
-        self._since -= before  # what was let in meanwhile may have been counted or not
+        # What was on its way, or let in meanwhile, may have been counted or not.
+        self._since += on_their_way - before
         self._count_at_s = self._clock.monotonic_s() + COUNT_EVERY_S

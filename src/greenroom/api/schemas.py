@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from greenroom import errors, strict_json
 from greenroom.api import mistakes
+from greenroom.core import sessions
 from greenroom.sdk import models
 
 MAX_BATCH = 1_000
@@ -26,7 +27,7 @@ Name = Annotated[
 SessionId = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}(?!\n)$",
+        pattern=f"^{sessions.NAME_PATTERN}(?!\\n)$",
         title="a name of at most 128 of A-Z, a-z, 0-9, _, ., :, @ and -, beginning with a letter or digit",
     ),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -69,10 +69,10 @@ async def submit_batch(call: Call) -> Answer:
     batch = schemas.convert(strict_json.loads(call.body, max_keys=100_000), schemas.Batch)
     header = _header_key(call)
     keys = [Key(f"batch:{header}:{n}", submissions.fingerprint(call.body)) for n in range(len(batch.tasks)) if header]
-    recorded = await _recorded(call, keys[0]) if keys else None  # another body is refused as a whole
-    if recorded is None:
-        await call.services.backlog.admit(len(batch.tasks))
+    is_new = await _is_new(call, keys)
     prepared = [await _prepare(call, item, keys[index] if keys else None) for index, item in enumerate(batch.tasks)]
+    if is_new:
+        await call.services.backlog.admit(len(batch.tasks))
     results = iter(await call.store.tasks.submit_all([item for item in prepared if isinstance(item, NewTask)]))
     items, accepted = [], Counter[str]()
     for item in prepared:
@@ -134,6 +134,14 @@ async def _recorded(call: Call, key: Key | None) -> Task | None:
     if fingerprint != key.fingerprint:
         raise _mismatch(key.text, task.id)
     return task
+
+
+async def _is_new(call: Call, keys: Sequence[Key]) -> bool:
+    """Tell whether nothing of a keyed batch was stored before; raises if something was, of another body."""
+    found = await call.store.tasks.of_keys([key.text for key in keys], tenant=call.principal.tenant)
+    if found is not None and found[1] != keys[0].fingerprint:
+        raise _mismatch(keys[0].text.rpartition(":")[0], found[0].id)
+    return found is None
 
 
 def _mismatch(key: str, task: str) -> errors.IdempotencyMismatch:
@@ -338,7 +346,7 @@ def _timeout_s(row: Task) -> float | None:
 async def events(call: Call) -> Stream | Answer:
     """Stream a task's events (SSE) until it has ended; resumable by ``Last-Event-ID`` or ``?after=``."""
     row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
-    after = call.number("after", default=0, most=2**31)
+    after = call.number("after", default=0, most=2**31 - 1)
     last_id = call.header("last-event-id") or ""
     if last_id.isascii() and last_id.isdigit() and len(last_id) < 10:
         after = int(last_id)

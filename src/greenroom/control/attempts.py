@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+import msgspec
+
 from greenroom.core import tasks
 from greenroom.engine import protocol
 from greenroom.store.rows import Claim, Finish
@@ -130,4 +132,17 @@ def finish(
         revision=claim.revision,
         input_tokens=message.input_tokens if message is not None else 0,
         output_tokens=message.output_tokens if message is not None else 0,
+    )
+
+
+def unstorable(finish: Finish, why: Exception) -> Finish:
+    """Return the end of an attempt whose own one the store can never take: none of what its replica sent."""
+    error = tasks.Error("result_not_storable", f"the store cannot take its result: {why}", may_have_run=True)
+    return Finish(
+        id=finish.id,
+        epoch=finish.epoch,
+        state=tasks.State.FAILED,
+        reason=tasks.Reason.AGENT_ERROR,
+        replica=finish.replica,
+        error=msgspec.json.encode(error),
     )

@@ -16,7 +16,7 @@ from datetime import timedelta
 import msgspec
 
 from greenroom import clock as clocks
-from greenroom import strict_json, telemetry
+from greenroom import errors, strict_json, telemetry
 from greenroom.control import attempts, calls
 from greenroom.control.attempts import Attempt
 from greenroom.core import tasks
@@ -206,7 +206,8 @@ class Dispatcher:
             for finish, answer in zip(ends, future.result(), strict=True):
                 self._writing.discard((finish.id, finish.epoch))
                 if isinstance(answer, Exception):
-                    self._unwritten.append(finish)
+                    is_weather = isinstance(answer, errors.StoreUnavailable)
+                    self._unwritten.append(finish if is_weather else attempts.unstorable(finish, answer))
                     self._facts.emit(telemetry.StoreTrouble("the end of an attempt", str(answer)))
 
         self._store.tasks.finish_all(ends).add_done_callback(written)
@@ -238,14 +239,15 @@ class Dispatcher:
 
     async def _renew(self) -> None:
         before = set(self._attempts)
-        known = before | self._writing | {(finish.id, finish.epoch) for finish in self._unwritten}
         claims = self._store.claims
         held = await self._store.tasks.renew(claims.owner, ttl_us=claims.lease_ttl_us)
         for key in before - held:
             attempt = self._attempts.get(key)
             if attempt is not None:  # fenced: another node may run it already
                 self._stop(attempt, self._clock.monotonic_s())
-        for id, epoch in held - known - self._attempts.keys():
+        # As they are now: what began or ended meanwhile is known as well.
+        unwritten = {(finish.id, finish.epoch) for finish in self._unwritten}
+        for id, epoch in held - before - self._attempts.keys() - self._writing - unwritten:
             # Claimed by a commit whose answer was lost: nobody has run it.
             self._write(Finish(id, epoch, tasks.State.QUEUED, tasks.Reason.FENCED, "", refund=1))
 

@@ -12,6 +12,7 @@ from fractions import Fraction
 INTENSITY = 5  # deaths in full ...
 PERIOD_S = 60.0  # ... within this, and the agent is given up (Erlang/OTP's supervisor has the same two numbers)
 BASE_S, CAP_S = 0.5, 30.0
+MOST_AT_WORK = 3  # deaths at work that weigh as one: more of them do not fit into the period
 CAP_AT_WORK_S = 1.0  # others wait in the queue behind the task that it died of
 
 
@@ -43,8 +44,8 @@ def weight(record: Record, death: Death) -> Fraction:
     """Return how much *death* counts: 0 not at all, 1 in full.
 
     A death at work is that of the task, which has attempts of its own: until the revision is proven, as many as one
-    task may have weigh as one death in full. So a task that kills every replica it is given to does not end its agent,
-    and an agent that no task survives does not go on for ever.
+    task may have, three at most, weigh as one death in full. So a task that kills every replica it is given to does not
+    end its agent, and an agent that no task survives does not go on for ever.
 
     >>> crash = Death(1, was_ready=True, was_working=True, has_succeeded=False, by_itself=True, max_attempts=3)
     >>> weight(Record(1), crash)
@@ -60,7 +61,7 @@ def weight(record: Record, death: Death) -> Fraction:
         return Fraction(1 if death.by_itself or not record.is_proven else 0)
     if record.is_proven or not death.by_itself:
         return Fraction(0)
-    return Fraction(1, death.max_attempts)
+    return Fraction(1, min(death.max_attempts, MOST_AT_WORK))
 
 
 def after_death(record: Record, death: Death, *, now_s: float, jitter: float) -> Record:
@@ -71,14 +72,14 @@ def after_death(record: Record, death: Death, *, now_s: float, jitter: float) ->
     counted = weight(record, death)
     if not counted:  # at once; unless it had done nothing yet, for then the next one may be killed as quickly
         delay_s = 0.0 if death.was_working or death.has_succeeded else BASE_S * (0.5 + jitter / 2)
-        return replace(record, start_not_before_s=now_s + delay_s)
+        return replace(record, start_not_before_s=max(record.start_not_before_s, now_s + delay_s))
     deaths = (*(each for each in record.deaths if each[0] > now_s - PERIOD_S), (now_s, counted))
     cap_s = CAP_AT_WORK_S if death.was_working else CAP_S
     delay_s = min(cap_s, BASE_S * 2.0 ** min(len(deaths) - 1, 10)) * (0.5 + jitter / 2)
     return replace(
         record,
         deaths=deaths,
-        start_not_before_s=now_s + delay_s,
+        start_not_before_s=max(record.start_not_before_s, now_s + delay_s),
         is_given_up=record.is_given_up or sum(each for _, each in deaths) >= INTENSITY,
     )
 
@@ -87,7 +88,7 @@ def after_success(record: Record, revision: int) -> Record:
     """Note that a replica of *revision* has succeeded with a task."""
     if revision != record.revision or (record.is_proven and not record.deaths):
         return record
-    return replace(record, is_proven=True, deaths=(), is_given_up=False)
+    return replace(record, is_proven=True, deaths=(), start_not_before_s=0.0, is_given_up=False)
 
 
 def judged_anew(record: Record, revision: int) -> Record:

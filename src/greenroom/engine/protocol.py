@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 
@@ -19,6 +20,9 @@ _LENGTH = struct.Struct("<I")
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="kind", gc=False):
     """The base of every message; the tag is the class's name."""
+
+
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 # --- node to replica
@@ -116,8 +120,8 @@ class Ended(Message, frozen=True, tag=20, array_like=True, gc=False):
     retryable: bool = False
     cancelled: bool = False
     state: bytes | None = None  # the session's new state as JSON; None leaves it as it was
-    input_tokens: int = 0
-    output_tokens: int = 0
+    input_tokens: Tokens = 0
+    output_tokens: Tokens = 0
 
 
 class Alive(Message, frozen=True, tag=21, array_like=True, gc=False):

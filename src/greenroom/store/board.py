@@ -139,7 +139,7 @@ class Board:
         """
         lines = self._by_agent.get(agent, {})
         revision = max((line.revision for line in lines.values() if line.free > 0), default=0)
-        if not revision or agent in self._hungry or agent in self._reserved:
+        if not revision or agent in self._hungry:
             return [], revision
         return list(itertools.islice(_spread(lines, revision), count)), revision
 

@@ -49,17 +49,18 @@ class Claims:
     async def submit(self, tx: Transaction, news: News, items: Sequence[NewTask]) -> list[Accepted]:
         """Store tasks; those for which there is a slot are stored as running."""
         placings = self._placings(items, tx.now_us)
-        seated = {
-            item.id: _first_claim(item, placing, tx.now_us)
+        seated = [
+            None if placing is QUEUED else _first_claim(item, placing, tx.now_us)
             for item, placing in zip(items, placings, strict=True)
-            if placing is not QUEUED
-        }
-        news.claims += seated.values()
+        ]
+        news.claims = [claim for claim in seated if claim is not None]
         answers = await submissions.submit(tx, news, items, placings)
-        for item, answer in zip(items, answers, strict=True):
-            if not answer.is_new and item.id in seated:
-                news.claims.remove(seated[item.id])
-                self.board.vacate(seated[item.id].replica)
+        for claim, answer in zip(seated, answers, strict=True):
+            if claim is not None and not answer.is_new:
+                self.board.vacate(claim.replica)
+        news.claims = [
+            claim for claim, answer in zip(seated, answers, strict=True) if claim is not None and answer.is_new
+        ]
         return answers
 
     def _placings(self, items: Sequence[NewTask], now_us: int) -> list[Placing]:
@@ -105,6 +106,7 @@ class Claims:
             for row, replica, session in zip(ready, replicas, keys, strict=True)
         ]
         news.claims += claims
+        news.changed.update(claim.id for claim in claims)
         until_us = tx.now_us + self.lease_ttl_us
         await tx.execute_many(
             _CLAIM,
@@ -115,7 +117,7 @@ class Claims:
         )
 
     def settle(self, news: News, *, committed: bool) -> None:
-        """Tell board and dispatcher how the commit ended."""
+        """Tell board and dispatcher how the commit ended, and remember where sessions ran."""
         for demand in news.demands:
             self.board.settle(demand)
         if committed:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +63,7 @@ class Commits:
         self._db, self._last, self._settle, self._has_demand = db, last, settle, has_demand
         self._rank = {operation: rank for rank, operation in enumerate(order)}
         self._pending: deque[_Entry] = deque()
+        self._waiting: Counter[Operation] = Counter()
         self._wakeup = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
         self._closed = False
@@ -87,8 +88,13 @@ class Commits:
             entry.resolve([errors.StoreUnavailable("cannot write to the store: it is closed")] * len(items))
         else:
             self._pending.append(entry)
+            self._waiting[operation] += len(items)
             self._wakeup.set()
         return entry.future
+
+    def waiting(self, operation: Operation) -> int:
+        """Return how many items of *operation* have been put but not answered."""
+        return self._waiting[operation]
 
     def nudge(self) -> None:
         """Ask for a commit although nothing new is to be written: the board has changed."""
@@ -123,6 +129,8 @@ class Commits:
             batch = self._take()
             if batch or self._has_demand():
                 await self._commit(batch)
+            for entry in batch:
+                self._waiting[entry.operation] -= len(entry.items)
             if self._pending:
                 self._wakeup.set()
             elif self._closed:
@@ -150,10 +158,12 @@ class Commits:
             self._settle(news, True)
 
     async def _commit_apart(self, batch: list[_Entry], error: Exception) -> None:
+        if not batch:
+            raise error  # nobody's item: a bug of what concludes each commit, and nothing can be stored any more
         if len(batch) > 1:
             for entry in batch:
                 await self._commit([entry])
-        elif not batch or len(batch[0].items) == 1:
+        elif len(batch[0].items) == 1:
             _fail(batch, error)
         else:
             (entry,) = batch

@@ -32,6 +32,10 @@ MAX_EVENTS_PAGE = 500
 _COLUMNS = ", ".join(Task.__struct_fields__)
 _GET = f"select {_COLUMNS} from task where id = :id and tenant = :tenant"
 _OF_KEY = f"select fingerprint, {_COLUMNS} from task where tenant = :tenant and idempotency_key = :key"
+_KEYS = [f"key_{first}{second}" for first in "abcdefgh" for second in "abcdefgh"]
+_OF_KEYS = f"""
+select fingerprint, {_COLUMNS} from task
+where tenant = :tenant and idempotency_key in ({", ".join(f":{name}" for name in _KEYS)}) limit 1"""
 _EVENTS = """
 select seq, epoch, type, at, data from task_event where task = :task and seq > :after and seq <= :last
 order by seq limit :limit"""
@@ -60,6 +64,11 @@ class Tasks:
     def submit_all(self, tasks: Sequence[NewTask]) -> asyncio.Future[list[Accepted | Exception]]:
         """Submit *tasks* together; answers with what became of each, in order."""
         return self._commits.write_all(self._submit, tasks)
+
+    @property
+    def submitting(self) -> int:
+        """How many submissions are on their way: given to the store, and not in it as far as anybody knows."""
+        return self._commits.waiting(self._submit)
 
     def call(self, call: Call) -> asyncio.Future[Accepted | None]:
         return self._commits.write(transitions.call, call)
@@ -117,6 +126,15 @@ class Tasks:
         """Return the task that an idempotency key stands for, with the fingerprint of its body; None if it is new."""
         found = await self._db.lookup(_OF_KEY, {"key": key, "tenant": tenant})
         return (Task(*found[0][1:]), found[0][0]) if found else None
+
+    async def of_keys(self, keys: Sequence[str], *, tenant: str) -> tuple[Task, bytes | None] | None:
+        """Return a task that one of *keys* stands for, as `of_key` does."""
+        for start in range(0, len(keys), len(_KEYS)):
+            some = list(keys[start : start + len(_KEYS)])
+            given = dict(zip(_KEYS, some + some[-1:] * len(_KEYS), strict=False))
+            if found := await self._db.lookup(_OF_KEYS, given | {"tenant": tenant}):
+                return Task(*found[0][1:]), found[0][0]
+        return None
 
     async def list(
         self,

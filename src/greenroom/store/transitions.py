@@ -62,8 +62,8 @@ where tenant = :tenant and agent = :agent and id = :session"""
 
 async def finish(tx: Transaction, news: News, items: Sequence[Finish]) -> list[bool]:
     """Succeeded, failed, expired, or queued again: False for an attempt that is fenced, of which nothing is stored."""
-    rows_ = await tx.fetch_many(_LEASED, [(item.id, item.epoch) for item in items])
-    leased = {(row[_ID], row[_EPOCH]): row for row in rows_}
+    found = await tx.fetch_many(_LEASED, [(item.id, item.epoch) for item in items])
+    leased = {(row[_ID], row[_EPOCH]): row for row in found}
     ends: list[tuple[Finish, Row]] = []
     is_stored = []
     for item in items:
@@ -122,7 +122,7 @@ def _ended(row: Row, item: Finish, now_us: int) -> Task:
     )
 
 
-_UNCLAIM = "update task set replica = null, claimed_at = null, claim_seq = null, due_at = :due_at where id = :id"
+_UNCLAIM = "update task set replica = null, claimed_at = null, claim_seq = null where id = :id"
 
 
 async def _note_requeue(tx: Transaction, news: News, task: Task, item: Finish) -> None:
@@ -134,7 +134,7 @@ async def _note_requeue(tx: Transaction, news: News, task: Task, item: Finish) -
     if task.claim_seq is not None and task.claimed_at is not None:
         events.append(_event(task.id, task.claim_seq, task.epoch, task.claimed_at, _encode(rows.begin(task))))
     await tx.execute_many(_INSERT_EVENT, events)
-    await tx.execute_many(_UNCLAIM, [{"id": task.id, "due_at": item.due_at}])
+    await tx.execute_many(_UNCLAIM, [{"id": task.id}])
     news.changed.add(task.id)
     if item.due_at is None:
         news.ready.add(task.agent)

@@ -154,6 +154,20 @@ class StoreContract:
             len({(row.state, row.epoch, row.event_seq, row.claim_seq, row.replica, row.revision) for row in rows}) == 1
         )
 
+    async def test_who_watches_a_task_hears_that_it_begins(self, node: Node) -> None:
+        id = await node.submit()
+        heard = node.store.hub.watch(id)
+        await node.claim_one()
+        assert heard.is_set()
+
+    async def test_a_submission_made_twice_in_one_commit_costs_no_slot(self, node: Node) -> None:
+        node.store.board.open("r", agent=AGENT, revision=1, slots=4)
+        await node.flush()
+        task = new_task(idempotency_key="k", fingerprint=b"same")
+        answers = await asyncio.gather(*(node.store.tasks.submit(task) for _ in range(2)))
+        assert [answer.is_new for answer in answers] == [True, True]  # of one id: it is the same task
+        assert node.store.board.busy("r") == len(node.claims)
+
     async def test_a_used_key_takes_no_slot(self, node: Node) -> None:
         node.store.board.open("r", agent=AGENT, revision=1, slots=2)
         await node.flush()
