@@ -127,7 +127,7 @@ async def test_an_end_that_meets_weather_while_leases_are_renewed_is_not_taken_f
         held = await renew(owner, ttl_us=ttl_us)
         faulty.faults = [Fault.AT_COMMIT]
         loops.engine.succeed(loops.replica_of(ids[0]), b'"once"')
-        while not loops.dispatcher._unwritten:
+        while not loops.dispatcher._unwritten:  # noqa: ASYNC110 - a few turns of the loop, and nobody tells of it
             await asyncio.sleep(0)
         return held
 

@@ -279,6 +279,18 @@ def test_what_is_written_for_every_task_is_written_for_many_at_once(sql: str, ha
     assert postgres._has_form(sql) == has_form
 
 
+async def test_large_inputs_are_written_in_several_messages(
+    postgres_scratch: databases.Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "MAX_BYTES_AT_ONCE", 10)
+    node = Node(await postgres_scratch.open())
+    inputs = [b'"%d"' % number * 3 for number in range(7)]
+    await node.store.tasks.submit_all([new_task(input=each) for each in inputs])
+    claims_ = await node.claim(7)
+    assert sorted(claim.input for claim in claims_) == sorted(inputs)
+    assert all(await asyncio.gather(*(node.finish(claim, output=claim.input) for claim in claims_)))
+
+
 def test_a_statement_for_columns_names_its_values_apart_from_columns() -> None:
     text = postgres._for_columns(
         "update task set state = :state, n = n - :n\nwhere seq = :seq and x = 1", ("text", "int4", "int8")

@@ -25,6 +25,7 @@ except ImportError as error:  # the extra is not installed; said where a Postgre
     ) from error
 
 READERS = 4
+MAX_BYTES_AT_ONCE = 32 * 1024 * 1024
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 30.0
 _LOST = (
@@ -205,14 +206,19 @@ class _Transaction:
         if len(arguments) == 1:
             return await self._connection.fetch(text, *arguments[0])  # type: ignore[no-any-return]
         if arguments and (at_once := await self._at_once(sql)) is not None:
-            return await self._connection.fetch(at_once, *zip(*arguments, strict=True))  # type: ignore[no-any-return]
+            return [
+                row
+                for rows_at_once in _bounded(arguments)
+                for row in await self._connection.fetch(at_once, *zip(*rows_at_once, strict=True))
+            ]
         return await self._connection.fetchmany(text, arguments)  # type: ignore[no-any-return]
 
     async def execute_many(self, sql: str, rows: Iterable[database.Params]) -> None:
         text, names = _positional(sql)
         arguments = [_arguments(row, names) for row in rows]
         if len(arguments) > 1 and (at_once := await self._at_once(sql)) is not None:
-            await self._connection.execute(at_once, *zip(*arguments, strict=True))
+            for rows_at_once in _bounded(arguments):
+                await self._connection.execute(at_once, *zip(*rows_at_once, strict=True))
         elif arguments:
             await self._connection.executemany(text, arguments)
 
@@ -248,6 +254,25 @@ def _arguments(params: database.Params, names: tuple[str, ...]) -> tuple[Any, ..
 _INSERT_FORM = re.compile(r"\s*(insert into \w+ \([^)]*\)) values \(([^)]*)\)([^:]*)")
 _UPDATE_FORM = re.compile(r"\s*(update task set .*?)\s(where seq = :seq\b.*)", re.DOTALL)
 _SELECT_FORM = re.compile(r"\s*(select .* from task)\s(where id = :id\b.*) for update", re.DOTALL)
+
+
+def _bounded(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """Split *rows* where they grow over `MAX_BYTES_AT_ONCE`: a message to the server has at most a gigabyte."""
+    if sum(len(value) for column in zip(*rows, strict=True) for value in _blobs(column)) <= MAX_BYTES_AT_ONCE:
+        yield rows
+        return
+    size, start = 0, 0
+    for end, row in enumerate(rows, 1):
+        size += sum(len(value) for value in _blobs(row))
+        if size > MAX_BYTES_AT_ONCE:
+            yield rows[start:end]
+            size, start = 0, end
+    if start < len(rows):
+        yield rows[start:]
+
+
+def _blobs(values: Iterable[Any]) -> Iterator[bytes]:
+    return (value for value in values if type(value) is bytes)
 
 
 @functools.lru_cache(maxsize=512)
