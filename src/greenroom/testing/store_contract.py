@@ -107,6 +107,17 @@ class StoreContract:
     async def node(self, scratch: Scratch) -> Node:
         return Node(await scratch.open())
 
+    @pytest.fixture
+    async def faulty(self, scratch: Scratch) -> tuple[Node, FaultyDatabase]:
+        wrapped: list[FaultyDatabase] = []
+
+        def wrap(db: Any) -> FaultyDatabase:
+            wrapped.append(FaultyDatabase(db))
+            return wrapped[0]
+
+        node = Node(await scratch.open(wrap=wrap))
+        return node, wrapped[0]
+
     # --- the queue
 
     async def test_a_task_is_accepted_claimed_and_finished(self, node: Node) -> None:
@@ -175,18 +186,12 @@ class StoreContract:
         await asyncio.gather(*(node.store.tasks.submit(task) for task in tasks))
         assert ([claim.id for claim in node.claims], node.store.board.busy("r")) == ([tasks[0].id], 1)
 
-    async def test_a_submission_that_is_not_stored_takes_no_slot(self, scratch: Scratch) -> None:
-        faulty: list[FaultyDatabase] = []
-
-        def wrap(db: Any) -> FaultyDatabase:
-            faulty.append(FaultyDatabase(db))
-            return faulty[0]
-
-        node = Node(await scratch.open(wrap=wrap))
+    async def test_a_submission_that_is_not_stored_takes_no_slot(self, faulty: tuple[Node, FaultyDatabase]) -> None:
+        node, db = faulty
         node.store.board.open("r", agent=AGENT, revision=1, slots=2)
         await node.flush()
         for fault in (Fault.AT_COMMIT, "insert into task "):
-            faulty[0].faults = [fault]
+            db.faults = [fault]
             with pytest.raises(errors.StoreUnavailable):
                 await node.submit()
             assert (node.claims, node.store.board.busy("r"), node.store.board.attempts("r")) == ([], 0, 0)
@@ -263,22 +268,16 @@ class StoreContract:
         id = await node.submit(deadline_at=4, timeout_us=30_000_000)
         assert (await node.store.tasks.get(id, tenant=TENANT)).deadline_at == 4
 
-    async def test_nobody_works_while_there_is_nothing_to_do(self, scratch: Scratch) -> None:
-        faulty: list[FaultyDatabase] = []
-
-        def wrap(db: Any) -> FaultyDatabase:
-            faulty.append(FaultyDatabase(db))
-            return faulty[0]
-
-        node = Node(await scratch.open(wrap=wrap))
+    async def test_nobody_works_while_there_is_nothing_to_do(self, faulty: tuple[Node, FaultyDatabase]) -> None:
+        node, db = faulty
         node.store.board.open("r", agent=AGENT, revision=1, slots=4)
         await node.flush()
-        before = faulty[0].transactions
+        before = db.transactions
         assert not node.store.board.has_demand()
         for _ in range(5):
             node.store.commits.nudge()
             await asyncio.sleep(0)
-        assert faulty[0].transactions == before
+        assert db.transactions == before
 
     # --- idempotency keys
 
@@ -316,16 +315,12 @@ class StoreContract:
         assert (first.is_new, first.matches) == (True, True)
         assert (second.id, second.is_new, second.matches) == (first.id, False, False)
 
-    async def test_a_submission_whose_answer_was_lost_is_found_by_its_key(self, scratch: Scratch) -> None:
-        faulty: list[FaultyDatabase] = []
-
-        def wrap(db: Any) -> FaultyDatabase:
-            faulty.append(FaultyDatabase(db))
-            return faulty[0]
-
-        node = Node(await scratch.open(wrap=wrap))
+    async def test_a_submission_whose_answer_was_lost_is_found_by_its_key(
+        self, faulty: tuple[Node, FaultyDatabase]
+    ) -> None:
+        node, db = faulty
         task = new_task(idempotency_key="k", fingerprint=b"same")
-        faulty[0].faults = [Fault.AFTER_COMMIT]
+        db.faults = [Fault.AFTER_COMMIT]
         with pytest.raises(errors.StoreUnavailable):
             await node.store.tasks.submit(task)
         again = await node.store.tasks.submit(msgspec.structs.replace(task, id="another"))
@@ -788,17 +783,6 @@ class StoreContract:
             await asyncio.wait_for(store.tasks.submit(new_task()), 5)
         with pytest.raises(RuntimeError, match="a listener is broken"):
             await store.commits.close()
-
-    @pytest.fixture
-    async def faulty(self, scratch: Scratch) -> tuple[Node, FaultyDatabase]:
-        wrapped: list[FaultyDatabase] = []
-
-        def wrap(db: Any) -> FaultyDatabase:
-            wrapped.append(FaultyDatabase(db))
-            return wrapped[0]
-
-        node = Node(await scratch.open(wrap=wrap))
-        return node, wrapped[0]
 
     @pytest.mark.parametrize("fault", [Fault.AT_COMMIT, "from session", "set state = 'running'", "skip locked"])
     async def test_a_failed_commit_gives_its_slots_back(
