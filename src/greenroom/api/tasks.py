@@ -23,8 +23,9 @@ MAX_CANDIDATES = 10
 
 
 class Key(NamedTuple):
-    """An idempotency key as it is stored, in the space of its route, and what its body is known by."""
+    """An idempotency key as its caller gave it and as it is stored, and what its body is known by."""
 
+    given: str
     text: str
     fingerprint: bytes
 
@@ -39,7 +40,7 @@ async def submit(call: Call) -> Answer:
         await call.services.backlog.admit()
     except errors.GreenroomError:
         # What stood in the way may not have been there when the key was used first.
-        if (recorded := await _recorded(call, key)) is None:
+        if (recorded := await _recorded(call, [key] if key is not None else [])) is None:
             raise
         return await _wait(call, recorded.id, wait_s)
     if not wait_s:
@@ -68,10 +69,11 @@ async def submit_batch(call: Call) -> Answer:
     """Accept many tasks; the answer has a task or a problem for each, in order."""
     batch = schemas.convert(strict_json.loads(call.body, max_keys=100_000), schemas.Batch)
     header = _header_key(call)
-    keys = [Key(f"batch:{header}:{n}", submissions.fingerprint(call.body)) for n in range(len(batch.tasks)) if header]
-    is_new = await _is_new(call, keys)
+    fingerprint = b"" if header is None else submissions.fingerprint(call.body)
+    keys = [] if header is None else [Key(header, f"batch:{header}:{n}", fingerprint) for n in range(len(batch.tasks))]
+    recorded = await _recorded(call, keys)  # another body is refused as a whole
     prepared = [await _prepare(call, item, keys[index] if keys else None) for index, item in enumerate(batch.tasks)]
-    if is_new:
+    if recorded is None:
         await call.services.backlog.admit(len(batch.tasks))
     results = iter(await call.store.tasks.submit_all([item for item in prepared if isinstance(item, NewTask)]))
     items, accepted = [], Counter[str]()
@@ -94,7 +96,7 @@ async def _prepare(call: Call, value: Any, key: Key | None) -> NewTask | Task | 
         try:
             return await _new_task(call, submission, key)
         except errors.GreenroomError as error:
-            return await _recorded(call, key) or error
+            return await _recorded(call, [key] if key is not None else []) or error
     except errors.GreenroomError as error:
         return error
 
@@ -122,32 +124,26 @@ def _header_key(call: Call) -> str | None:
 
 
 def _key(text: str | None, body: bytes) -> Key | None:
-    return None if text is None else Key(f"key:{text}", submissions.fingerprint(body))
+    return None if text is None else Key(text, f"key:{text}", submissions.fingerprint(body))
 
 
-async def _recorded(call: Call, key: Key | None) -> Task | None:
-    """Return the task that *key* stands for already; raises `errors.IdempotencyMismatch` if it had another body."""
-    found = await call.store.tasks.of_key(key.text, tenant=call.principal.tenant) if key is not None else None
-    if key is None or found is None:
+async def _recorded(call: Call, keys: Sequence[Key]) -> Task | None:
+    """Return a task that one of *keys*, all of one body, stands for already; None if they are new.
+
+    Raises `errors.IdempotencyMismatch` if it had another body.
+    """
+    found = await call.store.tasks.of_keys([key.text for key in keys], tenant=call.principal.tenant)
+    if found is None:
         return None
     task, fingerprint = found
-    if fingerprint != key.fingerprint:
-        raise _mismatch(key.text, task.id)
+    if fingerprint != keys[0].fingerprint:
+        raise _mismatch(keys[0].given, task.id)
     return task
 
 
-async def _is_new(call: Call, keys: Sequence[Key]) -> bool:
-    """Tell whether nothing of a keyed batch was stored before; raises if something was, of another body."""
-    found = await call.store.tasks.of_keys([key.text for key in keys], tenant=call.principal.tenant)
-    if found is not None and found[1] != keys[0].fingerprint:
-        raise _mismatch(keys[0].text.rpartition(":")[0], found[0].id)
-    return found is None
-
-
 def _mismatch(key: str, task: str) -> errors.IdempotencyMismatch:
-    _, _, text = key.partition(":")
     return errors.IdempotencyMismatch(
-        f"cannot accept the task: the key {text!r} stands for task {task}, which had another body"
+        f"cannot accept the task: the key {key!r} stands for task {task}, which had another body"
     )
 
 
@@ -157,10 +153,9 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
     name = submission.agent
     if name is None:
         choice = await _route(call, submission.input)
-        name, chosen = (
-            choice.agent,
-            _encode({"agent": choice.agent, "scores": [each._asdict() for each in _candidates(choice.scores)]}),
-        )
+        name = choice.agent
+        scores = [candidate._asdict() for candidate in _candidates(choice.scores)]
+        chosen = _encode({"agent": name, "scores": scores})
     entry = directory.get(name)
     return submissions.new_task(
         name,
@@ -214,7 +209,8 @@ def text_of(value: Any) -> str:
 
 def _check(task: NewTask, accepted: Accepted) -> None:
     if not accepted.matches:
-        raise _mismatch(task.idempotency_key or "", accepted.id)
+        _, _, given = (task.idempotency_key or "").partition(":")
+        raise _mismatch(given, accepted.id)
 
 
 def _new_document(task: NewTask, accepted: Accepted) -> dict[str, Any]:

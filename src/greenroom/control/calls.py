@@ -25,7 +25,6 @@ from greenroom.store.rows import Accepted, Call, Lease, NewTask, Task
 from greenroom.store.store import Store
 
 T = TypeVar("T")
-MAX_TIMEOUT_S = 604_800.0
 MAX_DEPTH = 50  # calls below one another
 POLL_EVERY_S, LONGEST_POLL_S = 1.0, 10.0  # wakeups are hints; a sub-task that takes long is looked at less often
 
@@ -183,7 +182,8 @@ class Calls:
 
 def _check(message: protocol.Called) -> None:
     """Hold what a replica asks for to the rules that callers of the API keep; a replica is untrusted."""
+    cannot, most_s = f"cannot call {message.agent[:64]}", protocol.MAX_TIMEOUT_S
     if message.session is not None and not sessions.is_name(message.session):
-        raise errors.BodyInvalid(f"cannot call {message.agent[:64]}: a session's name is {sessions.NAME_IN_WORDS}")
-    if message.timeout_s is not None and not 0 < message.timeout_s <= MAX_TIMEOUT_S:
-        raise errors.BodyInvalid(f"cannot call {message.agent[:64]}: timeout_s is over 0 and at most {MAX_TIMEOUT_S:g}")
+        raise errors.BodyInvalid(f"{cannot}: a session's name is {sessions.NAME_IN_WORDS}")
+    if message.timeout_s is not None and not 0 < message.timeout_s <= most_s:
+        raise errors.BodyInvalid(f"{cannot}: timeout_s is over 0 and at most {most_s}")

@@ -22,6 +22,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="kind", gc
     """The base of every message; the tag is the class's name."""
 
 
+MAX_TIMEOUT_S = 7 * 86_400  # of a sub-task, as of a submission
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 

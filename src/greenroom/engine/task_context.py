@@ -26,7 +26,6 @@ MAX_EVENT_BYTES = 256 * 1024
 MAX_EVENTS = 10_000
 MAX_EVENTS_BYTES = 16 * 1024 * 1024  # of one attempt, so that a flood does not fill the node's memory
 MAX_INPUT_BYTES = 8 * 1024 * 1024
-MAX_TIMEOUT_S = 7 * 86_400
 _AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}")
 _TRUNCATED = b'{"truncated":true,"line":"(too many events; the rest of this task\'s are dropped)"}'
@@ -204,10 +203,10 @@ def _session_id(given: object) -> str | None:
 def _timeout_s(given: object) -> float | None:
     if given is None:
         return None
-    takes = f"a number of seconds > 0 and at most {MAX_TIMEOUT_S}"
+    takes = f"a number of seconds > 0 and at most {protocol.MAX_TIMEOUT_S}"
     if isinstance(given, bool) or not isinstance(given, int | float):
         raise TypeError(_misfit("timeout_s", given, takes))
-    if not 0 < given <= MAX_TIMEOUT_S:  # NaN, too
+    if not 0 < given <= protocol.MAX_TIMEOUT_S:  # NaN, too
         raise ValueError(_misfit("timeout_s", given, takes))
     return float(given)
 

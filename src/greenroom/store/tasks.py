@@ -28,10 +28,8 @@ from greenroom.store.rows import (
 MAX_PAGE = 200
 MAX_EVENTS_PAGE = 500
 
-
 _COLUMNS = ", ".join(Task.__struct_fields__)
 _GET = f"select {_COLUMNS} from task where id = :id and tenant = :tenant"
-_OF_KEY = f"select fingerprint, {_COLUMNS} from task where tenant = :tenant and idempotency_key = :key"
 _KEYS = [f"key_{first}{second}" for first in "abcdefgh" for second in "abcdefgh"]
 _OF_KEYS = f"""
 select fingerprint, {_COLUMNS} from task
@@ -122,13 +120,10 @@ class Tasks:
             raise errors.NotFound(f"cannot find the task {id[:64]}")
         return Task(*found[0])
 
-    async def of_key(self, key: str, *, tenant: str) -> tuple[Task, bytes | None] | None:
-        """Return the task that an idempotency key stands for, with the fingerprint of its body; None if it is new."""
-        found = await self._db.lookup(_OF_KEY, {"key": key, "tenant": tenant})
-        return (Task(*found[0][1:]), found[0][0]) if found else None
-
     async def of_keys(self, keys: Sequence[str], *, tenant: str) -> tuple[Task, bytes | None] | None:
-        """Return a task that one of *keys* stands for, as `of_key` does."""
+        """Return a task that one of these idempotency keys stands for, with the fingerprint of its body; None if all
+        are new.
+        """
         for start in range(0, len(keys), len(_KEYS)):
             some = list(keys[start : start + len(_KEYS)])
             given = dict(zip(_KEYS, some + some[-1:] * len(_KEYS), strict=False))
