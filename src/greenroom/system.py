@@ -141,8 +141,8 @@ class ProductionMultiAgentSystem:
         return self._client(token or self.token)
 
     async def _check_room(self, started: node.Node, plan: Plan) -> None:
-        entries = await started.store.directory.refresh()
-        others = sum(entry.agent.replicas for name, entry in entries.items() if name not in plan)
+        await started.store.directory.refresh()
+        others = started.store.directory.replicas(besides=plan.keys())
         wanted = sum(spec.scaling.min_replicas for spec, _ in plan.values())
         most = self.settings.cluster.max_replicas
         if others + wanted > most:

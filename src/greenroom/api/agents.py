@@ -35,7 +35,7 @@ async def put_agent(call: Call) -> Answer:
     if not isinstance(value, dict):
         raise errors.BodyInvalid("cannot take the body: an agent's spec is an object")
     spec = settings.parse_agent(name, value)
-    others = sum(entry.agent.replicas for other, entry in call.store.directory.entries.items() if other != name)
+    others = call.store.directory.replicas(besides={name})
     most = call.services.settings.cluster.max_replicas
     if others + spec.scaling.min_replicas > most:
         raise errors.Conflict(
@@ -62,7 +62,7 @@ async def scale(call: Call) -> Answer:
             f"cannot scale {name}: 0 (scale to zero) is not yet built: nothing would start a replica again; "
             "expected at least 1"
         )
-    others = sum(entry.agent.replicas for other, entry in call.store.directory.entries.items() if other != name)
+    others = call.store.directory.replicas(besides={name})
     most = call.services.settings.cluster.max_replicas
     if others + wanted.replicas > most:
         raise errors.Conflict(

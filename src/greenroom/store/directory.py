@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import msgspec
@@ -47,6 +48,10 @@ class Directory:
             known = ", ".join(sorted(self.entries)) or "none is deployed"
             raise errors.NotFound(f"cannot find the agent {name[:64]!r}; there are: {known}")
         return entry
+
+    def replicas(self, *, besides: AbstractSet[str]) -> int:
+        """Return how many replicas the agents should have together, those of *besides* not counted."""
+        return sum(entry.agent.replicas for name, entry in self.entries.items() if name not in besides)
 
     @functools.cached_property
     def index(self) -> routing.Index:
