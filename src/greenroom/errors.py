@@ -157,6 +157,20 @@ class StoreDamaged(GreenroomError):
     code = "store-damaged"
 
 
+class BackupInvalid(GreenroomError):
+    """The backup cannot be read: the key is another one, or it is damaged, or of a newer release."""
+
+    code = "backup-invalid"
+    status = 409
+
+
+class BackupFailed(GreenroomError):
+    """No backup was made, or it cannot be reached where it is kept."""
+
+    code = "backup-failed"
+    status = 503
+
+
 class AgentInvalid(GreenroomError):
     """The agent cannot be built: its factory cannot be imported, raises, or returns what no adapter knows."""
 

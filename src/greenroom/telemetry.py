@@ -82,6 +82,19 @@ class StoreRecovered(msgspec.Struct, frozen=True):
     where: str
 
 
+class BackupMade(msgspec.Struct, frozen=True):
+    """*stored_bytes* is what restoring it reads, *new_bytes* what it added to the backups before it."""
+
+    backup: str
+    duration_s: float
+    stored_bytes: int
+    new_bytes: int
+
+
+class BackupFailed(msgspec.Struct, frozen=True):
+    error: str
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -101,6 +114,8 @@ Fact = (
     | ServiceCrashed
     | StoreTrouble
     | StoreRecovered
+    | BackupMade
+    | BackupFailed
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)
@@ -123,7 +138,14 @@ class Telemetry:
 class Metrics:
     """The Prometheus metrics of a node, in a registry of its own. Labels are agents and fixed words only."""
 
-    KINDS: tuple[type[Fact], ...] = (TaskAccepted, AttemptEnded, ReplicaReady, ReplicaExited)
+    KINDS: tuple[type[Fact], ...] = (
+        TaskAccepted,
+        AttemptEnded,
+        ReplicaReady,
+        ReplicaExited,
+        BackupMade,
+        BackupFailed,
+    )
 
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
@@ -141,6 +163,12 @@ class Metrics:
             "greenroom_replica_start_seconds",
             "From asking for a replica to its readiness",
             ["agent"],
+            registry=self.registry,
+        )
+        self._backups = self._counter("backups", "Backups made, and not made", ["result"])
+        self._backup_at = prometheus.Gauge(
+            "greenroom_backup_last_success_timestamp_seconds",
+            "When the last backup was made, in seconds since 1970",
             registry=self.registry,
         )
         self._children: dict[tuple[Any, ...], Any] = {}  # labels() costs more than the counting
@@ -166,6 +194,11 @@ class Metrics:
                 self._child(self._start, agent).observe(start_s)
             case ReplicaExited(agent, _, reason, _):
                 self._child(self._exits, agent, reason).inc()
+            case BackupMade():
+                self._child(self._backups, "made").inc()
+                self._backup_at.set_to_current_time()
+            case BackupFailed():
+                self._child(self._backups, "failed").inc()
             case _:
                 pass
 
@@ -183,6 +216,8 @@ _LEVELS: dict[type[Fact], int] = {
     ServiceCrashed: logging.ERROR,
     StoreTrouble: logging.WARNING,
     StoreRecovered: logging.WARNING,  # whoever was told of the trouble is told of its end
+    BackupMade: logging.INFO,
+    BackupFailed: logging.ERROR,
     NodeChanged: logging.INFO,
 }
 
