@@ -95,6 +95,13 @@ class BackupFailed(msgspec.Struct, frozen=True):
     error: str
 
 
+class BackupKeyMade(msgspec.Struct, frozen=True):
+    """The first backup is being made. Without a copy of *key_file* on another machine no backup can be restored."""
+
+    key_file: str
+    advice: str = "copy this file to another machine: without it no backup can be restored"
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -116,6 +123,7 @@ Fact = (
     | StoreRecovered
     | BackupMade
     | BackupFailed
+    | BackupKeyMade
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)
@@ -218,6 +226,7 @@ _LEVELS: dict[type[Fact], int] = {
     StoreRecovered: logging.WARNING,  # whoever was told of the trouble is told of its end
     BackupMade: logging.INFO,
     BackupFailed: logging.ERROR,
+    BackupKeyMade: logging.WARNING,
     NodeChanged: logging.INFO,
 }
 

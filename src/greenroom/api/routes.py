@@ -75,6 +75,8 @@ ROUTES = (
     Route("POST", "/v1/replicas/{id}/restart", agents.restart_replica, OPERATE, {202: REPLICA}),
     Route("POST", "/v1/replicas/{id}/drain", agents.drain_replica, OPERATE, {202: REPLICA}),
     Route("GET", "/v1/status", operations.status, READ, {200: schemas.Status}),
+    Route("GET", "/v1/backups", operations.list_backups, OPERATE, {200: Page(models.Backup)}),
+    Route("POST", "/v1/backups", operations.create_backup, OPERATE, {202: models.Backups}),
     Route("GET", "/v1/keys", operations.list_keys, KEYS, {200: Page(KEY)}),
     Route("POST", "/v1/keys", operations.create_key, KEYS, {201: KEY}, schemas.NewKey),
     Route("DELETE", "/v1/keys/{id}", operations.revoke_key, KEYS, GONE),

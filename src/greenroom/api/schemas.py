@@ -114,6 +114,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     agents: list[AgentStatus]
     replicas: ReplicasStatus
     tasks: dict[str, int]
+    backups: models.Backups
     not_yet_built: dict[str, str]
 
 

@@ -14,12 +14,13 @@ import msgspec
 
 from greenroom import errors
 from greenroom.backups import places, sealing
+from greenroom.sdk import models
 
 FORMAT = 1
 GRACE = timedelta(hours=24)
 _ID = re.compile(r"\d{8}T\d{6}\.\d{3}Z")
 _MARK = "greenroom"  # what is sealed under it tells whether a key is the right one
-_INVENTORIES, _CHUNKS = "inventories/", "chunks/"
+INVENTORIES, _CHUNKS = "inventories/", "chunks/"
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
@@ -67,6 +68,22 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
         """What restoring it reads."""
         return sum({chunk.name: chunk.size_bytes for content in self.contents for chunk in content.chunks}.values())
 
+    def described(self) -> models.Backup:
+        return models.Backup(
+            id=self.id,
+            created_at=self.created_at,
+            greenroom=self.greenroom,
+            rows=self.rows,
+            stored_bytes=self.stored_bytes,
+            new_bytes=self.new_bytes,
+        )
+
+
+def ids(place: places.Place) -> list[str]:
+    """Return the ids of all backups at *place*, oldest first; no key is needed for that."""
+    names = map(_last, place.stored(INVENTORIES))
+    return sorted(name for name in names if _ID.fullmatch(name))
+
 
 def time_of(id: str) -> datetime:
     return datetime.strptime(id, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC)
@@ -95,9 +112,7 @@ class Archive:
             key.open(mark, _MARK)
 
     def ids(self) -> list[str]:
-        """Return the ids of all backups, oldest first."""
-        names = map(_last, self._place.stored(_INVENTORIES))
-        return sorted(name for name in names if _ID.fullmatch(name))
+        return ids(self._place)
 
     def find(self, wanted: str) -> Inventory:
         """Return the inventory of the backup *wanted*, an id or ``latest``; raises `errors.NotFound`."""
@@ -111,7 +126,7 @@ class Archive:
         return self.inventory(wanted)
 
     def inventory(self, id: str) -> Inventory:
-        content = self._read(f"{_INVENTORIES}{id}")
+        content = self._read(f"{INVENTORIES}{id}")
         try:
             if (format := msgspec.msgpack.decode(content, type=_Format).format) != FORMAT:
                 raise errors.BackupInvalid(f"cannot read the backup {id}: its format {format} is not known here")
@@ -148,7 +163,7 @@ class Archive:
             raise errors.BackupFailed(
                 f"cannot finish the backup: {len(missing)} of its chunks have gone meanwhile; make it again"
             )
-        name = f"{_INVENTORIES}{inventory.id}"
+        name = f"{INVENTORIES}{inventory.id}"
         self._place.put(name, self._key.seal(msgspec.msgpack.encode(inventory), name))
         self._place.settle()
 
@@ -157,7 +172,7 @@ class Archive:
 
         While one of these cannot be read no chunk goes: nobody knows which are its.
         """
-        self._place.delete(f"{_INVENTORIES}{id}" for id in ids)
+        self._place.delete(f"{INVENTORIES}{id}" for id in ids)
         try:
             left = [self.inventory(id) for id in self.ids()]
         except errors.BackupInvalid:

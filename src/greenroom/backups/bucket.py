@@ -15,7 +15,9 @@ try:
     from obstore import exceptions
     from obstore.store import S3Store
 except ImportError as error:  # the extra is not installed; said where such a place is named
-    raise errors.BackupFailed("cannot use a bucket: obstore is not installed; run: pip install 'greenroom[s3]'") from error
+    raise errors.BackupFailed(
+        "cannot use a bucket: obstore is not installed; run: pip install 'greenroom[s3]'"
+    ) from error
 
 MOST_AT_ONCE = 1000  # deletions in one request
 RETRY_FOR_S = 30.0

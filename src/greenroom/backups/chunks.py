@@ -1,7 +1,7 @@
 """Rows as chunks, cut so that rows which stay as they are give the same chunks again. Pure.
 
-A row of n bytes is the last of its chunk with the probability n / `TARGET_BYTES`, drawn from its key: where a chunk ends
-depends on that row alone, so a row that changes, comes or goes changes the chunk that it is in and no other.
+A row of n bytes is the last of its chunk with the probability n / `TARGET_BYTES`, drawn from its key: where a chunk
+ends depends on that row alone, so a row that changes, comes or goes changes the chunk that it is in and no other.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Makes a backup: reads the store at one moment, and writes what of it is not at the place yet."""
 
+# ruff: noqa: ASYNC240 - it blocks, in a process of its own
+
 from __future__ import annotations
 
 import asyncio
@@ -17,6 +19,7 @@ import msgspec
 from greenroom import __version__, errors
 from greenroom.backups import archive, chunks, places, sealing
 from greenroom.core import backups
+from greenroom.sdk import models
 from greenroom.store import dumps
 
 WRITERS = 4  # what is put at once; compressing and encrypting release the GIL
@@ -40,11 +43,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 class Made(msgspec.Struct, frozen=True, kw_only=True):
     """A backup that was made. *deleted* are the old ones that went; *has_new_key*: the key was made for it."""
 
-    id: str
-    created_at: datetime
-    rows: int
-    stored_bytes: int
-    new_bytes: int
+    backup: models.Backup
     new_chunks: int
     deleted: tuple[str, ...] = ()
     has_new_key: bool = False
@@ -85,11 +84,7 @@ async def create(wanted: Wanted, *, now: datetime) -> Made:
         expired = backups.expired(every, backups.Retention(wanted.keep_last, wanted.keep_days))
         kept.delete(expired, now=now)
     return Made(
-        id=inventory.id,
-        created_at=now,
-        rows=inventory.rows,
-        stored_bytes=inventory.stored_bytes,
-        new_bytes=writing.new_bytes,
+        backup=inventory.described(),
         new_chunks=writing.new_chunks,
         deleted=tuple(expired),
         has_new_key=has_new_key,
@@ -126,9 +121,9 @@ class _Writing:
         names: list[str] = []
         async for row in rows:
             if (chunk := cutter.add(row)) is not None:
-                names.append(await self._put(chunk))
+                names += [await self._put(chunk)]
         if (chunk := cutter.end()) is not None:
-            names.append(await self._put(chunk))
+            names += [await self._put(chunk)]
         while self._pending:
             await self._gather()
         return archive.Content(
@@ -175,7 +170,7 @@ def _paths(data_dir: Path) -> Iterator[Path]:
 
 def _refuse_without_key(wanted: Wanted) -> None:
     """Make no new key for a place that holds backups of an old one: nobody could tell them apart later."""
-    if places.open(wanted.to).stored("inventories/"):
+    if archive.ids(places.open(wanted.to)):
         raise errors.BackupInvalid(
             f"cannot add to the backups at {wanted.to}: their key, {wanted.key_file}, is missing; put your copy of it "
             "there, or name another place"

@@ -1,5 +1,7 @@
 """Brings a backup back into a store, and rehearses that: what was written is read again and compared."""
 
+# ruff: noqa: ASYNC240 - it blocks, in a process of its own
+
 from __future__ import annotations
 
 import contextlib
@@ -14,7 +16,8 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from greenroom import errors
-from greenroom.backups import archive, chunks, creating
+from greenroom.backups import archive, chunks, creating, listing
+from greenroom.security import secret_file
 from greenroom.store import dumps
 
 
@@ -72,6 +75,13 @@ async def drill(kept: archive.Archive, inventory: archive.Inventory, *, scratch_
     return Drill(id=inventory.id, created_at=inventory.created_at, tables=tuple(tables), faults=tuple(faults))
 
 
+def keep_key(key_file: Path, data_dir: Path) -> None:
+    """Put the key where a node looks for it, if none is there: it goes on with these backups."""
+    target = data_dir / listing.DEFAULT_KEY
+    if not target.exists():
+        secret_file.write_private(target, key_file.read_bytes())
+
+
 @contextlib.contextmanager
 def scratch(data_dir: Path) -> Iterator[str]:
     """The URL of a SQLite store that is gone afterwards, on the disk that has room for a store."""
@@ -115,7 +125,8 @@ async def _compare(snapshot: dumps.Snapshot, content: archive.Content, there: Ab
 
 def _rows(kept: archive.Archive, content: archive.Content) -> Iterator[tuple[str, int, bytes]]:
     for chunk in content.chunks:
-        for path, mode, file in chunks.rows_of(kept.chunk(chunk)):
+        for row in chunks.rows_of(kept.chunk(chunk)):
+            path, mode, file = row
             yield path, mode, file
 
 

@@ -28,6 +28,7 @@ VERBS = (  # in the order in which one meets them
     ("replicas", "agents:replicas", "Show, restart and drain the processes that run the agents."),
     ("scale", "agents:scale", "Set the number of an agent's replicas."),
     ("status", "status:status", "Show how the node and its agents are."),
+    ("backup", "backup:app", "Make, list, restore and rehearse backups of the store."),
     ("keys", "keys:app", "Create, list and revoke the keys of those who may call."),
     ("config", "config:app", "Show and check the settings."),
     ("doctor", "doctor:doctor", "Check whether this machine and this manifest are ready."),

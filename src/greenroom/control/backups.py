@@ -8,23 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
 from greenroom.core import backups
+from greenroom.sdk import models
 
 LONGEST_NAP_S = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Backup:
-    """One that was made. *new_bytes* is what it added to those before."""
-
-    id: str
-    created_at: datetime
-    stored_bytes: int
-    new_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +22,7 @@ class State:
     """*last* is the newest there is; *error* why the last try failed, None if it did not."""
 
     is_running: bool = False
-    last: Backup | None = None
+    last: models.Backup | None = None
     error: str | None = None
 
 
@@ -49,8 +39,8 @@ class Backups:
         clock: clocks.Clock,
         facts: telemetry.Telemetry,
         *,
-        make: Callable[[], Awaitable[Backup]],
-        newest: Callable[[], Awaitable[Backup | None]],
+        make: Callable[[], Awaitable[models.Backup]],
+        newest: Callable[[], Awaitable[models.Backup | None]],
         every_s: float | None,
     ) -> None:
         self._clock, self._facts, self._make, self._newest = clock, facts, make, newest

@@ -88,7 +88,9 @@ Destination = Annotated[
 Place = Annotated[
     str,
     Meta(
-        pattern=_whole(rf"s3://[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9](?:/{_SEGMENT})*/?|(?!s3:)/?{_SEGMENT}(?:/{_SEGMENT})*/?"),
+        pattern=_whole(
+            rf"s3://[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9](?:/{_SEGMENT})*/?|(?!s3:)/?{_SEGMENT}(?:/{_SEGMENT})*/?"
+        ),
         max_length=1000,
         title='a folder without "..", or s3://BUCKET/PREFIX',
     ),

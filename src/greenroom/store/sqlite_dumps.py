@@ -23,7 +23,7 @@ _COLUMNS = "select name, type, pk from pragma_table_info(?) order by cid"
 
 @contextlib.asynccontextmanager
 async def snapshot(path: Path) -> AsyncIterator[_Snapshot]:
-    if not path.is_file():
+    if not path.is_file():  # noqa: ASYNC240 - it blocks, in a process of its own
         raise errors.NotFound(f"cannot back up {path}: there is no store")
     with _damage(path), contextlib.closing(sqlite.read_only(path)) as connection:
         connection.execute("begin")
@@ -134,7 +134,9 @@ def _refuse_rows(path: Path) -> None:
         return
     try:
         with contextlib.closing(sqlite.read_only(path)) as connection:
-            full = [name for name in _tables(connection) if connection.execute(f"select exists (select 1 from {name})").get]
+            full = [
+                name for name in _tables(connection) if connection.execute(f"select exists (select 1 from {name})").get
+            ]
     except sqlite.ERRORS as error:
         raise errors.Conflict(
             f"cannot restore into {path}: it cannot be read ({error}); add --replace to move it aside"
