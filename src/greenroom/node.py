@@ -70,9 +70,7 @@ class Node:
         try:
             self.store = stores.open(url, clock=clock, owner=self.id)
         except errors.StoreDamaged as error:
-            raise errors.StoreDamaged(
-                f"{error}; {listing.advice(_wanted_backups(options), options.store_url)}"
-            ) from None
+            raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
         self.engine = LocalEngine(options.data_dir, clock)
         self.host = Host(self.store, self.engine, clock, self.facts, node=self.id, revision_of=self._revision_of)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)

@@ -56,6 +56,8 @@ LOWEST_ROLE = {
     "POST /v1/replicas/{id}/restart": "operator",
     "POST /v1/replicas/{id}/drain": "operator",
     "GET /v1/status": "viewer",
+    "GET /v1/backups": "operator",
+    "POST /v1/backups": "operator",
     "GET /v1/keys": "admin",
     "POST /v1/keys": "admin",
     "DELETE /v1/keys/{id}": "admin",

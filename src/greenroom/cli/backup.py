@@ -225,10 +225,11 @@ def _node(where: Where, given: options.Options) -> Iterator[client.Client | None
 
 def _made_by(node: client.Client) -> models.Backup:
     """Have the node make one, and wait for it."""
-    before = node.create_backup().last
+    state = node.create_backup()
     with render.spinner("backing up"):
-        while (state := _state(node)).is_running or (state.error is None and state.last == before):
+        while state.is_running:
             time.sleep(LOOK_EVERY_S)
+            state = _state(node)
     if state.error is not None or state.last is None:
         raise errors.BackupFailed(state.error or "cannot back up")
     return state.last

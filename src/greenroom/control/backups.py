@@ -53,9 +53,10 @@ class Backups:
 
     def ask(self) -> bool:
         """Have a backup made now; False while one is."""
-        if self.state.is_running or self._is_asked:
+        if self.state.is_running:
             return False
         self._is_asked = True
+        self.state = replace(self.state, is_running=True)
         self.wakeup.set()
         return True
 
@@ -72,9 +73,9 @@ class Backups:
         """Find out when the next one is due, from the last that an earlier life of the node has made."""
         self._has_looked = True
         try:
-            self.state = State(last=await self._newest())
+            self.state = replace(self.state, last=await self._newest())
         except errors.GreenroomError as error:
-            self.state = State(error=str(error))
+            self.state = replace(self.state, error=str(error))
         if self._every_s is not None:
             last_at = self.state.last.created_at if self.state.last else None
             delay_s = backups.first_delay_s(last_at, self._clock.now(), every_s=self._every_s)

@@ -77,7 +77,9 @@ def functions(dialect: str) -> list[str]:
 
 
 def _named(kind: str, dialect: str) -> list[str]:
-    made = re.compile(rf"^create (?:or replace )?{kind} (?:if not exists )?(\w+)", re.MULTILINE | re.IGNORECASE)
+    made = re.compile(
+        rf"(?:^|;)\s*create (?:or replace )?{kind} (?:if not exists )?(\w+)", re.MULTILINE | re.IGNORECASE
+    )
     return [name for migration in scripts(dialect) for name in made.findall(migration.script)]
 
 
