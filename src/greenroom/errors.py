@@ -155,6 +155,7 @@ class StoreDamaged(GreenroomError):
     """The store's file is damaged or is not Greenroom's."""
 
     code = "store-damaged"
+    status = 503
 
 
 class BackupInvalid(GreenroomError):

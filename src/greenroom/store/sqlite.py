@@ -23,14 +23,14 @@ import apsw
 
 from greenroom import clock as clocks
 from greenroom import errors
-from greenroom.store import database, migrations
+from greenroom.store import database, migrations, sqlite_checks
 
 BUSY_TIMEOUT_MS = 2_000  # another process (a backup, a curious shell) may hold the file for a moment
 CHECKED_AT_START_BYTES = 64 * 1024 * 1024  # read in less than a second, from a slow disk too
 RESTORING = ".restoring"
 Connection = apsw.Connection
 ERRORS = (apsw.Error,)
-DAMAGE = (apsw.CorruptError, apsw.NotADBError)
+DAMAGE = (apsw.CorruptError, apsw.NotADBError, sqlite_checks.Damaged)
 _BROKEN = (
     apsw.IOError,
     apsw.CantOpenError,
@@ -109,7 +109,7 @@ class Sqlite:
 
         def run() -> None:  # with a connection and a thread of its own: it reads the whole file
             with weather(), contextlib.closing(read_only(self._path)) as connection:
-                _refuse_faults(connection)
+                sqlite_checks.look_through(connection)
 
         with _start_refusals(self._path):
             await asyncio.to_thread(run)
@@ -309,10 +309,9 @@ def _refuse_damaged(path: Path) -> bool:
     sides = [side for side in _SIDES if not path.with_name(f"{path.name}{side}").exists()]
     try:
         with contextlib.closing(read_only(path)) as connection:
-            _refuse_foreign(connection)
-            _refuse_other_schema(connection)
+            sqlite_checks.look_at(connection, _schema_of, application_id=_APPLICATION_ID)
             if is_small:
-                _refuse_faults(connection)
+                sqlite_checks.look_through(connection)
     except (apsw.ReadOnlyError, apsw.CantOpenError):
         return False  # it died in the moment in which it was made; who may write sets that right
     except BaseException:
@@ -322,42 +321,13 @@ def _refuse_damaged(path: Path) -> bool:
     return is_small
 
 
-def _refuse_foreign(connection: apsw.Connection) -> None:
-    is_ours = connection.pragma("application_id") == _APPLICATION_ID
-    if not is_ours and connection.execute("select count(*) from sqlite_schema").get:
-        raise apsw.NotADBError("it is not a store of Greenroom")
-
-
-def _refuse_other_schema(connection: apsw.Connection) -> None:
-    """Refuse a file of another release, or one that lacks a part of the schema that it says it has."""
-    number = connection.pragma("user_version")
-    migrations.missing("sqlite", number)
-    if number == 0 and connection.execute("select count(*) from sqlite_schema").get:
-        raise apsw.CorruptError("it has tables, and no number of its schema")
-    for name, part in sorted(_schema_of(number) - set(connection.execute(_SCHEMA))):
-        raise apsw.CorruptError(f"its schema is damaged: {name} has no {part}")
-
-
-_SCHEMA = """
-select s.name, coalesce(c.name || ' ' || c.type || ' ' || c."notnull" || ' ' || c.pk, s.type || ' on ' || s.tbl_name)
-from sqlite_schema s left join pragma_table_info(s.name) c on s.type = 'table' where s.name not glob 'sqlite_*'
-"""
-
-
 @functools.cache
 def _schema_of(number: int) -> frozenset[tuple[str, str]]:
-    """Return what the migrations up to *number* make: each table's columns, and the names of all else."""
     with contextlib.closing(apsw.Connection(":memory:")) as connection:
         for migration in migrations.scripts("sqlite"):
             if migration.number <= number:
                 connection.execute(migration.script)
-        return frozenset(connection.execute(_SCHEMA))
-
-
-def _refuse_faults(connection: apsw.Connection) -> None:
-    found = str(connection.execute("pragma integrity_check(1)").get)
-    if found != "ok":
-        raise apsw.CorruptError(" ".join(found.split()))
+        return frozenset(connection.execute(sqlite_checks.SCHEMA))
 
 
 def _prepare(connection: apsw.Connection) -> None:
