@@ -44,7 +44,9 @@ class Bucket:
         with self._trouble():
             try:
                 return bytes(obstore.get(self._store, name).bytes())
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in str(error):
+                    raise
                 return None
 
     def stored(self, under: str) -> list[Stored]:
@@ -59,7 +61,7 @@ class Bucket:
         wanted = list(names)
         with self._trouble():
             for start in range(0, len(wanted), MOST_AT_ONCE):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError):  # it is gone already
                     obstore.delete(self._store, wanted[start : start + MOST_AT_ONCE])
 
     def settle(self) -> None:
@@ -69,10 +71,8 @@ class Bucket:
     def _trouble(self) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise
         except (exceptions.BaseError, OSError, ValueError) as error:
-            told = " ".join(str(error).split())[:300]
+            told = " ".join(str(error).partition("Debug source")[0].split())[:300]
             raise errors.BackupFailed(
                 f"cannot use {self._url} for backups: {told}; check the bucket and AWS_ENDPOINT_URL, AWS_REGION, "
                 "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"

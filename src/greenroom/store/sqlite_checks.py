@@ -1,8 +1,8 @@
 """Whether a SQLite file is a whole store of ours. Reads only; asked by `sqlite` before it writes to a file.
 
-SQLite itself sees that pages and indexes fit together and that what the schema demands holds. What it does not see: that
-a value is of its column's type, and that the schema is still the one that was made. What nobody sees is a bit that
-changes one text into another.
+SQLite itself sees that pages and indexes fit together and that what the schema demands holds. It does not see that a
+value is of its column's type, and that the schema is still the one that was made. Nobody sees a bit that changes one
+text into another.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from sqlite_schema s left join pragma_table_info(s.name) c on s.type = 'table' w
 """
 # What SQLite lets be anything is what was declared: for the same statements PostgreSQL sees to that.
 _MISTYPED = """
-select s.name, group_concat('typeof(' || c.name || ') not in (''null'', ''' || case lower(c.type) when 'text' then 'text'
-    when 'blob' then 'blob' when 'double precision' then 'real' else 'integer' end || ''')', ' or ')
+select s.name, group_concat('typeof(' || c.name || ') not in (''null'', ''' || case lower(c.type)
+    when 'text' then 'text' when 'blob' then 'blob' when 'double precision' then 'real' else 'integer' end
+    || ''')', ' or ')
 from sqlite_schema s join pragma_table_info(s.name) c where s.type = 'table' and s.name not glob 'sqlite_*'
     and lower(c.type) in ('text', 'blob', 'double precision', 'integer', 'bigint', 'boolean') group by s.name
 """
