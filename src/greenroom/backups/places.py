@@ -85,7 +85,11 @@ class Folder:
             return list(self._walk(self._path / under))
 
     def _walk(self, folder: Path) -> Iterator[Stored]:
-        for here, _, names in os.walk(folder):
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):  # nothing has been put there
+                raise error
+
+        for here, _, names in os.walk(folder, onerror=refuse):
             for name in names:
                 with contextlib.suppress(FileNotFoundError):  # it went away meanwhile
                     path = Path(here, name)

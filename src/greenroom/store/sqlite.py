@@ -108,11 +108,15 @@ class Sqlite:
             return
 
         def run() -> None:  # with a connection and a thread of its own: it reads the whole file
-            with weather(), contextlib.closing(read_only(self._path)) as connection:
+            with contextlib.closing(read_only(self._path)) as connection:
                 sqlite_checks.look_through(connection)
 
-        with _start_refusals(self._path):
+        try:
             await asyncio.to_thread(run)
+        except DAMAGE as error:
+            raise errors.StoreDamaged(f"cannot go on with {self._path}: it is damaged: {error}") from None
+        except apsw.Error:
+            return  # weather: whoever reads or writes next tells of it
         self._is_checked = True
 
     async def close(self) -> None:
