@@ -27,6 +27,8 @@ from greenroom.store import dumps, migrations, sqlite
 from greenroom.testing import databases
 from greenroom.testing.store_contract import Node, new_task
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 CANARY = "canary-5a7d3c1e"
 _SESSION = (
@@ -389,7 +391,6 @@ async def test_two_at_once_are_one_too_many(backed_sqlite: Backed) -> None:
     await backed.create()
 
 
-@pytest.mark.slow
 async def test_a_backup_that_is_killed_leaves_the_earlier_ones_whole(backed_sqlite: Backed) -> None:
     backed = backed_sqlite
     store = (await filled(backed.scratch)).store
@@ -423,7 +424,6 @@ async def test_a_backup_that_is_killed_leaves_the_earlier_ones_whole(backed_sqli
     assert after.backup.rows > first.backup.rows
 
 
-@pytest.mark.slow
 async def test_a_process_of_its_own_makes_it_and_says_what_failed(backed_sqlite: Backed) -> None:
     backed = backed_sqlite
     await filled(backed.scratch)
@@ -437,7 +437,6 @@ async def test_a_process_of_its_own_makes_it_and_says_what_failed(backed_sqlite:
         await process.create(msgspec.structs.replace(backed.wanted, to=str(blocked / "place")))
 
 
-@pytest.mark.slow
 def test_its_process_leaves_with_the_node(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "greenroom.backups"]
     os.mkfifo(tmp_path / "backup.key", 0o600)  # reading it takes for ever

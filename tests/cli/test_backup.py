@@ -35,6 +35,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNode]:
     node = FakeNode()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(verb, "LOOK_EVERY_S", 0.0)
     with node.serving() as url:
         folder = tmp_path / ".greenroom"
