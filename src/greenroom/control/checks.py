@@ -115,7 +115,7 @@ class Checks:
         took_s = now_s - watched.probed_s
         watched.trips.append(health.Trip(now_s, took_s))
         self._facts.emit(telemetry.ProbeAnswered(watched.agent, took_s))
-        if watched.standing.finding.grade is health.Grade.UNKNOWN:
+        if self._is_grading and watched.standing.finding.grade is health.Grade.UNKNOWN:
             own = health.summed(watched.outcomes, watched.trips, now_s=now_s)
             self._settle(watched, health.grade(own, (), hang_after_s=watched.hang_after_s))
 

@@ -173,7 +173,8 @@ def grade(own: Summary, siblings: Sequence[Summary], *, unanswered_s: float = 0.
     What the siblings share is the agent's or its input's fault, and makes nobody unhealthy.
     """
     if unanswered_s >= hang_after_s / 2:
-        return Finding(Grade.UNHEALTHY, f"no answer for {unanswered_s:.0f} s", "silent", is_urgent=True)
+        reason = f"it has not answered for {hang_after_s / 2:g} s"
+        return Finding(Grade.UNHEALTHY, reason, "silent", is_urgent=True)
     if own.outcomes >= MIN_VOLUME and own.error_rate >= ERROR_RATE:
         return _errors(own, siblings)
     if own.trip_s is None and own.outcomes == own.errors:
