@@ -98,7 +98,8 @@ class Checks:
     def on_log(self, replica: str, stream: str, line: str) -> None:
         """No progress: a pipe that is full speaks of the past."""
 
-    def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:  # noqa: ARG002 - any is progress
+    def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:  # noqa: ARG002
+        """Whatever it says, it is progress."""
         if (watched := self._watched.get(replica)) is not None:
             watched.heard_s = self._clock.monotonic_s()
 
