@@ -13,19 +13,18 @@ app = cyclopts.App(name="alerts")
 ALERT_COLUMNS = (
     Column("ID"),
     Column("STATE"),
-    Column("SEVERITY"),
+    Column("SEVERITY", whole=False),
     Column("SINCE", right=True),
-    Column("COUNT", right=True),
+    Column("TIMES", right=True),
     Column("TAKEN BY", whole=False),
     Column("REASON", whole=False),
 )
 FAILURE_COLUMNS = (
     Column("AGE", right=True),
-    Column("AGENT", whole=False),
     Column("REPLICA"),
-    Column("KIND"),
-    Column("ACTION"),
-    Column("RECOVERED BY"),
+    Column("KIND", whole=False),
+    Column("ACTION", whole=False),
+    Column("RECOVERED BY", whole=False),
     Column("REASON", whole=False),
 )
 
@@ -99,7 +98,6 @@ def failures(
     rows = (
         (
             render.since(failure.at, now),
-            failure.agent,
             failure.replica,
             failure.kind,
             failure.action,
