@@ -114,7 +114,10 @@ def chaos(
         raise options.Usage("cannot begin: --input and --poison are for an agent of yours; name it with --agent")
     if agent is not None and input is None:
         raise options.Usage(f"cannot begin: agent {agent} needs the input of its tasks; give it with --input JSON")
-    report = asyncio.run(_run(asked, given))
+    try:
+        report = asyncio.run(_run(asked, given))
+    except asyncio.CancelledError:  # by SIGTERM
+        raise KeyboardInterrupt from None
     if given.json:
         render.json({"passed": report.passed, "report": report})
     else:

@@ -214,7 +214,7 @@ class Load:
             try:
                 task = await self._client.submit(**_arguments(submission), idempotency_key=sent.key)
             except errors.GreenroomError as error:
-                if is_first and _is_refusal(error.status):
+                if _is_refusal(error.status):
                     sent = dataclasses.replace(sent, outcome=Outcome.REFUSED, refusal=error.code)
                     break
             else:
@@ -244,7 +244,7 @@ class Load:
         sent = self._history.sent[key]
         if isinstance(answer, models.Task):
             sent = dataclasses.replace(sent, outcome=Outcome.ACKNOWLEDGED, task=answer.id, was_unknown=not is_first)
-        elif is_first and _is_refusal(answer.status):
+        elif _is_refusal(answer.status):
             sent = dataclasses.replace(sent, outcome=Outcome.REFUSED, refusal=answer.code)
         self._history.note(sent)
         return sent.outcome != Outcome.UNKNOWN
@@ -267,7 +267,7 @@ class Load:
 
 
 def _is_refusal(status: int) -> bool:
-    """Whether a submission that was answered so, and was not sent before, is refused for good."""
+    """Whether a submission that was answered so is refused for good; an overloaded node is asked again."""
     return 400 <= status < 500 and status != errors.Overloaded.status
 
 
