@@ -65,7 +65,8 @@ async def prove(
 ) -> Proof:
     """Run *size* with *faults* on a node in *folder*, on SQLite or on a database of *server*.
 
-    What happened is left in *folder*: the ledger, the history and the documents of all tasks, the node's log.
+    What happened is left in *folder*: the ledger, the history, the faults and the documents of all tasks,
+    the node's log.
     """
     folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nothing runs yet
     ledger = folder / "ledger"
@@ -85,10 +86,19 @@ async def prove(
                     report = await prepared.run(_injectors(node, prepared, server, store_url))
         finally:
             node.close()
-    (folder / "history.json").write_bytes(msgspec.json.encode(prepared.history))
-    (folder / "tasks.json").write_bytes(msgspec.json.encode(prepared.documents))
-    (folder / "report.json").write_bytes(msgspec.json.encode(report))
+    _keep(folder, prepared, report)
     return Proof(report, node.deaths)
+
+
+def _keep(folder: Path, run: campaign.Campaign, report: judging.Report) -> None:
+    kept = {
+        "history": run.history,
+        "tasks": run.documents,
+        "faults": [] if run.nemesis is None else run.nemesis.injected,
+        "report": report,
+    }
+    for name, value in kept.items():
+        (folder / f"{name}.json").write_bytes(msgspec.json.encode(value))
 
 
 def _injectors(
