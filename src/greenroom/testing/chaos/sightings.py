@@ -10,7 +10,7 @@ from greenroom import errors
 from greenroom.sdk.async_client import AsyncClient
 from greenroom.testing.chaos.recovery import Sighting
 
-LOOK_EVERY_S = 0.05
+LOOK_EVERY_S = 0.1
 
 
 class Sightings:
