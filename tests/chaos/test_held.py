@@ -42,6 +42,12 @@ def order(kind: str, process: subprocess.Popen[bytes], *, hold_s: float = 600.0)
     return held.Order(kind=kind, hold_s=hold_s, pid=process.pid, started=started, pulse_s=0.01)
 
 
+def holder_pid() -> int:
+    """The one that this process has started."""
+    (found,) = (pid for pid in kernel.children() if b"chaos.held" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return found
+
+
 def state(pid: int) -> str:
     return kernel.stat(pid)[0]
 
@@ -100,8 +106,7 @@ async def test_a_holder_that_is_asked_to_end_undoes_its_fault(victim: subprocess
 async def test_what_a_killed_holder_left_is_undone(victim: subprocess.Popen[bytes]) -> None:
     holding = asyncio.create_task(nemesis.hold(order("stop", victim)))
     await until_state(victim.pid, "T")
-    (holder,) = [pid for pid in kernel.children() if b"chaos.held" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(holder, signal.SIGKILL)
+    os.kill(holder_pid(), signal.SIGKILL)
     await asyncio.wait_for(holding, nodes.DEADLINE_S)
     await until_state(victim.pid, "S", "R")
 
@@ -168,10 +173,7 @@ async def test_a_locked_postgresql_takes_no_task_and_then_again(postgres_server:
             await holder.wait()
         async with store.db.transaction() as tx:
             await tx.fetch(write, {})
-        assert await postgres.end_connections(scratch.url) >= 1
-        with pytest.raises(errors.StoreUnavailable):
-            async with store.db.transaction() as tx:
-                await tx.fetch(write, {})
+        assert await postgres.end_connections(scratch.url) == 1
 
 
 async def test_a_process_that_is_not_what_was_meant_is_left_alone(victim: subprocess.Popen[bytes]) -> None:

@@ -21,7 +21,7 @@ from greenroom.sdk import models
 from greenroom.sdk.async_client import AsyncClient
 from greenroom.testing.chaos.history import History, Outcome, Sent, end_of
 
-CLIENTS = 24
+CLIENTS = 48
 BATCH = 20
 SESSIONS = 50
 ASK_AGAIN_S = 0.2  # the first time; doubles up to a second
