@@ -133,9 +133,9 @@ def _node_kills(folder: Path, name: str, store: str | None, count: int) -> Itera
     """
     servers.prepare(folder, THREE)
     ready_s, accepted_s, resumed_s = zip(*(_kill_node(folder, store) for _ in range(count)), strict=True)
-    yield Figure(f"{name}: node SIGKILL until /readyz", "s", ready_s, aim="≤ 3 s")
-    yield Figure(f"{name}: node SIGKILL until a task is accepted", "s", accepted_s, aim="≤ 3 s")
-    yield Figure(f"{name}: node SIGKILL until all that ran runs again", "s", resumed_s, aim="≤ 5 s")
+    yield Figure(f"{name}: node SIGKILL to /readyz", "s", ready_s, aim="≤ 3 s")
+    yield Figure(f"{name}: node SIGKILL to a task accepted", "s", accepted_s, aim="≤ 3 s")
+    yield Figure(f"{name}: node SIGKILL to all running again", "s", resumed_s, aim="≤ 5 s")
 
 
 def _kill_node(folder: Path, store: str | None) -> tuple[float, float, float]:
