@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import secrets
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,8 @@ QUIET_S = 120.0  # of each store's share: start, and until everything has ended
 
 
 def main() -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):  # in the background, too, it leaves no node behind
+        signal.signal(number, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=100_000, help="in all")
     parser.add_argument("--faults", type=int, default=500, help="in all")

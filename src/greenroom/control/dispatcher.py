@@ -103,7 +103,7 @@ class Dispatcher:
                 attempt, tasks.ReplicaGone(tasks.Reason.DRAINED, "the replica was gone", charged=False, ran=False)
             )
         elif claim.is_restored:
-            line = f"it runs with the session's last good state, of revision {claim.state_revision}: see docs/recovery"
+            line = f"it runs with the session's last good state, of revision {claim.state_revision}"
             self._emit(attempt, protocol.Emitted(*attempt.key, "log", _line("greenroom", line)))
         self.wakeup.set()
 
