@@ -205,8 +205,17 @@ async def hold(order: held.Order) -> float:
         await holder.wait()
     finally:
         holder.stdin.close()
-        async with asyncio.timeout(UNDO_WITHIN_S):
-            code = await asyncio.shield(holder.wait())
+        code = await asyncio.shield(_end_of(holder))
     if code != 0 and order.hold_s > 0 and order.kind != "lock":  # a lock ends with its holder
         await hold(msgspec.structs.replace(order, hold_s=0.0))
     return at
+
+
+async def _end_of(holder: asyncio.subprocess.Process) -> int:
+    """Return its exit code; one that does not end is killed."""
+    try:
+        async with asyncio.timeout(UNDO_WITHIN_S):
+            return await holder.wait()
+    except TimeoutError:
+        holder.kill()
+        return await holder.wait()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 LATEST = 0.92  # of the time: the last fault is still felt by tasks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Planned:
     """A fault *at_s* after the beginning, held for *hold_s*; *draw*, in [0, 1), chooses its victim."""
 
@@ -27,18 +27,18 @@ def plan(
     *holds_s* bounds how long a kind is held, mostly nearer to the lower bound, and never beyond *for_s*.
 
     >>> [fault.kind for fault in plan(1, for_s=60, kinds=["kill", "lock"], count=4, holds_s={"lock": (1, 2)})]
-    ['lock', 'kill', 'kill', 'lock']
+    ['kill', 'lock', 'kill', 'lock']
     """
     chance = random.Random(seed)
     deck = _deck(chance, kinds)
     faults = []
     for number in range(count):
-        at_s = for_s * LATEST * (number + chance.random()) / count
         kind = next(deck)
         least_s, most_s = holds_s.get(kind, (0.0, 0.0))
-        hold_s = least_s + (most_s - least_s) * chance.random() ** 3
-        faults.append(Planned(at_s, kind, min(hold_s, for_s - at_s), chance.random()))
-    return tuple(faults)
+        hold_s = min(for_s, least_s + (most_s - least_s) * chance.random() ** 3)
+        at_s = min(for_s * LATEST * (number + chance.random()) / count, for_s - hold_s)
+        faults.append(Planned(at_s, kind, hold_s, chance.random()))
+    return tuple(sorted(faults))
 
 
 def _deck(chance: random.Random, kinds: Sequence[str]) -> Iterator[str]:
