@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from chaos import proving
-from greenroom.cli import chaos as command
+from greenroom.cli import chaos_report
 from greenroom.testing import databases
 
 STORES = ("sqlite", "postgresql")
@@ -59,7 +59,7 @@ def _prove(folder: Path, size: proving.Size, store: str) -> bool:
     else:
         with databases.postgres() as server:
             proof = asyncio.run(proving.prove(folder, server, size, proving.kinds(on_postgres=True), tell=_tell))
-    command.show(proof.report)
+    chaos_report.show(proof.report)
     for death in proof.deaths:
         print(death)
     return proof.passed

@@ -10,7 +10,7 @@ import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from greenroom import errors, strict_json
-from greenroom.cli import options, render
-from greenroom.cli.render import Column
+from greenroom.cli import chaos_report, options, render
 
 if TYPE_CHECKING:
     from greenroom.sdk.async_client import AsyncClient
-    from greenroom.testing.chaos import judging, recovery
+    from greenroom.testing.chaos import judging
     from greenroom.testing.chaos.campaign import Campaign
     from greenroom.testing.chaos.target import Target
 
@@ -39,16 +38,6 @@ FAULT_EVERY_S = 4.0
 RATE_PER_S = 20.0
 REPLICAS = 3
 LONGEST_S = 24 * 3600.0
-
-FAULT_COLUMNS = (
-    Column("FAULT"),
-    Column("PLANNED", right=True),
-    Column("INJECTED", right=True),
-    Column("RUNNING AGAIN, p50", right=True),
-    Column("WORST", right=True),
-    Column("READY AGAIN, p50", right=True),
-    Column("WORST", right=True),
-)
 
 Word = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 
@@ -121,7 +110,7 @@ def chaos(
     if given.json:
         render.json({"passed": report.passed, "report": report})
     else:
-        show(report)
+        chaos_report.show(report)
     return 0 if report.passed else 1
 
 
@@ -329,73 +318,3 @@ async def _show_progress(prepared: Campaign) -> None:
         while True:
             line.update(render.printable(prepared.progress()))
             await asyncio.sleep(0.25)
-
-
-# After
-
-
-def show(report: judging.Report) -> None:
-    """Print *report* for people."""
-    render.facts(_facts(report))
-    render.line("")
-    render.table(FAULT_COLUMNS, _rows(report), empty="no faults were planned")
-    for name, sentences in report.violations.items():
-        render.line("")
-        render.line(f"{name}:", style="red")
-        for sentence in sentences:
-            render.line(f"  {sentence}", style="red")
-    for shortfall in report.shortfalls:
-        render.line(f"not as planned: {shortfall}", style="yellow")
-    for kind, why in report.unavailable.items():
-        render.say(f"not injected: {kind}: {why}")
-    render.line("")
-    if report.passed:
-        render.line("nothing was lost", style="green")
-    elif report.violations:
-        render.line("a promise was broken; please report it, with the seed and what stands above", style="red")
-    else:
-        render.line("nothing was lost, but the run was not what was planned", style="yellow")
-
-
-def _facts(report: judging.Report) -> Iterator[tuple[str, object]]:
-    failed = ", ".join(f"{count} {reason}" for reason, count in report.failed.items())
-    yield "submitted", f"{report.submitted} ({report.planned_tasks} planned)"
-    yield "acknowledged", f"{report.acknowledged}, {report.resolved} of them after the same key had asked again"
-    yield "refused", report.refused
-    yield "unknown", report.unknown
-    yield "succeeded", report.succeeded
-    yield "failed", failed or 0
-    yield "sub-tasks", report.sub_tasks
-    yield "run twice", report.run_twice
-    yield "recorded twice", report.recorded_twice
-    yield "lost", report.lost
-    yield "refused, but run", report.refused_but_run
-    yield (
-        "sessions",
-        (
-            f"{report.session_disorders} out of order, {report.session_overlaps} overlaps, "
-            f"{report.session_states_broken} broken states"
-        ),
-    )
-    yield "running again", _times(report.resumed)
-    yield "ready again", _times(report.ready)
-    yield "seed", report.seed
-
-
-def _times(times: recovery.Times | None) -> str:
-    if times is None:
-        return "no fault interrupted a task or ended a replica"
-    return f"p50 {_span(times.p50_s)}, p99 {_span(times.p99_s)}, worst {_span(times.worst_s)} of {times.count} faults"
-
-
-def _rows(report: judging.Report) -> Iterator[Sequence[object]]:
-    for kind, count in report.faults.items():
-        cells = [_span(getattr(each, name)) if each else "" for each in (count.resumed, count.ready) for name in _SHOWN]
-        yield kind, count.planned, count.injected, *cells
-
-
-_SHOWN = ("p50_s", "worst_s")
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

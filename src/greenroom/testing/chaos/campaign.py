@@ -79,7 +79,7 @@ class Campaign:
     ) -> judging.Report:
         """Run the plan to its end; every fault is undone when this returns or raises."""
         begun_at = datetime.now(UTC) - timedelta(seconds=1)
-        nemesis = self.nemesis = Nemesis(self.plan.faults, injectors)
+        nemesis = self.nemesis = Nemesis(self.plan.faults, injectors, unavailable or {})
         sightings = Sightings(self.client, {self.recipe.agent})
         watching = asyncio.create_task(sightings.run())
         try:

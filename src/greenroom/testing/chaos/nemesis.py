@@ -52,10 +52,12 @@ class _Process(TypedDict):
 
 
 class Nemesis:
-    """*injected* grows while it runs."""
+    """*injected* grows while it runs; *unavailable* says of kinds why they cannot be injected at all."""
 
-    def __init__(self, schedule: Sequence[Planned], injectors: Mapping[str, Injector]) -> None:
-        self._schedule, self._injectors = schedule, injectors
+    def __init__(
+        self, schedule: Sequence[Planned], injectors: Mapping[str, Injector], unavailable: Mapping[str, str]
+    ) -> None:
+        self._schedule, self._injectors, self._unavailable = schedule, injectors, unavailable
         self.injected: list[recovery.Injection] = []
 
     async def run(self) -> None:
@@ -67,6 +69,9 @@ class Nemesis:
                 group.create_task(self._inject(planned))
 
     async def _inject(self, planned: Planned) -> None:
+        if (why := self._unavailable.get(planned.kind)) is not None:
+            self._note_failure(planned, why)
+            return
         give_up_at_s = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -75,11 +80,14 @@ class Nemesis:
                 if time.monotonic() < give_up_at_s:
                     await asyncio.sleep(LOOK_EVERY_S)
                     continue
-                now = time.time()
-                self.injected.append(recovery.Injection(planned.kind, now, now, why_not=str(error)))
+                self._note_failure(planned, str(error))
                 return
             self.injected.append(recovery.Injection(planned.kind, hit.at, time.time(), hit=hit.replicas, gone=hit.gone))
             return
+
+    def _note_failure(self, planned: Planned, why: str) -> None:
+        now = time.time()
+        self.injected.append(recovery.Injection(planned.kind, now, now, why_not=why))
 
 
 class LocalFaults:
