@@ -215,7 +215,8 @@ def test_a_new_revision_has_to_prove_itself_and_one_that_is_judged_anew_has_done
     proven = recovery.after_success(Record(REVISION), REVISION, started_s=0.0)
     died = recovery.after_death(proven, death(), now_s=1.0, jitter=0.5)
     assert recovery.judged_anew(died, REVISION, generation=2, fallback=3) == Record(REVISION, 2, is_proven=True)
-    assert recovery.judged_anew(died, REVISION + 1, generation=2, fallback=3) == Record(REVISION + 1, 2, fallback=3)
+    after = Record(REVISION + 1, 2, fallback=REVISION)
+    assert recovery.judged_anew(died, REVISION + 1, generation=2, fallback=None) == after
 
 
 _DEATHS = st.lists(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
+from greenroom.control.checks import Checks
 from greenroom.control.recovery import Recovery
 from greenroom.core import agents, plans, recovery
 from greenroom.engine import contract, protocol
@@ -43,6 +44,7 @@ class Hosted:
     slots: int
     timeout_s: float  # of an attempt
     max_attempts: int  # of a task that loses its replica
+    hang_after_s: float
     started_at_us: int
     started_s: float
     for_suspects: bool = False  # beside the agent's number: it runs what is suspected to kill, one by one
@@ -68,6 +70,7 @@ class Host:
         *,
         node: str,
         revision_of: Callable[[Entry], Awaitable[contract.Revision]],
+        health_checks: bool = True,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store, self._engine, self._clock, self._facts = store, engine, clock, facts
@@ -84,6 +87,7 @@ class Host:
         self._measure_at_s = 0.0
         self._is_leaving = False
         self._is_hurried = asyncio.Event()
+        self.checks = Checks(engine, clock, facts, graded=self._on_graded, is_grading=health_checks)
         engine.subscribe(self)
         store.hub.subscribe(self._hear)
 
@@ -163,6 +167,7 @@ class Host:
         self._measure_at_s = 0.0  # its memory is not known yet
         start_s = hosted.ready_at_s - hosted.started_s
         self._facts.emit(telemetry.ReplicaReady(hosted.agent, replica, start_s))
+        self.checks.open(replica, agent=hosted.agent, revision=hosted.revision, hang_after_s=hosted.hang_after_s)
         self.wakeup.set()
 
     def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
@@ -177,6 +182,9 @@ class Host:
         hosted = self._replicas.get(replica)
         if hosted is not None:
             self._facts.emit(telemetry.ReplicaSaid(hosted.agent, replica, stream, line))
+
+    def on_alive(self, replica: str, number: int) -> None:
+        """Progress is the checks' business."""
 
     def on_exit(self, replica: str, exit: contract.Exit) -> None:
         hosted = self._replicas.pop(replica, None)
@@ -209,6 +217,11 @@ class Host:
 
     def _hear(self, news: News) -> None:
         if news.suspects:
+            self.wakeup.set()
+
+    def _on_graded(self, replica: str) -> None:
+        if (hosted := self._replicas.get(replica)) is not None:
+            self._unwritten.add(hosted)
             self.wakeup.set()
 
     # --- making it so
@@ -263,6 +276,7 @@ class Host:
             slots=1 if for_suspects else spec.concurrency,
             timeout_s=spec.timeout_s,
             max_attempts=1 if spec.on_replica_loss == "fail" else spec.max_attempts,
+            hang_after_s=spec.hang_after_s,
             started_at_us=database.microseconds(self._clock.now()),
             started_s=self._clock.monotonic_s(),
             for_suspects=for_suspects,
@@ -305,7 +319,7 @@ class Host:
         now_s = self._clock.monotonic_s()
         for replica in self._replicas.values():
             if replica.state == "starting" and now_s >= replica.started_s + START_S:
-                self._engine.kill(replica.id, f"it was not ready within {START_S:g} s")
+                self._engine.kill(replica.id, "late", f"it was not ready within {START_S:g} s")
 
     def _measure(self) -> None:
         now_s = self._clock.monotonic_s()
@@ -336,6 +350,7 @@ class Host:
 
     def _row(self, replica: Hosted, pid: int | None) -> Replica:
         has_ended = replica.state in ("stopped", "failed")
+        finding = None if has_ended or replica.state == "starting" else self.checks.finding(replica.id)
         return Replica(
             id=replica.id,
             agent=replica.agent,
@@ -343,8 +358,8 @@ class Host:
             node=self._node,
             pid=pid,
             state=replica.state,
-            grade="healthy" if replica.state == "ready" else "unknown",
-            reason=replica.reason,
+            grade="unknown" if finding is None else finding.grade,
+            reason=replica.reason if finding is None else finding.reason,
             slots=replica.slots,
             memory_mb=replica.memory_mb,
             restarts=self._recovery.record(replica.agent).restarts,

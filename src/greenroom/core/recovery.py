@@ -196,8 +196,13 @@ def after_settling(record: Record) -> Record:
 
 
 def judged_anew(record: Record, revision: int, *, generation: int, fallback: int | None) -> Record:
-    """Begin a record for *revision*, which was deployed, scaled, released or rolled back to; what it proved stays."""
+    """Begin a record for *revision*, which was deployed, scaled, released or rolled back to; what it proved stays.
+
+    *fallback* is the last proven revision before it, as the store knows; that of *record* may have proved itself since.
+    """
     is_same = record.revision == revision
+    if record.is_proven and record.revision < revision:
+        fallback = record.revision
     is_back = record.rung is Rung.ROLL_BACK and record.fallback == revision
     undone = record.revision if is_back else record.undone if is_same else None
     return Record(
