@@ -186,6 +186,22 @@ def test_a_planted_violation_is_found(plant: Callable[[Accounts], None], found: 
         assert getattr(report, count) == 1
 
 
+@pytest.mark.parametrize(("lost", "restored"), [(2, 1), (1, 0)])
+def test_a_task_that_lost_two_replicas_may_begin_with_the_last_good_state_and_is_counted(
+    lost: int, restored: int
+) -> None:
+    accounts = Accounts()
+    good = agent.link("", "a")  # what b began with
+    accounts.add("d", begun=8, ended=9, session="s", order=2, link=agent.link(good, "d"))
+    attempts = [attempt(epoch, 8, 8.1, "replica_lost") for epoch in range(1, lost + 1)]
+    accounts.change("d", attempts=(*attempts, attempt(lost + 1, 8, 9, "ok")))
+    accounts.change("d", output={"epoch": lost + 1, "link": agent.link(good, "d")})
+    accounts.runs[-1] = dataclasses.replace(accounts.runs[-1], epoch=lost + 1)
+    report = accounts.report()
+    assert report.passed == bool(restored)
+    assert (report.session_states_restored, report.session_states_broken) == (restored, 1 - restored)
+
+
 def test_what_stays_unknown_is_no_success_and_no_failure() -> None:
     accounts = Accounts()
     accounts.history.note(Sent(key="u", outcome=Outcome.UNKNOWN))

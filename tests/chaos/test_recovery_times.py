@@ -40,7 +40,7 @@ def test_the_first_task_that_was_hit_counts() -> None:
         task(("r1", 5.0, 6.0), ("r3", 10.1, None)),  # it had ended before
         task(("r1", 9.0, 11.0)),  # it never ran again
     ]
-    (found,) = recovery.recoveries([KILL], tasks, [])
+    (found,) = recovery.recoveries([KILL], tasks, [], desired=2)
     assert found.resumed_s == pytest.approx(0.5)
 
 
@@ -51,7 +51,7 @@ def test_ready_again_is_without_the_replica_that_is_gone() -> None:
         Sighting(10.05, frozenset({"r2"})),
         Sighting(10.3, frozenset({"r2", "r3"})),
     ]
-    (found,) = recovery.recoveries([KILL], [], seen)
+    (found,) = recovery.recoveries([KILL], [], seen, desired=2)
     assert found.ready_s == pytest.approx(0.3)
 
 
@@ -62,13 +62,13 @@ def test_what_was_hit_twice_has_to_get_all_its_replicas_back() -> None:
         Sighting(10.2, frozenset({"r3"})),
         Sighting(11.0, frozenset({"r3", "r4"})),
     ]
-    (found,) = recovery.recoveries([KILL], [], seen)
+    (found,) = recovery.recoveries([KILL], [], seen, desired=2)
     assert found.ready_s == pytest.approx(1.0)
 
 
 def test_a_fault_that_interrupted_nothing_has_no_times_and_one_that_was_not_injected_is_left_out() -> None:
     refused = Injection("lock", 10.0, 10.0, why_not="unknown")
-    (found,) = recovery.recoveries([Injection("lock", 10.0, 12.0), refused], [task(("r1", 9.0, None))], [])
+    (found,) = recovery.recoveries([Injection("lock", 10.0, 12.0), refused], [task(("r1", 9.0, None))], [], desired=2)
     assert (found.resumed_s, found.ready_s) == (None, None)
     assert recovery.times([None]) is None
 

@@ -62,7 +62,7 @@ def _facts(report: judging.Report) -> Iterator[tuple[str, object]]:
         "sessions",
         (
             f"{report.session_disorders} out of order, {report.session_overlaps} overlaps, "
-            f"{report.session_states_broken} broken states"
+            f"{report.session_states_broken} broken states, {report.session_states_restored} restored"
         ),
     )
     yield "running again", _times(report.resumed)

@@ -79,6 +79,7 @@ class Campaign:
     ) -> judging.Report:
         """Run the plan to its end; every fault is undone when this returns or raises."""
         begun_at = datetime.now(UTC) - timedelta(seconds=1)
+        desired = (await self.client.agent(self.recipe.agent)).replicas.desired
         nemesis = self.nemesis = Nemesis(self.plan.faults, injectors, unavailable or {})
         sightings = Sightings(self.client, {self.recipe.agent})
         watching = asyncio.create_task(sightings.run())
@@ -96,6 +97,7 @@ class Campaign:
             planned=self.plan.planned,
             injected=nemesis.injected,
             replicas=sightings.seen,
+            desired=desired,
             unavailable=unavailable or {},
         )
         runs = None if self.ledger_path is None else ledger.read(self.ledger_path)

@@ -21,12 +21,14 @@ from greenroom.testing.chaos.history import History, Outcome, Sent
 from greenroom.testing.chaos.ledger import Run
 
 MOST_EXAMPLES = 20
+SUSPECT_AFTER = 2  # replicas that died under a task
+_KILLS = (states.Reason.REPLICA_LOST, states.Reason.OOM)
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What was asked of the run and what the nemesis did: *planned* faults by kind, *replicas* as they came and went,
-    and why which kinds were not planned because they were *unavailable*.
+    how many are *desired*, and why which kinds were not planned because they were *unavailable*.
     """
 
     seed: int
@@ -35,6 +37,7 @@ class Seen:
     injected: Sequence[recovery.Injection] = ()
     replicas: Sequence[recovery.Sighting] = ()
     unavailable: Mapping[str, str] = field(default_factory=dict)
+    desired: int = 1
 
 
 class FaultCount(msgspec.Struct, frozen=True):
@@ -67,6 +70,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     session_disorders: int
     session_overlaps: int
     session_states_broken: int
+    session_states_restored: int
+    """Tasks that had lost two replicas, and began with the session's last good state instead of the last one."""
     faults: Mapping[str, FaultCount]
     resumed: recovery.Times | None
     """Over all faults: from the fault to the first task that it hit running again."""
@@ -90,7 +95,7 @@ def judge(history: History, ledger: Sequence[Run] | None, tasks: Mapping[str, mo
     acknowledged = list(history.of(Outcome.ACKNOWLEDGED))
     ended = [task for sent in acknowledged if (task := tasks.get(sent.task or "")) is not None and task.ended]
     faults = _faults(seen, tasks.values())
-    all_times = recovery.recoveries(seen.injected, tasks.values(), seen.replicas)
+    all_times = recovery.recoveries(seen.injected, tasks.values(), seen.replicas, desired=seen.desired)
     return Report(
         seed=seen.seed,
         planned_tasks=seen.tasks,
@@ -109,6 +114,7 @@ def judge(history: History, ledger: Sequence[Run] | None, tasks: Mapping[str, mo
         session_disorders=len(found["out of a session's order"]),
         session_overlaps=len(found["at once in a session"]),
         session_states_broken=len(found["state of a session broken"]),
+        session_states_restored=_restored_states(evidence),
         faults=faults,
         resumed=recovery.times(each.resumed_s for each in all_times),
         ready=recovery.times(each.ready_s for each in all_times),
@@ -126,7 +132,7 @@ def _faults(seen: Seen, tasks: Iterable[models.Task]) -> dict[str, FaultCount]:
     tasks, counts = list(tasks), {}
     for kind, planned in seen.planned.items():
         of_kind = [fault for fault in seen.injected if fault.kind == kind]
-        times = recovery.recoveries(of_kind, tasks, seen.replicas)
+        times = recovery.recoveries(of_kind, tasks, seen.replicas, desired=seen.desired)
         counts[kind] = FaultCount(
             planned=planned,
             injected=len(times),
@@ -249,18 +255,37 @@ def _begun_at(evidence: _Evidence, task: models.Task) -> float:
 
 
 def _broken_states(evidence: _Evidence) -> Iterator[str]:
-    """Each success of a session has seen the state that the one before it left, and no other."""
-    if not evidence.has_ledger:
-        return
-    for members in evidence.sessions():
-        before = ""
+    """Each success of a session has seen the state that the one before it left; a suspect may have seen an older one."""
+    return (sentence for sentence in _session_states(evidence) if sentence is not None)
+
+
+def _restored_states(evidence: _Evidence) -> int:
+    return sum(sentence is None for sentence in _session_states(evidence))
+
+
+def _session_states(evidence: _Evidence) -> Iterator[str | None]:
+    """Yield what is wrong with a session's states, and None where a suspect has begun with the last good one.
+
+    That is the state from which the success before it had begun: docs/recovery.md.
+    """
+    for members in evidence.sessions() if evidence.has_ledger else ():
+        good, before = "", ""
         for sent, task in members:
             if not task.succeeded:
                 continue
-            before = agent.link(before, sent.key)
-            if _field(task, "link") != before:
+            seen = _field(task, "link")
+            if seen == agent.link(before, sent.key):
+                good, before = before, seen
+            elif good and _is_suspect(task) and seen == agent.link(good, sent.key):
+                before = seen
+                yield None
+            else:
                 yield f"task {task.id} has not seen the state that the tasks before it left in session {sent.session}"
                 break  # all that follow differ, too
+
+
+def _is_suspect(task: models.Task) -> bool:
+    return sum(attempt.reason in _KILLS for attempt in task.attempts) >= SUSPECT_AFTER
 
 
 def _field(task: models.Task, name: str) -> Any:

@@ -208,14 +208,16 @@ async def hold(order: held.Order) -> float:
         holder.stdin.write(msgspec.json.encode(order) + b"\n")
         said = await holder.stdout.readline()
         at = time.time()
-        if said != held.HELD:
-            raise NotInjectable(said.decode(errors="replace").strip() or "its holder has died")
-        await holder.wait()
+        if said == held.HELD:
+            await holder.wait()
     finally:
         holder.stdin.close()
         code = await asyncio.shield(_end_of(holder))
-    if code != 0 and order.hold_s > 0 and order.kind != "lock":  # a lock ends with its holder
+    has_died = code != 0 and said in (held.HELD, b"")  # else it has said why not
+    if has_died and order.hold_s > 0 and order.kind != "lock":  # a lock ends with its holder
         await hold(msgspec.structs.replace(order, hold_s=0.0))
+    if said != held.HELD:
+        raise NotInjectable(said.decode(errors="replace").strip() or "its holder has died")
     return at
 
 

@@ -54,11 +54,11 @@ class Recovery:
 
 
 def recoveries(
-    faults: Iterable[Injection], tasks: Iterable[models.Task], sightings: Sequence[Sighting]
+    faults: Iterable[Injection], tasks: Iterable[models.Task], sightings: Sequence[Sighting], *, desired: int
 ) -> list[Recovery]:
     resumptions = _resumptions(tasks)
     return [
-        Recovery(fault.kind, _resumed_s(fault, resumptions), _ready_s(fault, sightings))
+        Recovery(fault.kind, _resumed_s(fault, resumptions), _ready_s(fault, sightings, desired))
         for fault in faults
         if fault.why_not is None
     ]
@@ -100,13 +100,12 @@ def _resumed_s(fault: Injection, resumptions: Mapping[str, Sequence[_Resumption]
     return min((each.resumed_at - fault.at for each in hit if each.begun_at <= fault.at <= each.ended_at), default=None)
 
 
-def _ready_s(fault: Injection, sightings: Sequence[Sighting]) -> float | None:
+def _ready_s(fault: Injection, sightings: Sequence[Sighting], desired: int) -> float | None:
     if not fault.gone:
         return None
-    wanted = max((len(sighting.ready) for sighting in sightings if sighting.at <= fault.at), default=1)
     after = (sighting for sighting in sightings if sighting.at > fault.at)
     return next(
-        (each.at - fault.at for each in after if len(each.ready) >= wanted and not each.ready & fault.gone), None
+        (each.at - fault.at for each in after if len(each.ready) >= desired and not each.ready & fault.gone), None
     )
 
 
