@@ -255,7 +255,7 @@ def _begun_at(evidence: _Evidence, task: models.Task) -> float:
 
 
 def _broken_states(evidence: _Evidence) -> Iterator[str]:
-    """Each success of a session has seen the state that the one before it left; a suspect may have seen an older one."""
+    """Each success of a session has seen the state that the one before it left; a suspect, perhaps an older one."""
     return (sentence for sentence in _session_states(evidence) if sentence is not None)
 
 
