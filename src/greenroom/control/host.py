@@ -18,7 +18,7 @@ from greenroom import clock as clocks
 from greenroom import errors, telemetry
 from greenroom.control.checks import Checks
 from greenroom.control.recovery import Recovery
-from greenroom.core import agents, plans, recovery
+from greenroom.core import agents, failures, plans, recovery
 from greenroom.engine import contract, protocol
 from greenroom.store import database, submissions
 from greenroom.store.agents import Replica
@@ -200,18 +200,22 @@ class Host:
         self.wakeup.set()
 
     def _note_death(self, hosted: Hosted, exit: contract.Exit) -> None:
-        what = exit.detail or exit.reason
+        what, was_working = exit.detail or exit.reason, self._store.board.attempts(hosted.id) > 0
+        # Who hangs while it has nothing to do was stopped by somebody.
+        was_stopped = exit.reason == failures.Failure.HUNG and not was_working
         death = recovery.Death(
             revision=hosted.revision,
-            was_working=self._store.board.attempts(hosted.id) > 0,
+            started_s=hosted.started_s,
+            was_working=was_working,
             has_succeeded=hosted.has_answered,
-            by_itself=exit.is_its_own,
+            by_itself=exit.is_its_own and not was_stopped,
             max_attempts=hosted.max_attempts,
             ready_s=None if hosted.ready_at_s is None else self._clock.monotonic_s() - hosted.ready_at_s,
             what=what,
             for_suspects=hosted.for_suspects,
         )
-        failure = NewFailure(hosted.id, hosted.agent, hosted.revision, self._node, exit.reason, what)
+        kind = failures.of(exit.reason) or failures.Failure.KILLED
+        failure = NewFailure(hosted.id, hosted.agent, hosted.revision, self._node, kind, what)
         is_missed = hosted.drain_until_s is None and not hosted.for_suspects
         self._recovery.on_death(death, failure, is_missed=is_missed)
 
@@ -233,7 +237,15 @@ class Host:
             await self._recovery.roll_back(name)
             self.wakeup.set()  # the next step sees the agent as it is then
             return
-        wanted = plans.Wanted(name, entry.agent.revision, entry.agent.replicas, self._may_start(record))
+        ours = [each for each in self._replicas.values() if each.agent == name and not each.for_suspects]
+        ready = [each for each in ours if each.state == "ready" and each.revision == entry.agent.revision]
+        wanted = plans.Wanted(
+            name,
+            entry.agent.revision,
+            entry.agent.replicas,
+            may_start=self._may_start(record),
+            one_by_one=recovery.is_tried_out(record, (each.started_s for each in ready)),
+        )
         moved_at_s = record.moved_at_s
         seen = [
             plans.Seen(
@@ -243,8 +255,7 @@ class Host:
                 replica.state == "draining",
                 is_moving=moved_at_s is not None and replica.started_s < moved_at_s,
             )
-            for replica in self._replicas.values()
-            if replica.agent == name and not replica.for_suspects
+            for replica in ours
         ]
         for action in plans.plan(wanted, seen):
             match action:
