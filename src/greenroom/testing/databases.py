@@ -133,6 +133,7 @@ class Server:
             stdout=subprocess.DEVNULL,  # what it starts would hold a pipe open
             stderr=subprocess.DEVNULL,
         )
+        await asyncio.to_thread(running.ensure_postgres_running)  # its handle is to know the new process, to stop it
 
     async def _run(self, statement: str) -> None:
         await _with(self._url, lambda db: db.read(statement, {}))
