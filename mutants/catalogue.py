@@ -121,8 +121,8 @@ CATALOGUE = (
     _mutant(
         "the end of an attempt that the store could not take at first",
         "control/dispatcher.py",
-        "self._unwritten.append(finish if is_weather else attempts.unstorable(finish, answer))",
-        "attempts.unstorable(finish, answer)",
+        "self._unwritten.append(finish)\n                    self._note_weather(str(answer))",
+        "self._note_weather(str(answer))",
         DISPATCHER,
     ),
     _mutant(
@@ -157,8 +157,8 @@ CATALOGUE = (
     _mutant(
         "the state that is known to be good",
         "store/claims.py",
-        "        if state is not None:\n            return _State(state, revision, is_restored=True)",
-        "        if state is None:\n            return _State(state, revision, is_restored=True)",
+        "is_restored = bool(restores) and state.has_good",
+        "is_restored = state.has_good",
         CONTRACT,
     ),
     # --- recovery

@@ -340,28 +340,55 @@ async def test_a_parent_that_waits_is_no_suspect(loops: Loops) -> None:
     assert kills == [(0, 0), (1, 1)]
 
 
-async def test_the_session_of_a_task_that_kills_is_restored_to_its_last_good_state(loops: Loops) -> None:
-    await loops.deploy(sessions=True, max_attempts=10, retry_backoff_s=0)
+async def _session_of_two_tasks(loops: Loops) -> None:
+    await loops.deploy(sessions=True, max_attempts=3, retry_backoff_s=0)
     for state in (b'"good"', b'"bad"'):
         id = await loops.submit(session="s")
         invoke = loops.engine.replicas[loops.replica_of(id)].invocations[-1]
         loops.engine.say(loops.replica_of(id), protocol.Ended(id, invoke.epoch, output=b"1", state=state))
         await loops.settle()
+
+
+async def test_the_session_of_a_task_that_kills_alone_is_restored_to_its_last_good_state(loops: Loops) -> None:
+    await _session_of_two_tasks(loops)
     poisoned = await loops.submit(session="s")
-    for _ in range(2):
+    for _ in range(3):
         assert loops.engine.replicas[loops.replica_of(poisoned)].invocations[-1].state == b'"bad"'
         loops.engine.die(loops.replica_of(poisoned), "crashed")
-        await loops.step(times=3)
+        await loops.step(times=4)
     (invoke,) = loops.engine.replicas[loops.replica_of(poisoned)].invocations
-    assert invoke.state == b'"good"'
+    assert (invoke.state, invoke.attempt) == (b'"good"', 3)
     (session,) = await loops.store.sessions.find("s", tenant="acme")
     assert session.state == b'"bad"'  # until the run with the restored one has succeeded
-    loops.engine.say(loops.replica_of(poisoned), protocol.Ended(poisoned, 3, output=b"1", state=b'"better"'))
+    loops.engine.say(loops.replica_of(poisoned), protocol.Ended(poisoned, 4, output=b"1", state=b'"better"'))
     await loops.settle()
     (session,) = await loops.store.sessions.find("s", tenant="acme")
     assert session.state == b'"better"'
     events = await loops.store.tasks.events(await loops.task(poisoned), after=0)
     assert any(b"last good state" in event.data for event in events)
+
+
+async def test_who_kills_with_the_good_state_as_well_is_poison_and_the_session_stays_as_it_was(loops: Loops) -> None:
+    await _session_of_two_tasks(loops)
+    poisoned = await loops.submit(session="s")
+    for _ in range(4):
+        assert (await loops.task(poisoned)).state == "running"
+        loops.engine.die(loops.replica_of(poisoned), "crashed")
+        await loops.step(times=4)
+    task = await loops.task(poisoned)
+    assert (task.state, msgspec.json.decode(task.error or b"")["type"]) == ("failed", "poison")
+    (session,) = await loops.store.sessions.find("s", tenant="acme")
+    assert session.state == b'"bad"'
+
+
+async def test_an_innocent_that_loses_its_replicas_to_others_keeps_its_sessions_last_state(loops: Loops) -> None:
+    await _session_of_two_tasks(loops)
+    innocent = await loops.submit(session="s")
+    for _ in range(2):
+        loops.engine.die(loops.replica_of(innocent), "killed")
+        await loops.step(times=4)
+    (invoke,) = loops.engine.replicas[loops.replica_of(innocent)].invocations
+    assert invoke.state == b'"bad"'
 
 
 async def test_a_neighbour_is_not_touched_by_a_crash_loop(loops: Loops) -> None:

@@ -111,6 +111,8 @@ def loss_of(exit: Exit, claim: Claim, *, suspects: int, is_suspect: bool) -> tas
         return tasks.ReplicaGone(tasks.Reason.NEIGHBOUR, exit.detail, charged=False)
     reason = tasks.Reason.OOM if exit.reason == "oom" else tasks.Reason.REPLICA_LOST
     is_poison = claim.is_alone and exit.is_its_own
+    if is_poison and claim.has_good_state and not claim.is_restored:  # it may be the state that kills
+        return tasks.ReplicaGone(reason, exit.detail or exit.reason, charged=False, restores=True)
     return tasks.ReplicaGone(reason, exit.detail or exit.reason, charged=suspects == 1, is_poison=is_poison)
 
 
@@ -122,6 +124,7 @@ def finish(
     due_at_us: int | None,
     message: protocol.Ended | None,
     is_kill: bool = False,
+    restores: bool = False,
 ) -> Finish:
     """Build the statement's parameters; results and state only of an attempt that succeeded."""
     claim = attempt.claim
@@ -134,6 +137,7 @@ def finish(
         replica=claim.replica,
         refund=int(verdict.refund),
         kills=int(is_kill),
+        restores=int(restores),
         due_at=due_at_us,
         output=message.output if message is not None and has_result else None,
         error=error,

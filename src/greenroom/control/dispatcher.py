@@ -30,6 +30,7 @@ GRACE_S = 2.0  # from the signal to stop to the end of the process
 RENEW_EVERY_S = 5.0
 POLL_EVERY_S = 1.0  # wakeups are hints; this is the guarantee
 WATCH_EVERY_S = 0.25  # deadlines, while something runs
+_ENDS = "the end of an attempt"
 
 
 class Dispatcher:
@@ -53,6 +54,7 @@ class Dispatcher:
         self._writing: set[tuple[str, int]] = set()  # attempts whose end is on its way into the store
         self._unsent: list[Finish] = []  # ends of this turn of the loop
         self._unwritten: list[Finish] = []  # ends that the store could not take yet
+        self._is_weather = False  # it took none of the last ones
         self._calls = calls.Calls(store, engine, clock, free=self._free, occupy=self._occupy)
         self._renew_at_s = self._poll_at_s = 0.0
         store.claims.claimed = self._start_all
@@ -205,7 +207,15 @@ class Dispatcher:
             due_at_us = attempt.claim.claimed_at + elapsed_us + (verdict.due_at - now) // timedelta(microseconds=1)
         error = None if verdict.error is None else msgspec.json.encode(verdict.error)
         self._write(
-            attempts.finish(attempt, verdict, error=error, due_at_us=due_at_us, message=message, is_kill=is_kill)
+            attempts.finish(
+                attempt,
+                verdict,
+                error=error,
+                due_at_us=due_at_us,
+                message=message,
+                is_kill=is_kill,
+                restores=isinstance(end, tasks.ReplicaGone) and end.restores,
+            )
         )
         duration_s = self._clock.monotonic_s() - attempt.started_s
         claim = attempt.claim
@@ -224,12 +234,23 @@ class Dispatcher:
         def written(future: asyncio.Future[list[bool | Exception]]) -> None:
             for finish, answer in zip(ends, future.result(), strict=True):
                 self._writing.discard((finish.id, finish.epoch))
-                if isinstance(answer, Exception):
-                    is_weather = isinstance(answer, errors.StoreUnavailable)
-                    self._unwritten.append(finish if is_weather else attempts.unstorable(finish, answer))
-                    self._facts.emit(telemetry.StoreTrouble("the end of an attempt", str(answer)))
+                if isinstance(answer, errors.StoreUnavailable):
+                    self._unwritten.append(finish)
+                    self._note_weather(str(answer))
+                elif isinstance(answer, Exception):
+                    self._unwritten.append(attempts.unstorable(finish, answer))
+                    self._facts.emit(telemetry.StoreTrouble(_ENDS, str(answer)))
+                else:
+                    self._note_weather(None)
 
         self._store.tasks.finish_all(ends).add_done_callback(written)
+
+    def _note_weather(self, trouble: str | None) -> None:
+        """Say once that the store takes no ends, and once that it does again: thousands of them may wait."""
+        if (trouble is not None) == self._is_weather:
+            return
+        self._is_weather = trouble is not None
+        self._facts.emit(telemetry.StoreRecovered(_ENDS) if trouble is None else telemetry.StoreTrouble(_ENDS, trouble))
 
     def _stop(self, attempt: Attempt, now_s: float) -> None:
         """Stop an attempt whose end is recorded: ask, and kill its process after the grace."""

@@ -98,6 +98,7 @@ class ReplicaGone(msgspec.Struct, frozen=True):
 
     *charged* is false where the task is innocent (drain, neighbour) or only one of several that may have caused it,
     *ran* where it never reached the replica. *is_poison*: after others it has killed the one that it had for itself.
+    *restores*: it shall run there once more, with its session's last good state.
     """
 
     reason: Reason
@@ -105,6 +106,7 @@ class ReplicaGone(msgspec.Struct, frozen=True):
     charged: bool = True
     ran: bool = True
     is_poison: bool = False
+    restores: bool = False
 
 
 class TimedOut(msgspec.Struct, frozen=True):

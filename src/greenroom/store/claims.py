@@ -21,7 +21,7 @@ MAX_HOMES = 10_000
 
 _READY = """
 select seq, id, epoch, tenant, session, input, metadata, attempts_charged, max_attempts, on_replica_loss,
-    retry_backoff_us, run_timeout_us, deadline_at, submitted_by, depth, kills
+    retry_backoff_us, run_timeout_us, deadline_at, submitted_by, depth, kills, restores
 from task where agent = :agent and state = 'queued' and due_at is null and not blocked and {whose}
 order by priority desc, seq limit :slots for update skip locked"""
 _TO_SHARE, _TO_RUN_ALONE = _READY.format(whose=f"not ({IS_SUSPECT})"), _READY.format(whose=IS_SUSPECT)
@@ -33,8 +33,9 @@ update task set state = 'running', replica = :replica, revision = :revision, own
     attempts_charged = attempts_charged + 1, event_seq = event_seq + 1, claim_seq = event_seq + 1
 where seq = :seq and state = 'queued'"""
 
-_STATE = "select {columns} from session where tenant = :tenant and agent = :agent and id = :session"
-_LAST_STATE, _GOOD_STATE = _STATE.format(columns="state, revision"), _STATE.format(columns="good_state, good_revision")
+_STATE = """
+select state, revision, good_state, good_revision from session
+where tenant = :tenant and agent = :agent and id = :session"""
 
 
 class Claims:
@@ -103,7 +104,7 @@ class Claims:
 
     async def _claim(self, tx: Transaction, news: News, demand: Demand, ready: Sequence[Row]) -> None:
         keys = [None if row[4] is None else (row[3], demand.agent, row[4]) for row in ready]
-        states = {session: await _state(tx, session, is_suspected=demand.run_alone) for session in set(keys)}
+        states = {session: await _state(tx, session) for session in set(keys)}
         replicas = self.board.assign(demand, keys, self._homes)
         claims = [
             _claim(row, demand, replica, states[session], tx.now_us)
@@ -143,23 +144,23 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What a session's task begins with."""
+    """What a session's tasks begin with: its last state or, where they have to, its last good one."""
 
-    state: bytes | None = None
+    last: bytes | None = None
     revision: int | None = None
-    is_restored: bool = False
+    good: bytes | None = None
+    good_revision: int | None = None
+
+    @property
+    def has_good(self) -> bool:
+        return self.good is not None and self.good != self.last
 
 
-async def _state(tx: Transaction, session: SessionKey | None, *, is_suspected: bool) -> _State:
-    """Return a session's state: the last, or for a task that kills its replicas the last that is known to be good."""
+async def _state(tx: Transaction, session: SessionKey | None) -> _State:
     if session is None:
         return _State()
-    if is_suspected:
-        ((state, revision),) = await tx.fetch(_GOOD_STATE, session)
-        if state is not None:
-            return _State(state, revision, is_restored=True)
-    ((state, revision),) = await tx.fetch(_LAST_STATE, session)
-    return _State(state, revision)
+    (row,) = await tx.fetch(_STATE, session)
+    return _State(*row)
 
 
 def _first_claim(item: NewTask, placing: Placing, now_us: int) -> Claim:
@@ -188,9 +189,11 @@ def _first_claim(item: NewTask, placing: Placing, now_us: int) -> Claim:
     )
 
 
-def _claim(row: Row, demand: Demand, replica: str, begin: _State, now_us: int) -> Claim:
-    _, id, epoch, tenant, session, input_, metadata, charged, *policy, deadline_at, submitted_by, depth, kills = row
+def _claim(row: Row, demand: Demand, replica: str, state: _State, now_us: int) -> Claim:
+    _, id, epoch, tenant, session, input_, metadata, charged, *policy, deadline_at, submitted_by, depth = row[:-2]
     max_attempts, on_replica_loss, retry_backoff_us, run_timeout_us = policy
+    kills, restores = row[-2:]
+    is_restored = bool(restores) and state.has_good
     return Claim(
         id=id,
         epoch=epoch + 1,
@@ -212,7 +215,8 @@ def _claim(row: Row, demand: Demand, replica: str, begin: _State, now_us: int) -
         depth=depth,
         kills=kills,
         is_alone=demand.run_alone,
-        state=begin.state,
-        state_revision=begin.revision,
-        is_restored=begin.is_restored,
+        has_good_state=state.has_good,
+        state=state.good if is_restored else state.last,
+        state_revision=state.good_revision if is_restored else state.revision,
+        is_restored=is_restored,
     )

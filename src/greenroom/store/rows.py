@@ -77,6 +77,7 @@ class Claim(msgspec.Struct, frozen=True):
     depth: int = 0
     kills: int = 0  # replicas that died while it ran
     is_alone: bool = False  # it has a replica for itself
+    has_good_state: bool = False  # its session has an older state that is known to be good; looked up for those alone
     state: bytes | None = None
     state_revision: int | None = None
     is_restored: bool = False  # the state is the last that is known to be good, not the last
@@ -92,6 +93,7 @@ class Finish(msgspec.Struct, frozen=True):
     replica: str
     refund: int = 0
     kills: int = 0  # 1: its replica died of it, perhaps
+    restores: int = 0  # 1: it is to begin with its session's last good state from now on
     due_at: int | None = None
     output: bytes | None = None
     error: bytes | None = None

@@ -126,7 +126,9 @@ def _ended(row: Row, item: Finish, now_us: int) -> Task:
 
 
 _UNCLAIM = """
-update task set replica = null, claimed_at = null, claim_seq = null, kills = kills + :kills where id = :id"""
+update task set replica = null, claimed_at = null, claim_seq = null, kills = kills + :kills,
+    restores = case when :restores = 1 then 1 else restores end
+where id = :id"""
 
 
 async def _note_requeue(tx: Transaction, news: News, task: Task, item: Finish) -> None:
@@ -138,7 +140,7 @@ async def _note_requeue(tx: Transaction, news: News, task: Task, item: Finish) -
     if task.claim_seq is not None and task.claimed_at is not None:
         events.append(_event(task.id, task.claim_seq, task.epoch, task.claimed_at, _encode(rows.begin(task))))
     await tx.execute_many(_INSERT_EVENT, events)
-    await tx.execute_many(_UNCLAIM, [{"id": task.id, "kills": item.kills}])
+    await tx.execute_many(_UNCLAIM, [{"id": task.id, "kills": item.kills, "restores": item.restores}])
     news.changed.add(task.id)
     if task.kills + item.kills >= tasks.SUSPECT_KILLS:
         news.suspects.add(task.agent)

@@ -890,7 +890,7 @@ class StoreContract:
         assert (claim.id, claim.replica, claim.is_alone, claim.kills) == (suspect, "alone", True, 2)
         assert await node.store.tasks.suspected() == frozenset()
 
-    async def test_a_suspect_begins_with_the_last_state_that_is_known_to_be_good(self, node: Node) -> None:
+    async def test_a_task_begins_with_its_sessions_last_good_state_only_when_it_has_to(self, node: Node) -> None:
         for state in (b'"first"', b'"second"'):
             await node.submit(session="s")
             claim = await node.claim_one()
@@ -902,6 +902,10 @@ class StoreContract:
             assert await node.finish(claim, "queued", kills=1)
         node.store.board.open("alone", agent=AGENT, revision=1, slots=1, for_suspects=True)
         await node.flush()
+        claim = node.claims[-1]
+        assert (claim.state, claim.is_restored, claim.has_good_state) == (b'"second"', False, True)
+        node.store.board.release("alone")
+        assert await node.finish(claim, "queued", kills=1, restores=1)
         claim = node.claims[-1]
         assert (claim.state, claim.state_revision, claim.is_restored) == (b'"first"', 1, True)
         assert await node.finish(claim, session_state=b'"third"', is_restored=True)

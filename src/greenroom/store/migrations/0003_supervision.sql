@@ -2,6 +2,7 @@
 -- failed and what was done about it, how far each agent's recovery has come, and the alerts.
 
 alter table task add column kills integer not null default 0;   -- replicas that died while it ran
+alter table task add column restores integer not null default 0;    -- 1: begins with its session's last good state
 create index task_suspect on task (agent, priority desc, seq) where state = 'queued' and kills >= 2;
 
 alter table session add column good_state {bytes};              -- what the last task that succeeded was started with
