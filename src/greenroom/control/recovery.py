@@ -80,7 +80,8 @@ class Recovery:
         counts = recovery.weight(case.record, death) > 0
         case.record = recovery.after_death(case.record, death, now_s=self._clock.monotonic_s(), jitter=self._jitter())
         rung = case.record.rung if counts else None
-        case.failures.append(msgspec.structs.replace(failure, rung=rung or recovery.Rung.RESTART))
+        action = rung or (recovery.Rung.RESTART if is_missed else "none")
+        case.failures.append(msgspec.structs.replace(failure, rung=action))
         if is_missed:
             case.bereaved.append(failure.replica)
         if counts:
