@@ -155,6 +155,21 @@ class StoreDamaged(GreenroomError):
     """The store's file is damaged or is not Greenroom's."""
 
     code = "store-damaged"
+    status = 503
+
+
+class BackupInvalid(GreenroomError):
+    """The backup cannot be read: the key is another one, or it is damaged, or of a newer release."""
+
+    code = "backup-invalid"
+    status = 409
+
+
+class BackupFailed(GreenroomError):
+    """No backup was made, or it cannot be reached where it is kept."""
+
+    code = "backup-failed"
+    status = 503
 
 
 class AgentInvalid(GreenroomError):

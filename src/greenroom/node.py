@@ -25,13 +25,15 @@ from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.api.services import Services
-from greenroom.control import supervisor
+from greenroom.backups import listing, process
+from greenroom.control import backups, supervisor
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
 from greenroom.core import routing
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
+from greenroom.sdk import models
 from greenroom.security import secret_file
 from greenroom.store import database, submissions
 from greenroom.store import store as stores
@@ -63,8 +65,12 @@ class Node:
         self.facts, self.metrics = telemetry.Telemetry(), telemetry.Metrics()
         self.facts.subscribe(self.metrics, *self.metrics.KINDS)
         self.secrets = secret_file.load_or_make(options.data_dir / "secrets")
+        self.backups = _Backups(options, clock, self.facts)
         url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
-        self.store = stores.open(url, clock=clock, owner=self.id)
+        try:
+            self.store = stores.open(url, clock=clock, owner=self.id)
+        except errors.StoreDamaged as error:
+            raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
         self.engine = LocalEngine(options.data_dir, clock)
         self.host = Host(
             self.store,
@@ -93,6 +99,7 @@ class Node:
             deploy=self.deploy,
             restart=self.host.restart,
             is_ready=lambda: self.host.has_settled and self.failure is None,
+            backups=self.backups,
             backlog=Backlog(self.store, clock, limit=options.settings.server.max_queued_tasks),
             similarity=_similarity(),
         )
@@ -116,7 +123,7 @@ class Node:
         await self.auth.refresh()
         await self._mint_owner_key()
         await self.deployments.start()
-        loops = (self.host, self.host.checks, self.dispatcher, self.janitor)
+        loops = (self.host, self.host.checks, self.dispatcher, self.janitor, self.backups.loop)
         self._loops = asyncio.create_task(self._run(loops), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
 
@@ -124,6 +131,14 @@ class Node:
         async with asyncio.TaskGroup() as group:
             group.create_task(supervisor.supervise(loops, self.clock, self.facts))
             group.create_task(self.store.commits.ended())
+            group.create_task(self._check_store())
+
+    async def _check_store(self) -> None:
+        """Look through a large file while the node serves: what is damaged must not be served for long."""
+        try:
+            await self.store.db.check()
+        except errors.StoreDamaged as error:
+            raise errors.StoreDamaged(f"{error}; {await asyncio.to_thread(self.backups.advice)}") from None
 
     def _on_loops_ended(self, loops: asyncio.Task[None]) -> None:
         """Take no more: inside a program nobody awaits `ended`, and what is accepted now would never run."""
@@ -153,7 +168,13 @@ class Node:
     async def ended(self) -> None:
         """Return never, or raise what ended the loops."""
         assert self._loops is not None, "the node has not been started"
-        await asyncio.shield(self._loops)
+        try:
+            await asyncio.shield(self._loops)
+        except BaseExceptionGroup as group:
+            match _causes(group):
+                case [errors.GreenroomError() as error]:  # something for people, who need no traceback
+                    raise error from None
+            raise
 
     async def deploy(self, name: str, spec: settings.AgentSettings, *, folder: Path | None = None) -> int:
         """Snapshot *folder* (default: the node's own), make it and *spec* the serving revision, return its number."""
@@ -184,6 +205,48 @@ class Node:
             tenant=TENANT, name="owner", role="admin", word=self.services.key_word, expires_in_s=None
         )
         secret_file.write_private(path, key.text.encode() + b"\n")
+
+
+class _Backups:
+    """Backups of *options*' node: the loop, and what the API asks for."""
+
+    def __init__(self, options: Options, clock: clocks.Clock, facts: telemetry.Telemetry) -> None:
+        self._store_url = options.store_url
+        self._wanted = listing.wanted(
+            options.settings.backups, folder=options.folder, data_dir=options.data_dir, store_url=options.store_url
+        )
+        self._clock, self._facts = clock, facts
+        self._every_s = options.settings.backups.every_s if options.settings.cluster.scheduled_backups else None
+        self.loop = backups.Backups(clock, facts, make=self._make, newest=self._newest, every_s=self._every_s)
+        self.ask = self.loop.ask
+
+    def state(self) -> models.Backups:
+        state = self.loop.state
+        age_s = None if state.last is None else (self._clock.now() - state.last.created_at).total_seconds()
+        return models.Backups(
+            to=self._wanted.to,
+            every_s=self._every_s,
+            is_running=state.is_running,
+            last=state.last,
+            age_s=age_s,
+            error=state.error,
+        )
+
+    async def all(self) -> list[models.Backup]:
+        return await asyncio.to_thread(listing.backups, self._wanted)
+
+    def advice(self) -> str:
+        """Return what to do about a damaged store. Blocks."""
+        return listing.advice(self._wanted, self._store_url)
+
+    async def _make(self) -> models.Backup:
+        made = await process.create(self._wanted)
+        if made.has_new_key:
+            self._facts.emit(telemetry.BackupKeyMade(self._wanted.key_file))
+        return made.backup
+
+    async def _newest(self) -> models.Backup | None:
+        return await asyncio.to_thread(listing.newest, self._wanted)
 
 
 @contextlib.asynccontextmanager

@@ -117,6 +117,26 @@ class StoreRecovered(msgspec.Struct, frozen=True):
     where: str
 
 
+class BackupMade(msgspec.Struct, frozen=True):
+    """*stored_bytes* is what restoring it reads, *new_bytes* what it added to the backups before it."""
+
+    backup: str
+    duration_s: float
+    stored_bytes: int
+    new_bytes: int
+
+
+class BackupFailed(msgspec.Struct, frozen=True):
+    error: str
+
+
+class BackupKeyMade(msgspec.Struct, frozen=True):
+    """The first backup is being made. Without a copy of *key_file* on another machine no backup can be restored."""
+
+    key_file: str
+    advice: str = "copy this file to another machine: without it no backup can be restored"
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -140,6 +160,9 @@ Fact = (
     | ServiceCrashed
     | StoreTrouble
     | StoreRecovered
+    | BackupMade
+    | BackupFailed
+    | BackupKeyMade
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)
@@ -169,6 +192,8 @@ class Metrics:
         ReplicaExited,
         ReplicaGraded,
         ProbeAnswered,
+        BackupMade,
+        BackupFailed,
     )
 
     def __init__(self) -> None:
@@ -200,6 +225,12 @@ class Metrics:
             "greenroom_replicas", "Replicas that are ready or drain", ["agent", "grade"], registry=self.registry
         )
         self._grades: dict[str, tuple[str, str]] = {}  # of the replicas that the gauge counts: agent and grade
+        self._backups = self._counter("backups", "Backups made, and not made", ["result"])
+        self._backup_at = prometheus.Gauge(
+            "greenroom_backup_last_success_timestamp_seconds",
+            "When the last backup was made, in seconds since 1970",
+            registry=self.registry,
+        )
         self._children: dict[tuple[Any, ...], Any] = {}  # labels() costs more than the counting
 
     def _counter(self, name: str, help: str, labels: list[str]) -> prometheus.Counter:
@@ -238,6 +269,11 @@ class Metrics:
                 self._count(replica, None)
             case ProbeAnswered(agent, round_trip_s):
                 self._child(self._probe, agent).observe(round_trip_s)
+            case BackupMade():
+                self._child(self._backups, "made").inc()
+                self._backup_at.set_to_current_time()
+            case BackupFailed():
+                self._child(self._backups, "failed").inc()
             case _:
                 pass
 
@@ -258,6 +294,9 @@ _LEVELS: dict[type[Fact], int] = {
     ServiceCrashed: logging.ERROR,
     StoreTrouble: logging.WARNING,
     StoreRecovered: logging.WARNING,  # whoever was told of the trouble is told of its end
+    BackupMade: logging.INFO,
+    BackupFailed: logging.ERROR,
+    BackupKeyMade: logging.WARNING,
     NodeChanged: logging.INFO,
 }
 

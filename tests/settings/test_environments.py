@@ -31,6 +31,7 @@ TABLE = {
     "security.intrusion_rules": (False, False, True),
 }
 BUILT = {
+    "cluster.scheduled_backups",
     "cluster.max_replicas",
     "cluster.max_connections",
     "cluster.metrics",

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from greenroom import errors, random_bits
+from greenroom import errors, random_bits, telemetry
 from greenroom.api import openapi, problems
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import OPEN, ROUTES, Route
@@ -24,6 +24,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+UNREADABLE = (UnicodeDecodeError, msgspec.DecodeError, OverflowError)
 _ID = f"({sessions.NAME_PATTERN})"
 _encode = msgspec.json.Encoder().encode
 
@@ -60,6 +61,12 @@ class App:
             answer = await self._answer(scope, receive, request_id)
         except errors.GreenroomError as error:
             await problems.response(error, request_id)(scope, receive, send)
+        except UNREADABLE as error:  # callers' own are refused where they are read: this was stored
+            self._services.facts.emit(
+                telemetry.StoreTrouble("api", f"{scope['path']}: {type(error).__name__}: {error}")
+            )
+            damaged = errors.StoreDamaged("cannot read this from the store: it is damaged; the node's log says more")
+            await problems.response(damaged, request_id)(scope, receive, send)
         else:
             match answer:
                 case Answer():

@@ -51,6 +51,7 @@ async def status(call: Call) -> Answer:
             ),
             tasks=totals,
             alerts=Counter(alert.severity for alert in await store.recovery.alerts() if alert.state == "firing"),
+            backups=services.backups.state(),
             not_yet_built=settings.NOT_YET_BUILT,
         )
     )
@@ -67,6 +68,18 @@ def _state(services: Services) -> str:
 async def metrics(call: Call) -> Answer:
     """Metrics in Prometheus' text format."""
     return Answer(call.services.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def list_backups(call: Call) -> Answer:
+    """List the backups, newest first."""
+    return Answer({"items": await call.services.backups.all(), "next_cursor": None})
+
+
+async def create_backup(call: Call) -> Answer:
+    """Have a backup made; the status tells how it goes. One at a time."""
+    if not call.services.backups.ask():
+        raise errors.Conflict("cannot make a backup now: another one is being made; GET /v1/status tells how it goes")
+    return Answer(call.services.backups.state(), status=202)
 
 
 async def list_keys(call: Call) -> Answer:

@@ -83,6 +83,8 @@ ROUTES = (
     Route("GET", "/v1/alerts", recovery.list_alerts, READ, {200: Page(ALERT)}),
     Route("POST", "/v1/alerts/{id}/ack", recovery.acknowledge, OPERATE, {200: ALERT}),
     Route("GET", "/v1/status", operations.status, READ, {200: schemas.Status}),
+    Route("GET", "/v1/backups", operations.list_backups, OPERATE, {200: Page(models.Backup)}),
+    Route("POST", "/v1/backups", operations.create_backup, OPERATE, {202: models.Backups}),
     Route("GET", "/v1/keys", operations.list_keys, KEYS, {200: Page(KEY)}),
     Route("POST", "/v1/keys", operations.create_key, KEYS, {201: KEY}, schemas.NewKey),
     Route("DELETE", "/v1/keys/{id}", operations.revoke_key, KEYS, GONE),

@@ -120,6 +120,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     replicas: ReplicasStatus
     tasks: dict[str, int]
     alerts: dict[str, int]
+    backups: models.Backups
     not_yet_built: dict[str, str]
 
 

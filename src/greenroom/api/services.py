@@ -5,14 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.core import routing
+from greenroom.sdk import models
 from greenroom.settings import AgentSettings, Settings
 from greenroom.store.store import Store
+
+
+class Backups(Protocol):
+    """What the node does about backups, for the API: it knows no loop."""
+
+    def state(self) -> models.Backups: ...
+
+    async def all(self) -> list[models.Backup]:
+        """Return those there are, newest first."""
+
+    def ask(self) -> bool:
+        """Have one made now; False while one is."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,6 +49,7 @@ class Services:
     restart: Callable[[str], bool]
     is_ready: Callable[[], bool]
     backlog: Backlog
+    backups: Backups
     similarity: routing.Similarity | None = None  # of the optional embedding model
     connections: Callable[[], int] = lambda: 0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

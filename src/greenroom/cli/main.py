@@ -30,6 +30,7 @@ VERBS = (  # in the order in which one meets them
     ("alerts", "alerts:app", "List what people have to look after, and take it on."),
     ("scale", "agents:scale", "Set the number of an agent's replicas."),
     ("status", "status:status", "Show how the node and its agents are."),
+    ("backup", "backup:app", "Make, list, restore and rehearse backups of the store."),
     ("keys", "keys:app", "Create, list and revoke the keys of those who may call."),
     ("config", "config:app", "Show and check the settings."),
     ("chaos", "chaos:chaos", "Inject faults into the node that runs here, and see whether anything is lost."),

@@ -9,7 +9,7 @@ from collections import OrderedDict
 class Permission(enum.StrEnum):
     SUBMIT = "submit"  # submit, cancel and retry tasks, remove sessions
     READ = "read"  # see tasks, sessions, agents, replicas and the status
-    OPERATE = "operate"  # scale, restart and drain
+    OPERATE = "operate"  # scale, restart and drain; see and make backups
     DEPLOY = "deploy"  # change agents: as powerful as a shell
     KEYS = "keys"  # create and revoke keys
 

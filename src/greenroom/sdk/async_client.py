@@ -12,7 +12,21 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from greenroom.sdk import calls, discovery, flows, streams, wire
-from greenroom.sdk.models import Agent, Alert, Event, Failure, Key, Page, Problem, Replica, Session, Submission, Task
+from greenroom.sdk.models import (
+    Agent,
+    Alert,
+    Backup,
+    Backups,
+    Event,
+    Failure,
+    Key,
+    Page,
+    Problem,
+    Replica,
+    Session,
+    Submission,
+    Task,
+)
 
 T = TypeVar("T")
 
@@ -196,6 +210,12 @@ class AsyncClient:
 
     async def status(self) -> dict[str, Any]:
         return await self._send(calls.status())
+
+    async def backups(self) -> list[Backup]:
+        return await self._run(flows.everything(calls.backups, self._patience))
+
+    async def create_backup(self) -> Backups:
+        return await self._send(calls.create_backup())
 
     async def keys(self) -> list[Key]:
         return await self._run(flows.everything(calls.keys, self._patience))

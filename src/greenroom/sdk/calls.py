@@ -89,6 +89,8 @@ _failures = as_a(models.Page[models.Failure])
 _alerts, _alert = as_a(models.Page[models.Alert]), as_a(models.Alert)
 _sessions = as_a(models.Page[models.Session])
 _keys = as_a(models.Page[models.Key])
+_backups = as_a(models.Page[models.Backup])
+_backups_state = as_a(models.Backups)
 _session = as_a(models.Session)
 _document = as_a(dict[str, Any])
 
@@ -202,6 +204,14 @@ def drain_replica(id: str) -> Call[models.Replica]:
 
 def status() -> Call[dict[str, Any]]:
     return Call("GET", "/v1/status", _document)
+
+
+def backups(cursor: str | None = None) -> Call[models.Page[models.Backup]]:
+    return Call("GET", "/v1/backups", _backups, query={"cursor": cursor})
+
+
+def create_backup() -> Call[models.Backups]:
+    return Call("POST", "/v1/backups", _backups_state, repeatable=False)
 
 
 def keys(cursor: str | None = None) -> Call[models.Page[models.Key]]:

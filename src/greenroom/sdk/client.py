@@ -17,7 +17,21 @@ import httpx
 
 from greenroom.sdk import calls, discovery, flows, streams, wire
 from greenroom.sdk.async_client import AsyncClient
-from greenroom.sdk.models import Agent, Alert, Event, Failure, Key, Page, Problem, Replica, Session, Submission, Task
+from greenroom.sdk.models import (
+    Agent,
+    Alert,
+    Backup,
+    Backups,
+    Event,
+    Failure,
+    Key,
+    Page,
+    Problem,
+    Replica,
+    Session,
+    Submission,
+    Task,
+)
 
 __all__ = ["AsyncClient", "Client", "Submission"]
 
@@ -228,6 +242,17 @@ class Client:
 
     def status(self) -> dict[str, Any]:
         return self._send(calls.status())
+
+    def backups(self) -> list[Backup]:
+        """Newest first."""
+        return self._run(flows.everything(calls.backups, self._patience))
+
+    def create_backup(self) -> Backups:
+        """Have a backup made, and do not wait for it: the status tells how it goes.
+
+        Raises `errors.Conflict` while another one is being made.
+        """
+        return self._send(calls.create_backup())
 
     def keys(self) -> list[Key]:
         return self._run(flows.everything(calls.keys, self._patience))

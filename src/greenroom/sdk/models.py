@@ -241,6 +241,35 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
 
 
+class Backup(msgspec.Struct, frozen=True, kw_only=True):
+    """A backup of the whole store. *stored_bytes* is what restoring it reads, *new_bytes* what it added to the others.
+
+    *greenroom* is the release that made it, *problem* why it cannot be read.
+    """
+
+    id: str
+    created_at: Instant
+    greenroom: str = ""
+    rows: int = 0
+    stored_bytes: int = 0
+    new_bytes: int = 0
+    problem: str | None = None
+
+
+class Backups(msgspec.Struct, frozen=True, kw_only=True):
+    """How backups go at a node. *to* is the place; *every_s* None: they are made only when somebody asks.
+
+    *error* is why the last one was not made; *age_s* is *last*'s.
+    """
+
+    to: str = ""
+    every_s: float | None = None
+    is_running: bool = False
+    last: Backup | None = None
+    age_s: float | None = None
+    error: str | None = None
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """A refusal (RFC 9457). *type* is the code, or a URI that ends in it; *candidates* come with no-route."""
 

@@ -10,6 +10,7 @@ from greenroom.settings.loading import load, parse_agent
 from greenroom.settings.problems import Problem, SettingsInvalid
 from greenroom.settings.schema import (
     AgentSettings,
+    Backups,
     Cluster,
     Environment,
     Rollout,
@@ -26,6 +27,7 @@ __all__ = [
     "DESIGNS",
     "NOT_YET_BUILT",
     "AgentSettings",
+    "Backups",
     "Change",
     "Cluster",
     "Design",

@@ -21,6 +21,7 @@ from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid, dotte
 from greenroom.settings.schema import (
     AgentName,
     AgentSettings,
+    Backups,
     Cluster,
     Environment,
     Security,
@@ -34,7 +35,7 @@ from greenroom.settings.unbuilt import effective, why_not_built
 OVERRIDE = "override"
 NOT_BUILT = "not yet built"
 MAX_AGENTS = 1000
-TOP_KEYS = ["environment", "cluster", "server", "security", "agents"]
+TOP_KEYS = ["environment", "cluster", "server", "security", "backups", "agents"]
 
 
 def load(
@@ -78,6 +79,7 @@ def _settings(given: Given, checker: Checker) -> Settings:
         cluster=checker.table(Cluster, table.get("cluster"), ("cluster",), defaults=defaults.cluster),
         server=checker.table(Server, table.get("server"), ("server",)),
         security=checker.table(Security, table.get("security"), ("security",), defaults=defaults.security),
+        backups=checker.table(Backups, table.get("backups"), ("backups",)),
         agents=_agents(table.get("agents"), checker),
         origins={},
     )

@@ -85,6 +85,16 @@ Folder = Annotated[
 Destination = Annotated[
     str, Meta(pattern=_whole(_TEXT), min_length=1, max_length=300, title="a host, host:port, or any")
 ]
+Place = Annotated[
+    str,
+    Meta(
+        pattern=_whole(
+            rf"s3://[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9](?:/{_SEGMENT})*/?|(?!s3:)/?{_SEGMENT}(?:/{_SEGMENT})*/?"
+        ),
+        max_length=1000,
+        title='a folder without "..", or s3://BUCKET/PREFIX',
+    ),
+]
 Host = Annotated[str, Meta(pattern=_whole(r"[A-Za-z0-9.:_-]+"), max_length=253, title="an IP address or host name")]
 Text = Annotated[str, Meta(pattern=_whole(_TEXT), max_length=2000, title="text")]
 Skill = Annotated[str, Meta(pattern=_whole(_TEXT), min_length=1, max_length=100, title="text")]
@@ -159,6 +169,21 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     intrusion_rules: bool = False
 
 
+class Backups(msgspec.Struct, frozen=True, kw_only=True):
+    """Where backups of the whole store go, how often and how long they are kept. ``cluster.scheduled_backups`` is
+    the switch; without it they are made when somebody asks.
+    """
+
+    to: Place | None = None
+    """None: ``backups`` in the data directory, which does not outlive the disk that it is on."""
+    every_s: Annotated[float, Meta(ge=10, le=7 * DAY_S, title="a number of seconds")] = 3600.0
+    keep_last: Annotated[int, Meta(ge=1, le=10_000)] = 24
+    keep_days: Annotated[int, Meta(ge=0, le=3650)] = 7
+    """Beside those: the last one of each of so many days."""
+    key_file: Folder | None = None
+    """None: ``backup.key`` in the data directory."""
+
+
 class Scaling(msgspec.Struct, frozen=True, kw_only=True):
     """How many replicas. Without autoscaling the count is ``min_replicas``."""
 
@@ -218,5 +243,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cluster: Cluster
     server: Server
     security: Security
+    backups: Backups
     agents: Mapping[str, AgentSettings]
     origins: Mapping[str, str]

@@ -22,10 +22,15 @@ import msgspec
 
 from greenroom.settings.checking import Checker, default_of, fields_of
 from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid, nearest, suggestion
-from greenroom.settings.schema import AgentSettings, Cluster, Security, Server
+from greenroom.settings.schema import AgentSettings, Backups, Cluster, Security, Server
 
 PREFIX = "GREENROOM_"
-SECTIONS: dict[str, type[msgspec.Struct]] = {"cluster": Cluster, "server": Server, "security": Security}
+SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "cluster": Cluster,
+    "server": Server,
+    "security": Security,
+    "backups": Backups,
+}
 _OF_CLIENTS = ("URL", "KEY", "DATA_DIR", "DEBUG", "DEMO_MODEL")
 NO_SETTINGS = frozenset({*_OF_CLIENTS, "NODE", "REPLICA"})  # the last two mark the processes of replicas
 _OF_TESTS = "TEST_"

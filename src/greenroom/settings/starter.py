@@ -18,6 +18,12 @@ environment = "development"              # or "staging", "production"
 # port = 7080
 # max_queued_tasks = 100_000             # more are answered 429
 
+# [backups]
+# to = "/mnt/backups"                    # or "s3://bucket/prefix"; else in the data directory, on the same disk
+# every_s = 3600                         # with cluster.scheduled_backups = true, as in production
+# keep_last = 24
+# keep_days = 7                          # beside those, the last one of each day
+
 [agents.hello]
 factory = "agents:hello"                 # module:attribute: an AutoGen agent or team, a class, or a function
 description = "Answers a greeting"       # requests that name no agent are routed by this

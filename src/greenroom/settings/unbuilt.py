@@ -26,7 +26,6 @@ NOT_YET_BUILT: dict[str, str] = {
     "cluster.alert_delivery": "no alerts are sent",
     "cluster.tracing": "no traces are recorded",
     "cluster.result_cache": "results are not cached",
-    "cluster.scheduled_backups": "no backups are made",
     "server.accept_code": "code comes from the folder that the node was started in",
     "security.rate_limit_per_minute": "callers are not limited",
     "security.encryption_at_rest": "the store is not encrypted",

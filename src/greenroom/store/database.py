@@ -58,6 +58,12 @@ class Database(Protocol):
     async def read(self, sql: str, params: Params) -> Sequence[Row]:
         """Read what may take long (lists, sums) without holding up the event loop."""
 
+    async def check(self) -> None:
+        """Look at all that is stored, however long it takes; raises `errors.StoreDamaged` if something cannot be read.
+
+        PostgreSQL looks after its own files: there it is nothing.
+        """
+
     async def close(self) -> None: ...
 
 

@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import functools
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from greenroom import clock as clocks
 from greenroom import errors
@@ -23,6 +23,8 @@ except ImportError as error:  # the extra is not installed; said where a Postgre
     raise errors.StartRefused(
         "cannot use PostgreSQL: asyncpg is not installed; run: pip install 'greenroom[postgresql]'"
     ) from error
+
+Connection: TypeAlias = "asyncpg.Connection[Any]"
 
 READERS = 4
 MAX_BYTES_AT_ONCE = 32 * 1024 * 1024
@@ -82,7 +84,7 @@ async def end_connections(url: str) -> int:
 
 @contextlib.asynccontextmanager
 async def _visit(url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    with _weather():
+    with weather():
         connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, command_timeout=CONNECT_TIMEOUT_S)
         try:
             yield connection
@@ -104,16 +106,12 @@ class Postgres:
 
     async def migrate(self) -> None:
         connection = await self._connected()
-        with _weather():
+        with weather():
             async with connection.transaction():
                 await connection.execute("select pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
                 await connection.execute(_CLOCK)
                 done = await connection.fetchval("select coalesce(max(number), 0) from greenroom_schema")
-                for migration in migrations.missing(self.dialect, done):
-                    await connection.execute(migration.script)
-                    await connection.execute(
-                        "insert into greenroom_schema (number, name) values ($1, $2)", migration.number, migration.name
-                    )
+                await apply(connection, migrations.missing(self.dialect, done))
             durability = await connection.fetchval("show synchronous_commit")
         if durability not in ("on", "remote_apply", "remote_write"):
             raise errors.StartRefused(
@@ -139,8 +137,8 @@ class Postgres:
     async def _hold_claim(self) -> None:
         if self._claim is not None and not self._claim.is_closed():
             return
-        with _weather():
-            connection = await self._connect(lock_timeout=f"{CLAIM_TIMEOUT_S:g}s")
+        with weather():
+            connection = await connect(self._url, {"lock_timeout": f"{CLAIM_TIMEOUT_S:g}s"})
             try:
                 await connection.execute(_CLAIM)
             except BaseException:
@@ -153,7 +151,7 @@ class Postgres:
         async with self._turn:
             connection = await self._connected()
             try:
-                with _weather():
+                with weather():
                     async with connection.transaction():
                         now_us = await connection.fetchval("select greenroom_now_us()")
                         yield _Transaction(connection, now_us, self._types)
@@ -165,7 +163,7 @@ class Postgres:
         return await self.read(sql, params)
 
     async def read(self, sql: str, params: database.Params) -> Sequence[database.Row]:
-        with _weather():
+        with weather():
             if self._readers is None:
                 self._readers = await asyncpg.create_pool(
                     self._url,
@@ -181,6 +179,9 @@ class Postgres:
             except _LOST:
                 await self._readers.expire_connections()  # the server that cut one has mostly cut all
                 raise
+
+    async def check(self) -> None:
+        """PostgreSQL looks after its own files."""
 
     async def close(self) -> None:
         async with self._turn:
@@ -201,16 +202,40 @@ class Postgres:
             except asyncpg.LockNotAvailableError as error:
                 raise errors.StoreUnavailable("cannot use the PostgreSQL store: another node holds it") from error
         if self._writer is None or self._writer.is_closed():
-            with _weather():
-                self._writer = await self._connect(**_PLANS)
+            with weather():
+                self._writer = await connect(self._url, _PLANS)
         return self._writer
 
-    async def _connect(self, **server_settings: str) -> asyncpg.Connection[Any]:
-        return await asyncpg.connect(
-            self._url,
-            timeout=CONNECT_TIMEOUT_S,
-            command_timeout=COMMAND_TIMEOUT_S,
-            server_settings={"application_name": _APPLICATION_NAME, "jit": "off", **server_settings},
+
+async def connect(
+    url: str, server_settings: Mapping[str, str], *, command_timeout_s: float | None = COMMAND_TIMEOUT_S
+) -> Connection:
+    return await asyncpg.connect(
+        url,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=command_timeout_s,
+        server_settings={"application_name": _APPLICATION_NAME, "jit": "off", **server_settings},
+    )
+
+
+async def claim(connection: Connection) -> None:
+    """Keep nodes out for as long as *connection* lives; raises `errors.StoreInUse` if one is in."""
+    await connection.execute(f"set lock_timeout = '{CLAIM_TIMEOUT_S:g}s'")
+    try:
+        await connection.execute(_CLAIM)
+    except asyncpg.LockNotAvailableError:
+        raise errors.StoreInUse(
+            "cannot write to the PostgreSQL store: a node has it open; stop that node first"
+        ) from None
+
+
+async def apply(connection: Connection, missing: Iterable[migrations.Migration]) -> None:
+    """Run migrations inside the transaction that is open."""
+    await connection.execute(_CLOCK)
+    for migration in missing:
+        await connection.execute(migration.script)
+        await connection.execute(
+            "insert into greenroom_schema (number, name) values ($1, $2)", migration.number, migration.name
         )
 
 
@@ -328,7 +353,7 @@ def _for_columns(sql: str, types: tuple[str, ...]) -> str:
 
 
 @contextlib.contextmanager
-def _weather() -> Iterator[None]:
+def weather() -> Iterator[None]:
     """Turn what the network or the server did into `StoreUnavailable`; mistakes of ours pass through."""
     try:
         yield

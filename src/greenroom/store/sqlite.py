@@ -15,6 +15,7 @@ import functools
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,23 @@ import apsw
 
 from greenroom import clock as clocks
 from greenroom import errors
-from greenroom.store import database, migrations
+from greenroom.store import database, migrations, sqlite_checks
 
 BUSY_TIMEOUT_MS = 2_000  # another process (a backup, a curious shell) may hold the file for a moment
+CHECKED_AT_START_BYTES = 64 * 1024 * 1024  # read in less than a second, from a slow disk too
+RESTORING = ".restoring"
+Connection = apsw.Connection
+ERRORS = (apsw.Error,)
+DAMAGE = (apsw.CorruptError, apsw.NotADBError, sqlite_checks.Damaged)
 _BROKEN = (
     apsw.IOError,
     apsw.CantOpenError,
     apsw.ReadOnlyError,
-    apsw.CorruptError,
-    apsw.NotADBError,
+    *DAMAGE,
     apsw.ConnectionClosedError,  # opening it again has failed
 )
 _APPLICATION_ID = 0x47524E52  # "GRNR": marks the file as ours
+_SIDES = ("-wal", "-shm", "")
 
 
 def version() -> str:
@@ -47,11 +53,11 @@ def holding_lock(path: Path) -> Iterator[None]:
 
     Called in a process that is not its node's.
     """
-    with _weather():
+    with weather():
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
-        with _weather():
+        with weather():
             connection.execute("begin immediate")
         yield
     finally:
@@ -64,9 +70,10 @@ class Sqlite:
     def __init__(self, path: Path, clock: clocks.Clock) -> None:
         """Open *path*, made if missing (mode 0600); raises `StoreInUse`, `StoreDamaged` or `StartRefused`."""
         self._path, self._clock = path, clock
-        self._lock_fd = _take_file(path)
+        self._lock_fd = take_file(path)
         try:
             with _start_refusals(path):
+                self._is_checked = _refuse_damaged(path)
                 self._connect()
         except BaseException:
             os.close(self._lock_fd)
@@ -79,7 +86,7 @@ class Sqlite:
     async def migrate(self) -> None:
         connection = self._writer
         for migration in migrations.missing(self.dialect, connection.pragma("user_version")):
-            with _weather():
+            with weather():
                 connection.execute("begin immediate")
             with connection:
                 connection.execute(f"{migration.script}; pragma user_version={migration.number}")
@@ -103,15 +110,31 @@ class Sqlite:
                 raise
 
     async def lookup(self, sql: str, params: database.Params) -> Sequence[database.Row]:
-        with _weather():
+        with weather():
             return self._reader.execute(_ours(sql), params).fetchall()
 
     async def read(self, sql: str, params: database.Params) -> Sequence[database.Row]:
         def run() -> Sequence[database.Row]:
-            with _weather():
+            with weather():
                 return self._slow_reader.execute(_ours(sql), params).fetchall()
 
         return await asyncio.get_running_loop().run_in_executor(self._reader_thread, run)
+
+    async def check(self) -> None:
+        if self._is_checked:
+            return
+
+        def run() -> None:  # with a connection and a thread of its own: it reads the whole file
+            with contextlib.closing(read_only(self._path)) as connection:
+                sqlite_checks.look_through(connection)
+
+        try:
+            await asyncio.to_thread(run)
+        except DAMAGE as error:
+            raise errors.StoreDamaged(f"cannot go on with {self._path}: it is damaged: {error}") from None
+        except apsw.Error:
+            return  # weather: whoever reads or writes next tells of it
+        self._is_checked = True
 
     async def close(self) -> None:
         async with self._turn:
@@ -124,7 +147,7 @@ class Sqlite:
     async def _begin(self) -> None:
         """Begin at once; where another process holds the file, wait for it, on the writer thread."""
         self._writer.set_busy_timeout(0)
-        with _weather():
+        with weather():
             try:
                 self._writer.execute("begin immediate")
                 return
@@ -135,7 +158,7 @@ class Sqlite:
     async def _in_writer_thread(self, act: Callable[..., object], *arguments: str) -> None:
         execution = asyncio.get_running_loop().run_in_executor(self._writer_thread, act, *arguments)
         try:
-            with _weather():
+            with weather():
                 await asyncio.shield(execution)
         except asyncio.CancelledError:
             # The statement goes on in its thread: nobody may touch the connection until it is done.
@@ -166,11 +189,9 @@ class Sqlite:
 
     def _connect(self) -> None:
         self._writer = _connection(self._path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
-        _refuse_foreign(self._writer)
         self._path.chmod(0o600)
         _prepare(self._writer)
-        self._reader = _connection(self._path, apsw.SQLITE_OPEN_READONLY)
-        self._slow_reader = _connection(self._path, apsw.SQLITE_OPEN_READONLY)
+        self._reader, self._slow_reader = read_only(self._path), read_only(self._path)
 
 
 class _Transaction:
@@ -180,15 +201,15 @@ class _Transaction:
         self._connection, self.now_us = connection, now_us
 
     async def fetch(self, sql: str, params: database.Params) -> Sequence[database.Row]:
-        with _weather():
+        with weather():
             return self._connection.execute(_ours(sql), params).fetchall()
 
     async def fetch_many(self, sql: str, rows: Iterable[database.Params]) -> Sequence[database.Row]:
-        with _weather():
+        with weather():
             return self._connection.executemany(_ours(sql), rows).fetchall()
 
     async def execute_many(self, sql: str, rows: Iterable[database.Params]) -> None:
-        with _weather():
+        with weather():
             self._connection.executemany(_ours(sql), rows)
 
 
@@ -201,7 +222,7 @@ def _ours(sql: str) -> str:
 
 
 @contextlib.contextmanager
-def _weather() -> Iterator[None]:
+def weather() -> Iterator[None]:
     """Turn what the disk or another process did into `StoreUnavailable`; mistakes of ours pass through."""
     try:
         yield
@@ -211,10 +232,17 @@ def _weather() -> Iterator[None]:
         raise errors.StoreUnavailable("cannot write to the store: the disk is full; free some space") from None
     except _BROKEN as error:
         raise errors.StoreUnavailable(f"cannot use the store: {error}") from error
+    except UnicodeDecodeError as error:
+        raise errors.StoreUnavailable(
+            "cannot read this from the store: its text is damaged; stop the node, and see greenroom backup restore"
+        ) from error
 
 
-def _take_file(path: Path) -> int:
-    """Take the lock that makes this process the file's only node; the lock goes with the process."""
+def take_file(path: Path) -> int:
+    """Take the lock that makes this process the file's only user; it goes with the descriptor that is returned.
+
+    Completes the exchange of the file for a restored one, if that was interrupted.
+    """
     lock_path = path.with_name(path.name + ".lock")
     try:
         fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -233,17 +261,37 @@ def _take_file(path: Path) -> int:
         ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, str(os.getpid()).encode(), 0)
+    complete_restore(path)
     return fd
+
+
+def complete_restore(path: Path) -> None:
+    """Put the restored file, where there is one, in the place of the old, which is moved aside with all that is its.
+
+    A log that stayed would be played into the new file. Whatever of this was done before a crash is not done again.
+    """
+    restored = path.with_name(f"{path.name}{RESTORING}")
+    if not restored.exists():
+        return
+    made_at = datetime.fromtimestamp(restored.stat().st_mtime, UTC)
+    for side in _SIDES:
+        old = path.with_name(f"{path.name}{side}")
+        if old.exists():
+            old.rename(path.with_name(f"{path.name}.replaced-{made_at:%Y%m%dT%H%M%SZ}{side}"))
+    restored.rename(path)
+    fd = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
 def _start_refusals(path: Path) -> Iterator[None]:
     try:
         yield
-    except (apsw.NotADBError, apsw.CorruptError) as error:
-        raise errors.StoreDamaged(
-            f"cannot open {path}: {error}; it was left untouched: put a good copy in its place"
-        ) from None
+    except DAMAGE as error:
+        raise errors.StoreDamaged(f"cannot open {path}: {error}; it was left untouched") from None
     except (apsw.BusyError, apsw.LockedError):
         raise errors.StoreUnavailable(f"cannot open {path}: another process holds it; end that one first") from None
     except apsw.Error as error:
@@ -258,11 +306,49 @@ def _connection(path: Path, flags: int) -> apsw.Connection:
     return connection
 
 
-def _refuse_foreign(connection: apsw.Connection) -> None:
-    """Refuse, before anything is written, a file that has tables which are not ours."""
-    is_ours = connection.pragma("application_id") == _APPLICATION_ID
-    if not is_ours and connection.execute("select count(*) from sqlite_schema").get:
-        raise apsw.NotADBError("it is not a store of Greenroom")
+def read_only(path: Path) -> apsw.Connection:
+    return _connection(path, apsw.SQLITE_OPEN_READONLY)
+
+
+def new_file(path: Path) -> apsw.Connection:
+    """Open a file that nobody sees before it is whole and synced: without a journal, and mode 0600."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    connection = _connection(path, apsw.SQLITE_OPEN_READWRITE)
+    for name, value in (("journal_mode", "off"), ("synchronous", "off"), ("application_id", _APPLICATION_ID)):
+        connection.pragma(name, value)
+    return connection
+
+
+def _refuse_damaged(path: Path) -> bool:
+    """Refuse, before anything is written, a file that is damaged or not ours; tell whether all of it was looked at.
+
+    A large one would make a start slow: `Sqlite.check` looks at the rest of it while the node serves.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return True
+    is_small = path.stat().st_size <= CHECKED_AT_START_BYTES
+    sides = [side for side in _SIDES if not path.with_name(f"{path.name}{side}").exists()]
+    try:
+        with contextlib.closing(read_only(path)) as connection:
+            sqlite_checks.look_at(connection, _schema_of, application_id=_APPLICATION_ID)
+            if is_small:
+                sqlite_checks.look_through(connection)
+    except (apsw.ReadOnlyError, apsw.CantOpenError):
+        return False  # it died in the moment in which it was made; who may write sets that right
+    except BaseException:
+        for side in sides:  # even a reader makes them
+            path.with_name(f"{path.name}{side}").unlink(missing_ok=True)
+        raise
+    return is_small
+
+
+@functools.cache
+def _schema_of(number: int) -> frozenset[tuple[str, str]]:
+    with contextlib.closing(apsw.Connection(":memory:")) as connection:
+        for migration in migrations.scripts("sqlite"):
+            if migration.number <= number:
+                connection.execute(migration.script)
+        return frozenset(connection.execute(sqlite_checks.SCHEMA))
 
 
 def _prepare(connection: apsw.Connection) -> None:

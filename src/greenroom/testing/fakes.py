@@ -103,6 +103,9 @@ class FaultyDatabase:
     async def read(self, sql: str, params: database.Params) -> Sequence[database.Row]:
         return await self._db.read(sql, params)
 
+    async def check(self) -> None:
+        await self._db.check()
+
     async def close(self) -> None:
         await self._db.close()
 

@@ -8,6 +8,7 @@ is not carried on.
 from __future__ import annotations
 
 import importlib.resources
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -64,6 +65,22 @@ def scripts(dialect: str) -> Iterator[Migration]:
         shared = _fill((folder / name).read_text(), dialect)
         own = folder / f"{stem}.{dialect}.sql"
         yield Migration(int(stem[:4]), stem, shared + (own.read_text() if own.is_file() else ""))
+
+
+def tables(dialect: str) -> list[str]:
+    """Return the names of the tables that the migrations make, of which a database may hold others."""
+    return _named("table", dialect)
+
+
+def functions(dialect: str) -> list[str]:
+    return _named("function", dialect)
+
+
+def _named(kind: str, dialect: str) -> list[str]:
+    made = re.compile(
+        rf"(?:^|;)\s*create (?:or replace )?{kind} (?:if not exists )?(\w+)", re.MULTILINE | re.IGNORECASE
+    )
+    return [name for migration in scripts(dialect) for name in made.findall(migration.script)]
 
 
 def _fill(script: str, dialect: str) -> str:

@@ -1,0 +1,164 @@
+"""Brings a backup back into a store, and rehearses that: what was written is read again and compared."""
+
+# ruff: noqa: ASYNC240 - it blocks, in a process of its own
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from greenroom import errors
+from greenroom.backups import archive, chunks, creating, listing
+from greenroom.security import secret_file
+from greenroom.store import dumps
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """A table of a drill: what the backup says, and what a restored store has."""
+
+    table: str
+    rows: int
+    found: int
+    is_equal: bool
+
+
+class Drill(msgspec.Struct, frozen=True, kw_only=True):
+    """What a drill found; *faults* are the database's own."""
+
+    id: str
+    created_at: datetime
+    tables: tuple[Compared, ...]
+    faults: tuple[str, ...]
+
+    @property
+    def is_good(self) -> bool:
+        return not self.faults and all(table.is_equal for table in self.tables)
+
+
+async def restore(
+    kept: archive.Archive, inventory: archive.Inventory, *, store_url: str, data_dir: Path, replace: bool
+) -> None:
+    """Fill the store and the node's files; nothing changes unless all of it could be read and written.
+
+    What was there is moved aside, never deleted: files as ``NAME.replaced-…``. Raises as `dumps.loading` does.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(prefix=".restore-", dir=data_dir) as drafts:
+        async with dumps.loading(store_url, schema=inventory.schema, replace=replace) as load:
+            await _fill(kept, inventory, load)
+            _write_files(_rows(kept, inventory.files), Path(drafts))
+        _publish(Path(drafts), data_dir, aside=f"replaced-{inventory.id}-{secrets.token_hex(2)}")
+
+
+async def drill(kept: archive.Archive, inventory: archive.Inventory, *, scratch_url: str) -> Drill:
+    """Restore into the empty store *scratch_url*, read it again, compare it table by table, and empty it."""
+    async with dumps.loading(scratch_url, schema=inventory.schema, replace=False, upgrade=False) as load:
+        await _fill(kept, inventory, load)
+    try:  # only from here on what is there is ours to erase
+        tables = await _compare_tables(inventory, scratch_url)
+        faults = await dumps.faults(scratch_url)
+    finally:
+        await dumps.erase(scratch_url)
+    cutter = chunks.Cutter([0])
+    for row in _rows(kept, inventory.files):
+        cutter.add(row)
+    files = inventory.files
+    tables.append(Compared("(files)", files.rows, cutter.rows, is_equal=cutter.sha256 == files.sha256))
+    return Drill(id=inventory.id, created_at=inventory.created_at, tables=tuple(tables), faults=tuple(faults))
+
+
+def keep_key(key_file: Path, data_dir: Path) -> None:
+    """Put the key where a node looks for it, if none is there: it goes on with these backups."""
+    target = data_dir / listing.DEFAULT_KEY
+    if not target.exists():
+        secret_file.write_private(target, key_file.read_bytes())
+
+
+@contextlib.contextmanager
+def scratch(data_dir: Path) -> Iterator[str]:
+    """The URL of a SQLite store that is gone afterwards, on the disk that has room for a store."""
+    with tempfile.TemporaryDirectory(prefix=".drill-", dir=data_dir if data_dir.is_dir() else None) as folder:
+        yield f"sqlite:///{folder}/greenroom.db"
+
+
+async def _fill(kept: archive.Archive, inventory: archive.Inventory, load: dumps.Load) -> None:
+    for content in inventory.tables:
+        table = dumps.Table(content.name, content.columns, content.key, content.sequence)
+        cutter = chunks.Cutter([0])
+        for chunk in content.chunks:
+            rows = chunks.rows_of(kept.chunk(chunk))
+            for row in rows:
+                cutter.add(row)
+            await load.put(table, rows)
+        if (cutter.rows, cutter.sha256) != (content.rows, content.sha256):
+            raise errors.BackupInvalid(
+                f"cannot restore {inventory.id}: the rows of {content.name} are not those that were backed up"
+            )
+        await load.continue_behind(table)
+
+
+async def _compare_tables(inventory: archive.Inventory, url: str) -> list[Compared]:
+    async with dumps.snapshot(url) as snapshot:
+        there = {table.name for table in snapshot.tables}
+        named = {table.name for table in inventory.tables}
+        tables = [await _compare(snapshot, table, there) for table in inventory.tables]
+    return tables + [Compared(name, 0, 0, is_equal=False) for name in sorted(there - named)]
+
+
+async def _compare(snapshot: dumps.Snapshot, content: archive.Content, there: AbstractSet[str]) -> Compared:
+    if content.name not in there:
+        return Compared(content.name, content.rows, 0, is_equal=False)
+    cutter = chunks.Cutter([0])
+    async for row in snapshot.rows(dumps.Table(content.name, content.columns, content.key)):
+        cutter.add(row)
+    is_equal = (cutter.rows, cutter.sha256) == (content.rows, content.sha256)
+    return Compared(content.name, content.rows, cutter.rows, is_equal=is_equal)
+
+
+def _rows(kept: archive.Archive, content: archive.Content) -> Iterator[tuple[str, int, bytes]]:
+    for chunk in content.chunks:
+        for row in chunks.rows_of(kept.chunk(chunk)):
+            path, mode, file = row
+            yield path, mode, file
+
+
+def _check_path(path: str) -> None:
+    parts = PurePosixPath(path).parts
+    if ".." in parts or parts[0] not in (*creating.FILES, *creating.FOLDERS):
+        raise errors.BackupInvalid(f"cannot restore the file {path[:200]!r}: it is none of a node's")
+
+
+def _write_files(rows: Iterable[tuple[str, int, bytes]], drafts: Path) -> None:
+    for path, mode, content in rows:
+        _check_path(path)
+        target = drafts / path
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with target.open("xb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _publish(drafts: Path, data_dir: Path, *, aside: str) -> None:
+    for draft in drafts.iterdir():
+        if draft.name in creating.FILES:
+            target = data_dir / draft.name
+            if target.exists() and target.read_bytes() != draft.read_bytes():
+                target.rename(target.with_name(f"{target.name}.{aside}"))
+            draft.rename(target)
+            continue
+        (data_dir / draft.name).mkdir(exist_ok=True, mode=0o700)
+        for snapshot in draft.iterdir():  # named by what is in it: what is there is the same
+            if not (data_dir / draft.name / snapshot.name).exists():
+                target = snapshot.rename(data_dir / draft.name / snapshot.name)
+                for here, _, _ in os.walk(target):
+                    Path(here).chmod(0o555)
