@@ -8,6 +8,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Before anybody imports them: their assertions are to be explained.
+pytest.register_assert_rewrite("greenroom.testing.store_contract", "greenroom.testing.engine_contract")
+
 _FOREIGN = ("GREENROOM_", "LLAMA_ARG_", "OPENAI_")
 
 for name in [name for name in os.environ if name.startswith(_FOREIGN) and not name.startswith("GREENROOM_TEST_")]:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("greenroom.testing.store_contract")
-
-from greenroom.testing import databases  # noqa: E402 - its assertions are to be explained
+from greenroom.testing import databases
 
 
 @pytest.fixture(scope="session")
