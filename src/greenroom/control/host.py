@@ -12,11 +12,11 @@ import contextlib
 import dataclasses
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
 from greenroom.control.checks import Checks
+from greenroom.control.hosted import Hosted
 from greenroom.control.recovery import Recovery
 from greenroom.core import agents, failures, plans, recovery
 from greenroom.engine import contract, protocol
@@ -32,30 +32,6 @@ MEASURE_EVERY_S = 5.0
 RESUME_S = 0.5  # from the end of a sub-task to its parent's going on, at most
 STOP_GRACE_S = 2.0
 START_S = 120.0  # the longest that a replica may take to become ready: the import has a bound of its own
-
-
-@dataclass(slots=True, eq=False)
-class Hosted:
-    """A replica of this node."""
-
-    id: str
-    agent: str
-    revision: int
-    slots: int
-    timeout_s: float  # of an attempt
-    max_attempts: int  # of a task that loses its replica
-    hang_after_s: float
-    started_at_us: int
-    started_s: float
-    for_suspects: bool = False  # beside the agent's number: it runs what is suspected to kill, one by one
-    replaces: str | None = None  # the replica whose death it is started for
-    state: str = "starting"
-    reason: str = ""
-    memory_mb: float | None = None
-    ready_at_s: float | None = None
-    has_answered: bool = False  # a task, with success
-    drain_until_s: float | None = None
-    is_stopping: bool = False
 
 
 class Host:
@@ -238,7 +214,7 @@ class Host:
             self.wakeup.set()  # the next step sees the agent as it is then
             return
         ours = [each for each in self._replicas.values() if each.agent == name and not each.for_suspects]
-        ready = [each for each in ours if each.state == "ready" and each.revision == entry.agent.revision]
+        ready = [each for each in ours if each.serves(name, entry.agent.revision)]
         wanted = plans.Wanted(
             name,
             entry.agent.revision,
@@ -360,22 +336,12 @@ class Host:
             raise weather.exceptions[0] from None
 
     def _row(self, replica: Hosted, pid: int | None) -> Replica:
-        has_ended = replica.state in ("stopped", "failed")
-        finding = None if has_ended or replica.state == "starting" else self.checks.finding(replica.id)
-        return Replica(
-            id=replica.id,
-            agent=replica.agent,
-            revision=replica.revision,
-            node=self._node,
-            pid=pid,
-            state=replica.state,
-            grade="unknown" if finding is None else finding.grade,
-            reason=replica.reason if finding is None else finding.reason,
-            slots=replica.slots,
-            memory_mb=replica.memory_mb,
+        return replica.row(
+            self._node,
+            pid,
+            self.checks.finding(replica.id),
             restarts=self._recovery.record(replica.agent).restarts,
-            started_at=replica.started_at_us,
-            ended_at=database.microseconds(self._clock.now()) if has_ended else None,
+            now_us=database.microseconds(self._clock.now()),
         )
 
     async def _write_agents(self, entries: Mapping[str, Entry], states: Mapping[str, tuple[str, str]]) -> None:
@@ -391,25 +357,12 @@ class Host:
 
     def _state_of(self, entry: Entry) -> tuple[str, str]:
         agent = entry.agent
-        ready = sum(
-            replica.state == "ready"
-            and replica.agent == agent.name
-            and replica.revision == agent.revision
-            and not replica.for_suspects
-            for replica in self._replicas.values()
-        )
-        record = self._recovery.record(agent.name)
+        ready = sum(replica.serves(agent.name, agent.revision) for replica in self._replicas.values())
         if agent.state == agents.State.DROPPED and not agent.replicas:
             return agents.State.DROPPED, agent.reason
         if ready >= agent.replicas:
             self._recovery.on_settled(agent.name)
-            return agents.State.READY, ""
-        if record.is_given_up:
-            remedy = f"mend it and deploy it again, or run: greenroom agents release {agent.name}"
-            return agents.State.QUARANTINED, f"{record.reason} (quarantined; {remedy})"
-        if record.deaths:
-            return agents.State.FAILED, record.reason
-        return agents.State.STARTING, f"{ready} of {agent.replicas} replicas are ready"
+        return agents.standing(agent.name, self._recovery.record(agent.name), ready=ready, wanted=agent.replicas)
 
 
 def _generations(entries: Mapping[str, Entry]) -> dict[str, int]:
