@@ -8,8 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# Before any test's module imports it: its assertions are to be explained.
-pytest.register_assert_rewrite("greenroom.testing.store_contract")
+# Before anybody imports them: their assertions are to be explained.
+pytest.register_assert_rewrite("greenroom.testing.store_contract", "greenroom.testing.engine_contract")
 
 _FOREIGN = ("GREENROOM_", "LLAMA_ARG_", "OPENAI_")
 

@@ -72,7 +72,15 @@ class Node:
         except errors.StoreDamaged as error:
             raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
         self.engine = LocalEngine(options.data_dir, clock)
-        self.host = Host(self.store, self.engine, clock, self.facts, node=self.id, revision_of=self._revision_of)
+        self.host = Host(
+            self.store,
+            self.engine,
+            clock,
+            self.facts,
+            node=self.id,
+            revision_of=self._revision_of,
+            health_checks=options.settings.cluster.health_checks,
+        )
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
         self.janitor = Janitor(self.store, clock)
         self.deployments = deployments.Deployments(
@@ -108,11 +116,14 @@ class Node:
             await self.store.tasks.rescue(not_owner=self.id)
             await self.store.agents.close_nodes(only=self.id)
         else:
-            await self.store.agents.close_nodes(lost=self._take_over())
+            lost = self._take_over()
+            await self.store.agents.close_nodes(lost=lost)
+            if lost is not None:  # the store is this node's alone, and the one that was here has left no process behind
+                await self.store.tasks.rescue(not_owner=self.id)
         await self.auth.refresh()
         await self._mint_owner_key()
         await self.deployments.start()
-        loops = (self.host, self.dispatcher, self.janitor, self.backups.loop)
+        loops = (self.host, self.host.checks, self.dispatcher, self.janitor, self.backups.loop)
         self._loops = asyncio.create_task(self._run(loops), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
 

@@ -16,6 +16,7 @@ import pytest
 
 import nodes
 from greenroom.api import openapi, routes
+from greenroom.store.recovery import Noted, Raised
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -170,6 +171,21 @@ async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Pa
         ready = await api.replicas("described")
         return ready if len(ready) == 2 else None
 
+    killed, _ = await nodes.eventually(both)
+    nodes.kill(killed["pid"])
+
+    async def failures() -> list[Any]:
+        found: list[Any] = (await call("GET /v1/failures", None, "?agent=described")).json()["items"]
+        return found
+
+    (failure,) = await nodes.eventually(failures)
+    assert (failure["replica"], failure["kind"], failure["action"]) == (killed["id"], "killed", "restart")
+    raised = Raised("agent-described", "recurring", "described", "warning", "it dies again and again")
+    await api.running.store.recovery.note(Noted("somebody", None, alert=raised))
+    await call("GET /v1/alerts")
+    await call("POST /v1/alerts/{id}/ack", id="agent-described")
+    await call("POST /v1/agents/{name}/release", name="described")
+
     restarted, drained = await nodes.eventually(both)
     await call("GET /v1/replicas")
     await call("POST /v1/replicas/{id}/restart", id=restarted["id"])
@@ -204,7 +220,8 @@ async def test_every_route_refuses_as_it_is_described(api: nodes.Api, route: rou
     if name == "POST /v1/backups":
         await backups_rest(api)
     names = dict.fromkeys(re.findall(r"\{(\w+)\}", route.path), "nobody")
-    stranger = await Reader(api.of(None, source="10.9.9.9")).call(name, **names)
+    source = f"10.9.9.{EVERY.index(route)}"  # from one place, more than thirty a minute would be too many
+    stranger = await Reader(api.of(None, source=source)).call(name, **names)
     assert (stranger.status_code, stranger.headers["www-authenticate"]) == (401, "Bearer")
     garbage: dict[str, Any] = {"content": b"{", "headers": {"content-type": "application/json"}} if route.body else {}
     refused = await Reader(api).call(name, **names, **garbage)

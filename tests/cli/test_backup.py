@@ -89,7 +89,7 @@ def test_a_node_lists_its_own(fake: FakeNode, capsys: pytest.CaptureFixture[str]
     fake.put("GET /v1/backups", {"items": items, "next_cursor": None})
     code, out, _ = run(capsys, "ls")
     assert code == 0
-    assert out.splitlines()[0].split() == ["ID", "MADE", "ROWS", "SIZE", "NEW", "RELEASE", "PROBLEM"]
+    assert out.splitlines()[0].split() == ["ID", "ROWS", "SIZE", "NEW", "RELEASE", "PROBLEM"]
     assert "it is damaged" in out
     assert json.loads(run(capsys, "ls", "--json")[1])["items"][0]["id"] == BACKUP["id"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from greenroom import errors
+from greenroom import errors, telemetry
 from greenroom.control import attempts, calls, dispatcher
 from greenroom.engine import protocol
 from greenroom.testing.fakes import Fault, FaultyDatabase
@@ -138,6 +138,22 @@ async def test_an_end_that_meets_weather_while_leases_are_renewed_is_not_taken_f
     await loops.advance(1)
     task = await loops.task(ids[0])
     assert (task.state, task.epoch, task.output) == ("succeeded", 1, b'"once"')
+
+
+async def test_weather_is_said_once_for_all_the_ends_that_meet_it_and_once_when_it_is_over(loops: Loops) -> None:
+    await loops.deploy(concurrency=8)
+    ids = [await loops.submit() for _ in range(8)]
+    store = loops.store
+    store.commits._db = faulty = FaultyDatabase(store.db)
+    for place, id in enumerate(ids, 1):
+        faulty.faults = [Fault.AT_COMMIT]
+        loops.engine.say(loops.replica_of(id), protocol.Ended(id, 1, output=b"1"))
+        while len(loops.dispatcher._unwritten) < place:  # noqa: ASYNC110 - a few turns of the loop, and nobody tells of it
+            await asyncio.sleep(0)
+    await loops.advance(1)
+    assert {(await loops.task(id)).state for id in ids} == {"succeeded"}
+    told = [fact for fact in loops.facts if isinstance(fact, telemetry.StoreTrouble | telemetry.StoreRecovered)]
+    assert [type(fact) for fact in told] == [telemetry.StoreTrouble, telemetry.StoreRecovered]
 
 
 # Deadlines and the ladder

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-pytest.register_assert_rewrite("greenroom.testing.engine_contract")
-
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config,  # noqa: ARG001  # the hook names its arguments

@@ -13,11 +13,13 @@ from greenroom.cli.render import Column
 if TYPE_CHECKING:
     from greenroom.sdk import models
 
+agents = cyclopts.App(name="agents")
 replicas = cyclopts.App(name="replicas")
 
 AGENT_COLUMNS = (
     Column("NAME"),
     Column("STATE"),
+    Column("GRADE"),
     Column("REVISION", right=True),
     Column("READY", right=True),
     Column("QUEUED", right=True),
@@ -37,7 +39,8 @@ REPLICA_COLUMNS = (
 )
 
 
-def agents(name: str | None = None, /, *, given: options.Options = options.DEFAULT) -> int:
+@agents.default
+def list_agents(name: str | None = None, /, *, given: options.Options = options.DEFAULT) -> int:
     """Show the agents, or one of them in full.
 
     Parameters
@@ -56,6 +59,7 @@ def agents(name: str | None = None, /, *, given: options.Options = options.DEFAU
         (
             agent.name,
             agent.state,
+            agent.grade,
             agent.revision,
             f"{agent.replicas.ready}/{agent.replicas.desired}",
             agent.queued,
@@ -66,8 +70,8 @@ def agents(name: str | None = None, /, *, given: options.Options = options.DEFAU
     ]
     render.table(AGENT_COLUMNS, rows, empty="no agents; next: add one to greenroom.toml, and restart the node")
     for agent in found:
-        if agent.reason and agent.state != "ready":
-            render.say(f"{agent.name}: {agent.reason}")
+        if reason := render.trouble(agent.state, agent.reason, grade=agent.grade, grade_reason=agent.grade_reason):
+            render.say(f"{agent.name}: {reason}")
     return 0
 
 
@@ -81,7 +85,9 @@ def _agent(name: str, given: options.Options) -> int:
         [
             ("agent", agent.name),
             ("state", agent.state),
-            ("reason", agent.reason),
+            ("reason", agent.reason or None),
+            ("grade", agent.grade),
+            ("because", agent.grade_reason),
             ("factory", agent.adapter),
             ("revision", agent.revision),
             ("replicas", f"{agent.replicas.ready} of {agent.replicas.desired} ready"),
@@ -95,6 +101,24 @@ def _agent(name: str, given: options.Options) -> int:
     )
     render.say(f"next: greenroom submit {agent.name} TEXT --wait")
     return 0
+
+
+@agents.command
+def release(name: str, /, *, given: options.Options = options.DEFAULT) -> None:
+    """Start an agent again that is quarantined: its replicas have the whole ladder of recovery before them.
+
+    Parameters
+    ----------
+    name
+        The agent's name.
+    """
+    with given.connect() as node:
+        agent = node.release(name)
+    if given.json:
+        render.json(agent)
+        return
+    render.line(f"agent {agent.name} is judged anew; its replicas are started")
+    render.say(f"next: greenroom agents {agent.name}")
 
 
 @replicas.default

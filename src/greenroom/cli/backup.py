@@ -30,7 +30,6 @@ app = cyclopts.App(name="backup")
 
 COLUMNS = (
     Column("ID"),
-    Column("MADE"),
     Column("ROWS", right=True),
     Column("SIZE", right=True),
     Column("NEW", right=True),
@@ -246,7 +245,6 @@ def _state(node: client.Client) -> models.Backups:
 def _row(backup: models.Backup) -> tuple[object, ...]:
     return (
         backup.id,
-        render.moment(backup.created_at),
         f"{backup.rows:,}",
         _size(backup.stored_bytes),
         _size(backup.new_bytes),

@@ -24,13 +24,16 @@ VERBS = (  # in the order in which one meets them
     ("submit", "submit:app", "Give an agent a task; without an agent, the one that fits."),
     ("tasks", "tasks:app", "List, show, watch, cancel and retry tasks."),
     ("sessions", "sessions:app", "List, show and remove sessions."),
-    ("agents", "agents:agents", "Show the agents and what they have to do."),
+    ("agents", "agents:agents", "Show the agents and what they have to do; release one that is quarantined."),
     ("replicas", "agents:replicas", "Show, restart and drain the processes that run the agents."),
+    ("failures", "alerts:failures", "Show how replicas failed, and what was done about it."),
+    ("alerts", "alerts:app", "List what people have to look after, and take it on."),
     ("scale", "agents:scale", "Set the number of an agent's replicas."),
     ("status", "status:status", "Show how the node and its agents are."),
     ("backup", "backup:app", "Make, list, restore and rehearse backups of the store."),
     ("keys", "keys:app", "Create, list and revoke the keys of those who may call."),
     ("config", "config:app", "Show and check the settings."),
+    ("chaos", "chaos:chaos", "Inject faults into the node that runs here, and see whether anything is lost."),
     ("doctor", "doctor:doctor", "Check whether this machine and this manifest are ready."),
 )
 

@@ -24,8 +24,8 @@ NARROWEST = 8  # a column that is cut, so that one can still guess
 
 STYLES = {
     **dict.fromkeys(("succeeded", "ready", "healthy", "ok", "alive"), "green"),
-    **dict.fromkeys(("failed", "unhealthy", "expired"), "red"),
-    **dict.fromkeys(("cancelled", "degraded", "draining", "dropped", "starting", "warn"), "yellow"),
+    **dict.fromkeys(("failed", "quarantined", "unhealthy", "expired", "critical"), "red"),
+    **dict.fromkeys(("cancelled", "degraded", "draining", "dropped", "starting", "warn", "warning"), "yellow"),
     **dict.fromkeys(("running", "waiting"), "cyan"),
 }
 
@@ -137,6 +137,13 @@ def spinner(text: str) -> Iterator[None]:
         return
     with console.status(printable(text)):
         yield
+
+
+def trouble(state: str | None, reason: str | None, *, grade: str | None, grade_reason: str | None) -> str | None:
+    """Return what is to be said of an agent beside its row: why it is not ready, else why it is not well."""
+    if reason and state != "ready":
+        return reason
+    return grade_reason if grade in ("degraded", "unhealthy") else None
 
 
 def printable(text: str, *, lines: bool = False) -> str:

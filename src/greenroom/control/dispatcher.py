@@ -30,6 +30,7 @@ GRACE_S = 2.0  # from the signal to stop to the end of the process
 RENEW_EVERY_S = 5.0
 POLL_EVERY_S = 1.0  # wakeups are hints; this is the guarantee
 WATCH_EVERY_S = 0.25  # deadlines, while something runs
+_ENDS = "the end of an attempt"
 
 
 class Dispatcher:
@@ -53,6 +54,7 @@ class Dispatcher:
         self._writing: set[tuple[str, int]] = set()  # attempts whose end is on its way into the store
         self._unsent: list[Finish] = []  # ends of this turn of the loop
         self._unwritten: list[Finish] = []  # ends that the store could not take yet
+        self._is_weather = False  # it took none of the last ones
         self._calls = calls.Calls(store, engine, clock, free=self._free, occupy=self._occupy)
         self._renew_at_s = self._poll_at_s = 0.0
         store.claims.claimed = self._start_all
@@ -102,6 +104,9 @@ class Dispatcher:
             self._lose(
                 attempt, tasks.ReplicaGone(tasks.Reason.DRAINED, "the replica was gone", charged=False, ran=False)
             )
+        elif claim.is_restored:
+            line = f"it runs with the session's last good state, of revision {claim.state_revision}"
+            self._emit(attempt, protocol.Emitted(*attempt.key, "log", _line("greenroom", line)))
         self.wakeup.set()
 
     # --- what replicas say (engine.contract.Listener)
@@ -114,8 +119,7 @@ class Dispatcher:
         running = self._by_replica.get(replica, ())
         if len(running) == 1:
             (attempt,) = running
-            data = strict_json.dumps({"stream": stream, "line": line.encode(errors="replace").decode()})
-            self._emit(attempt, protocol.Emitted(*attempt.key, "log", data))
+            self._emit(attempt, protocol.Emitted(*attempt.key, "log", _line(stream, line)))
 
     def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
         attempt = self._attempts.get((message.task, message.epoch))
@@ -130,14 +134,26 @@ class Dispatcher:
                 if attempt.kill_at_s is None:
                     self._calls.begin(attempt, message)
 
+    def on_alive(self, replica: str, number: int) -> None:
+        """Progress is the checks' business."""
+
     def on_exit(self, replica: str, exit: Exit) -> None:
-        is_charged = replica not in self._killed
-        self._killed.discard(replica)
-        for attempt in list(self._by_replica.get(replica, ())):
-            self._lose(attempt, attempts.loss_of(exit.reason, exit.detail, is_charged=is_charged))
+        running = list(self._by_replica.get(replica, ()))
+        suspects = self._suspects(replica, running)
+        for attempt in running:
+            is_suspect = attempt in suspects
+            end = attempts.loss_of(exit, attempt.claim, suspects=len(suspects), is_suspect=is_suspect)
+            self._lose(attempt, end, is_kill=is_suspect and exit.reason != "stopped")
         for waiting in self._resuming.pop(replica, ()):
             waiting.cancel()
         self._by_replica.pop(replica, None)
+
+    def _suspects(self, replica: str, running: Sequence[Attempt]) -> Sequence[Attempt]:
+        """Return who may have caused the death of *replica*: none of them where this dispatcher had to kill it."""
+        if replica in self._killed:
+            self._killed.discard(replica)
+            return ()
+        return [attempt for attempt in running if attempt.holds_slot] or running
 
     def _emit(self, attempt: Attempt, message: protocol.Emitted) -> None:
         data = attempt.bounded_log(message.data) if message.type == "log" else message.data
@@ -157,10 +173,10 @@ class Dispatcher:
         if attempt.kill_at_s is None:
             self._settle(attempt, attempts.end_of(message), message)
 
-    def _lose(self, attempt: Attempt, end: tasks.ReplicaGone) -> None:
+    def _lose(self, attempt: Attempt, end: tasks.ReplicaGone, *, is_kill: bool = False) -> None:
         self._forget(attempt)
         if attempt.kill_at_s is None:
-            self._settle(attempt, end, None)
+            self._settle(attempt, end, None, is_kill=is_kill)
 
     # --- attempts end
 
@@ -173,7 +189,9 @@ class Dispatcher:
             self._free(attempt)
         self._store.board.leave(replica)
 
-    def _settle(self, attempt: Attempt, end: tasks.End, message: protocol.Ended | None) -> None:
+    def _settle(
+        self, attempt: Attempt, end: tasks.End, message: protocol.Ended | None, *, is_kill: bool = False
+    ) -> None:
         now = self._clock.now()
         verdict = tasks.settle(
             end,
@@ -188,9 +206,20 @@ class Dispatcher:
             elapsed_us = int((self._clock.monotonic_s() - attempt.started_s) * 1e6)
             due_at_us = attempt.claim.claimed_at + elapsed_us + (verdict.due_at - now) // timedelta(microseconds=1)
         error = None if verdict.error is None else msgspec.json.encode(verdict.error)
-        self._write(attempts.finish(attempt, verdict, error=error, due_at_us=due_at_us, message=message))
+        self._write(
+            attempts.finish(
+                attempt,
+                verdict,
+                error=error,
+                due_at_us=due_at_us,
+                message=message,
+                is_kill=is_kill,
+                restores=isinstance(end, tasks.ReplicaGone) and end.restores,
+            )
+        )
         duration_s = self._clock.monotonic_s() - attempt.started_s
-        self._facts.emit(telemetry.AttemptEnded(attempt.claim.agent, verdict.state, verdict.reason, duration_s))
+        claim = attempt.claim
+        self._facts.emit(telemetry.AttemptEnded(claim.agent, verdict.state, verdict.reason, duration_s, claim.replica))
 
     def _write(self, finish: Finish) -> None:
         """Write the end of an attempt, together with those of this turn of the loop."""
@@ -205,12 +234,23 @@ class Dispatcher:
         def written(future: asyncio.Future[list[bool | Exception]]) -> None:
             for finish, answer in zip(ends, future.result(), strict=True):
                 self._writing.discard((finish.id, finish.epoch))
-                if isinstance(answer, Exception):
-                    is_weather = isinstance(answer, errors.StoreUnavailable)
-                    self._unwritten.append(finish if is_weather else attempts.unstorable(finish, answer))
-                    self._facts.emit(telemetry.StoreTrouble("the end of an attempt", str(answer)))
+                if isinstance(answer, errors.StoreUnavailable):
+                    self._unwritten.append(finish)
+                    self._note_weather(str(answer))
+                elif isinstance(answer, Exception):
+                    self._unwritten.append(attempts.unstorable(finish, answer))
+                    self._facts.emit(telemetry.StoreTrouble(_ENDS, str(answer)))
+                else:
+                    self._note_weather(None)
 
         self._store.tasks.finish_all(ends).add_done_callback(written)
+
+    def _note_weather(self, trouble: str | None) -> None:
+        """Say once that the store takes no ends, and once that it does again: thousands of them may wait."""
+        if (trouble is not None) == self._is_weather:
+            return
+        self._is_weather = trouble is not None
+        self._facts.emit(telemetry.StoreRecovered(_ENDS) if trouble is None else telemetry.StoreTrouble(_ENDS, trouble))
 
     def _stop(self, attempt: Attempt, now_s: float) -> None:
         """Stop an attempt whose end is recorded: ask, and kill its process after the grace."""
@@ -224,7 +264,7 @@ class Dispatcher:
             if attempt.kill_at_s is not None:
                 if now_s >= attempt.kill_at_s:
                     self._killed.add(attempt.claim.replica)
-                    self._engine.kill(attempt.claim.replica, "a task did not stop when asked to")
+                    self._engine.kill(attempt.claim.replica, "killed", "a task did not stop when asked to")
             elif now_s >= attempt.deadline_s:
                 self._settle(attempt, tasks.TimedOut(attempt.timeout_s), None)
                 self._stop(attempt, now_s)
@@ -280,6 +320,10 @@ class Dispatcher:
                 self._store.board.release(attempt.claim.replica)
             raise
         attempt.holds_slot = True
+
+
+def _line(stream: str, line: str) -> bytes:
+    return strict_json.dumps({"stream": stream, "line": line.encode(errors="replace").decode()})
 
 
 def _ignore_weather(future: asyncio.Future[bool]) -> None:

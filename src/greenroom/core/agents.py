@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import enum
 
+from greenroom.core import recovery
+
 
 class State(enum.StrEnum):
     STARTING = "starting"  # replicas are on their way
     READY = "ready"  # it has the replicas that it should have
-    FAILED = "failed"  # its replicas die, or cannot be started
+    FAILED = "failed"  # its replicas die, or cannot be started; it is tried again
+    QUARANTINED = "quarantined"  # they died too often: nothing is started until somebody deploys or releases it
     DROPPED = "dropped"  # it has left the manifest, and has no replicas
 
 
-SETTLED = frozenset({State.READY, State.FAILED, State.DROPPED})
+SETTLED = frozenset({State.READY, State.FAILED, State.QUARANTINED, State.DROPPED})
+
+
+def standing(name: str, record: recovery.Record, *, ready: int, wanted: int) -> tuple[State, str]:
+    """Return how the agent *name* stands, and why, with *ready* of the replicas that are *wanted*."""
+    if ready >= wanted:
+        return State.READY, ""
+    if record.is_given_up:
+        remedy = f"mend it and deploy it again, or run: greenroom agents release {name}"
+        return State.QUARANTINED, f"{record.reason} (quarantined; {remedy})"
+    if record.deaths:
+        return State.FAILED, record.reason
+    return State.STARTING, f"{ready} of {wanted} replicas are ready"

@@ -23,7 +23,7 @@ MEMORY_POLL_S = 0.25
 _CLOSE_GRACE_S = 5.0
 _KILL_DEADLINE_S = 10.0
 
-_Key = tuple[str, int, Path]
+_Key = tuple[str, int, Path, int]
 
 
 class LocalEngine:
@@ -38,6 +38,7 @@ class LocalEngine:
         self._leaving: set[zygotes.Zygote] = set()
         self._interpreters = interpreters.Interpreters()
         self._memory_poll: asyncio.TimerHandle | None = None
+        self._oom_kills = processes.OomKills(clock.monotonic_s())
         self._is_closed = False
         # Looking for what the dead left behind reads all of /proc: off the loop, one look for all that died
         # meanwhile.
@@ -68,6 +69,7 @@ class LocalEngine:
             zygote_of=self._zygote_of,
             sweep=self._sweep,
             on_gone=self._on_gone,
+            oom_kills=self._oom_kills,
         )
         try:
             await self._check(revision)
@@ -88,7 +90,7 @@ class LocalEngine:
 
     def _zygote_of(self, record: replicas.Replica) -> zygotes.Zygote:
         revision = record.revision
-        key = (revision.agent, revision.number, revision.snapshot)
+        key = (revision.agent, revision.number, revision.snapshot, revision.interpreter)
         known = self._zygotes.get(key)
         if known is not None and known.is_usable():
             return known
@@ -124,6 +126,7 @@ class LocalEngine:
         return record is not None and record.send(message)
 
     def observe(self) -> list[contract.Observation]:
+        self._oom_kills.look(self._clock.monotonic_s())
         return [_observe(record) for record in self._replicas.values()]
 
     # --- end
@@ -141,10 +144,10 @@ class LocalEngine:
             async with asyncio.timeout(_KILL_DEADLINE_S):
                 await record.gone.wait()
 
-    def kill(self, replica: str, reason: str) -> None:
+    def kill(self, replica: str, reason: str, detail: str = "") -> None:
         record = self._replicas.get(replica)
         if record is not None:
-            record.kill(reason)
+            record.kill(reason, detail)
 
     async def close(self) -> None:
         if self._is_closed:
@@ -197,9 +200,9 @@ class LocalEngine:
             limit_mb = record.revision.memory_mb
             if limit_mb is None or record.pid is None:
                 continue
-            reading = processes.read(record.pid)
-            if reading is not None and reading.rss_mb > limit_mb:
-                record.kill("oom", f"it used {reading.rss_mb:.0f} MB, and memory_mb is {limit_mb}")
+            held_mb = processes.held_mb(record.pid)
+            if held_mb > limit_mb:
+                record.kill("oom", f"it used {held_mb:.0f} MB, and memory_mb is {limit_mb}")
         self._watch_memory()
 
 

@@ -140,12 +140,17 @@ class ReplicaCount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Agent(msgspec.Struct, frozen=True, kw_only=True):
-    """What tasks are submitted to. *adapter* is what its factory was taken for, *reason* why it failed."""
+    """What tasks are submitted to. *adapter* is what its factory was taken for, *reason* why it failed.
+
+    *grade* is healthy, degraded, unhealthy or unknown, for *grade_reason*.
+    """
 
     name: str
     description: str = ""
     state: str = ""
     reason: str | None = None
+    grade: str | None = None
+    grade_reason: str | None = None
     revision: int | None = None
     replicas: ReplicaCount = ReplicaCount()
     queued: int = 0
@@ -162,7 +167,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
-    """One running instance of a revision; *busy* counts the tasks in its *slots*."""
+    """One running instance of a revision; *busy* counts the tasks in its *slots*, *reason* is that of its *grade*."""
 
     id: str
     agent: str
@@ -177,6 +182,38 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: float | None = None
     started_at: Instant | None = None
     restarts: int = 0
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """How a replica failed. *action* was taken; *recovered_by* is the replica that became ready in its place."""
+
+    agent: str
+    replica: str
+    kind: str
+    reason: str = ""
+    action: str = ""
+    revision: int | None = None
+    node: str | None = None
+    at: Instant | None = None
+    recovered_at: Instant | None = None
+    recovered_by: str | None = None
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """What people have to look after. *state* is firing or resolved, *severity* warning or critical."""
+
+    id: str
+    kind: str
+    state: str
+    severity: str = ""
+    reason: str = ""
+    agent: str | None = None
+    count: int = 1
+    first_at: Instant | None = None
+    last_at: Instant | None = None
+    acknowledged_at: Instant | None = None
+    acknowledged_by: str | None = None
+    resolved_at: Instant | None = None
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):

@@ -47,6 +47,23 @@ def version() -> str:
     return apsw.sqlite_lib_version()
 
 
+@contextlib.contextmanager
+def holding_lock(path: Path) -> Iterator[None]:
+    """Let nobody write to the store at *path* for the length of the block.
+
+    Called in a process that is not its node's.
+    """
+    with weather():
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        with weather():
+            connection.execute("begin immediate")
+        yield
+    finally:
+        connection.close()
+
+
 class Sqlite:
     dialect = "sqlite"
 
