@@ -1,0 +1,269 @@
+"""What must hold at every instant, and in the end. Both simulations tell what they see; the first breach raises.
+
+The numbers are those of the promises. Nothing here trusts what it judges: the rules are stated anew, over what was seen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from greenroom.core import plans, recovery, tasks
+from greenroom.testing.simulation import agents
+
+_MOVES = frozenset((before, after) for (before, _), after in tasks.TRANSITIONS.items())
+_LEASED = ("running", "waiting")
+UNCHARGED = frozenset({"drained", "neighbour"})
+
+
+class Violation(AssertionError):
+    """A promise was broken: *promise* is its number."""
+
+    def __init__(self, promise: str, what: str) -> None:
+        super().__init__(f"{promise}: {what}")
+        self.promise = promise
+
+
+class Row(Protocol):
+    """A task as the store has it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def seq(self) -> int: ...
+    @property
+    def agent(self) -> str: ...
+    @property
+    def session(self) -> str | None: ...
+    @property
+    def key(self) -> str | None: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def charged(self) -> int: ...
+    @property
+    def max_attempts(self) -> int: ...
+    @property
+    def output(self) -> bytes | None: ...
+
+
+@dataclass(slots=True)
+class Seen:
+    """A task as it was seen last."""
+
+    id: str
+    seq: int
+    state: str
+    epoch: int
+    charged: int
+    output: bytes | None
+
+    @property
+    def is_open(self) -> bool:
+        return self.state not in tasks.TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Why an attempt ended; whether it was given back, where that is known."""
+
+    epoch: int
+    reason: str
+    is_refunded: bool | None = None
+
+
+@dataclass
+class Counts:
+    accepted: int = 0
+    unknown: int = 0  # submissions whose caller was never told; neither success nor failure
+    lost: int = 0
+    duplicated: int = 0
+    recovered: int = 0  # tasks that succeeded although an attempt of theirs was lost
+    ended: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Counts) -> None:
+        self.accepted += other.accepted
+        self.unknown += other.unknown
+        self.lost += other.lost
+        self.duplicated += other.duplicated
+        self.recovered += other.recovered
+        self.ended.update(other.ended)
+
+
+class Checks:
+    """*each_move*: every move of a row is told by itself; else what a commit made of it."""
+
+    def __init__(self, *, each_move: bool) -> None:
+        self._each_move = each_move
+        self.counts = Counts()
+        self.tasks: dict[str, Seen] = {}
+        self._accepted: set[str] = set()
+        self._cancelled: set[str] = set()
+        self._keys: dict[str, str] = {}
+        self._sessions: defaultdict[tuple[str, str], dict[str, Seen]] = defaultdict(dict)
+        self._chains: dict[tuple[str, str], str] = {}
+        self._running: defaultdict[tuple[str, str], set[tuple[str, int]]] = defaultdict(set)
+        self._early_deaths: defaultdict[tuple[str, str], deque[float]] = defaultdict(deque)
+
+    # --- tasks
+
+    def accepted(self, id: str) -> None:
+        """A caller was told that the task is accepted."""
+        self._accepted.add(id)
+        if id not in self.tasks:
+            raise Violation("I1", f"{id} was accepted, and is not stored")
+
+    def cancelled(self, id: str) -> None:
+        """A caller was told that the task is cancelled."""
+        self._cancelled.add(id)
+        if self.tasks[id].state != "cancelled":
+            raise Violation("I10", f"{id} was said to be cancelled, and is {self.tasks[id].state}")
+
+    def saw(self, rows: Iterable[Row]) -> None:
+        """These rows have changed, together."""
+        busy: list[tuple[tuple[str, str], Seen]] = []
+        for row in rows:
+            before = self.tasks.get(row.id)
+            if before is None:
+                before = self._meet(row)
+            elif self._each_move and (before.state, row.state) not in _MOVES and before.state != row.state:
+                raise Violation("I3", f"{row.id} went from {before.state} to {row.state}")
+            self._judge(before, row)
+            has_ended = row.state == "succeeded" != before.state
+            before.state, before.epoch, before.charged, before.output = row.state, row.epoch, row.charged, row.output
+            if row.session is not None:
+                if has_ended:
+                    self._link(row)
+                if row.state in _LEASED:
+                    busy.append(((row.agent, row.session), before))
+        for session, seen in busy:
+            self._judge_turn(session, seen)
+
+    def _meet(self, row: Row) -> Seen:
+        seen = self.tasks[row.id] = Seen(row.id, row.seq, "queued", 0, 0, None)
+        if row.session is not None:
+            self._sessions[row.agent, row.session][row.id] = seen
+        if row.key is not None and self._keys.setdefault(row.key, row.id) != row.id:
+            self.counts.duplicated += 1
+            raise Violation("I8", f"{row.id} and {self._keys[row.key]} have the same idempotency key {row.key}")
+        return seen
+
+    def _judge(self, before: Seen, row: Row) -> None:
+        if before.state in tasks.TERMINAL and (row.state, row.epoch, row.output, row.charged) != (
+            before.state, before.epoch, before.output, before.charged,
+        ):  # fmt: skip
+            self.counts.duplicated += row.output != before.output
+            raise Violation("I3", f"{row.id} had {before.state} and is {row.state} now")
+        if row.epoch < before.epoch:
+            raise Violation("I6", f"the epoch of {row.id} went back from {before.epoch} to {row.epoch}")
+        if not 0 <= row.charged <= min(row.epoch, row.max_attempts):
+            raise Violation("I6", f"{row.id} is charged {row.charged} of {row.max_attempts}, and began {row.epoch}")
+        if row.output is not None and before.output is None:
+            result = agents.read(row.output)
+            if (result.task, result.epoch) != (row.id, row.epoch):
+                self.counts.duplicated += 1
+                raise Violation("I4", f"{row.id} has the result of {result.task}#{result.epoch}, not of #{row.epoch}")
+
+    def _link(self, row: Row) -> None:
+        assert row.output is not None
+        assert row.session is not None
+        result, key = agents.read(row.output), (row.agent, row.session)
+        expected = self._chains.get(key, "-")
+        if result.seen != expected:
+            raise Violation("I16", f"{row.id} saw the state {result.seen} of its session, where {expected} was stored")
+        self._chains[key] = result.saved
+
+    def _judge_turn(self, session: tuple[str, str], seen: Seen) -> None:
+        for other in self._sessions[session].values():
+            if other is not seen and other.is_open:
+                if other.state in _LEASED:
+                    raise Violation("I15", f"{seen.id} and {other.id} run in one session")
+                if other.seq < seen.seq:
+                    raise Violation("I15", f"{seen.id} runs before {other.id}, which was submitted earlier")
+
+    # --- attempts, as replicas run them
+
+    def began(self, task: str, epoch: int, *, agent: str, session: str | None) -> None:
+        """A replica has begun an attempt: no other one of its session may run that is not fenced."""
+        if session is None:
+            return
+        running = self._running[agent, session]
+        for other, other_epoch in running:
+            seen = self.tasks[other]
+            if seen.state in _LEASED and seen.epoch == other_epoch:
+                raise Violation("I15", f"{task}#{epoch} was begun while {other}#{other_epoch} ran in its session")
+        running.add((task, epoch))
+
+    def stopped(self, task: str, epoch: int, *, agent: str, session: str | None) -> None:
+        """No replica runs this attempt any more."""
+        if session is not None:
+            self._running[agent, session].discard((task, epoch))
+
+    # --- replicas
+
+    def started(self, node: str, agent: str, *, now_s: float) -> None:
+        """A replica was started."""
+        deaths = self._early_deaths[node, agent]
+        while deaths and deaths[0] <= now_s - recovery.PERIOD_S:
+            deaths.popleft()
+        if len(deaths) >= recovery.INTENSITY:
+            raise Violation("I21", f"{agent} was started on {node} after {len(deaths)} deaths before readiness")
+
+    def died_early(self, node: str, agent: str, *, now_s: float) -> None:
+        """A replica of the serving revision died before it was ready."""
+        self._early_deaths[node, agent].append(now_s)
+
+    def judged_anew(self, node: str, agent: str) -> None:
+        """The agent was deployed or scaled, had a success, or its node was started."""
+        self._early_deaths.pop((node, agent), None)
+
+    @staticmethod
+    def given_up(agent: str, deaths_s: Sequence[float], *, now_s: float) -> None:
+        """An agent is not started any more; *deaths_s* are those of all its replicas on this node."""
+        recent = sum(at_s > now_s - recovery.PERIOD_S for at_s in deaths_s)
+        if recent < recovery.INTENSITY:
+            raise Violation("I21", f"{agent} was given up after {recent} deaths in a minute")
+
+    @staticmethod
+    def planned(wanted: plans.Wanted, seen: Sequence[plans.Seen], actions: Sequence[plans.Action]) -> None:
+        """A plan may not take ready replicas below what is wanted."""
+        drained = {action.id for action in actions if isinstance(action, plans.DrainReplica)}
+        ready = [replica for replica in seen if replica.is_ready and not replica.is_draining]
+        left = sum(replica.id not in drained for replica in ready)
+        if left < min(wanted.replicas, len(ready)):
+            raise Violation("I34", f"{wanted.agent} wants {wanted.replicas} replicas: {len(ready)} ready, {left} left")
+
+    # --- in the end
+
+    def finish(self, ends: dict[str, Sequence[End]], *, waited_s: float) -> None:
+        """Faults have stopped *waited_s* ago: *ends* are those of each task's attempts."""
+        stuck = [id for id, seen in self.tasks.items() if seen.is_open]
+        self.counts.lost = sum(id in self._accepted for id in stuck)
+        if stuck:
+            states = ", ".join(f"{id} is {self.tasks[id].state}" for id in stuck[:5])
+            raise Violation("I7", f"{len(stuck)} tasks have not ended {waited_s:.0f} s after the last fault: {states}")
+        for id in self._cancelled:
+            if self.tasks[id].state != "cancelled":
+                raise Violation("I10", f"{id} was said to be cancelled, and is {self.tasks[id].state}")
+        for id, seen in self.tasks.items():
+            self._explain(seen, ends[id])
+        self.counts.accepted = len(self._accepted)
+        self.counts.ended = Counter(seen.state for seen in self.tasks.values())
+        self.counts.recovered = sum(seen.state == "succeeded" and seen.epoch > 1 for seen in self.tasks.values())
+
+    @staticmethod
+    def _explain(seen: Seen, ends: Sequence[End]) -> None:
+        if [end.epoch for end in ends] != list(range(1, seen.epoch + 1)):
+            told = ", ".join(f"#{end.epoch} {end.reason}" for end in ends)
+            raise Violation("I6", f"{seen.id} was begun {seen.epoch} times, and its attempts' ends are: {told or 'none'}")
+        for end in ends:
+            has_failed = seen.state == "failed" and end.epoch == seen.epoch  # on_replica_loss is "fail"
+            if end.reason in UNCHARGED and end.is_refunded is False and not has_failed:
+                raise Violation("I6", f"{seen.id}#{end.epoch} was {end.reason}, and is charged")
+        refunds = sum(bool(end.is_refunded) for end in ends)
+        if None not in (end.is_refunded for end in ends) and seen.charged != seen.epoch - refunds:
+            raise Violation("I6", f"{seen.id}: {seen.epoch} attempts, {refunds} given back, {seen.charged} charged")

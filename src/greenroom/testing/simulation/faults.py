@@ -1,0 +1,68 @@
+"""The faults that are injected, and how many of each a run must have had: one that injected fewer proves nothing."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Mapping
+
+
+class Fault(enum.StrEnum):
+    NODE_KILLED = "node killed"
+    NODE_PAUSED = "node paused"
+    NODE_DRAINED = "node drained"
+    NODE_CLOCK = "node's clock jumps"
+    CLOCK_AHEAD = "database's clock jumps ahead"
+    CLOCK_BACK = "database's clock goes back"
+    REPLICA_KILLED = "replica killed"
+    REPLICA_HANGS = "replica hangs"
+    REPLICA_CRASHES = "replica crashes at its start"
+    POISON = "task kills its replica"
+    ANSWER_LATE = "answer late"
+    ANSWER_TWICE = "answer twice"
+    AGENT_FAILS = "agent raises"
+    COMMIT_FAILS = "commit fails"
+    ANSWER_LOST = "commit's answer lost"
+    STATEMENT_LATE = "statement late"
+    STATEMENT_TWICE = "statement twice"
+    NEWS_LOST = "news lost"
+    CANCEL = "cancel"
+    DEADLINE = "short deadline"
+    DEPLOY = "deploy"
+    SCALE = "scale"
+
+
+# A seed, at least; drawn are about twice as many.
+PLANNED_CORE: Mapping[Fault, float] = {
+    Fault.NODE_KILLED: 0.4,
+    Fault.NODE_PAUSED: 0.4,
+    Fault.NODE_DRAINED: 0.3,
+    Fault.NODE_CLOCK: 0.3,
+    Fault.CLOCK_AHEAD: 0.2,
+    Fault.CLOCK_BACK: 0.05,
+    Fault.REPLICA_KILLED: 0.4,
+    Fault.REPLICA_HANGS: 0.3,
+    Fault.REPLICA_CRASHES: 0.5,
+    Fault.POISON: 0.3,
+    Fault.ANSWER_LATE: 0.5,
+    Fault.ANSWER_TWICE: 0.5,
+    Fault.AGENT_FAILS: 0.5,
+    Fault.COMMIT_FAILS: 3.0,
+    Fault.ANSWER_LOST: 3.0,
+    Fault.STATEMENT_LATE: 0.5,
+    Fault.STATEMENT_TWICE: 0.5,
+    Fault.NEWS_LOST: 3.0,
+    Fault.CANCEL: 0.3,
+    Fault.DEADLINE: 0.3,
+    Fault.DEPLOY: 0.3,
+    Fault.SCALE: 0.3,
+}
+
+
+def too_few(injected: Counter[Fault], planned: Mapping[Fault, float], *, seeds: int) -> list[str]:
+    """Return what a run over *seeds* lacks, in words."""
+    return [
+        f"{fault}: {injected[fault]} injected, {rate * seeds:.0f} planned"
+        for fault, rate in planned.items()
+        if injected[fault] < rate * seeds
+    ]

@@ -1,0 +1,444 @@
+"""A node of the simulated core: dispatcher, host and janitor in the fewest lines that ask the real decisions.
+
+`core.tasks.settle`, `core.recovery` and `core.plans` decide; statements go to the table through `World.ask`, where they
+fail, arrive late or twice, or lose their answer. One object is one incarnation; what it scheduled dies with it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from greenroom.core import plans, recovery, tasks
+from greenroom.testing.fakes import START
+from greenroom.testing.simulation import agents, table
+
+if TYPE_CHECKING:
+    from greenroom.testing.simulation.core import Agent, Job, World
+
+T = TypeVar("T")
+RENEW_EVERY_S = RESCUE_EVERY_S = 5.0
+GRACE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What a node does against loss; a test takes one away, to see that its lack is found."""
+
+    gives_back_unknown_claims: bool = True
+    writes_ends_again: bool = True
+    renews: bool = True
+    rescues: bool = True
+    plans_with_care: bool = True  # else every other revision goes at once
+    counts_deaths: bool = True
+
+
+ALL = Habits()
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    id: str
+    agent: str
+    revision: int
+    slots: int
+    started_s: float
+    state: str = "starting"
+    attempts: list[Attempt] = field(default_factory=list)
+    has_succeeded: bool = False
+    is_hung: bool = False
+    drain_until_s: float | None = None
+
+    @property
+    def free(self) -> int:
+        return self.slots - sum(attempt.holds_slot for attempt in self.attempts)
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    job: Job
+    epoch: int
+    charged: int
+    state: bytes | None
+    replica: Replica
+    holds_slot: bool = True
+    has_ended: bool = False  # as the store knows; its replica may run it still
+    child: str | None = None
+    is_running: bool = True
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.job.id, self.epoch
+
+    def __str__(self) -> str:
+        return f"{self.job.id}#{self.epoch}"
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    id: str
+    epoch: int
+    state: str
+    reason: str
+    error: str | None = None
+    output: bytes | None = None
+    saves: bytes | None = None
+    delay_s: float | None = None
+    refund: int = 0
+
+
+class Node:
+    def __init__(self, world: World, name: str, incarnation: int, habits: Habits) -> None:
+        self._world, self.name, self.incarnation, self._habits = world, name, incarnation, habits
+        self.owner = f"{name}.{incarnation}"
+        self.is_up = True
+        self.is_leaving = False
+        self.paused_until_s = 0.0
+        self.clock_offset_s = 0.0
+        self.replicas: list[Replica] = []
+        self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._writing: set[tuple[str, int]] = set()
+        self._unwritten: list[Finish] = []
+        self._claiming: Counter[str] = Counter()
+        self._records: dict[str, tuple[int, recovery.Record]] = {}  # of each agent: its generation first
+        self._deaths_s: dict[str, list[float]] = {}
+        self._renew_at_s = self._rescue_at_s = 0.0
+        self._count = 0
+        if world.is_alone:  # one file, one node: whatever another incarnation held is free
+            self._ask(lambda: world.rescue(not_owner=self.owner))
+        self._soon(0.0, self.step)
+
+    def __str__(self) -> str:
+        return self.owner
+
+    # --- the loops
+
+    def step(self) -> None:
+        world = self._world
+        self._soon(1.0, self.step)
+        unwritten, self._unwritten = self._unwritten, []
+        for finish in unwritten if self._habits.writes_ends_again else ():
+            self._write(finish)
+        if world.now >= self._renew_at_s and self._habits.renews:
+            self._renew_at_s = world.now + RENEW_EVERY_S
+            self._renew()
+        if world.now >= self._rescue_at_s and self._habits.rescues:
+            self._rescue_at_s = world.now + RESCUE_EVERY_S
+            self._ask(lambda: world.rescue(spared=self.owner))
+        self._ask(world.table.tick)
+        for agent in world.agents.values():
+            self._reconcile(agent)
+            self.claim(agent.name)
+        for replica in list(self.replicas):
+            self._stop_if_drained(replica)
+            self._resume(replica)
+        if self.is_leaving and not (self.replicas or self._unwritten or self._writing):
+            world.gone(self)
+
+    def drain(self) -> None:
+        """Take no more, hand back what runs, and leave."""
+        self.is_leaving = True
+        for replica in self.replicas:
+            self._drain(replica, within_s=GRACE_S)
+
+    def kill(self) -> None:
+        """Nothing of this incarnation happens any more, its replicas are gone."""
+        self.is_up = False
+        lag_s = self._world.rng.uniform(0.0, 5.0)  # until the last replica has noticed
+        for replica in self.replicas:
+            self._world.at(lag_s, lambda replica=replica: self._halt(replica))
+
+    # --- tasks
+
+    def claim(self, agent: str) -> None:
+        if self.is_leaving:
+            return
+        ready = [replica for replica in self.replicas if replica.agent == agent and replica.state == "ready"]
+        revision = max((replica.revision for replica in ready if replica.free > 0), default=0)
+        slots = sum(replica.free for replica in ready if replica.revision == revision) - self._claiming[agent]
+        if slots <= 0:
+            return
+        self._claiming[agent] += slots
+
+        def claimed(claims: list[table.Claim]) -> None:
+            self._claiming[agent] -= slots
+            for claim in claims:
+                self._begin(claim, agent, revision)
+
+        def unknown() -> None:
+            self._claiming[agent] -= slots
+
+        self._world.ask(self, lambda: self._world.table.claim(agent, slots, self.owner), claimed, unknown)
+
+    def _begin(self, claim: table.Claim, agent: str, revision: int) -> None:
+        world = self._world
+        job = world.jobs[claim.id]
+        fitting = [r for r in self.replicas if (r.agent, r.revision, r.state) == (agent, revision, "ready") and r.free > 0]
+        if not fitting:
+            gone = tasks.ReplicaGone(tasks.Reason.DRAINED, "the replica was gone", charged=False, ran=False)
+            self._settle(job, claim.epoch, claim.charged, gone)
+            return
+        replica = min(fitting, key=lambda replica: -replica.free)
+        attempt = Attempt(job, claim.epoch, claim.charged, claim.state, replica)
+        replica.attempts.append(attempt)
+        self._attempts[attempt.key] = attempt
+        world.note("%s begins %s on %s", self, attempt, replica.id)
+        world.checks.began(*attempt.key, agent=agent, session=job.session)
+        self._soon(job.timeout_s, lambda: self._enforce_deadline(attempt))
+        world.work(self, attempt)
+
+    def answer(self, attempt: Attempt, end: tasks.End) -> None:
+        """The replica says how *attempt* ended; it may say so late, and twice."""
+        if self._attempts.get(attempt.key) is not attempt:
+            return
+        self._forget(attempt)
+        if isinstance(end, tasks.Succeeded):
+            attempt.replica.has_succeeded = True
+            self._note_success(attempt.replica)
+        if not attempt.has_ended:
+            result = agents.work(*attempt.key, attempt.state) if isinstance(end, tasks.Succeeded) else None
+            self._settle(attempt.job, attempt.epoch, attempt.charged, end, result)
+        self._resume(attempt.replica)
+        self.claim(attempt.replica.agent)
+
+    def _settle(
+        self, job: Job, epoch: int, charged: int, end: tasks.End, result: agents.Result | None = None
+    ) -> None:
+        now = START + timedelta(seconds=self._world.now + self.clock_offset_s)
+        policy = tasks.Policy(job.max_attempts, job.on_loss, job.backoff_s)
+        verdict = tasks.settle(end, attempts_charged=charged, policy=policy, now=now, jitter=self._world.rng.random())
+        self._write(
+            Finish(
+                job.id,
+                epoch,
+                verdict.state,
+                verdict.reason,
+                error=None if verdict.error is None else verdict.error.type,
+                output=None if result is None else result.output,
+                saves=None if result is None else result.state,
+                delay_s=None if verdict.due_at is None else (verdict.due_at - now).total_seconds(),
+                refund=int(verdict.refund),
+            )
+        )
+
+    def _write(self, finish: Finish) -> None:
+        world, key = self._world, (finish.id, finish.epoch)
+        self._writing.add(key)
+
+        def store() -> bool:
+            is_stored = world.table.finish(
+                finish.id, finish.epoch, finish.state, reason=finish.reason, output=finish.output, error=finish.error,
+                delay_s=finish.delay_s, refund=finish.refund, saves=finish.saves,
+            )  # fmt: skip
+            world.note("%s writes %s#%d %s: %s", self, *key, finish.state, "stored" if is_stored else "fenced")
+            if is_stored and finish.state == "queued":
+                world.spread_news(world.jobs[finish.id].agent)
+            return is_stored
+
+        def unknown() -> None:
+            self._writing.discard(key)
+            self._unwritten.append(finish)
+
+        world.ask(self, store, lambda _: self._writing.discard(key), unknown)
+
+    def _enforce_deadline(self, attempt: Attempt) -> None:
+        if self._attempts.get(attempt.key) is attempt and not attempt.has_ended:
+            self._settle(attempt.job, attempt.epoch, attempt.charged, tasks.TimedOut(attempt.job.timeout_s))
+            self.stop(attempt)
+
+    def stop(self, attempt: Attempt) -> None:
+        """Stop an attempt whose end is recorded: ask, and kill its process after the grace."""
+        if attempt.has_ended:
+            return
+        attempt.has_ended = True
+        self._world.interrupt(self, attempt)
+
+        def kill() -> None:
+            if self._attempts.get(attempt.key) is attempt:
+                self.lose(attempt.replica, "killed", is_charged=False)
+
+        self._soon(GRACE_S, kill)
+
+    def stop_task(self, id: str) -> None:
+        """News: the task has ended although it may run here."""
+        for attempt in [attempt for attempt in self._attempts.values() if attempt.job.id == id]:
+            self.stop(attempt)
+
+    def _forget(self, attempt: Attempt) -> None:
+        del self._attempts[attempt.key]
+        attempt.replica.attempts.remove(attempt)
+        self._world.halt(attempt)
+
+    def _renew(self) -> None:
+        before = set(self._attempts)
+
+        def renewed(held: set[tuple[str, int]]) -> None:
+            for key in sorted(before - held):
+                if (attempt := self._attempts.get(key)) is not None:  # fenced: another node may run it already
+                    self.stop(attempt)
+            if not self._habits.gives_back_unknown_claims:
+                return
+            unwritten = {(finish.id, finish.epoch) for finish in self._unwritten}
+            for id, epoch in sorted(held - before - self._attempts.keys() - self._writing - unwritten):
+                self._write(Finish(id, epoch, tasks.State.QUEUED, tasks.Reason.FENCED, refund=1))
+
+        self._ask(lambda: self._world.table.renew(self.owner), renewed)
+
+    # --- sub-tasks
+
+    def call(self, attempt: Attempt, child: Job) -> None:
+        """The replica asks for a sub-task; until it has ended, the attempt's slot is free."""
+        if self._attempts.get(attempt.key) is not attempt or attempt.has_ended:
+            return
+        world = self._world
+
+        def stored(answer: tuple[str, bool, bool] | None) -> None:
+            if answer is None or self._attempts.get(attempt.key) is not attempt:
+                return  # fenced, or over
+            attempt.child, attempt.holds_slot = answer[0], False
+            self.claim(attempt.replica.agent)
+
+        row = world.row_of(child)
+
+        def submit() -> tuple[str, bool, bool] | None:
+            answer = world.table.call(*attempt.key, row)
+            world.note("%s calls %s: %s", attempt, child.id, "fenced" if answer is None else answer[0])
+            if answer is not None:
+                world.spread_news(child.agent)
+            return answer
+
+        world.ask(self, submit, stored, lambda: self._soon(0.5, lambda: self.call(attempt, child)))
+
+    def _resume(self, replica: Replica) -> None:
+        """Let attempts go on whose sub-tasks have ended; a lost answer is asked for again at the next step."""
+        for attempt in replica.attempts:
+            child = attempt.child
+            if child is None or self._world.table.rows[child].state in table.OPEN:
+                continue
+            if not attempt.holds_slot and replica.free - self._claiming[replica.agent] <= 0:
+                continue
+            attempt.holds_slot = True
+            self._ask(lambda attempt=attempt: self._world.table.resume(*attempt.key), self._go_on(attempt))
+
+    def _go_on(self, attempt: Attempt) -> Callable[[bool], None]:
+        def resumed(is_held: bool) -> None:
+            if is_held and attempt.child is not None:
+                attempt.child = None
+                self._world.work_on(self, attempt)
+
+        return resumed
+
+    # --- replicas
+
+    def ready(self, replica: Replica) -> None:
+        if replica in self.replicas and replica.state == "starting":
+            replica.state = "ready"
+            self.claim(replica.agent)
+
+    def lose(self, replica: Replica, reason: str, *, is_charged: bool = True) -> None:
+        """The process of *replica* has ended: *reason* is one of `engine.contract.Exit`."""
+        if replica not in self.replicas:
+            return
+        world = self._world
+        world.note("%s loses %s: %s", self, replica.id, reason)
+        was_working = bool(replica.attempts)
+        self._halt(replica)
+        self.replicas.remove(replica)
+        for attempt in list(replica.attempts):
+            del self._attempts[attempt.key]
+            if not attempt.has_ended:
+                self._settle(attempt.job, attempt.epoch, attempt.charged, _loss(reason, is_charged=is_charged))
+        if reason != "stopped" and replica.agent in self._records:
+            self._note_death(replica, reason, was_working=was_working)
+
+    def _note_death(self, replica: Replica, reason: str, *, was_working: bool) -> None:
+        world, (generation, record) = self._world, self._records[replica.agent]
+        agent = world.agents[replica.agent]
+        death = recovery.Death(
+            replica.revision,
+            was_ready=replica.state != "starting",
+            was_working=was_working,
+            has_succeeded=replica.has_succeeded,
+            by_itself=reason == "crashed",
+            max_attempts=agent.max_attempts,
+        )
+        self._deaths_s.setdefault(agent.name, []).append(world.now)
+        if replica.revision == record.revision and not death.was_ready:
+            world.checks.died_early(self.owner, agent.name, now_s=world.now)
+        after = recovery.after_death(record, death, now_s=world.now, jitter=world.rng.random())
+        if after.is_given_up and not record.is_given_up:
+            world.note("%s gives %s up", self, agent.name)
+            world.checks.given_up(agent.name, self._deaths_s[agent.name], now_s=world.now)
+        if self._habits.counts_deaths:
+            self._records[replica.agent] = generation, after
+
+    def _note_success(self, replica: Replica) -> None:
+        if (known := self._records.get(replica.agent)) is not None:
+            after = recovery.after_success(known[1], replica.revision)
+            if after is not known[1]:
+                self._world.checks.judged_anew(self.owner, replica.agent)
+            self._records[replica.agent] = known[0], after
+
+    def _reconcile(self, agent: Agent) -> None:
+        world = self._world
+        generation, record = self._records.get(agent.name, (0, recovery.Record()))
+        if generation != agent.generation:
+            record = recovery.judged_anew(record, agent.revision)
+            self._records[agent.name] = agent.generation, record
+            self._deaths_s.pop(agent.name, None)
+            world.checks.judged_anew(self.owner, agent.name)
+        may_start = not self.is_leaving and not record.is_given_up and world.now >= record.start_not_before_s
+        mine = [replica for replica in self.replicas if replica.agent == agent.name]
+        wanted = plans.Wanted(agent.name, agent.revision, agent.replicas, may_start)
+        seen = [plans.Seen(r.id, r.revision, r.state == "ready", r.state == "draining") for r in mine]
+        actions = plans.plan(wanted, seen)
+        if not self._habits.plans_with_care:
+            actions += [plans.DrainReplica(each.id) for each in seen if each.revision != agent.revision]
+        world.checks.planned(wanted, seen, actions)
+        for action in actions:
+            match action:
+                case plans.StartReplica():
+                    self._start(agent)
+                case plans.DrainReplica(id):
+                    self._drain(next(replica for replica in mine if replica.id == id), within_s=agent.timeout_s)
+
+    def _start(self, agent: Agent) -> None:
+        world = self._world
+        self._count += 1
+        replica = Replica(f"{agent.name}-{self.owner}-{self._count}", agent.name, agent.revision, agent.slots, world.now)
+        self.replicas.append(replica)
+        world.checks.started(self.owner, agent.name, now_s=world.now)
+        world.note("%s starts %s", self, replica.id)
+        world.bring_up(self, replica)
+
+    def _drain(self, replica: Replica, *, within_s: float) -> None:
+        replica.state = "draining"
+        until_s = self._world.now + within_s
+        replica.drain_until_s = until_s if replica.drain_until_s is None else min(replica.drain_until_s, until_s)
+
+    def _stop_if_drained(self, replica: Replica) -> None:
+        if replica.drain_until_s is not None and (not replica.attempts or self._world.now >= replica.drain_until_s):
+            self.lose(replica, "stopped")
+
+    def _halt(self, replica: Replica) -> None:
+        for attempt in replica.attempts:
+            self._world.halt(attempt)
+
+    # --- what they need
+
+    def _soon(self, delay_s: float, act: Callable[[], None]) -> None:
+        self._world.at_node(self, delay_s, act)
+
+    def _ask(self, act: Callable[[], T], then: Callable[[T], None] = lambda _: None) -> None:
+        self._world.ask(self, act, then, lambda: None)
+
+
+def _loss(reason: str, *, is_charged: bool) -> tasks.ReplicaGone:
+    if reason == "stopped":
+        return tasks.ReplicaGone(tasks.Reason.DRAINED, charged=False)
+    if not is_charged:
+        return tasks.ReplicaGone(tasks.Reason.NEIGHBOUR, charged=False)
+    return tasks.ReplicaGone(tasks.Reason.REPLICA_LOST, reason)
