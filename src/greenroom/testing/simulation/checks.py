@@ -40,6 +40,8 @@ class Row(Protocol):
     @property
     def key(self) -> str | None: ...
     @property
+    def parent(self) -> str | None: ...
+    @property
     def state(self) -> str: ...
     @property
     def epoch(self) -> int: ...
@@ -106,6 +108,7 @@ class Checks:
         self._keys: dict[str, str] = {}
         self._sessions: defaultdict[tuple[str, str], dict[str, Seen]] = defaultdict(dict)
         self._chains: dict[tuple[str, str], str] = {}
+        self._begun: set[tuple[str, int]] = set()
         self._running: defaultdict[tuple[str, str], set[tuple[str, int]]] = defaultdict(set)
         self._early_deaths: defaultdict[tuple[str, str], deque[float]] = defaultdict(deque)
 
@@ -150,6 +153,8 @@ class Checks:
         if row.key is not None and self._keys.setdefault(row.key, row.id) != row.id:
             self.counts.duplicated += 1
             raise Violation("I8", f"{row.id} and {self._keys[row.key]} have the same idempotency key {row.key}")
+        if row.parent is not None and self._each_move and self.tasks[row.parent].state not in _LEASED:
+            raise Violation("I4", f"{row.id} was stored for {row.parent}, which is {self.tasks[row.parent].state}")
         return seen
 
     def _judge(self, before: Seen, row: Row) -> None:
@@ -162,6 +167,10 @@ class Checks:
             raise Violation("I6", f"the epoch of {row.id} went back from {before.epoch} to {row.epoch}")
         if not 0 <= row.charged <= min(row.epoch, row.max_attempts):
             raise Violation("I6", f"{row.id} is charged {row.charged} of {row.max_attempts}, and began {row.epoch}")
+        if row.parent is not None and before.state == "queued" and row.state == "running":
+            parent = self.tasks[row.parent]
+            if parent.state in ("failed", "cancelled", "expired"):
+                raise Violation("I10", f"{row.id} was begun, and its parent {parent.id} is {parent.state}")
         if row.output is not None and before.output is None:
             result = agents.read(row.output)
             if (result.task, result.epoch) != (row.id, row.epoch):
@@ -189,6 +198,7 @@ class Checks:
 
     def began(self, task: str, epoch: int, *, agent: str, session: str | None) -> None:
         """A replica has begun an attempt: no other one of its session may run that is not fenced."""
+        self._begun.add((task, epoch))
         if session is None:
             return
         running = self._running[agent, session]
@@ -250,13 +260,14 @@ class Checks:
             if self.tasks[id].state != "cancelled":
                 raise Violation("I10", f"{id} was said to be cancelled, and is {self.tasks[id].state}")
         for id, seen in self.tasks.items():
+            if seen.state == "succeeded" and (id, seen.epoch) not in self._begun:
+                raise Violation("I4", f"{id} has a result of #{seen.epoch}, which nobody has run")
             self._explain(seen, ends[id])
         self.counts.accepted = len(self._accepted)
         self.counts.ended = Counter(seen.state for seen in self.tasks.values())
         self.counts.recovered = sum(seen.state == "succeeded" and seen.epoch > 1 for seen in self.tasks.values())
 
-    @staticmethod
-    def _explain(seen: Seen, ends: Sequence[End]) -> None:
+    def _explain(self, seen: Seen, ends: Sequence[End]) -> None:
         if [end.epoch for end in ends] != list(range(1, seen.epoch + 1)):
             told = ", ".join(f"#{end.epoch} {end.reason}" for end in ends)
             raise Violation("I6", f"{seen.id} was begun {seen.epoch} times, and its attempts' ends are: {told or 'none'}")
@@ -264,6 +275,10 @@ class Checks:
             has_failed = seen.state == "failed" and end.epoch == seen.epoch  # on_replica_loss is "fail"
             if end.reason in UNCHARGED and end.is_refunded is False and not has_failed:
                 raise Violation("I6", f"{seen.id}#{end.epoch} was {end.reason}, and is charged")
+            if end.is_refunded and end.reason not in UNCHARGED | {"fenced"}:
+                raise Violation("I6", f"{seen.id}#{end.epoch} ended with {end.reason}, and was given back")
+            if end.reason == "fenced" and end.is_refunded and (seen.id, end.epoch) in self._begun:
+                raise Violation("I6", f"{seen.id}#{end.epoch} was given back as if nobody had run it")
         refunds = sum(bool(end.is_refunded) for end in ends)
         if None not in (end.is_refunded for end in ends) and seen.charged != seen.epoch - refunds:
             raise Violation("I6", f"{seen.id}: {seen.epoch} attempts, {refunds} given back, {seen.charged} charged")

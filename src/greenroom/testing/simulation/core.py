@@ -1,6 +1,6 @@
 """The simulation of the pure core: clients, nodes and replicas on an event heap, in virtual time, from one seed.
 
-A world has 40 seconds with faults, then a calm in which everything accepted must end. What a store call met is drawn in
+A world has 30 seconds with faults, then a calm in which everything accepted must end. What a store call met is drawn in
 `World.ask`: nothing stored, all stored but the answer lost, executed late (after its caller has given up) or twice.
 """
 
@@ -22,7 +22,7 @@ from greenroom.testing.simulation.faults import Fault
 from greenroom.testing.simulation.nodes import Attempt, Node, Replica
 
 T = TypeVar("T")
-FAULTS_S = 40.0
+FAULTS_S = 30.0
 CALM_S = 150.0  # lease, rescue, hung attempts, queues of sessions: what was accepted ends within this
 STORE_FAULTS = 0.04  # of each kind, of the calls
 MAX_EVENTS = 200_000  # of one seed: a world that never comes to rest is a bug of the simulation
@@ -86,7 +86,7 @@ class World:
         self.agents: dict[str, Agent] = {}
         self.nodes: dict[str, Node] = {}
         self._trace: list[str] | None = [] if is_traced else None
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, Node | None, Callable[[], None]]] = []
         self._order = itertools.count()
         self._clock_offset_s = self._back_s = 0.0
         self._calm_since_s: float | None = None
@@ -102,8 +102,14 @@ class World:
         try:
             self._set_up()
             while self._heap and not self._is_over:
-                self.now, _, act = heapq.heappop(self._heap)
-                act()
+                self.now, _, node, act = heapq.heappop(self._heap)
+                if node is None:
+                    act()
+                elif node.is_up:
+                    if node.paused_until_s > self.now:
+                        self._push(node.paused_until_s, node, act)
+                    else:
+                        act()
                 events += 1
                 if events > MAX_EVENTS:
                     raise Violation("I7", f"the world does not come to rest within {MAX_EVENTS} events")
@@ -129,52 +135,58 @@ class World:
         return not self.is_calm and self.rng.random() < chance
 
     def at(self, delay_s: float, act: Callable[[], None]) -> None:
-        heapq.heappush(self._heap, (self.now + delay_s, next(self._order), act))
+        self._push(self.now + delay_s, None, act)
 
     def at_node(self, node: Node, delay_s: float, act: Callable[[], None]) -> None:
         """Do *act* if this incarnation still lives; a paused one does it when it goes on, in the same order."""
+        self._push(self.now + delay_s, node, act)
 
-        def arrive() -> None:
-            if not node.is_up:
-                return
-            if node.paused_until_s > self.now:
-                heapq.heappush(self._heap, (node.paused_until_s, next(self._order), arrive))
-            else:
-                act()
-
-        self.at(delay_s, arrive)
+    def _push(self, at_s: float, node: Node | None, act: Callable[[], None]) -> None:
+        heapq.heappush(self._heap, (at_s, next(self._order), node, act))
 
     # --- the store, and what may happen on the way to it
 
-    def ask(self, node: Node, act: Callable[[], T], then: Callable[[T], None], unknown: Callable[[], None]) -> None:
+    def ask(
+        self,
+        node: Node,
+        act: Callable[[], T],
+        then: Callable[[T], None] | None = None,
+        unknown: Callable[[], None] | None = None,
+    ) -> None:
         """Have *node* run a statement: *then* has its answer; *unknown* that nobody can say whether it was stored."""
-
-        def execute() -> T:
-            self.table.now = self.now + self._clock_offset_s
-            return act()
-
-        def execute_later() -> None:
-            if node.is_up or not self.is_alone:  # one file, one node: a dead node's statements have died with it
-                execute()
-
+        self.table.now = self.now + self._clock_offset_s
         drawn = 1.0 if self.is_calm else self.rng.random()
+        if drawn >= 2.5 * STORE_FAULTS:
+            answer = act()
+            if then is not None:
+                # A node has one writer: its answers come in the order of its statements.
+                node.answered_s = max(node.answered_s, self.now + 0.002 + 0.02 * drawn)
+                self._push(node.answered_s, node, lambda: then(answer))
+            return
+        after_s = 0.1
         if drawn < STORE_FAULTS:
             self.inject(Fault.COMMIT_FAILS, node)
-            self.at_node(node, 0.1, unknown)
         elif drawn < 2 * STORE_FAULTS:
             self.inject(Fault.ANSWER_LOST, node)
-            execute()
-            self.at_node(node, 0.1, unknown)
+            act()
         elif drawn < 2.25 * STORE_FAULTS:
             self.inject(Fault.STATEMENT_LATE, node)
-            self.at(self.rng.uniform(2.0, 25.0), execute_later)
-            self.at_node(node, 2.0, unknown)
+            self._execute_in(node, self.rng.uniform(2.0, 25.0), act)
+            after_s = 2.0
         else:
-            if drawn < 2.5 * STORE_FAULTS:
-                self.inject(Fault.STATEMENT_TWICE, node)
-                self.at(self.rng.uniform(0.0, 3.0), execute_later)
-            answer = execute()
-            self.at_node(node, 0.002 + 0.02 * drawn, lambda: then(answer))
+            self.inject(Fault.STATEMENT_TWICE, node)
+            act()
+            self._execute_in(node, self.rng.uniform(0.0, 3.0), act)
+        if unknown is not None:
+            self.at_node(node, after_s, unknown)
+
+    def _execute_in(self, node: Node, delay_s: float, act: Callable[[], object]) -> None:
+        def execute() -> None:
+            if node.is_up or not self.is_alone:  # one file, one node: a dead node's statements have died with it
+                self.table.now = self.now + self._clock_offset_s
+                act()
+
+        self.at(delay_s, execute)
 
     def spread_news(self, agent: str) -> None:
         """Tell nodes that there is work: a hint, which may get lost."""
@@ -203,7 +215,7 @@ class World:
     def work(self, node: Node, attempt: Attempt) -> None:
         """The replica works on *attempt*, in whatever way it was drawn to."""
         job, rng = attempt.job, self.rng
-        duration_s = rng.uniform(0.05, 2.0)
+        duration_s = rng.uniform(0.05, 2.0) if self.is_calm or rng.random() < 0.7 else rng.uniform(2.0, 12.0)
         if job.is_poison:
             self.inject(Fault.POISON, job.id)
             self.at(duration_s / 2, lambda: self._die(node, attempt.replica, "crashed"))
@@ -211,7 +223,7 @@ class World:
             child = self._child(job)
             self.at(duration_s / 2, lambda: self._say(node, attempt, lambda: node.call(attempt, child)))
         else:
-            if self._draw(0.05):
+            if self._draw(0.1):
                 self.inject(Fault.ANSWER_LATE, attempt)
                 duration_s += rng.uniform(5.0, 30.0)
             self._answer_in(node, attempt, duration_s)
@@ -222,11 +234,11 @@ class World:
 
     def _answer_in(self, node: Node, attempt: Attempt, delay_s: float) -> None:
         end: tasks.End = tasks.Succeeded()
-        if self._draw(0.08):
+        if self._draw(0.12):
             self.inject(Fault.AGENT_FAILS, attempt)
             end = tasks.AgentFailed("ValueError", "no", retryable=self.rng.random() < 0.5)
         self.at(delay_s, lambda: self._say(node, attempt, lambda: node.answer(attempt, end)))
-        if self._draw(0.05):
+        if self._draw(0.1):
             self.inject(Fault.ANSWER_TWICE, attempt)
             delay_s += self.rng.uniform(0.0, 3.0)
             self.at(delay_s, lambda: self._say(node, attempt, lambda: node.answer(attempt, end)))
@@ -330,9 +342,9 @@ class World:
         for name in ("a", "b"):
             self.agents[name] = Agent(name, rng.randint(1, 3), rng.randint(1, 2), rng.uniform(4.0, 20.0), rng.randint(2, 3))
         self.agents["b"].is_crashing = rng.random() < 0.25
-        for number in range(1, 2 if self.is_alone else rng.choice((3, 3, 4))):
+        for number in range(1, 2 if self.is_alone else rng.choice((3, 3, 3, 4))):
             self._start_node(f"node-{number}")
-        for number in range(1, rng.randint(8, 20)):
+        for number in range(1, rng.randint(6, 14)):
             agent = "a" if rng.random() < 0.7 else "b"
             job = self._job(agent, f"t{number}", key=f"k{number}" if rng.random() < 0.7 else None)
             self._submitting += 1
@@ -368,7 +380,7 @@ class World:
         return True
 
     def _pause_node(self, node: Node) -> bool:
-        node.paused_until_s = min(FAULTS_S, self.now + self.rng.uniform(3.0, 35.0))
+        node.paused_until_s = self.now + self.rng.uniform(3.0, 35.0)
         self.inject(Fault.NODE_PAUSED, f"{node} until {node.paused_until_s:.3f}")
         return True
 
@@ -416,17 +428,16 @@ class World:
         return True
 
     def _cancel(self, node: Node) -> bool:
-        open = [row.id for row in self.table.rows.values() if row.state in table.OPEN]
-        if not open:
+        if not self.table.rows:
             return False
-        id = self.rng.choice(open)
+        id = self.rng.choice(list(self.table.rows))  # it may have ended
         self.inject(Fault.CANCEL, id)
 
         def cancelled(before: str) -> None:
             if before in table.OPEN:
                 self.checks.cancelled(id)
 
-        self.ask(node, lambda: self.table.cancel(id), cancelled, lambda: None)
+        self.ask(node, lambda: self.table.cancel(id), cancelled)
         return True
 
     def _deploy(self, node: Node) -> bool:
@@ -471,7 +482,7 @@ class World:
         ]
         rescued = self.table.rescue(not_owner=not_owner, spared=spared, jitter=self.rng.random())
         for row, epoch in held:
-            if not row.is_leased(epoch):
+            if row.state in ("queued", "failed"):
                 raise Violation("I5", f"{row.id}#{epoch} was taken from a node whose lease is valid")
         return rescued
 

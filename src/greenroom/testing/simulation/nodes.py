@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from greenroom.testing.simulation.core import Agent, Job, World
 
 T = TypeVar("T")
+STEP_EVERY_S = 2.0
 RENEW_EVERY_S = RESCUE_EVERY_S = 5.0
 GRACE_S = 2.0
 
@@ -98,11 +99,13 @@ class Node:
         self.is_leaving = False
         self.paused_until_s = 0.0
         self.clock_offset_s = 0.0
+        self.answered_s = 0.0
         self.replicas: list[Replica] = []
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._writing: set[tuple[str, int]] = set()
         self._unwritten: list[Finish] = []
         self._claiming: Counter[str] = Counter()
+        self._unsettled = set(world.agents)  # agents whose replicas have changed since they were planned
         self._records: dict[str, tuple[int, recovery.Record]] = {}  # of each agent: its generation first
         self._deaths_s: dict[str, list[float]] = {}
         self._renew_at_s = self._rescue_at_s = 0.0
@@ -118,7 +121,7 @@ class Node:
 
     def step(self) -> None:
         world = self._world
-        self._soon(1.0, self.step)
+        self._soon(STEP_EVERY_S, self.step)
         unwritten, self._unwritten = self._unwritten, []
         for finish in unwritten if self._habits.writes_ends_again else ():
             self._write(finish)
@@ -130,7 +133,8 @@ class Node:
             self._ask(lambda: world.rescue(spared=self.owner))
         self._ask(world.table.tick)
         for agent in world.agents.values():
-            self._reconcile(agent)
+            if agent.name in self._unsettled or self._records[agent.name][0] != agent.generation:
+                self._reconcile(agent)
             self.claim(agent.name)
         for replica in list(self.replicas):
             self._stop_if_drained(replica)
@@ -156,9 +160,13 @@ class Node:
     def claim(self, agent: str) -> None:
         if self.is_leaving:
             return
-        ready = [replica for replica in self.replicas if replica.agent == agent and replica.state == "ready"]
-        revision = max((replica.revision for replica in ready if replica.free > 0), default=0)
-        slots = sum(replica.free for replica in ready if replica.revision == revision) - self._claiming[agent]
+        revision = slots = 0
+        for replica in self.replicas:
+            if replica.agent == agent and replica.state == "ready" and (free := replica.free) > 0:
+                if replica.revision > revision:
+                    revision, slots = replica.revision, 0
+                slots += free if replica.revision == revision else 0
+        slots -= self._claiming[agent]
         if slots <= 0:
             return
         self._claiming[agent] += slots
@@ -336,6 +344,7 @@ class Node:
     def ready(self, replica: Replica) -> None:
         if replica in self.replicas and replica.state == "starting":
             replica.state = "ready"
+            self._unsettled.add(replica.agent)
             self.claim(replica.agent)
 
     def lose(self, replica: Replica, reason: str, *, is_charged: bool = True) -> None:
@@ -347,6 +356,7 @@ class Node:
         was_working = bool(replica.attempts)
         self._halt(replica)
         self.replicas.remove(replica)
+        self._unsettled.add(replica.agent)
         for attempt in list(replica.attempts):
             del self._attempts[attempt.key]
             if not attempt.has_ended:
@@ -393,6 +403,9 @@ class Node:
         may_start = not self.is_leaving and not record.is_given_up and world.now >= record.start_not_before_s
         mine = [replica for replica in self.replicas if replica.agent == agent.name]
         wanted = plans.Wanted(agent.name, agent.revision, agent.replicas, may_start)
+        self._unsettled.discard(agent.name)
+        if not may_start and not self.is_leaving:
+            self._unsettled.add(agent.name)  # until it may
         seen = [plans.Seen(r.id, r.revision, r.state == "ready", r.state == "draining") for r in mine]
         actions = plans.plan(wanted, seen)
         if not self._habits.plans_with_care:
@@ -432,8 +445,8 @@ class Node:
     def _soon(self, delay_s: float, act: Callable[[], None]) -> None:
         self._world.at_node(self, delay_s, act)
 
-    def _ask(self, act: Callable[[], T], then: Callable[[T], None] = lambda _: None) -> None:
-        self._world.ask(self, act, then, lambda: None)
+    def _ask(self, act: Callable[[], T], then: Callable[[T], None] | None = None) -> None:
+        self._world.ask(self, act, then)
 
 
 def _loss(reason: str, *, is_charged: bool) -> tasks.ReplicaGone:
