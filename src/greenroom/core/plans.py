@@ -54,6 +54,7 @@ def plan(wanted: Wanted, seen: Sequence[Seen]) -> list[Action]:
     staying = [replica for replica in seen if not replica.is_draining]
     current = [replica for replica in staying if replica.revision == wanted.revision]
     others = [replica for replica in staying if replica.revision != wanted.revision]
+    others.sort(key=lambda replica: replica.is_ready)
     missing = wanted.replicas - len(current)
     actions: list[Action] = []
     if missing > 0 and wanted.may_start:
