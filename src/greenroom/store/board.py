@@ -119,7 +119,7 @@ class Board:
     def reserve(self) -> list[Demand]:
         """Reserve the free slots of every agent that may have work; `settle` gives back what stayed empty."""
         demands = []
-        for agent in self._hungry:
+        for agent in sorted(self._hungry):  # in one order: a simulation is its seed
             free: dict[int, int] = {}
             for line in self._by_agent.get(agent, {}).values():
                 if line.free > 0:

@@ -1,12 +1,13 @@
 """What must hold at every instant, and in the end. Both simulations tell what they see; the first breach raises.
 
-The numbers are those of the promises. Nothing here trusts what it judges: the rules are stated anew, over what was seen.
+The numbers are those of the promises. Nothing here trusts what it judges: the rules are stated anew, over
+what was seen.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -249,7 +250,7 @@ class Checks:
 
     # --- in the end
 
-    def finish(self, ends: dict[str, Sequence[End]], *, waited_s: float) -> None:
+    def finish(self, ends: Mapping[str, Sequence[End]], *, waited_s: float) -> None:
         """Faults have stopped *waited_s* ago: *ends* are those of each task's attempts."""
         stuck = [id for id, seen in self.tasks.items() if seen.is_open]
         self.counts.lost = sum(id in self._accepted for id in stuck)
@@ -270,7 +271,9 @@ class Checks:
     def _explain(self, seen: Seen, ends: Sequence[End]) -> None:
         if [end.epoch for end in ends] != list(range(1, seen.epoch + 1)):
             told = ", ".join(f"#{end.epoch} {end.reason}" for end in ends)
-            raise Violation("I6", f"{seen.id} was begun {seen.epoch} times, and its attempts' ends are: {told or 'none'}")
+            raise Violation(
+                "I6", f"{seen.id} was begun {seen.epoch} times, and its attempts' ends are: {told or 'none'}"
+            )
         for end in ends:
             has_failed = seen.state == "failed" and end.epoch == seen.epoch  # on_replica_loss is "fail"
             if end.reason in UNCHARGED and end.is_refunded is False and not has_failed:

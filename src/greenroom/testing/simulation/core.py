@@ -7,11 +7,12 @@ A world has 30 seconds with faults, then a calm in which everything accepted mus
 from __future__ import annotations
 
 import dataclasses
+import functools
 import heapq
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -20,6 +21,32 @@ from greenroom.testing.simulation import checks, nodes, table
 from greenroom.testing.simulation.checks import Checks, Violation
 from greenroom.testing.simulation.faults import Fault
 from greenroom.testing.simulation.nodes import Attempt, Node, Replica
+
+# A seed, at least; drawn are about twice as many.
+PLANNED: Mapping[Fault, float] = {
+    Fault.NODE_KILLED: 0.4,
+    Fault.NODE_PAUSED: 0.4,
+    Fault.NODE_DRAINED: 0.3,
+    Fault.NODE_CLOCK: 0.3,
+    Fault.CLOCK_AHEAD: 0.2,
+    Fault.CLOCK_BACK: 0.05,
+    Fault.REPLICA_KILLED: 0.4,
+    Fault.REPLICA_HANGS: 0.3,
+    Fault.REPLICA_CRASHES: 0.5,
+    Fault.POISON: 0.3,
+    Fault.ANSWER_LATE: 0.5,
+    Fault.ANSWER_TWICE: 0.5,
+    Fault.AGENT_FAILS: 0.5,
+    Fault.COMMIT_FAILS: 3.0,
+    Fault.ANSWER_LOST: 3.0,
+    Fault.STATEMENT_LATE: 0.5,
+    Fault.STATEMENT_TWICE: 0.5,
+    Fault.NEWS_LOST: 3.0,
+    Fault.CANCEL: 0.3,
+    Fault.DEADLINE: 0.3,
+    Fault.DEPLOY: 0.3,
+    Fault.SCALE: 0.3,
+}
 
 T = TypeVar("T")
 FAULTS_S = 30.0
@@ -194,14 +221,14 @@ class World:
             if self._draw(0.3):
                 self.inject(Fault.NEWS_LOST, node)
             else:
-                self.at_node(node, 0.01, lambda node=node: node.claim(agent))
+                self.at_node(node, 0.01, functools.partial(node.claim, agent))
 
     def _changed(self, row: table.Row) -> None:
         self.note("  %s is %s (epoch %d, %d charged)", row.id, row.state, row.epoch, row.charged)
         self.checks.saw((row,))
         if row.state in ("cancelled", "expired", "failed") and row.epoch and row.owner is None:
             for node in self.nodes.values():
-                self.at_node(node, 0.01, lambda node=node: node.stop_task(row.id))
+                self.at_node(node, 0.01, functools.partial(node.stop_task, row.id))
 
     # --- what replicas do
 
@@ -340,7 +367,9 @@ class World:
     def _set_up(self) -> None:
         rng = self.rng
         for name in ("a", "b"):
-            self.agents[name] = Agent(name, rng.randint(1, 3), rng.randint(1, 2), rng.uniform(4.0, 20.0), rng.randint(2, 3))
+            self.agents[name] = Agent(
+                name, rng.randint(1, 3), rng.randint(1, 2), rng.uniform(4.0, 20.0), rng.randint(2, 3)
+            )
         self.agents["b"].is_crashing = rng.random() < 0.25
         for number in range(1, 2 if self.is_alone else rng.choice((3, 3, 3, 4))):
             self._start_node(f"node-{number}")
@@ -348,10 +377,10 @@ class World:
             agent = "a" if rng.random() < 0.7 else "b"
             job = self._job(agent, f"t{number}", key=f"k{number}" if rng.random() < 0.7 else None)
             self._submitting += 1
-            self.at(rng.uniform(0.0, FAULTS_S), lambda job=job: self._submit(job))
+            self.at(rng.uniform(0.0, FAULTS_S), functools.partial(self._submit, job))
         for _ in range(rng.randint(5, 10)):
-            act = rng.choice(self._nemeses)
-            self.at(rng.uniform(1.0, FAULTS_S - 1), lambda act=act: self._strike(act))
+            act = rng.choice(_NEMESES)
+            self.at(rng.uniform(1.0, FAULTS_S - 1), functools.partial(self._strike, act))
         self.at(FAULTS_S, self._calm_down)
 
     def _start_node(self, name: str, incarnation: int = 1) -> None:
@@ -456,21 +485,6 @@ class World:
         self.inject(Fault.SCALE, f"{agent.name} to {agent.replicas}")
         return True
 
-    # How often one is drawn is how often it stands here.
-    _nemeses: tuple[Callable[[World, Node], bool], ...] = (
-        *(_kill_node,) * 3,
-        *(_pause_node,) * 3,
-        *(_drain_node,) * 2,
-        *(_move_node_clock,) * 2,
-        *(_move_clock_ahead,) * 2,
-        _move_clock_back,
-        *(_kill_replica,) * 3,
-        *(_hang_replica,) * 2,
-        *(_cancel,) * 2,
-        *(_deploy,) * 2,
-        *(_scale,) * 2,
-    )
-
     def rescue(self, *, not_owner: str | None = None, spared: str | None = None) -> int:
         """Take back what dead nodes held, and see that it was theirs."""
         held = [
@@ -511,6 +525,22 @@ class World:
             for row in self.table.rows.values()
         }
         self.checks.finish(ends, waited_s=self.now - self._calm_since_s)
+
+
+# How often one is drawn is how often it stands here.
+_NEMESES: tuple[Callable[[World, Node], bool], ...] = (
+    *(World._kill_node,) * 3,
+    *(World._pause_node,) * 3,
+    *(World._drain_node,) * 2,
+    *(World._move_node_clock,) * 2,
+    *(World._move_clock_ahead,) * 2,
+    World._move_clock_back,
+    *(World._kill_replica,) * 3,
+    *(World._hang_replica,) * 2,
+    *(World._cancel,) * 2,
+    *(World._deploy,) * 2,
+    *(World._scale,) * 2,
+)
 
 
 def run(

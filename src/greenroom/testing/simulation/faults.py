@@ -32,33 +32,6 @@ class Fault(enum.StrEnum):
     SCALE = "scale"
 
 
-# A seed, at least; drawn are about twice as many.
-PLANNED_CORE: Mapping[Fault, float] = {
-    Fault.NODE_KILLED: 0.4,
-    Fault.NODE_PAUSED: 0.4,
-    Fault.NODE_DRAINED: 0.3,
-    Fault.NODE_CLOCK: 0.3,
-    Fault.CLOCK_AHEAD: 0.2,
-    Fault.CLOCK_BACK: 0.05,
-    Fault.REPLICA_KILLED: 0.4,
-    Fault.REPLICA_HANGS: 0.3,
-    Fault.REPLICA_CRASHES: 0.5,
-    Fault.POISON: 0.3,
-    Fault.ANSWER_LATE: 0.5,
-    Fault.ANSWER_TWICE: 0.5,
-    Fault.AGENT_FAILS: 0.5,
-    Fault.COMMIT_FAILS: 3.0,
-    Fault.ANSWER_LOST: 3.0,
-    Fault.STATEMENT_LATE: 0.5,
-    Fault.STATEMENT_TWICE: 0.5,
-    Fault.NEWS_LOST: 3.0,
-    Fault.CANCEL: 0.3,
-    Fault.DEADLINE: 0.3,
-    Fault.DEPLOY: 0.3,
-    Fault.SCALE: 0.3,
-}
-
-
 def too_few(injected: Counter[Fault], planned: Mapping[Fault, float], *, seeds: int) -> list[str]:
     """Return what a run over *seeds* lacks, in words."""
     return [

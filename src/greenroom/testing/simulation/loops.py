@@ -15,7 +15,7 @@ import itertools
 import random
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
@@ -38,6 +38,28 @@ from greenroom.testing.simulation.checks import Checks, Violation
 from greenroom.testing.simulation.core import Run
 from greenroom.testing.simulation.faults import Fault
 from greenroom.testing.simulation.virtual import VirtualClock, VirtualLoop
+
+# A seed, at least; drawn are about twice as many.
+PLANNED: Mapping[Fault, float] = {
+    Fault.NODE_KILLED: 0.5,
+    Fault.NODE_PAUSED: 0.5,
+    Fault.NODE_DRAINED: 0.3,
+    Fault.CLOCK_AHEAD: 0.25,
+    Fault.CLOCK_BACK: 0.25,
+    Fault.REPLICA_KILLED: 0.5,
+    Fault.REPLICA_HANGS: 0.25,
+    Fault.REPLICA_CRASHES: 0.8,
+    Fault.POISON: 0.8,
+    Fault.ANSWER_LATE: 0.7,
+    Fault.ANSWER_TWICE: 0.7,
+    Fault.AGENT_FAILS: 0.8,
+    Fault.COMMIT_FAILS: 1.5,
+    Fault.ANSWER_LOST: 1.5,
+    Fault.CANCEL: 0.5,
+    Fault.DEADLINE: 0.6,
+    Fault.DEPLOY: 0.25,
+    Fault.SCALE: 0.25,
+}
 
 T = TypeVar("T")
 TENANT = "acme"
@@ -93,9 +115,7 @@ class Incarnation:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.store = store.open(world.url, clock=world.clock, owner=self.id)
         self.db = self.store.db
-        self.store = store.Store(
-            _WatchedDatabase(self.db, draw=world.draw_weather, changed=world.look), owner=self.id
-        )
+        self.store = store.Store(_WatchedDatabase(self.db, draw=world.draw_weather, changed=world.look), owner=self.id)
         self.engine = replicas.ScriptedEngine(world.script)
         self.facts = telemetry.Telemetry()
         self.facts.subscribe(world.hear, telemetry.ServiceCrashed)
@@ -157,7 +177,9 @@ class World:
         self.moves = 0
         self._is_traced, self._loop = is_traced, loop
         # One for each purpose: what the loops do in sets has no order, and must not change what comes afterwards.
-        self._rng, self._weather, self._callers = (random.Random(f"{seed} {name}") for name in ("world", "db", "callers"))
+        self._rng, self._weather, self._callers = (
+            random.Random(f"{seed} {name}") for name in ("world", "db", "callers")
+        )
         jitter = self._rng.random()
         self.jitter = lambda: jitter
         self.node: Incarnation | None = None
@@ -288,10 +310,8 @@ class World:
             await self.node.die()
 
     async def deploy(self, node: Incarnation, agent: _Agent) -> None:
-        await node.store.agents.deploy(
-            agent.name, digest=f"d{agent.digest}", spec=agent.spec, replicas=agent.replicas
-        )
-        self.checks.judged_anew("node", agent.name)
+        self.checks.judged_anew("node", agent.name)  # the host may be told before this is
+        await node.store.agents.deploy(agent.name, digest=f"d{agent.digest}", spec=agent.spec, replicas=agent.replicas)
         await node.store.directory.refresh()
         node.host.wakeup.set()
 
@@ -353,7 +373,7 @@ class World:
             accepted = await self._answer(node.store.tasks.submit(task))
             if accepted is not None:
                 self.note("%s %d was accepted as %s", kind, number, accepted.id)
-                self._judge(lambda id=accepted.id: self.checks.accepted(id))
+                self._judge(functools.partial(self.checks.accepted, accepted.id))
                 if is_cancelled:
                     await self._cancel(accepted.id)
                 return
@@ -374,7 +394,7 @@ class World:
                 self._judge(lambda: self.checks.cancelled(id))
 
     async def _a_node(self) -> Incarnation:
-        while self.node is None or not self.node.is_up:
+        while self.node is None or not self.node.is_up:  # noqa: ASYNC110 - nodes come and go
             await asyncio.sleep(0.25)
         return self.node
 
@@ -445,8 +465,8 @@ class World:
         agent = self._rng.choice(list(self.agents.values()))
         agent.replicas = self._rng.randint(1, 3)
         self.inject(Fault.SCALE, f"{agent.name} to {agent.replicas}")
-        await self._answer(node.store.agents.scale(agent.name, agent.replicas))
         self.checks.judged_anew("node", agent.name)
+        await self._answer(node.store.agents.scale(agent.name, agent.replicas))
 
     # --- in the end
 

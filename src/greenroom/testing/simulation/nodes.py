@@ -6,6 +6,7 @@ fail, arrive late or twice, or lose their answer. One object is one incarnation;
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -153,7 +154,7 @@ class Node:
         self.is_up = False
         lag_s = self._world.rng.uniform(0.0, 5.0)  # until the last replica has noticed
         for replica in self.replicas:
-            self._world.at(lag_s, lambda replica=replica: self._halt(replica))
+            self._world.at(lag_s, functools.partial(self._halt, replica))
 
     # --- tasks
 
@@ -184,7 +185,9 @@ class Node:
     def _begin(self, claim: table.Claim, agent: str, revision: int) -> None:
         world = self._world
         job = world.jobs[claim.id]
-        fitting = [r for r in self.replicas if (r.agent, r.revision, r.state) == (agent, revision, "ready") and r.free > 0]
+        fitting = [
+            r for r in self.replicas if (r.agent, r.revision, r.state) == (agent, revision, "ready") and r.free > 0
+        ]
         if not fitting:
             gone = tasks.ReplicaGone(tasks.Reason.DRAINED, "the replica was gone", charged=False, ran=False)
             self._settle(job, claim.epoch, claim.charged, gone)
@@ -212,9 +215,7 @@ class Node:
         self._resume(attempt.replica)
         self.claim(attempt.replica.agent)
 
-    def _settle(
-        self, job: Job, epoch: int, charged: int, end: tasks.End, result: agents.Result | None = None
-    ) -> None:
+    def _settle(self, job: Job, epoch: int, charged: int, end: tasks.End, result: agents.Result | None = None) -> None:
         now = START + timedelta(seconds=self._world.now + self.clock_offset_s)
         policy = tasks.Policy(job.max_attempts, job.on_loss, job.backoff_s)
         verdict = tasks.settle(end, attempts_charged=charged, policy=policy, now=now, jitter=self._world.rng.random())
@@ -329,15 +330,13 @@ class Node:
             if not attempt.holds_slot and replica.free - self._claiming[replica.agent] <= 0:
                 continue
             attempt.holds_slot = True
-            self._ask(lambda attempt=attempt: self._world.table.resume(*attempt.key), self._go_on(attempt))
+            resume = functools.partial(self._world.table.resume, *attempt.key)
+            self._ask(resume, functools.partial(self._go_on, attempt))
 
-    def _go_on(self, attempt: Attempt) -> Callable[[bool], None]:
-        def resumed(is_held: bool) -> None:
-            if is_held and attempt.child is not None:
-                attempt.child = None
-                self._world.work_on(self, attempt)
-
-        return resumed
+    def _go_on(self, attempt: Attempt, is_held: bool) -> None:  # noqa: FBT001 - the answer of a statement
+        if is_held and attempt.child is not None:
+            attempt.child = None
+            self._world.work_on(self, attempt)
 
     # --- replicas
 
@@ -421,7 +420,9 @@ class Node:
     def _start(self, agent: Agent) -> None:
         world = self._world
         self._count += 1
-        replica = Replica(f"{agent.name}-{self.owner}-{self._count}", agent.name, agent.revision, agent.slots, world.now)
+        replica = Replica(
+            f"{agent.name}-{self.owner}-{self._count}", agent.name, agent.revision, agent.slots, world.now
+        )
         self.replicas.append(replica)
         world.checks.started(self.owner, agent.name, now_s=world.now)
         world.note("%s starts %s", self, replica.id)
