@@ -203,11 +203,14 @@ class Checks:
         if session is None:
             return
         running = self._running[agent, session]
-        for other, other_epoch in running:
-            seen = self.tasks[other]
-            if seen.state in _LEASED and seen.epoch == other_epoch:
-                raise Violation("I15", f"{task}#{epoch} was begun while {other}#{other_epoch} ran in its session")
+        for other in running if self._is_leased((task, epoch)) else ():
+            if self._is_leased(other):
+                raise Violation("I15", f"{task}#{epoch} was begun while {other[0]}#{other[1]} ran in its session")
         running.add((task, epoch))
+
+    def _is_leased(self, attempt: tuple[str, int]) -> bool:
+        seen = self.tasks[attempt[0]]
+        return seen.state in _LEASED and seen.epoch == attempt[1]
 
     def stopped(self, task: str, epoch: int, *, agent: str, session: str | None) -> None:
         """No replica runs this attempt any more."""

@@ -34,13 +34,13 @@ PLANNED: Mapping[Fault, float] = {
     Fault.REPLICA_HANGS: 0.3,
     Fault.REPLICA_CRASHES: 0.5,
     Fault.POISON: 0.3,
-    Fault.ANSWER_LATE: 0.5,
-    Fault.ANSWER_TWICE: 0.5,
+    Fault.ANSWER_LATE: 0.4,
+    Fault.ANSWER_TWICE: 0.4,
     Fault.AGENT_FAILS: 0.5,
-    Fault.COMMIT_FAILS: 3.0,
-    Fault.ANSWER_LOST: 3.0,
-    Fault.STATEMENT_LATE: 0.5,
-    Fault.STATEMENT_TWICE: 0.5,
+    Fault.COMMIT_FAILS: 2.0,
+    Fault.ANSWER_LOST: 2.0,
+    Fault.STATEMENT_LATE: 0.4,
+    Fault.STATEMENT_TWICE: 0.4,
     Fault.NEWS_LOST: 3.0,
     Fault.CANCEL: 0.3,
     Fault.DEADLINE: 0.3,
@@ -112,6 +112,7 @@ class World:
         self.jobs: dict[str, Job] = {}
         self.agents: dict[str, Agent] = {}
         self.nodes: dict[str, Node] = {}
+        self.queued: Counter[str] = Counter()  # by agent
         self._trace: list[str] | None = [] if is_traced else None
         self._heap: list[tuple[float, int, Node | None, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -225,6 +226,8 @@ class World:
 
     def _changed(self, row: table.Row) -> None:
         self.note("  %s is %s (epoch %d, %d charged)", row.id, row.state, row.epoch, row.charged)
+        before = self.checks.tasks.get(row.id)
+        self.queued[row.agent] += (row.state == "queued") - (before is not None and before.state == "queued")
         self.checks.saw((row,))
         if row.state in ("cancelled", "expired", "failed") and row.epoch and row.owner is None:
             for node in self.nodes.values():
@@ -295,7 +298,7 @@ class World:
         """Return what a request for *job* would store: each request has an id of its own."""
         job.tries += 1
         id = job.id if job.tries == 1 else f"{job.id}+{job.tries}"
-        self.jobs[id] = dataclasses.replace(job, id=id)
+        self.jobs[id] = job if job.tries == 1 else dataclasses.replace(job, id=id)
         due_at = None if job.delay_s is None else self.now + self._clock_offset_s + job.delay_s
         return table.Row(
             id, job.agent, job.session, job.priority, due_at, None, job.max_attempts, job.on_loss, job.parent, job.key,
@@ -326,6 +329,8 @@ class World:
             if is_over:
                 return
             is_over = True
+            if not self._habits.accepts_only_what_is_stored:
+                self.checks.accepted(row.id)
             if job.key is not None and job.tries < 5:
                 self.at(1.0, lambda: self._submit(job))
                 return
@@ -354,7 +359,7 @@ class World:
             max_attempts=self.agents[agent].max_attempts,
             on_loss=on_loss,
             is_poison=parent is None and rng.random() < 0.06,
-            calls="b" if parent is None and agent == "a" and rng.random() < 0.15 else None,
+            calls="b" if parent is None and agent == "a" and rng.random() < 0.3 else None,
             parent=parent,
         )
         if parent is None and rng.random() < 0.05:

@@ -36,6 +36,7 @@ class Habits:
     rescues: bool = True
     plans_with_care: bool = True  # else every other revision goes at once
     counts_deaths: bool = True
+    accepts_only_what_is_stored: bool = True
 
 
 ALL = Habits()
@@ -159,7 +160,7 @@ class Node:
     # --- tasks
 
     def claim(self, agent: str) -> None:
-        if self.is_leaving:
+        if self.is_leaving or not self._world.queued[agent]:  # what finds nothing needs no run
             return
         revision = slots = 0
         for replica in self.replicas:
