@@ -18,7 +18,10 @@ def main() -> int:
     given = parser.parse_args()
     if given.seed is not None:
         return _replay(given.ring, given.seed)
-    report = runs.run_in_parallel(given.ring, range(given.first, given.first + given.seeds), workers=given.workers)
+    seeds = range(given.first, given.first + given.seeds)
+    report = runs.run_in_parallel(
+        given.ring, seeds, workers=given.workers, progress=_show if sys.stderr.isatty() else _quiet
+    )
     _say(str(report))
     for complaint in report.complaints:
         _say(f"  FAILED: {complaint}")
@@ -31,6 +34,14 @@ def _replay(ring: str, seed: int) -> int:
         _say(line)
     _say(f"seed {seed}: {done.violation or 'every promise is kept'}")
     return 0 if done.violation is None else 1
+
+
+def _show(report: runs.Report) -> None:
+    sys.stderr.write(f"\r{report.seeds:,} seeds, {len(report.failures)} of them failed ")
+
+
+def _quiet(report: runs.Report) -> None:
+    """A log needs no progress."""
 
 
 def _say(line: str) -> None:

@@ -89,13 +89,16 @@ def run(ring: str, seeds: Iterable[int]) -> Report:
     return report
 
 
-def run_in_parallel(ring: str, seeds: range, *, workers: int) -> Report:
-    """Run *seeds* in *workers* processes."""
+def run_in_parallel(
+    ring: str, seeds: range, *, workers: int, progress: Callable[[Report], None] = lambda _: None
+) -> Report:
+    """Run *seeds* in *workers* processes; *progress* hears of what is done so far."""
     report, began_s = Report(ring), time.monotonic()
     chunk = max(1, min(1000, len(seeds) // (4 * workers)))
     chunks = [seeds[start : start + chunk] for start in range(0, len(seeds), chunk)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for part in pool.map(run, itertools.repeat(ring), chunks):
             report.merge(part)
+            progress(report)
     report.elapsed_s = time.monotonic() - began_s
     return report
