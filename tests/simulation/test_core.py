@@ -33,6 +33,7 @@ LACKS = {
     "rescues": "I7",
     "plans_with_care": "I34",
     "counts_deaths": "I21",
+    "spares_neighbours": "I6",
     "accepts_only_what_is_stored": "I1",
 }
 

@@ -110,6 +110,7 @@ class Checks:
         self._sessions: defaultdict[tuple[str, str], dict[str, Seen]] = defaultdict(dict)
         self._chains: dict[tuple[str, str], str] = {}
         self._begun: set[tuple[str, int]] = set()
+        self._spared: set[tuple[str, int]] = set()
         self._running: defaultdict[tuple[str, str], set[tuple[str, int]]] = defaultdict(set)
         self._early_deaths: defaultdict[tuple[str, str], deque[float]] = defaultdict(deque)
 
@@ -212,6 +213,10 @@ class Checks:
         seen = self.tasks[attempt[0]]
         return seen.state in _LEASED and seen.epoch == attempt[1]
 
+    def spared(self, task: str, epoch: int) -> None:
+        """The node kills this attempt's replica for another task's sake: it may not be charged."""
+        self._spared.add((task, epoch))
+
     def stopped(self, task: str, epoch: int, *, agent: str, session: str | None) -> None:
         """No replica runs this attempt any more."""
         if session is not None:
@@ -285,6 +290,8 @@ class Checks:
                 raise Violation("I6", f"{seen.id}#{end.epoch} ended with {end.reason}, and was given back")
             if end.reason == "fenced" and end.is_refunded and (seen.id, end.epoch) in self._begun:
                 raise Violation("I6", f"{seen.id}#{end.epoch} was given back as if nobody had run it")
+            if end.reason == "replica_lost" and (seen.id, end.epoch) in self._spared:
+                raise Violation("I6", f"{seen.id}#{end.epoch} was charged with the end of its neighbour")
         refunds = sum(bool(end.is_refunded) for end in ends)
         if None not in (end.is_refunded for end in ends) and seen.charged != seen.epoch - refunds:
             raise Violation("I6", f"{seen.id}: {seen.epoch} attempts, {refunds} given back, {seen.charged} charged")

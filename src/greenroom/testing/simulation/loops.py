@@ -198,6 +198,7 @@ class World:
             is_crashing=lambda agent: self.agents[agent].is_crashing,
             began=lambda entry: self._judge(lambda: self.checks.began(*self._attempt(entry), **self._place(entry))),
             stopped=lambda entry: self.checks.stopped(*self._attempt(entry), **self._place(entry)),
+            spared=lambda entry: self.checks.spared(*self._attempt(entry)),
             started=lambda revision: self._judge(
                 lambda: self.checks.started("node", revision.agent, now_s=self._loop.now_s)
             ),

@@ -36,6 +36,7 @@ class Habits:
     rescues: bool = True
     plans_with_care: bool = True  # else every other revision goes at once
     counts_deaths: bool = True
+    spares_neighbours: bool = True
     accepts_only_what_is_stored: bool = True
 
 
@@ -268,7 +269,9 @@ class Node:
 
         def kill() -> None:
             if self._attempts.get(attempt.key) is attempt:
-                self.lose(attempt.replica, "killed", is_charged=False)
+                for neighbour in attempt.replica.attempts:
+                    self._world.checks.spared(*neighbour.key)
+                self.lose(attempt.replica, "killed", is_charged=not self._habits.spares_neighbours)
 
         self._soon(GRACE_S, kill)
 

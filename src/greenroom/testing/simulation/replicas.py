@@ -37,6 +37,7 @@ class Script:
     is_crashing: Callable[[str], bool]
     began: Callable[[Entry], None]
     stopped: Callable[[Entry], None]
+    spared: Callable[[Entry], None]
     started: Callable[[contract.Revision], None]
     died_early: Callable[[contract.Revision], None]
     succeeded: Callable[[contract.Revision], None]
@@ -85,6 +86,12 @@ class ScriptedEngine(FakeEngine):
                 self.say(replica, protocol.Ended(*key, cancelled=True))
         if replica in self.replicas:
             self.die(replica, "stopped")
+
+    def kill(self, replica: str, reason: str) -> None:
+        for entry in self.ledger.values():
+            if entry.replica == replica and entry.ended_s is None:
+                self.script.spared(entry)
+        super().kill(replica, reason)
 
     def die(self, replica: str, reason: str = "killed", detail: str = "") -> None:
         gone = self.replicas[replica]
