@@ -17,11 +17,11 @@ endif
 locked  := --require-hashes --no-deps --only-binary :all: -r
 lock     = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --only-binary :all: \
            --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(LOCK_ARGS)
-sources := src tests bench examples
+sources := src tests bench examples mutants
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test simulate check format bench lock clean
+.PHONY: help demo test simulate check format bench mutants lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,9 @@ format: $(VENV)/.test ## Format the code, and mend what lint can mend
 
 bench: $(VENV)/.test ## Measure speed and memory against bare loops
 	$(BIN)/python -m bench.run
+
+mutants: $(VENV)/.test ## Remove one guard of the code at a time, and see that the tests notice
+	$(BIN)/python -m mutants.run
 
 lock: ## Pin the requirements anew (LOCK_ARGS=--upgrade for newer versions)
 	@test -n "$(UV)" || { echo "cannot lock: uv is not on PATH; install it with: $(PYTHON) -m pip install uv" >&2; exit 1; }

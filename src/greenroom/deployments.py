@@ -52,7 +52,7 @@ class Deployments:
         for entry in dropped:
             await self._drop(entry)
         for name, spec in manifest.items():
-            await self._deploy(name, spec, folder=self._folder)
+            await self._deploy(name, spec, folder=self._folder, judged_anew=False)
         await self._store.directory.refresh()
 
     async def add(self, name: str, spec: settings.AgentSettings, *, folder: Path | None = None) -> int:
@@ -63,13 +63,17 @@ class Deployments:
         await self._store.directory.refresh()
         return number
 
-    async def _deploy(self, name: str, spec: settings.AgentSettings, *, folder: Path) -> int:
+    async def _deploy(self, name: str, spec: settings.AgentSettings, *, folder: Path, judged_anew: bool = True) -> int:
         before = self._store.directory.entries.get(name)
         snapshot = await asyncio.to_thread(  # it reads a whole folder
             snapshots.take, folder, include=spec.include, into=self._snapshots
         )
         number = await self._store.agents.deploy(
-            name, digest=snapshot.digest, spec=msgspec.json.encode(spec), replicas=spec.scaling.min_replicas
+            name,
+            digest=snapshot.digest,
+            spec=msgspec.json.encode(spec),
+            replicas=spec.scaling.min_replicas,
+            judged_anew=judged_anew,
         )
         if before is not None and _is_dropped(before):  # where nothing else has changed it would stay as it is
             await self._store.agents.scale(name, spec.scaling.min_replicas)

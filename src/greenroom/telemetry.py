@@ -57,6 +57,24 @@ class AgentFailing(msgspec.Struct, frozen=True):
     reason: str
 
 
+class AgentRolledBack(msgspec.Struct, frozen=True):
+    """*revision* did not work, *to* serves again."""
+
+    agent: str
+    revision: int
+    to: int
+    reason: str
+
+
+class AlertChanged(msgspec.Struct, frozen=True):
+    """It fires, with *severity*, or is resolved."""
+
+    alert: str
+    state: str
+    severity: str = ""
+    reason: str = ""
+
+
 class AgentDropped(msgspec.Struct, frozen=True):
     """It has left the manifest."""
 
@@ -98,6 +116,8 @@ Fact = (
     | ReplicaSaid
     | AgentFailing
     | AgentDropped
+    | AgentRolledBack
+    | AlertChanged
     | ServiceCrashed
     | StoreTrouble
     | StoreRecovered
@@ -180,6 +200,8 @@ _LEVELS: dict[type[Fact], int] = {
     ReplicaSaid: logging.DEBUG,
     AgentFailing: logging.ERROR,
     AgentDropped: logging.WARNING,
+    AgentRolledBack: logging.ERROR,
+    AlertChanged: logging.ERROR,
     ServiceCrashed: logging.ERROR,
     StoreTrouble: logging.WARNING,
     StoreRecovered: logging.WARNING,  # whoever was told of the trouble is told of its end

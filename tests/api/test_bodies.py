@@ -333,6 +333,8 @@ async def test_hostile_names_and_ids_reach_nothing(api: nodes.Api, name: str) ->
         ("GET", "/v1/agents/{}", None),
         ("DELETE", "/v1/agents/{}", None),
         ("GET", "/v1/agents/{}/revisions", None),
+        ("POST", "/v1/agents/{}/release", None),
+        ("POST", "/v1/alerts/{}/ack", None),
         ("POST", "/v1/replicas/{}/restart", None),
         ("DELETE", "/v1/keys/{}", None),
         *([] if name == "con" else [("PUT", "/v1/agents/{}", spec)]),

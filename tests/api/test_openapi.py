@@ -16,6 +16,7 @@ import pytest
 
 import nodes
 from greenroom.api import openapi, routes
+from greenroom.store.recovery import Noted, Raised
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -169,6 +170,21 @@ async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Pa
     async def both() -> list[Any] | None:
         ready = await api.replicas("described")
         return ready if len(ready) == 2 else None
+
+    killed, _ = await nodes.eventually(both)
+    nodes.kill(killed["pid"])
+
+    async def failures() -> list[Any]:
+        found: list[Any] = (await call("GET /v1/failures", None, "?agent=described")).json()["items"]
+        return found
+
+    (failure,) = await nodes.eventually(failures)
+    assert (failure["replica"], failure["kind"], failure["action"]) == (killed["id"], "killed", "restart")
+    raised = Raised("agent-described", "recurring", "described", "warning", "it dies again and again")
+    await api.running.store.recovery.note(Noted("somebody", None, alert=raised))
+    await call("GET /v1/alerts")
+    await call("POST /v1/alerts/{id}/ack", id="agent-described")
+    await call("POST /v1/agents/{name}/release", name="described")
 
     restarted, drained = await nodes.eventually(both)
     await call("GET /v1/replicas")

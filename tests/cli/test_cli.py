@@ -236,6 +236,16 @@ def put_lists(fake: FakeNode) -> None:
     fake.put("GET /v1/agents", {"items": [agent(), agent("broken", state="failed", reason="no module named x")]})
     fake.put("GET /v1/agents/research", agent())
     fake.put("GET /v1/replicas", {"items": [REPLICA]})
+    failure = {
+        "agent": "research",
+        "replica": REPLICA["id"],
+        "kind": "crashed",
+        "action": "restart",
+        "reason": "x" * 99,
+    }
+    fake.put("GET /v1/failures", {"items": [failure | {"at": AT, "recovered_by": "research-4"}]})
+    alert = {"id": "agent-research", "kind": "quarantined", "severity": "critical", "state": "firing", "first_at": AT}
+    fake.put("GET /v1/alerts", {"items": [alert | {"reason": "it died " * 20}]})
     fake.put("GET /v1/sessions", {"items": [{"id": "s-1", "agent": "research", "tasks": 3, "updated_at": AT}]})
     fake.put("GET /v1/sessions/s-1", {"id": "s-1", "agent": "research", "state": {"n": 1}})
     fake.put("GET /v1/keys", {"items": [{"id": "k1", "name": "ci", "role": "user", "created_at": AT}]})
@@ -264,6 +274,8 @@ READ_VERBS: list[list[str]] = [
     ["agents"],
     ["agents", "research"],
     ["replicas"],
+    ["failures"],
+    ["alerts", "ls"],
     ["sessions", "ls"],
     ["sessions", "show", "s-1"],
     ["keys", "ls"],
@@ -296,6 +308,8 @@ def test_every_table_fits_80_columns_with_its_ids_whole(
             "tasks": TASK_ID,
             "agents": "broken",
             "replicas": str(REPLICA["id"]),
+            "failures": str(REPLICA["id"]),
+            "alerts": "agent-research",
             "sessions": "s-1",
             "keys": "k1",
         }
@@ -408,6 +422,8 @@ def test_the_verbs_that_change_something(fake: FakeNode, capsys: pytest.CaptureF
     fake.put("PATCH /v1/agents/research/scale", agent(replicas={"desired": 3, "ready": 2}))
     fake.put(f"POST /v1/replicas/{REPLICA['id']}/restart", REPLICA | {"state": "draining"})
     fake.put(f"POST /v1/replicas/{REPLICA['id']}/drain", REPLICA | {"state": "draining", "busy": 0})
+    fake.put("POST /v1/agents/research/release", agent(state="starting"))
+    fake.put("POST /v1/alerts/a/ack", {"id": "a", "kind": "k", "state": "firing", "acknowledged_by": "owner"})
     fake.put("POST /v1/keys", {"id": "k", "name": "ci", "role": "user", "key": "gr_dev_secret"})
     fake.put("DELETE /v1/keys/k", Response(status_code=204))
 
@@ -424,6 +440,8 @@ def test_the_verbs_that_change_something(fake: FakeNode, capsys: pytest.CaptureF
     restarted = out("replicas", "restart", str(REPLICA["id"]))
     assert restarted == f"{name} finishes its tasks (1 running), and another takes its place\n"
     assert out("replicas", "drain", str(REPLICA["id"])) == f"{name} goes, and another takes its place\n"
+    assert "judged anew" in out("agents", "release", "research")
+    assert out("alerts", "ack", "a") == "alert a: firing, taken by owner\n"
     assert out("keys", "create", "ci") == "gr_dev_secret\n"
     assert fake.last_body == {"name": "ci", "role": "user"}
     assert "revoked" in out("keys", "revoke", "k")

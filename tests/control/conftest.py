@@ -36,7 +36,13 @@ class Loops:
     host: Host
     dispatcher: Dispatcher
     janitor: Janitor
+    told: telemetry.Telemetry
     facts: list[telemetry.Fact] = field(default_factory=list)
+
+    def another_host(self) -> Host:
+        """A host that knows nothing but what the store does; the engine tells the one before no more."""
+        self.engine._listeners.remove(self.host)
+        return _host(self.scratch, self.store, self.engine, self.told)
 
     async def step(self, *, times: int = 1) -> None:
         for _ in range(times):
@@ -89,13 +95,17 @@ async def _revision_of(entry: Entry) -> contract.Revision:
     return contract.Revision(entry.agent.name, entry.agent.revision, Path("/nowhere"), entry.spec.factory)
 
 
+def _host(scratch: databases.Scratch, store: Store, engine: FakeEngine, facts: telemetry.Telemetry) -> Host:
+    return Host(store, engine, scratch.clock, facts, node="node-1", revision_of=_revision_of, jitter=lambda: 0.5)
+
+
 @pytest.fixture
 async def loops(tmp_path: Path) -> AsyncIterator[Loops]:
     async with databases.sqlite(tmp_path) as scratch:
         store, engine, facts = await scratch.open(), FakeEngine(is_eager=True), telemetry.Telemetry()
-        host = Host(store, engine, scratch.clock, facts, node="node-1", revision_of=_revision_of, jitter=lambda: 0.5)
+        host = _host(scratch, store, engine, facts)
         dispatcher = Dispatcher(store, engine, scratch.clock, facts, jitter=lambda: 0.5)
-        made = Loops(scratch, store, engine, host, dispatcher, Janitor(store, scratch.clock))
+        made = Loops(scratch, store, engine, host, dispatcher, Janitor(store, scratch.clock), facts)
         facts.subscribe(made.facts.append)
         yield made
         await dispatcher.close()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from greenroom import telemetry
 from greenroom.core import recovery
+from greenroom.engine import protocol
 
 if TYPE_CHECKING:
     from control.conftest import Loops
@@ -32,19 +35,21 @@ async def test_replicas_are_started_and_their_agent_is_ready_when_they_are(loops
 
 
 async def test_who_is_killed_at_its_first_work_is_replaced_at_once_however_often(loops: Loops) -> None:
-    await loops.deploy(max_attempts=100, retry_backoff_s=0)
-    id = await loops.submit()
+    await loops.deploy()
     for number in range(2, 2 + 2 * recovery.INTENSITY):
+        id = await loops.submit()
         loops.engine.die(loops.replica_of(id))
         await loops.step()
         assert len(loops.engine.started) == number
+        await loops.store.tasks.cancel(id, tenant="acme")
+        loops.engine.say(loops.replica_of(id), protocol.Ended(id, 2, cancelled=True))
         await loops.step(times=2)
     assert await _state(loops) == ("ready", "")
     rows = await loops.store.agents.replicas()
     assert [row.restarts for row in rows] == [2 * recovery.INTENSITY]
 
 
-async def test_who_dies_of_its_first_tasks_comes_back_slower_and_is_given_up(loops: Loops) -> None:
+async def test_who_dies_of_its_first_tasks_comes_back_slower_and_is_quarantined(loops: Loops) -> None:
     await loops.deploy(max_attempts=2, retry_backoff_s=0)
     ids = [await loops.submit() for _ in range(recovery.INTENSITY + 1)]
     for number in range(1, 2 * recovery.INTENSITY + 1):
@@ -55,39 +60,27 @@ async def test_who_dies_of_its_first_tasks_comes_back_slower_and_is_given_up(loo
         await loops.advance(recovery.CAP_AT_WORK_S)
     assert len(loops.engine.started) == 2 * recovery.INTENSITY
     state, reason = await _state(loops)
-    assert (state, reason.partition(" (")[0]) == ("failed", f"death {2 * recovery.INTENSITY}")
+    assert (state, reason.partition(" (")[0]) == ("quarantined", f"death {2 * recovery.INTENSITY}")
     assert [(await loops.task(id)).state for id in ids] == ["failed"] * recovery.INTENSITY + ["queued"]
-
-
-async def test_a_task_that_kills_every_replica_does_not_end_its_agent(loops: Loops) -> None:
-    await loops.deploy(max_attempts=recovery.INTENSITY, retry_backoff_s=0)
-    poison = await loops.submit()
-    for _ in range(recovery.INTENSITY):
-        loops.engine.die(loops.replica_of(poison), "crashed")
-        await loops.advance(recovery.CAP_AT_WORK_S)
-    assert (await loops.task(poison)).state == "failed"
-    innocent = await loops.submit()
-    loops.engine.succeed(loops.replica_of(innocent))
-    await loops.settle()
-    assert (await loops.task(innocent)).state == "succeeded"
-    assert await _state(loops) == ("ready", "")
 
 
 async def test_a_revision_that_has_succeeded_once_is_not_blamed_for_what_dies_at_work(loops: Loops) -> None:
     await loops.deploy(max_attempts=100, retry_backoff_s=0)
     loops.engine.succeed(loops.replica_of(await loops.submit()))
     await loops.settle()
-    id = await loops.submit()
     for _ in range(2 * recovery.INTENSITY):
+        id = await loops.submit(timeout_s=1)
         started = len(loops.engine.started)
         loops.engine.die(loops.replica_of(id), "crashed")
         await loops.step()
         assert len(loops.engine.started) == started + 1
+        await loops.advance(1)
+        loops.engine.say(loops.replica_of(id), protocol.Ended(id, 2, cancelled=True))
         await loops.step(times=2)
     assert await _state(loops) == ("ready", "")
 
 
-async def test_the_work_of_an_old_revision_does_not_excuse_a_new_one(loops: Loops) -> None:
+async def test_the_work_of_an_old_revision_does_not_excuse_a_new_one_which_is_rolled_back(loops: Loops) -> None:
     await loops.deploy()
     (old,) = loops.engine.replicas
     loops.engine.is_eager = False
@@ -98,38 +91,147 @@ async def test_the_work_of_an_old_revision_does_not_excuse_a_new_one(loops: Loop
         loops.engine.succeed(loops.replica_of(await loops.submit()))
         await loops.advance(recovery.BASE_S * 2.0**number)
     assert set(loops.engine.replicas) == {old}
-    assert (await _state(loops))[1].startswith("broken (given up")
+    assert await _state(loops) == ("ready", "")
+    assert (await loops.store.directory.refresh())["agent"].agent.revision == 1
+    assert [fact.to for fact in loops.facts if isinstance(fact, telemetry.AgentRolledBack)] == [1]
+    (alert,) = await loops.store.recovery.alerts()
+    assert (alert.state, alert.severity, "revision 2 of agent was rolled back to 1: broken" in alert.reason) == (
+        "firing",
+        "warning",
+        True,
+    )
+    latest, *_ = await loops.store.recovery.failures()
+    assert (latest.rung, latest.recovered_by) == ("roll_back", None)
 
 
-async def test_who_dies_in_idleness_comes_back_slower_and_is_given_up(loops: Loops) -> None:
+async def test_the_ladder_is_written_down_rung_by_rung_with_the_incarnation_that_each_led_to(loops: Loops) -> None:
+    loops.engine.is_eager = False
+    await loops.deploy()
+    ready: list[str | None] = []
+    for number in range(recovery.INTENSITY):
+        (replica,) = loops.engine.replicas
+        is_ready = number % 2 == 1
+        if is_ready:
+            loops.engine.ready(replica)
+            await loops.step()
+        ready.append(replica if is_ready else None)
+        loops.engine.die(replica, "crashed", f"death {number}")
+        await loops.advance(recovery.BASE_S * 2.0**number)
+    failures = [*reversed(await loops.store.recovery.failures(agent="agent"))]
+    assert [(row.rung, row.reason) for row in failures] == [
+        ("restart", "death 0"),
+        ("restart", "death 1"),
+        ("replace", "death 2"),
+        ("migrate", "death 3"),
+        ("quarantine", "death 4"),
+    ]
+    assert [row.recovered_by for row in failures] == [*ready[1:], None]
+    assert [replica.revision.interpreter for replica in loops.engine.started] == [0, 0, 0, 1, 2]
+
+
+async def test_a_migration_hands_the_work_of_those_that_still_run_over_to_a_fresh_interpreter(loops: Loops) -> None:
+    await loops.deploy(replicas=2)
+    id = await loops.submit()
+    steady, dying = loops.replica_of(id), ""
+    for _ in range(4):
+        (dying,) = set(loops.engine.replicas) - {steady}
+        loops.engine.is_eager = False
+        loops.engine.die(dying, "crashed")
+        await loops.step()
+        await loops.advance(8)
+    assert steady in loops.engine.replicas
+    fresh = set(loops.engine.replicas) - {steady}
+    assert len(fresh) == 2
+    for replica in fresh:
+        loops.engine.ready(replica)
+    await loops.step(times=3)
+    assert set(loops.engine.replicas) == fresh
+    assert loops.replica_of(id) in fresh
+    task = await loops.task(id)
+    assert (task.state, task.epoch, task.attempts_charged, task.kills) == ("running", 2, 1, 0)
+
+
+async def test_who_dies_in_idleness_comes_back_slower_and_is_quarantined_with_one_alert(loops: Loops) -> None:
     await loops.deploy()
     for number in range(1, recovery.INTENSITY + 1):
         assert len(loops.engine.started) == number
         loops.engine.die(next(iter(loops.engine.replicas)), "crashed", f"death {number}")
         await loops.step()
         assert len(loops.engine.started) == number
-        assert (await _state(loops))[0] == "failed"
+        assert (await _state(loops))[0] == ("failed" if number < recovery.INTENSITY else "quarantined")
         await loops.advance(recovery.BASE_S * 2.0 ** (number - 1))
     assert len(loops.engine.started) == recovery.INTENSITY
     state, reason = await _state(loops)
-    assert state == "failed"
-    assert reason.startswith(f"death {recovery.INTENSITY} (given up")
+    assert state == "quarantined"
+    assert reason.startswith(f"death {recovery.INTENSITY} (quarantined")
     assert sum(isinstance(fact, telemetry.AgentFailing) for fact in loops.facts) == recovery.INTENSITY
     await loops.advance(3600)
     assert len(loops.engine.started) == recovery.INTENSITY
+    (alert,) = await loops.store.recovery.alerts()
+    assert (alert.state, alert.severity) == ("firing", "critical")
 
 
-async def test_a_given_up_agent_is_judged_anew_when_it_is_deployed_again(loops: Loops) -> None:
+async def test_a_quarantined_agent_is_judged_anew_when_it_is_deployed_again_or_released(loops: Loops) -> None:
     loops.engine.refusal = "cannot load agent agent: there is no module"
     await loops.deploy()
     assert await _state(loops) == ("failed", loops.engine.refusal)
     assert loops.host.settled.is_set()
     for _ in range(recovery.INTENSITY):
         await loops.advance(60)
-    await loops.advance(60)
-    loops.engine.refusal = ""
+    assert (await _state(loops))[0] == "quarantined"
     await loops.deploy()
+    assert await _state(loops) == ("failed", loops.engine.refusal)
+    for _ in range(recovery.INTENSITY):
+        await loops.advance(60)
+    assert (await _state(loops))[0] == "quarantined"
+    loops.engine.refusal = ""
+    await loops.store.agents.release("agent")
+    await loops.step(times=2)
     assert await _state(loops) == ("ready", "")
+    (alert,) = await loops.store.recovery.alerts()
+    assert (alert.state, alert.count) == ("resolved", 1)
+
+
+async def test_a_node_that_was_killed_remembers_the_quarantine_and_one_that_was_stopped_tries_once_more(
+    loops: Loops,
+) -> None:
+    loops.engine.refusal = "broken"
+    await loops.deploy()
+    for _ in range(recovery.INTENSITY):
+        await loops.advance(60)
+    assert (await _state(loops))[0] == "quarantined"
+    loops.host = loops.another_host()  # a new life: only the store is left of the one before
+    started = loops.engine.starts
+    await loops.advance(3600)
+    assert ((await _state(loops))[0], loops.engine.starts) == ("quarantined", started)
+    await loops.host.drain_all(grace_s=0)
+    loops.host = loops.another_host()
+    await loops.advance(60)
+    await loops.advance(60)
+    assert ((await _state(loops))[0], loops.engine.starts) == ("quarantined", started + 1)
+    assert len(await loops.store.recovery.alerts()) == 1
+
+
+async def test_a_node_that_is_killed_in_the_middle_of_the_ladder_goes_on_where_it_was(loops: Loops) -> None:
+    loops.engine.is_eager = False
+    await loops.deploy()
+    for _ in range(3):
+        loops.engine.die(next(iter(loops.engine.replicas)), "crashed", "broken")
+        await loops.step()
+        await loops.advance(10)
+    loops.engine.replicas.clear()
+    loops.host = loops.another_host()
+    await loops.step(times=2)
+    (replica,) = loops.engine.replicas
+    loops.engine.ready(replica)
+    await loops.step()
+    latest, *before = await loops.store.recovery.failures()
+    assert (latest.rung, latest.recovered_by) == ("replace", replica)
+    assert [row.recovered_by for row in before] == [None, None]
+    for _ in range(2):
+        loops.engine.die(next(iter(loops.engine.replicas)), "crashed", "broken")
+        await loops.advance(60)
+    assert (await _state(loops))[0] == "quarantined"
 
 
 async def test_a_success_clears_the_record(loops: Loops) -> None:
@@ -143,6 +245,90 @@ async def test_a_success_clears_the_record(loops: Loops) -> None:
     loops.engine.die(next(iter(loops.engine.replicas)))
     await loops.advance(10)
     assert await _state(loops) == ("ready", "")
+
+
+# A task that kills
+
+
+async def test_a_task_that_has_killed_two_replicas_runs_alone_and_is_poison_if_it_kills_that_one(loops: Loops) -> None:
+    await loops.deploy(concurrency=4, max_attempts=10)
+    poison = await loops.submit()
+    innocents = [await loops.submit() for _ in range(3)]
+    loops.engine.die(loops.replica_of(poison), "crashed", "exit code 1")
+    await loops.advance(1)
+    assert {(await loops.task(id)).attempts_charged for id in innocents} == {1}  # the first was given back
+    loops.engine.die(loops.replica_of(poison), "crashed", "exit code 1")
+    await loops.advance(1)
+    alone = loops.replica_of(poison)
+    assert [invoke.task for invoke in loops.engine.replicas[alone].invocations] == [poison]
+    assert len(loops.engine.replicas) == 2
+    loops.engine.die(alone, "crashed", "exit code 1")
+    await loops.step(times=3)
+    task = await loops.task(poison)
+    assert (task.state, task.kills) == ("failed", 2)
+    assert msgspec.json.decode(task.error or b"")["type"] == "poison"
+    for _ in range(len(innocents)):  # they were suspected, too: one after the other shows that it is not
+        (running,) = [id for id in innocents if (await loops.task(id)).state == "running"]
+        loops.engine.succeed(loops.replica_of(running))
+        await loops.settle()
+        await loops.step(times=2)
+    assert [(await loops.task(id)).state for id in innocents] == ["succeeded"] * 3
+    await loops.step(times=3)
+    assert len(loops.engine.replicas) == 1
+    record = loops.host._recovery.record("agent")
+    assert (record.deaths, record.rung) == (0, None)
+    assert await _state(loops) == ("ready", "")
+
+
+async def test_who_is_killed_from_outside_while_it_runs_alone_is_not_poison(loops: Loops) -> None:
+    await loops.deploy(max_attempts=10, retry_backoff_s=0)
+    id = await loops.submit()
+    for _ in range(5):
+        loops.engine.die(loops.replica_of(id), "killed", "by SIGKILL")
+        await loops.step(times=4)
+    assert ((await loops.task(id)).state, (await loops.task(id)).kills) == ("running", 5)
+    loops.engine.succeed(loops.replica_of(id))
+    await loops.settle()
+    assert (await loops.task(id)).state == "succeeded"
+
+
+async def test_a_parent_that_waits_is_no_suspect(loops: Loops) -> None:
+    await loops.deploy(concurrency=1)
+    await loops.deploy("other")
+    parent = await loops.submit()
+    invoke = loops.engine.replicas[loops.replica_of(parent)].invocations[0]
+    loops.engine.say(loops.replica_of(parent), protocol.Called(invoke.task, invoke.epoch, 0, "other", b"1"))
+    await loops.settle()
+    runs = await loops.submit()
+    assert loops.replica_of(runs) == loops.replica_of(parent)
+    loops.engine.die(loops.replica_of(runs), "crashed")
+    await loops.settle()
+    kills = [((await loops.task(id)).kills, (await loops.task(id)).attempts_charged) for id in (parent, runs)]
+    assert kills == [(0, 0), (1, 1)]
+
+
+async def test_the_session_of_a_task_that_kills_is_restored_to_its_last_good_state(loops: Loops) -> None:
+    await loops.deploy(sessions=True, max_attempts=10, retry_backoff_s=0)
+    for state in (b'"good"', b'"bad"'):
+        id = await loops.submit(session="s")
+        invoke = loops.engine.replicas[loops.replica_of(id)].invocations[-1]
+        loops.engine.say(loops.replica_of(id), protocol.Ended(id, invoke.epoch, output=b"1", state=state))
+        await loops.settle()
+    poisoned = await loops.submit(session="s")
+    for _ in range(2):
+        assert loops.engine.replicas[loops.replica_of(poisoned)].invocations[-1].state == b'"bad"'
+        loops.engine.die(loops.replica_of(poisoned), "crashed")
+        await loops.step(times=3)
+    (invoke,) = loops.engine.replicas[loops.replica_of(poisoned)].invocations
+    assert invoke.state == b'"good"'
+    (session,) = await loops.store.sessions.find("s", tenant="acme")
+    assert session.state == b'"bad"'  # until the run with the restored one has succeeded
+    loops.engine.say(loops.replica_of(poisoned), protocol.Ended(poisoned, 3, output=b"1", state=b'"better"'))
+    await loops.settle()
+    (session,) = await loops.store.sessions.find("s", tenant="acme")
+    assert session.state == b'"better"'
+    events = await loops.store.tasks.events(await loops.task(poisoned), after=0)
+    assert any(b"last good state" in event.data for event in events)
 
 
 async def test_a_neighbour_is_not_touched_by_a_crash_loop(loops: Loops) -> None:
@@ -181,7 +367,7 @@ async def test_the_replicas_of_a_removed_agent_go_and_its_record_too(loops: Loop
     await loops.store.agents.remove("agent")
     await loops.step(times=3)
     assert not loops.engine.replicas
-    assert not loops.host._health
+    assert not await loops.store.recovery.records()
 
 
 async def test_a_restarted_replica_is_drained_and_replaced(loops: Loops) -> None:

@@ -49,6 +49,15 @@ async def test_what_a_dead_node_held_is_taken_back_when_its_lease_is_over(loops:
     assert b'"fenced"' in (await loops.store.tasks.state_events(task))[2].data
 
 
+async def test_a_jump_of_the_clock_takes_no_work_away_from_the_node_that_does_it(loops: Loops) -> None:
+    await loops.deploy()
+    id = await loops.submit()
+    await loops.scratch.advance(3600)
+    await loops.janitor.step()  # before the dispatcher has renewed its leases
+    task = await loops.task(id)
+    assert (task.state, task.epoch) == ("running", 1)
+
+
 async def test_the_janitor_naps_no_longer_than_the_next_due_time(loops: Loops) -> None:
     await loops.deploy()
     assert await loops.janitor.step() == janitor.LONGEST_NAP_S

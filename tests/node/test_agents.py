@@ -103,17 +103,17 @@ async def _is_up(api: nodes.Api) -> bool:
     return (await api.http.get("/readyz")).status_code == 200
 
 
-async def test_an_agent_that_dies_in_idleness_is_given_up_and_a_new_deployment_starts_it_again(
+async def test_an_agent_that_dies_in_idleness_is_quarantined_and_a_new_deployment_starts_it_again(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "BASE_S", 0.01)
     agents = {"dying": nodes.agent("dying"), "echo": nodes.agent("echo")}
     async with nodes.opened(data_dir, agents, is_settled=False) as api:
 
-        async def is_given_up() -> bool:
-            return "given up" in (await api.get("/v1/agents/dying"))["reason"]
+        async def is_quarantined() -> bool:
+            return bool((await api.get("/v1/agents/dying"))["state"] == "quarantined")
 
-        await nodes.eventually(is_given_up)
+        await nodes.eventually(is_quarantined)
         exits = [line for line in (await api.http.get("/metrics")).text.splitlines() if "replica_exits_total" in line]
         assert sum(float(line.split()[-1]) for line in exits if 'agent="dying"' in line) == recovery.INTENSITY
         assert await api.replicas("dying") == []

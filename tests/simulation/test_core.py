@@ -27,6 +27,7 @@ LACKS = {
     "state_goes_with_result": "I16",
     "keys_are_unique": "I8",
     "ends_children": "I10",
+    "suspects_run_alone": "I22",
     "gives_back_unknown_claims": "I7",
     "writes_ends_again": "I6",
     "renews": "I7",

@@ -11,7 +11,9 @@ import pytest
 from greenroom.control import attempts
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.core import tasks
+from greenroom.engine.contract import Exit
 from greenroom.store import claims, transitions
+from greenroom.store.rows import Claim
 from greenroom.testing.simulation import loops, runs
 from greenroom.testing.simulation.virtual import VirtualLoop
 
@@ -43,9 +45,9 @@ def _broken_promises() -> set[str]:
 
 @pytest.mark.slow
 def test_the_simulation_finds_a_drain_that_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
-    def loss_of(reason: str, detail: str, *, is_charged: bool) -> tasks.ReplicaGone:
-        del reason, is_charged
-        return tasks.ReplicaGone(tasks.Reason.DRAINED, detail)
+    def loss_of(exit: Exit, claim: Claim, *, suspects: int, is_suspect: bool) -> tasks.ReplicaGone:
+        del claim, suspects, is_suspect
+        return tasks.ReplicaGone(tasks.Reason.DRAINED, exit.detail)
 
     monkeypatch.setattr(attempts, "loss_of", loss_of)
     assert _broken_promises() == {"I6"}
@@ -69,7 +71,7 @@ def test_the_simulation_finds_claims_that_nobody_gives_back(monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_the_simulation_finds_sessions_out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "_READY", claims._READY.replace(" and not blocked", ""))
+    monkeypatch.setattr(claims, "_TO_SHARE", claims._TO_SHARE.replace(" and not blocked", ""))
     assert _broken_promises() == {"I15"}
 
 
@@ -99,3 +101,9 @@ def test_nobody_waits_for_nothing() -> None:
         asyncio.Runner(loop_factory=lambda: VirtualLoop(lambda: 0.0)) as runner,
     ):
         runner.run(wait())
+
+
+@pytest.mark.slow
+def test_the_simulation_finds_suspects_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "_TO_SHARE", claims._READY.format(whose="true"))
+    assert _broken_promises() == {"I22"}

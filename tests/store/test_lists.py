@@ -105,7 +105,9 @@ async def test_the_list_of_sessions_tells_how_large_their_state_is(node: Node) -
 
 
 _PLANNED: dict[str, tuple[str, dict[str, Any]]] = {
-    "the queue": (claims._READY, {"agent": "a", "slots": 1}),
+    "the queue": (claims._TO_SHARE, {"agent": "a", "slots": 1}),
+    "suspects": (claims._TO_RUN_ALONE, {"agent": "a", "slots": 1}),
+    "who has suspects": (tasks._SUSPECTS, {}),
     "an attempt's end": (transitions._LEASED, {"id": "x", "epoch": 1}),
     "a key": (submissions._BY_KEY, {"tenant": "t", "idempotency_key": "k"}),
     "a session": (submissions._SESSION_IS_OPEN, {"tenant": "t", "agent": "a", "session": "s"}),

@@ -72,6 +72,12 @@ async def scale(call: Call) -> Answer:
     return await show_agent(call)
 
 
+async def release(call: Call) -> Answer:
+    """Judge an agent anew: what is quarantined is started again, with the whole ladder of recovery before it."""
+    await call.store.agents.release(call.path("name"))
+    return await show_agent(call)
+
+
 async def revisions(call: Call) -> Answer:
     """List an agent's revisions, newest first."""
     await call.store.directory.refresh()

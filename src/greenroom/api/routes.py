@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.api import agents, operations, schemas, sessions, tasks
+from greenroom.api import agents, operations, recovery, schemas, sessions, tasks
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core.admission import Permission
 from greenroom.sdk import models
@@ -39,9 +39,11 @@ READ, SUBMIT = Permission.READ, Permission.SUBMIT
 OPERATE, DEPLOY, KEYS = Permission.OPERATE, Permission.DEPLOY, Permission.KEYS
 
 TASK, SESSION, AGENT, REPLICA, KEY = models.Task, models.Session, models.Agent, models.Replica, models.Key
+FAILURE, ALERT = models.Failure, models.Alert
 TASK_IN_TIME = {200: TASK, 202: TASK}  # it has ended, or not yet
 EVENTS, TEXT = "text/event-stream", "text/plain"
 ONCE = ("Idempotency-Key",)
+LATEST = ("agent", "limit", "cursor")
 STREAM = {200: EVENTS, 204: None}  # it goes on, or nothing is left
 GONE = {204: None}
 
@@ -70,10 +72,16 @@ ROUTES = (
     Route("PUT", "/v1/agents/{name}", agents.put_agent, DEPLOY, {200: AGENT}, dict),
     Route("DELETE", "/v1/agents/{name}", agents.delete_agent, DEPLOY, GONE),
     Route("PATCH", "/v1/agents/{name}/scale", agents.scale, OPERATE, {200: AGENT}, schemas.Scale),
+    Route("POST", "/v1/agents/{name}/release", agents.release, OPERATE, {200: AGENT}),
     Route("GET", "/v1/agents/{name}/revisions", agents.revisions, READ, {200: Page(schemas.Revision)}),
     Route("GET", "/v1/replicas", agents.list_replicas, READ, {200: Page(REPLICA)}),
     Route("POST", "/v1/replicas/{id}/restart", agents.restart_replica, OPERATE, {202: REPLICA}),
     Route("POST", "/v1/replicas/{id}/drain", agents.drain_replica, OPERATE, {202: REPLICA}),
+    Route(
+        "GET", "/v1/failures", recovery.list_failures, READ, {200: Page(FAILURE)}, None, ("agent", "limit", "cursor")
+    ),
+    Route("GET", "/v1/alerts", recovery.list_alerts, READ, {200: Page(ALERT)}),
+    Route("POST", "/v1/alerts/{id}/ack", recovery.acknowledge, OPERATE, {200: ALERT}),
     Route("GET", "/v1/status", operations.status, READ, {200: schemas.Status}),
     Route("GET", "/v1/keys", operations.list_keys, KEYS, {200: Page(KEY)}),
     Route("POST", "/v1/keys", operations.create_key, KEYS, {201: KEY}, schemas.NewKey),

@@ -232,6 +232,7 @@ def _new_document(task: NewTask, accepted: Accepted) -> dict[str, Any]:
             event_seq=1,
             attempts_charged=0,
             max_attempts=task.max_attempts,
+            kills=0,
             revision=None,
             replica=None,
             claimed_at=None,

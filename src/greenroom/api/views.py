@@ -13,6 +13,7 @@ from greenroom.api import schemas
 from greenroom.store import database
 from greenroom.store.agents import Replica, Revision
 from greenroom.store.directory import Entry
+from greenroom.store.recovery import Alert, Failure
 from greenroom.store.rows import StoredEvent, Task
 from greenroom.store.sessions import Session, Summary
 
@@ -144,6 +145,38 @@ def revision(row: Revision) -> schemas.Revision:
     return schemas.Revision(
         agent=row.agent, number=row.number, digest=row.digest, created_at=database.instant(row.created_at)
     )
+
+
+def failure(row: Failure) -> dict[str, Any]:
+    return {
+        "agent": row.agent,
+        "revision": row.revision,
+        "replica": row.replica,
+        "node": row.node,
+        "kind": row.kind,
+        "reason": row.reason,
+        "action": row.rung,
+        "at": _at(row.at),
+        "recovered_at": _at(row.recovered_at),
+        "recovered_by": row.recovered_by,
+    }
+
+
+def alert(row: Alert) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "kind": row.kind,
+        "agent": row.agent,
+        "severity": row.severity,
+        "state": row.state,
+        "reason": row.reason,
+        "count": row.count,
+        "first_at": _at(row.first_at),
+        "last_at": _at(row.last_at),
+        "acknowledged_at": _at(row.acknowledged_at),
+        "acknowledged_by": row.acknowledged_by,
+        "resolved_at": _at(row.resolved_at),
+    }
 
 
 def session(row: Session | Summary) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from greenroom.cli.render import Column
 if TYPE_CHECKING:
     from greenroom.sdk import models
 
+agents = cyclopts.App(name="agents")
 replicas = cyclopts.App(name="replicas")
 
 AGENT_COLUMNS = (
@@ -37,7 +38,8 @@ REPLICA_COLUMNS = (
 )
 
 
-def agents(name: str | None = None, /, *, given: options.Options = options.DEFAULT) -> int:
+@agents.default
+def list_agents(name: str | None = None, /, *, given: options.Options = options.DEFAULT) -> int:
     """Show the agents, or one of them in full.
 
     Parameters
@@ -95,6 +97,24 @@ def _agent(name: str, given: options.Options) -> int:
     )
     render.say(f"next: greenroom submit {agent.name} TEXT --wait")
     return 0
+
+
+@agents.command
+def release(name: str, /, *, given: options.Options = options.DEFAULT) -> None:
+    """Start an agent again that is quarantined: its replicas have the whole ladder of recovery before them.
+
+    Parameters
+    ----------
+    name
+        The agent's name.
+    """
+    with given.connect() as node:
+        agent = node.release(name)
+    if given.json:
+        render.json(agent)
+        return
+    render.line(f"agent {agent.name} is judged anew; its replicas are started")
+    render.say(f"next: greenroom agents {agent.name}")
 
 
 @replicas.default

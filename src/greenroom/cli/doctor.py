@@ -106,7 +106,7 @@ def _node(given: options.Options, otherwise: Iterable[Finding]) -> Iterator[Find
         return
     yield Finding("node", "ok", node.url)
     for agent in agents:
-        result = {"failed": "failed", "dropped": "warn"}.get(agent.state, "ok")
+        result = {"failed": "failed", "quarantined": "failed", "dropped": "warn"}.get(agent.state, "ok")
         taken_for = agent.adapter or agent.state
         yield Finding(f"agent {agent.name}", result, taken_for if result == "ok" else agent.reason or taken_for)
 

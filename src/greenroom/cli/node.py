@@ -70,11 +70,11 @@ def _tell(started: node.Node) -> None:
     """Print where it is and which agents work, and of each that is failed, on a line of its own, why."""
     declared, entries = started.options.settings.agents, started.store.directory.entries
     agents = [entries[name].agent for name in declared if name in entries]
-    failed = [agent for agent in agents if agent.state == "failed"]
+    failed = [agent for agent in agents if agent.state in ("failed", "quarantined")]
     working = ", ".join(agent.name for agent in agents if agent not in failed)
     render.say(f"ready at {started.url}; agents: {working or ('none' if failed else 'none yet')}")
     for agent in failed:
-        render.say(f"agent {agent.name} is failed: {render.printable(agent.reason)}")
+        render.say(f"agent {agent.name} is {agent.state}: {render.printable(agent.reason)}")
     render.say("next, in another terminal: greenroom status, greenroom submit TEXT --wait")
 
 

@@ -24,8 +24,8 @@ NARROWEST = 8  # a column that is cut, so that one can still guess
 
 STYLES = {
     **dict.fromkeys(("succeeded", "ready", "healthy", "ok", "alive"), "green"),
-    **dict.fromkeys(("failed", "unhealthy", "expired"), "red"),
-    **dict.fromkeys(("cancelled", "degraded", "draining", "dropped", "starting", "warn"), "yellow"),
+    **dict.fromkeys(("failed", "quarantined", "unhealthy", "expired", "critical"), "red"),
+    **dict.fromkeys(("cancelled", "degraded", "draining", "dropped", "starting", "warn", "warning"), "yellow"),
     **dict.fromkeys(("running", "waiting"), "cyan"),
 }
 

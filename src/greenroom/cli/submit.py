@@ -140,9 +140,9 @@ def _tell_of_failure(node: client.Client, name: str) -> bool:
         agent = node.agent(name)
     except errors.GreenroomError:
         return False  # whether the task ends is what was asked
-    if agent.state != "failed":
+    if agent.state not in ("failed", "quarantined"):
         return False
-    render.say(f"agent {name} is failed: {agent.reason}; the task waits until it works again")
+    render.say(f"agent {name} is {agent.state}: {agent.reason}; the task waits until it works again")
     return True
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from greenroom.core import tasks
 from greenroom.engine import protocol
+from greenroom.engine.contract import Exit
 from greenroom.store.rows import Claim, Finish
 
 MAX_EVENTS = 10_000  # of one attempt; a replica is untrusted
@@ -98,13 +99,19 @@ def end_of(message: protocol.Ended) -> tasks.End:
     return tasks.AgentFailed(message.error_type or "error", message.error_message, message.retryable)
 
 
-def loss_of(reason: str, detail: str, *, is_charged: bool) -> tasks.ReplicaGone:
-    """Translate the end of a replica's process: see `engine.contract.Exit` for *reason*."""
-    if reason == "stopped":
-        return tasks.ReplicaGone(tasks.Reason.DRAINED, detail, charged=False)
-    if not is_charged:
-        return tasks.ReplicaGone(tasks.Reason.NEIGHBOUR, detail, charged=False)
-    return tasks.ReplicaGone(tasks.Reason.OOM if reason == "oom" else tasks.Reason.REPLICA_LOST, detail or reason)
+def loss_of(exit: Exit, claim: Claim, *, suspects: int, is_suspect: bool) -> tasks.ReplicaGone:
+    """Translate the end of a replica's process for one of its attempts.
+
+    *suspects* of them may have caused it. One alone is charged; of several nobody knows which it was, so none is, and
+    the store counts the death against each of them until they run alone.
+    """
+    if exit.reason == "stopped":
+        return tasks.ReplicaGone(tasks.Reason.DRAINED, exit.detail, charged=False)
+    if not is_suspect:
+        return tasks.ReplicaGone(tasks.Reason.NEIGHBOUR, exit.detail, charged=False)
+    reason = tasks.Reason.OOM if exit.reason == "oom" else tasks.Reason.REPLICA_LOST
+    is_poison = claim.is_alone and exit.is_its_own
+    return tasks.ReplicaGone(reason, exit.detail or exit.reason, charged=suspects == 1, is_poison=is_poison)
 
 
 def finish(
@@ -114,6 +121,7 @@ def finish(
     error: bytes | None,
     due_at_us: int | None,
     message: protocol.Ended | None,
+    is_kill: bool = False,
 ) -> Finish:
     """Build the statement's parameters; results and state only of an attempt that succeeded."""
     claim = attempt.claim
@@ -125,10 +133,12 @@ def finish(
         reason=verdict.reason,
         replica=claim.replica,
         refund=int(verdict.refund),
+        kills=int(is_kill),
         due_at=due_at_us,
         output=message.output if message is not None and has_result else None,
         error=error,
         session_state=message.state if message is not None and has_result else None,
+        is_restored=claim.is_restored,
         revision=claim.revision,
         input_tokens=message.input_tokens if message is not None else 0,
         output_tokens=message.output_tokens if message is not None else 0,

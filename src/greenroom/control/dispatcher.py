@@ -102,6 +102,9 @@ class Dispatcher:
             self._lose(
                 attempt, tasks.ReplicaGone(tasks.Reason.DRAINED, "the replica was gone", charged=False, ran=False)
             )
+        elif claim.is_restored:
+            line = f"it runs with the session's last good state, of revision {claim.state_revision}"
+            self._emit(attempt, protocol.Emitted(*attempt.key, "log", _line("greenroom", line)))
         self.wakeup.set()
 
     # --- what replicas say (engine.contract.Listener)
@@ -114,8 +117,7 @@ class Dispatcher:
         running = self._by_replica.get(replica, ())
         if len(running) == 1:
             (attempt,) = running
-            data = strict_json.dumps({"stream": stream, "line": line.encode(errors="replace").decode()})
-            self._emit(attempt, protocol.Emitted(*attempt.key, "log", data))
+            self._emit(attempt, protocol.Emitted(*attempt.key, "log", _line(stream, line)))
 
     def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
         attempt = self._attempts.get((message.task, message.epoch))
@@ -131,13 +133,22 @@ class Dispatcher:
                     self._calls.begin(attempt, message)
 
     def on_exit(self, replica: str, exit: Exit) -> None:
-        is_charged = replica not in self._killed
-        self._killed.discard(replica)
-        for attempt in list(self._by_replica.get(replica, ())):
-            self._lose(attempt, attempts.loss_of(exit.reason, exit.detail, is_charged=is_charged))
+        running = list(self._by_replica.get(replica, ()))
+        suspects = self._suspects(replica, running)
+        for attempt in running:
+            is_suspect = attempt in suspects
+            end = attempts.loss_of(exit, attempt.claim, suspects=len(suspects), is_suspect=is_suspect)
+            self._lose(attempt, end, is_kill=is_suspect and exit.reason != "stopped")
         for waiting in self._resuming.pop(replica, ()):
             waiting.cancel()
         self._by_replica.pop(replica, None)
+
+    def _suspects(self, replica: str, running: Sequence[Attempt]) -> Sequence[Attempt]:
+        """Return who may have caused the death of *replica*: none of them where this dispatcher had to kill it."""
+        if replica in self._killed:
+            self._killed.discard(replica)
+            return ()
+        return [attempt for attempt in running if attempt.holds_slot] or running
 
     def _emit(self, attempt: Attempt, message: protocol.Emitted) -> None:
         data = attempt.bounded_log(message.data) if message.type == "log" else message.data
@@ -157,10 +168,10 @@ class Dispatcher:
         if attempt.kill_at_s is None:
             self._settle(attempt, attempts.end_of(message), message)
 
-    def _lose(self, attempt: Attempt, end: tasks.ReplicaGone) -> None:
+    def _lose(self, attempt: Attempt, end: tasks.ReplicaGone, *, is_kill: bool = False) -> None:
         self._forget(attempt)
         if attempt.kill_at_s is None:
-            self._settle(attempt, end, None)
+            self._settle(attempt, end, None, is_kill=is_kill)
 
     # --- attempts end
 
@@ -173,7 +184,9 @@ class Dispatcher:
             self._free(attempt)
         self._store.board.leave(replica)
 
-    def _settle(self, attempt: Attempt, end: tasks.End, message: protocol.Ended | None) -> None:
+    def _settle(
+        self, attempt: Attempt, end: tasks.End, message: protocol.Ended | None, *, is_kill: bool = False
+    ) -> None:
         now = self._clock.now()
         verdict = tasks.settle(
             end,
@@ -188,7 +201,9 @@ class Dispatcher:
             elapsed_us = int((self._clock.monotonic_s() - attempt.started_s) * 1e6)
             due_at_us = attempt.claim.claimed_at + elapsed_us + (verdict.due_at - now) // timedelta(microseconds=1)
         error = None if verdict.error is None else msgspec.json.encode(verdict.error)
-        self._write(attempts.finish(attempt, verdict, error=error, due_at_us=due_at_us, message=message))
+        self._write(
+            attempts.finish(attempt, verdict, error=error, due_at_us=due_at_us, message=message, is_kill=is_kill)
+        )
         duration_s = self._clock.monotonic_s() - attempt.started_s
         self._facts.emit(telemetry.AttemptEnded(attempt.claim.agent, verdict.state, verdict.reason, duration_s))
 
@@ -280,6 +295,10 @@ class Dispatcher:
                 self._store.board.release(attempt.claim.replica)
             raise
         attempt.holds_slot = True
+
+
+def _line(stream: str, line: str) -> bytes:
+    return strict_json.dumps({"stream": stream, "line": line.encode(errors="replace").decode()})
 
 
 def _ignore_weather(future: asyncio.Future[bool]) -> None:

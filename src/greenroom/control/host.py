@@ -1,23 +1,29 @@
 """The host: makes its node's replica rows true. The only writer of observed replica state.
 
 Every step compares what each agent should have with the replicas that are, and applies `core.plans`. Deaths come as
-messages of the engine; `core.recovery` says when the next start is due and when an agent is given up.
+messages of the engine; `control.recovery` says what is done about them and when the next start is due. Beside an
+agent's replicas there is one more while tasks of it are suspected to kill those that they run in: they run there alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
+from greenroom.control.recovery import Recovery
 from greenroom.core import agents, plans, recovery
 from greenroom.engine import contract, protocol
 from greenroom.store import database, submissions
 from greenroom.store.agents import Replica
 from greenroom.store.directory import Entry
+from greenroom.store.news import News
+from greenroom.store.recovery import NewFailure
 from greenroom.store.store import Store
 
 STEP_EVERY_S = 1.0
@@ -25,7 +31,6 @@ MEASURE_EVERY_S = 5.0
 RESUME_S = 0.5  # from the end of a sub-task to its parent's going on, at most
 STOP_GRACE_S = 2.0
 START_S = 120.0  # the longest that a replica may take to become ready: the import has a bound of its own
-_BY_ITSELF = frozenset({"crashed", "oom", "hung", "protocol"})  # reasons of `contract.Exit`; others were killed
 
 
 @dataclass(slots=True, eq=False)
@@ -40,22 +45,15 @@ class Hosted:
     max_attempts: int  # of a task that loses its replica
     started_at_us: int
     started_s: float
+    for_suspects: bool = False  # beside the agent's number: it runs what is suspected to kill, one by one
+    replaces: str | None = None  # the replica whose death it is started for
     state: str = "starting"
     reason: str = ""
     memory_mb: float | None = None
+    ready_at_s: float | None = None
     has_answered: bool = False  # a task, with success
     drain_until_s: float | None = None
     is_stopping: bool = False
-
-
-@dataclass(slots=True)
-class Health:
-    """What this host knows of an agent beside its replicas."""
-
-    generation: int = 0  # of the agent; another one is judged anew
-    record: recovery.Record = field(default_factory=recovery.Record)
-    last_failure: str = ""
-    told: tuple[str, str] = ("", "")
 
 
 class Host:
@@ -73,12 +71,13 @@ class Host:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store, self._engine, self._clock, self._facts = store, engine, clock, facts
-        self._node, self._revision_of, self._jitter = node, revision_of, jitter
+        self._node, self._revision_of = node, revision_of
         self.wakeup = asyncio.Event()
         self.settled = asyncio.Event()  # every agent has its replicas ready, or has failed
         self.has_settled = False  # it once was so: the node is ready, and stays so
         self._replicas: dict[str, Hosted] = {}
-        self._health: dict[str, Health] = {}
+        self._recovery = Recovery(store, clock, facts, jitter=jitter)
+        self._told: dict[str, tuple[str, str]] = {}  # each agent's state and reason, as the store has them
         self._unwritten: set[Hosted] = set()
         self._adapters: dict[str, str] = {}
         self._stops: set[asyncio.Task[None]] = set()
@@ -86,20 +85,25 @@ class Host:
         self._is_leaving = False
         self._is_hurried = asyncio.Event()
         engine.subscribe(self)
+        store.hub.subscribe(self._hear)
 
     async def step(self) -> float:
         entries = await self._store.directory.refresh()
+        await self._recovery.judge(entries)
+        suspected = await self._store.tasks.suspected()
         for entry in entries.values():
             await self._reconcile(entry)
+            await self._reconcile_alone(entry, is_suspected=entry.agent.name in suspected)
         for replica in [replica for replica in self._replicas.values() if replica.agent not in entries]:
             self._drain(replica)
-        for gone in self._health.keys() - entries.keys():
-            del self._health[gone]
+        for gone in self._told.keys() - entries.keys():
+            del self._told[gone]
         self._stop_drained()
         self._end_late_starters()
         self._measure()
         states = {name: self._state_of(entry) for name, entry in entries.items()}
         await self._write_rows()  # first: an agent that is said to be ready has replicas that are
+        await self._recovery.write()
         await self._write_agents(entries, states)
         return STEP_EVERY_S
 
@@ -121,6 +125,8 @@ class Host:
             if any(self._store.board.busy(replica.id) for replica in self._replicas.values()):
                 busy_at_s = now_s
         await asyncio.gather(*(self._stop(replica) for replica in list(self._replicas.values())))
+        with contextlib.suppress(errors.StoreUnavailable):  # then the quarantine lasts
+            await self._recovery.leave()
 
     def hurry(self) -> None:
         """Cut `drain_all`'s grace short."""
@@ -142,12 +148,20 @@ class Host:
         if hosted is None or hosted.state != "starting":
             return
         hosted.state = "ready"
+        hosted.ready_at_s = self._clock.monotonic_s()
         self._unwritten.add(hosted)
         self._adapters[hosted.agent] = ready.took
-        self._store.board.open(replica, agent=hosted.agent, revision=hosted.revision, slots=hosted.slots)
+        self._store.board.open(
+            replica,
+            agent=hosted.agent,
+            revision=hosted.revision,
+            slots=hosted.slots,
+            for_suspects=hosted.for_suspects,
+        )
         self._store.commits.nudge()
+        self._recovery.on_ready(hosted.agent, replica, replaces=hosted.replaces)
         self._measure_at_s = 0.0  # its memory is not known yet
-        start_s = self._clock.monotonic_s() - hosted.started_s
+        start_s = hosted.ready_at_s - hosted.started_s
         self._facts.emit(telemetry.ReplicaReady(hosted.agent, replica, start_s))
         self.wakeup.set()
 
@@ -157,8 +171,7 @@ class Host:
             if hosted is None:
                 return
             hosted.has_answered = True
-            if (health := self._health.get(hosted.agent)) is not None:
-                health.record = recovery.after_success(health.record, hosted.revision)
+            self._recovery.on_success(hosted.agent, hosted.revision, started_s=hosted.started_s)
 
     def on_log(self, replica: str, stream: str, line: str) -> None:
         hosted = self._replicas.get(replica)
@@ -169,79 +182,106 @@ class Host:
         hosted = self._replicas.pop(replica, None)
         if hosted is None:
             return
-        death = recovery.Death(
-            hosted.revision,
-            was_ready=hosted.state != "starting",
-            was_working=self._store.board.attempts(replica) > 0,
-            has_succeeded=hosted.has_answered,
-            by_itself=exit.reason in _BY_ITSELF,
-            max_attempts=hosted.max_attempts,
-        )
+        if exit.reason != "stopped":
+            self._note_death(hosted, exit)
         self._store.board.close(replica)
         self._facts.emit(telemetry.ReplicaExited(hosted.agent, replica, exit.reason, exit.detail))
         hosted.state = "stopped" if exit.reason == "stopped" else "failed"
         hosted.reason = exit.detail or exit.reason
         self._unwritten.add(hosted)
-        if exit.reason != "stopped":
-            self._note_death(hosted, exit, death)
         self.wakeup.set()
 
-    def _note_death(self, hosted: Hosted, exit: contract.Exit, death: recovery.Death) -> None:
-        health = self._health.setdefault(hosted.agent, Health())
-        if recovery.weight(health.record, death):
-            health.last_failure = exit.detail or exit.reason
-            self._facts.emit(telemetry.AgentFailing(hosted.agent, health.last_failure))
-        health.record = recovery.after_death(
-            health.record, death, now_s=self._clock.monotonic_s(), jitter=self._jitter()
+    def _note_death(self, hosted: Hosted, exit: contract.Exit) -> None:
+        what = exit.detail or exit.reason
+        death = recovery.Death(
+            revision=hosted.revision,
+            was_working=self._store.board.attempts(hosted.id) > 0,
+            has_succeeded=hosted.has_answered,
+            by_itself=exit.is_its_own,
+            max_attempts=hosted.max_attempts,
+            ready_s=None if hosted.ready_at_s is None else self._clock.monotonic_s() - hosted.ready_at_s,
+            what=what,
+            for_suspects=hosted.for_suspects,
         )
+        failure = NewFailure(hosted.id, hosted.agent, hosted.revision, self._node, exit.reason, what)
+        is_missed = hosted.drain_until_s is None and not hosted.for_suspects
+        self._recovery.on_death(death, failure, is_missed=is_missed)
+
+    def _hear(self, news: News) -> None:
+        if news.suspects:
+            self.wakeup.set()
 
     # --- making it so
 
     async def _reconcile(self, entry: Entry) -> None:
         name = entry.agent.name
-        health = self._health.get(name)
-        if health is None or health.generation != entry.agent.generation:
-            record = recovery.Record() if health is None else health.record
-            record = recovery.judged_anew(record, entry.agent.revision)
-            health = self._health[name] = Health(entry.agent.generation, record)
-        record, now_s = health.record, self._clock.monotonic_s()
-        may_start = not self._is_leaving and not record.is_given_up and now_s >= record.start_not_before_s
-        wanted = plans.Wanted(name, entry.agent.revision, entry.agent.replicas, may_start)
+        record = self._recovery.record(name)
+        if record.rung is recovery.Rung.ROLL_BACK:
+            await self._recovery.roll_back(name)
+            self.wakeup.set()  # the next step sees the agent as it is then
+            return
+        wanted = plans.Wanted(name, entry.agent.revision, entry.agent.replicas, self._may_start(record))
+        moved_at_s = record.moved_at_s
         seen = [
-            plans.Seen(replica.id, replica.revision, replica.state == "ready", replica.state == "draining")
+            plans.Seen(
+                replica.id,
+                replica.revision,
+                replica.state == "ready",
+                replica.state == "draining",
+                is_moving=moved_at_s is not None and replica.started_s < moved_at_s,
+            )
             for replica in self._replicas.values()
-            if replica.agent == name
+            if replica.agent == name and not replica.for_suspects
         ]
         for action in plans.plan(wanted, seen):
             match action:
                 case plans.StartReplica():
-                    await self._start(entry)
-                case plans.DrainReplica(id):
-                    self._drain(self._replicas[id])
+                    await self._start(entry, replaces=self._recovery.successor_of(name))
+                case plans.DrainReplica(id, hands_over):
+                    self._drain(self._replicas[id], hands_over=hands_over)
 
-    async def _start(self, entry: Entry) -> None:
+    async def _reconcile_alone(self, entry: Entry, *, is_suspected: bool) -> None:
+        """Have one more replica while tasks have to run alone, and none when none has."""
+        agent = entry.agent
+        alone = [each for each in self._replicas.values() if each.agent == agent.name and each.for_suspects]
+        for replica in alone:
+            if not is_suspected or replica.revision != agent.revision:
+                self._drain(replica)
+        if is_suspected and not alone and agent.replicas and self._may_start(self._recovery.record(agent.name)):
+            await self._start(entry, for_suspects=True)
+
+    def _may_start(self, record: recovery.Record) -> bool:
+        is_time = self._clock.monotonic_s() >= record.start_not_before_s
+        return is_time and not self._is_leaving and not record.is_halted
+
+    async def _start(self, entry: Entry, *, for_suspects: bool = False, replaces: str | None = None) -> None:
         name, spec = entry.agent.name, entry.spec
         hosted = Hosted(
             id=f"{name}-{submissions.new_id()[:8]}",
             agent=name,
             revision=entry.agent.revision,
-            slots=spec.concurrency,
+            slots=1 if for_suspects else spec.concurrency,
             timeout_s=spec.timeout_s,
             max_attempts=1 if spec.on_replica_loss == "fail" else spec.max_attempts,
             started_at_us=database.microseconds(self._clock.now()),
             started_s=self._clock.monotonic_s(),
+            for_suspects=for_suspects,
+            replaces=replaces,
         )
         self._replicas[hosted.id] = hosted
         self._unwritten.add(hosted)
         try:
-            await self._engine.start(hosted.id, await self._revision_of(entry))
+            revision = await self._revision_of(entry)
+            interpreter = self._recovery.record(name).interpreter
+            await self._engine.start(hosted.id, dataclasses.replace(revision, interpreter=interpreter))
         except errors.AgentInvalid as error:
             self.on_exit(hosted.id, contract.Exit("refused", str(error)))
 
-    def _drain(self, replica: Hosted) -> None:
+    def _drain(self, replica: Hosted, *, hands_over: bool = False) -> None:
+        """Let *replica* go when its tasks are done, or at once: then they are given back, and run elsewhere."""
         if replica.drain_until_s is None:
             self._store.board.drain(replica.id)
-            replica.drain_until_s = self._clock.monotonic_s() + replica.timeout_s
+            replica.drain_until_s = self._clock.monotonic_s() + (0.0 if hands_over else replica.timeout_s)
             replica.state = "draining"
             self._unwritten.add(replica)
 
@@ -296,7 +336,6 @@ class Host:
 
     def _row(self, replica: Hosted, pid: int | None) -> Replica:
         has_ended = replica.state in ("stopped", "failed")
-        health = self._health.get(replica.agent, Health())
         return Replica(
             id=replica.id,
             agent=replica.agent,
@@ -308,17 +347,16 @@ class Host:
             reason=replica.reason,
             slots=replica.slots,
             memory_mb=replica.memory_mb,
-            restarts=health.record.restarts,
+            restarts=self._recovery.record(replica.agent).restarts,
             started_at=replica.started_at_us,
             ended_at=database.microseconds(self._clock.now()) if has_ended else None,
         )
 
     async def _write_agents(self, entries: Mapping[str, Entry], states: Mapping[str, tuple[str, str]]) -> None:
         for name, (state, reason) in states.items():
-            health = self._health.setdefault(name, Health())
-            if (state, reason) != health.told or entries[name].agent.state != state:
+            if (state, reason) != self._told.get(name) or entries[name].agent.state != state:
                 await self._store.agents.observe(name, state=state, reason=reason, adapter=self._adapters.get(name))
-                health.told = (state, reason)
+                self._told[name] = (state, reason)
         is_settled = all(state in agents.SETTLED for state, _ in states.values())
         # No deployment may have come in between.
         if is_settled and _generations(entries) == _generations(self._store.directory.entries):
@@ -326,20 +364,26 @@ class Host:
             self.has_settled = True
 
     def _state_of(self, entry: Entry) -> tuple[str, str]:
+        agent = entry.agent
         ready = sum(
-            replica.state == "ready" and replica.agent == entry.agent.name and replica.revision == entry.agent.revision
+            replica.state == "ready"
+            and replica.agent == agent.name
+            and replica.revision == agent.revision
+            and not replica.for_suspects
             for replica in self._replicas.values()
         )
-        health = self._health.get(entry.agent.name, Health())
-        if entry.agent.state == agents.State.DROPPED and not entry.agent.replicas:
-            return agents.State.DROPPED, entry.agent.reason
-        if ready >= entry.agent.replicas:
+        record = self._recovery.record(agent.name)
+        if agent.state == agents.State.DROPPED and not agent.replicas:
+            return agents.State.DROPPED, agent.reason
+        if ready >= agent.replicas:
+            self._recovery.on_settled(agent.name)
             return agents.State.READY, ""
-        if health.record.is_given_up:
-            return agents.State.FAILED, f"{health.last_failure} (given up; deploy it again or restart the node)"
-        if health.record.deaths:
-            return agents.State.FAILED, health.last_failure
-        return agents.State.STARTING, f"{ready} of {entry.agent.replicas} replicas are ready"
+        if record.is_given_up:
+            remedy = f"mend it and deploy it again, or run: greenroom agents release {agent.name}"
+            return agents.State.QUARANTINED, f"{record.reason} (quarantined; {remedy})"
+        if record.deaths:
+            return agents.State.FAILED, record.reason
+        return agents.State.STARTING, f"{ready} of {agent.replicas} replicas are ready"
 
 
 def _generations(entries: Mapping[str, Entry]) -> dict[str, int]:

@@ -24,6 +24,7 @@ class Seen:
     revision: int
     is_ready: bool
     is_draining: bool
+    is_moving: bool = False  # another is to take its place and its work
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,10 @@ class StartReplica:
 
 @dataclass(frozen=True, slots=True)
 class DrainReplica:
+    """Let it go when its tasks are done, or at once: they are handed over."""
+
     id: str
+    hands_over: bool = False
 
 
 Action = StartReplica | DrainReplica
@@ -43,17 +47,17 @@ Action = StartReplica | DrainReplica
 def plan(wanted: Wanted, seen: Sequence[Seen]) -> list[Action]:
     """Return what brings *seen* to *wanted*.
 
-    Replicas of other revisions go only as those of the wanted revision are ready to take their place, so that an agent
+    Replicas of other revisions, and those that move, go only as others are ready to take their place, so that an agent
     that was served stays served; surplus ones go before ready ones.
 
     >>> plan(Wanted("a", 2, 1), [Seen("r1", 1, True, False)])
     [StartReplica(agent='a', revision=2)]
     >>> plan(Wanted("a", 2, 1), [Seen("r1", 1, True, False), Seen("r2", 2, True, False)])
-    [DrainReplica(id='r1')]
+    [DrainReplica(id='r1', hands_over=False)]
     """
     staying = [replica for replica in seen if not replica.is_draining]
-    current = [replica for replica in staying if replica.revision == wanted.revision]
-    others = [replica for replica in staying if replica.revision != wanted.revision]
+    current = [replica for replica in staying if replica.revision == wanted.revision and not replica.is_moving]
+    others = [replica for replica in staying if replica.revision != wanted.revision or replica.is_moving]
     others.sort(key=lambda replica: replica.is_ready)
     missing = wanted.replicas - len(current)
     actions: list[Action] = []
@@ -62,4 +66,4 @@ def plan(wanted: Wanted, seen: Sequence[Seen]) -> list[Action]:
     surplus = sorted(current, key=lambda replica: replica.is_ready)[: max(0, -missing)]
     ready = sum(replica.is_ready for replica in current)
     replaced = others if ready >= wanted.replicas else others[: max(0, ready + len(others) - wanted.replicas)]
-    return actions + [DrainReplica(replica.id) for replica in (*surplus, *replaced)]
+    return actions + [DrainReplica(replica.id, replica.is_moving) for replica in (*surplus, *replaced)]

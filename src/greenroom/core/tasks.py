@@ -38,6 +38,8 @@ class Move(enum.StrEnum):
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
 OPEN = frozenset(State) - TERMINAL
 
+SUSPECT_KILLS = 2  # replicas that died under a task before it has to run alone, in a replica of its own
+
 TRANSITIONS: dict[tuple[State, Move], State] = {
     (State.QUEUED, Move.CLAIM): State.RUNNING,
     (State.QUEUED, Move.CANCEL): State.CANCELLED,
@@ -94,13 +96,15 @@ class AgentFailed(msgspec.Struct, frozen=True):
 class ReplicaGone(msgspec.Struct, frozen=True):
     """The replica ended under the task.
 
-    *charged* is false where the task is innocent (drain, neighbour), *ran* where it never reached the replica.
+    *charged* is false where the task is innocent (drain, neighbour) or only one of several that may have caused it,
+    *ran* where it never reached the replica. *is_poison*: after others it has killed the one that it had for itself.
     """
 
     reason: Reason
     detail: str = ""
     charged: bool = True
     ran: bool = True
+    is_poison: bool = False
 
 
 class TimedOut(msgspec.Struct, frozen=True):
@@ -158,7 +162,8 @@ def settle(end: End, *, attempts_charged: int, policy: Policy, now: datetime, ji
     """Decide what becomes of a task whose attempt came to *end*; *attempts_charged* includes that attempt.
 
     A drain or a neighbour's death gives the attempt back and queues the task at once. A lost replica is retried at once
-    the first time and later with backoff; an agent's own error is retried only where the agent says so.
+    the first time and later with backoff; a task that is poison for replicas is not; an agent's own error is retried
+    only where the agent says so.
     """
     match end:
         case Succeeded():
@@ -174,19 +179,21 @@ def settle(end: End, *, attempts_charged: int, policy: Policy, now: datetime, ji
             return Verdict(Move.FAIL, Reason.AGENT_ERROR, Error(type, message, retryable))
         case ReplicaGone(reason, _, charged=False, ran=ran) if not ran or policy.on_replica_loss != "fail":
             return Verdict(Move.REQUEUE, reason, refund=True)
-        case ReplicaGone(reason, detail):
-            return _settle_loss(reason, detail, attempts_charged, policy, now, jitter)
+        case ReplicaGone():
+            return _settle_loss(end, attempts_charged, policy, now, jitter)
         case _:
             assert_never(end)
 
 
-def _settle_loss(
-    reason: Reason, detail: str, attempts_charged: int, policy: Policy, now: datetime, jitter: float
-) -> Verdict:
-    what = f"the replica was lost while it ran this task ({detail or reason})"
+def _settle_loss(end: ReplicaGone, attempts_charged: int, policy: Policy, now: datetime, jitter: float) -> Verdict:
+    reason = end.reason
+    what = f"the replica was lost while it ran this task ({end.detail or reason})"
     if policy.on_replica_loss == "fail":
         error = Error("replica_lost", f"{what}; on_replica_loss is 'fail', so it is not run again", may_have_run=True)
         return Verdict(Move.FAIL, reason, error)
+    if end.is_poison:
+        what = f"every replica that ran this task died, the last one while it ran nothing else ({end.detail or reason})"
+        return Verdict(Move.FAIL, reason, Error("poison", f"{what}; it is not run again", may_have_run=True))
     if attempts_charged >= policy.max_attempts:
         error = Error("replica_lost", f"{what}; {attempts_charged} attempts were made", may_have_run=True)
         return Verdict(Move.FAIL, reason, error)

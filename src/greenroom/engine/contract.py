@@ -29,6 +29,7 @@ class Revision:
     memory_mb: int | None = None
     python: str | None = None  # an interpreter of the agent's own
     retry_on: tuple[str, ...] = ()  # exception class names that the agent declares retryable
+    interpreter: int = 0  # another number: a fresh interpreter, which imports the code anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,14 @@ class Exit:
     detail: str = ""
     exit_code: int | None = None
     signal: int | None = None
+
+    @property
+    def is_its_own(self) -> bool:
+        """Whether it crashed or broke its bounds; else somebody ended it."""
+        return self.reason in _ITS_OWN
+
+
+_ITS_OWN = frozenset({"crashed", "oom", "hung", "protocol"})
 
 
 @dataclass(frozen=True, slots=True)

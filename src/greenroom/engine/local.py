@@ -23,7 +23,7 @@ MEMORY_POLL_S = 0.25
 _CLOSE_GRACE_S = 5.0
 _KILL_DEADLINE_S = 10.0
 
-_Key = tuple[str, int, Path]
+_Key = tuple[str, int, Path, int]
 
 
 class LocalEngine:
@@ -88,7 +88,7 @@ class LocalEngine:
 
     def _zygote_of(self, record: replicas.Replica) -> zygotes.Zygote:
         revision = record.revision
-        key = (revision.agent, revision.number, revision.snapshot)
+        key = (revision.agent, revision.number, revision.snapshot, revision.interpreter)
         known = self._zygotes.get(key)
         if known is not None and known.is_usable():
             return known

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from greenroom.sdk import calls, discovery, flows, streams, wire
-from greenroom.sdk.models import Agent, Event, Key, Page, Problem, Replica, Session, Submission, Task
+from greenroom.sdk.models import Agent, Alert, Event, Failure, Key, Page, Problem, Replica, Session, Submission, Task
 
 T = TypeVar("T")
 
@@ -166,6 +166,22 @@ class AsyncClient:
 
     async def scale(self, name: str, replicas: int) -> Agent:
         return await self._send(calls.scale(name, replicas))
+
+    async def release(self, name: str) -> Agent:
+        """Have a quarantined agent judged anew: its replicas are started again."""
+        return await self._send(calls.release(name))
+
+    async def failures(
+        self, agent: str | None = None, *, cursor: str | None = None, limit: int | None = None
+    ) -> Page[Failure]:
+        """How replicas failed and what was done about it, the latest first, one page."""
+        return await self._send(calls.failures(agent, cursor=cursor, limit=limit))
+
+    async def alerts(self) -> list[Alert]:
+        return await self._run(flows.everything(calls.alerts, self._patience))
+
+    async def acknowledge_alert(self, id: str) -> Alert:
+        return await self._send(calls.acknowledge_alert(id))
 
     async def replicas(self) -> list[Replica]:
         return await self._run(flows.everything(calls.replicas, self._patience))

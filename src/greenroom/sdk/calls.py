@@ -85,6 +85,8 @@ _key = as_a(models.Key)
 _tasks = as_a(models.Page[models.Task])
 _agents = as_a(models.Page[models.Agent])
 _replicas = as_a(models.Page[models.Replica])
+_failures = as_a(models.Page[models.Failure])
+_alerts, _alert = as_a(models.Page[models.Alert]), as_a(models.Alert)
 _sessions = as_a(models.Page[models.Session])
 _keys = as_a(models.Page[models.Key])
 _session = as_a(models.Session)
@@ -166,6 +168,24 @@ def delete_agent(name: str) -> Call[None]:
 
 def scale(name: str, replicas: int) -> Call[models.Agent]:
     return Call("PATCH", f"/v1/agents/{_segment(name)}/scale", _agent, body=strict_json.dumps({"replicas": replicas}))
+
+
+def release(name: str) -> Call[models.Agent]:
+    return Call("POST", f"/v1/agents/{_segment(name)}/release", _agent)
+
+
+def failures(
+    agent: str | None = None, *, cursor: str | None = None, limit: int | None = None
+) -> Call[models.Page[models.Failure]]:
+    return Call("GET", "/v1/failures", _failures, query={"agent": agent, "cursor": cursor, "limit": limit})
+
+
+def alerts(cursor: str | None = None) -> Call[models.Page[models.Alert]]:
+    return Call("GET", "/v1/alerts", _alerts, query={"cursor": cursor})
+
+
+def acknowledge_alert(id: str) -> Call[models.Alert]:
+    return Call("POST", f"/v1/alerts/{_segment(id)}/ack", _alert)
 
 
 def replicas(cursor: str | None = None) -> Call[models.Page[models.Replica]]:

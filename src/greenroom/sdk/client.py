@@ -17,7 +17,7 @@ import httpx
 
 from greenroom.sdk import calls, discovery, flows, streams, wire
 from greenroom.sdk.async_client import AsyncClient
-from greenroom.sdk.models import Agent, Event, Key, Page, Problem, Replica, Session, Submission, Task
+from greenroom.sdk.models import Agent, Alert, Event, Failure, Key, Page, Problem, Replica, Session, Submission, Task
 
 __all__ = ["AsyncClient", "Client", "Submission"]
 
@@ -196,6 +196,22 @@ class Client:
 
     def scale(self, name: str, replicas: int) -> Agent:
         return self._send(calls.scale(name, replicas))
+
+    def release(self, name: str) -> Agent:
+        """Have a quarantined agent judged anew: its replicas are started again."""
+        return self._send(calls.release(name))
+
+    def failures(
+        self, agent: str | None = None, *, cursor: str | None = None, limit: int | None = None
+    ) -> Page[Failure]:
+        """How replicas failed and what was done about it, the latest first, one page."""
+        return self._send(calls.failures(agent, cursor=cursor, limit=limit))
+
+    def alerts(self) -> list[Alert]:
+        return self._run(flows.everything(calls.alerts, self._patience))
+
+    def acknowledge_alert(self, id: str) -> Alert:
+        return self._send(calls.acknowledge_alert(id))
 
     def replicas(self) -> list[Replica]:
         return self._run(flows.everything(calls.replicas, self._patience))

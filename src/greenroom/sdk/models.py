@@ -179,6 +179,38 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
 
 
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """How a replica failed. *action* was taken; *recovered_by* is the replica that became ready in its place."""
+
+    agent: str
+    replica: str
+    kind: str
+    reason: str = ""
+    action: str = ""
+    revision: int | None = None
+    node: str | None = None
+    at: Instant | None = None
+    recovered_at: Instant | None = None
+    recovered_by: str | None = None
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """What people have to look after. *state* is firing or resolved, *severity* warning or critical."""
+
+    id: str
+    kind: str
+    state: str
+    severity: str = ""
+    reason: str = ""
+    agent: str | None = None
+    count: int = 1
+    first_at: Instant | None = None
+    last_at: Instant | None = None
+    acknowledged_at: Instant | None = None
+    acknowledged_by: str | None = None
+    resolved_at: Instant | None = None
+
+
 class Session(msgspec.Struct, frozen=True, kw_only=True):
     """Tasks that share state; *state* is there where one session was asked for."""
 

@@ -54,12 +54,13 @@ class Replica(msgspec.Struct, frozen=True):
 
 
 class Deploy(msgspec.Struct, frozen=True):
-    """An agent's wanted spec and code; equal ones deployed again change nothing but the generation."""
+    """An agent's wanted spec and code; equal ones deployed again change nothing, or have it *judged anew*."""
 
     agent: str
     digest: str
     spec: bytes
     replicas: int
+    judged_anew: bool
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -87,16 +88,27 @@ class Remove(msgspec.Struct, frozen=True):
     agent: str
 
 
+class Release(msgspec.Struct, frozen=True):
+    agent: str
+
+
+class RollBack(msgspec.Struct, frozen=True):
+    """Serve *to* again, if the agent is still what it was at *generation*."""
+
+    agent: str
+    generation: int
+    to: int
+
+
 def _columns(row_type: type[msgspec.Struct]) -> str:
     return ", ".join(row_type.__struct_fields__)
 
 
 _AGENTS = f"select {_columns(Agent)} from agent order by name"
 _LATEST = "select number, digest, spec from revision where agent = :agent order by number desc limit 1"
-# Judged anew, but as it is: also its replica count stays, for it may have been scaled since.
-_DEPLOY_AGAIN = """
-update agent set generation = generation + 1, updated_at = :now where name = :agent and revision = :number
-returning name"""
+# As it is: also its replica count stays, for it may have been scaled since.
+_STANDS = "select revision from agent where name = :agent"
+_RELEASE = "update agent set generation = generation + 1, updated_at = :now where name = :agent returning name"
 _NEW_REVISION = """
 insert into revision (agent, number, digest, spec, created_at) values (:agent, :number, :digest, :spec, :now)"""
 _PUT_AGENT = """
@@ -111,6 +123,13 @@ _SCALE = """
 update agent set replicas = :replicas, generation = generation + 1, updated_at = :now where name = :agent
 returning name"""
 _REMOVE = "delete from agent where name = :agent returning name"
+_ROLL_BACK = """
+update agent set revision = :to, spec = (select spec from revision where agent = :agent and number = :to),
+    generation = generation + 1, state = 'starting', reason = '', updated_at = :now
+where name = :agent and generation = :generation returning name"""
+_FALLBACK = """
+select max(number) from revision where agent = :agent and number < :number and proven_at is not null
+    and not exists (select 1 from revision where agent = :agent and number = :number and proven_at is not null)"""
 _REVISIONS = f"select {_columns(Revision)} from revision where agent = :agent order by number desc limit 100"
 _REVISION = f"select {_columns(Revision)} from revision where agent = :agent and number = :number"
 _PUT_REPLICA = f"""
@@ -137,8 +156,11 @@ async def deploy(tx: Transaction, news: News, items: Sequence[Deploy]) -> list[i
         number = latest[0][0] if latest else 0
         params = {"agent": item.agent, "digest": item.digest, "spec": item.spec, "now": tx.now_us}
         is_same = bool(latest) and tuple(latest[0][1:]) == (item.digest, item.spec)
-        if is_same and await tx.fetch(_DEPLOY_AGAIN, params | {"number": number}):
-            answers.append(number)
+        serving = await tx.fetch(_STANDS, {"agent": item.agent}) if is_same else []
+        if serving and (not item.judged_anew or serving[0][0] == number):
+            if item.judged_anew:
+                await tx.fetch(_RELEASE, params)
+            answers.append(serving[0][0])
             continue
         if not is_same:
             number += 1
@@ -146,6 +168,15 @@ async def deploy(tx: Transaction, news: News, items: Sequence[Deploy]) -> list[i
         await tx.execute_many(_PUT_AGENT, [params | {"number": number, "replicas": item.replicas}])
         answers.append(number)
     return answers
+
+
+async def release(tx: Transaction, news: News, items: Sequence[Release]) -> list[bool]:
+    """Have agents judged anew."""
+    return [bool(await tx.fetch(_RELEASE, {"agent": item.agent, "now": tx.now_us})) for item in items]
+
+
+async def roll_back(tx: Transaction, news: News, items: Sequence[RollBack]) -> list[bool]:
+    return [bool(await tx.fetch(_ROLL_BACK, msgspec.structs.asdict(item) | {"now": tx.now_us})) for item in items]
 
 
 async def observe(tx: Transaction, news: News, items: Sequence[Observed]) -> list[None]:
@@ -179,10 +210,28 @@ class Agents:
     def __init__(self, db: database.Database, commits: Commits) -> None:
         self._db, self._commits = db, commits
 
-    async def deploy(self, agent: str, *, digest: str, spec: bytes, replicas: int) -> int:
-        """Make this spec and code the serving revision; return its number, unchanged if nothing differs."""
-        number: int = await self._commits.write(deploy, Deploy(agent, digest, spec, replicas))
+    async def deploy(self, agent: str, *, digest: str, spec: bytes, replicas: int, judged_anew: bool = True) -> int:
+        """Make this spec and code the serving revision; return its number, unchanged if nothing differs.
+
+        Without *judged_anew* an agent whose latest revision has them stays as it is: quarantined, or rolled back.
+        """
+        number: int = await self._commits.write(deploy, Deploy(agent, digest, spec, replicas, judged_anew))
         return number
+
+    async def release(self, agent: str) -> None:
+        """Have the agent judged anew, whatever its replicas died of."""
+        if not await self._commits.write(release, Release(agent)):
+            raise errors.NotFound(f"cannot find the agent {agent[:64]}")
+
+    async def fallback(self, agent: str, number: int) -> int | None:
+        """Return the latest revision before *number* that has succeeded with a task, unless *number* has, too."""
+        ((before,),) = await self._db.lookup(_FALLBACK, {"agent": agent, "number": number})
+        return None if before is None else int(before)
+
+    async def roll_back(self, agent: str, *, generation: int, to: int) -> bool:
+        """Make revision *to* the serving one again; False if somebody changed the agent meanwhile."""
+        is_back: bool = await self._commits.write(roll_back, RollBack(agent, generation, to))
+        return is_back
 
     async def observe(self, agent: str, *, state: str, reason: str, adapter: str | None = None) -> None:
         await self._commits.write(observe, Observed(agent, state, reason, adapter))
@@ -225,4 +274,4 @@ class Agents:
         await self._commits.write(close_nodes, LostNodes(lost, only))
 
 
-ORDER = (deploy, scale, remove, observe, put_replicas, close_nodes)
+ORDER = (deploy, scale, release, roll_back, remove, observe, put_replicas, close_nodes)

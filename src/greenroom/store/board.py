@@ -18,13 +18,14 @@ from greenroom.store.rows import SessionKey
 MAX_CLAIMS = 500  # of one agent in one commit
 
 Homes = Mapping[SessionKey, str]  # the replica that ran a session's last task
+Queue = tuple[str, bool]  # an agent, and whether it is its suspects', which run alone
 
 
 @dataclass(slots=True)
 class Line:
     """A replica's slots."""
 
-    agent: str
+    queue: Queue
     revision: int
     slots: int
     busy: int = 0
@@ -46,24 +47,30 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """How many tasks of *agent* this node would take now, for replicas of *revision*."""
+    """How many tasks of *agent* this node would take now, for replicas of *revision*; suspects to *run_alone*."""
 
     agent: str
     revision: int
     slots: int
+    run_alone: bool = False
+
+    @property
+    def queue(self) -> Queue:
+        return self.agent, self.run_alone
 
 
 class Board:
     def __init__(self) -> None:
         self._lines: dict[str, Line] = {}
-        self._by_agent: dict[str, dict[str, Line]] = {}
-        self._hungry: set[str] = set()  # agents that may have claimable tasks
-        self._reserved: dict[str, int] = {}  # slots of an agent that a commit in flight may fill
+        self._by_queue: dict[Queue, dict[str, Line]] = {}
+        self._hungry: set[Queue] = set()  # those that may have claimable tasks
+        self._reserved: set[Queue] = set()  # those whose free slots a commit in flight may fill
 
-    def open(self, replica: str, *, agent: str, revision: int, slots: int) -> None:
-        line = self._lines[replica] = Line(agent, revision, slots)
-        self._by_agent.setdefault(agent, {})[replica] = line
-        self._hungry.add(agent)
+    def open(self, replica: str, *, agent: str, revision: int, slots: int, for_suspects: bool = False) -> None:
+        queue = agent, for_suspects
+        line = self._lines[replica] = Line(queue, revision, slots)
+        self._by_queue.setdefault(queue, {})[replica] = line
+        self._hungry.add(queue)
 
     def drain(self, replica: str) -> None:
         """Take no more for *replica*; what runs goes on."""
@@ -72,7 +79,7 @@ class Board:
 
     def close(self, replica: str) -> None:
         if (line := self._lines.pop(replica, None)) is not None:
-            self._by_agent[line.agent].pop(replica, None)
+            self._by_queue[line.queue].pop(replica, None)
 
     def busy(self, replica: str) -> int:
         line = self._lines.get(replica)
@@ -86,7 +93,7 @@ class Board:
     def try_occupy(self, replica: str) -> bool:
         """Take a slot of *replica* for a task that resumes; False while none is free or a commit may fill it."""
         line = self._lines.get(replica)
-        if line is None or line.slots <= line.busy or self._reserved.get(line.agent, 0):
+        if line is None or line.slots <= line.busy or line.queue in self._reserved:
             return False
         line.busy += 1
         return True
@@ -108,28 +115,31 @@ class Board:
 
     def mark(self, agents: Iterable[str]) -> None:
         """Note that *agents* may have claimable tasks."""
-        self._hungry.update(agents)
+        for agent in agents:
+            self._hungry.add((agent, False))
+            if (agent, True) in self._by_queue:
+                self._hungry.add((agent, True))
 
     def mark_all(self) -> None:
-        self._hungry.update(self._by_agent)
+        self._hungry.update(self._by_queue)
 
     def has_demand(self) -> bool:
-        return any(line.free > 0 for agent in self._hungry for line in self._by_agent.get(agent, {}).values())
+        return any(line.free > 0 for queue in self._hungry for line in self._by_queue.get(queue, {}).values())
 
     def reserve(self) -> list[Demand]:
-        """Reserve the free slots of every agent that may have work; `settle` gives back what stayed empty."""
+        """Reserve the free slots of every queue that may have work; `settle` gives back what stayed empty."""
         demands = []
-        for agent in sorted(self._hungry):  # in one order: a simulation is its seed
+        for queue in sorted(self._hungry):  # in one order: a simulation is its seed
             free: dict[int, int] = {}
-            for line in self._by_agent.get(agent, {}).values():
+            for line in self._by_queue.get(queue, {}).values():
                 if line.free > 0:
                     free[line.revision] = free.get(line.revision, 0) + line.free
             # The newest revision that has room: claims bind to it.
             if free:
                 revision = max(free)
-                slots = min(free[revision], MAX_CLAIMS)
-                self._reserved[agent] = slots
-                demands.append(Demand(agent, revision, slots))
+                agent, run_alone = queue
+                self._reserved.add(queue)
+                demands.append(Demand(agent, revision, min(free[revision], MAX_CLAIMS), run_alone))
         return demands
 
     def seat(self, agent: str, count: int) -> tuple[list[str], int]:
@@ -137,9 +147,10 @@ class Board:
 
         Return the replicas, and the revision that all of them are of.
         """
-        lines = self._by_agent.get(agent, {})
+        queue = agent, False
+        lines = self._by_queue.get(queue, {})
         revision = max((line.revision for line in lines.values() if line.free > 0), default=0)
-        if not revision or agent in self._hungry:
+        if not revision or queue in self._hungry:
             return [], revision
         return list(itertools.islice(_spread(lines, revision), count)), revision
 
@@ -149,8 +160,8 @@ class Board:
         Return the replicas in the order of *sessions* and settle the reservation; raises `RetryTransaction` if there is
         no room any more, because a replica was drained or closed meanwhile.
         """
-        self._reserved.pop(demand.agent, None)
-        lines = self._by_agent.get(demand.agent, {})
+        self._reserved.discard(demand.queue)
+        lines = self._by_queue.get(demand.queue, {})
         elsewhere = _spread(lines, demand.revision)
         replicas: list[str] = []
         for session in sessions:
@@ -165,12 +176,12 @@ class Board:
                 raise RetryTransaction("a replica went away while tasks were claimed for it")
             replicas.append(home)
         if len(replicas) < demand.slots:
-            self._hungry.discard(demand.agent)
+            self._hungry.discard(demand.queue)
         return replicas
 
     def settle(self, demand: Demand) -> None:
         """Give up what is left of the reservation of *demand*."""
-        self._reserved.pop(demand.agent, None)
+        self._reserved.discard(demand.queue)
 
 
 def _spread(lines: dict[str, Line], revision: int) -> Iterator[str]:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from greenroom.store import submissions
 from greenroom.store.board import Board, Demand
 from greenroom.store.database import Row, Transaction
 from greenroom.store.news import News
-from greenroom.store.rows import Accepted, Claim, NewTask, SessionKey
+from greenroom.store.rows import IS_SUSPECT, Accepted, Claim, NewTask, SessionKey
 from greenroom.store.submissions import QUEUED, Placing
 
 MAX_HOMES = 10_000
 
 _READY = """
 select seq, id, epoch, tenant, session, input, metadata, attempts_charged, max_attempts, on_replica_loss,
-    retry_backoff_us, run_timeout_us, deadline_at, submitted_by, depth
-from task where agent = :agent and state = 'queued' and due_at is null and not blocked
+    retry_backoff_us, run_timeout_us, deadline_at, submitted_by, depth, kills
+from task where agent = :agent and state = 'queued' and due_at is null and not blocked and {whose}
 order by priority desc, seq limit :slots for update skip locked"""
+_TO_SHARE, _TO_RUN_ALONE = _READY.format(whose=f"not ({IS_SUSPECT})"), _READY.format(whose=IS_SUSPECT)
 
 # What is given is in the order of the names here, too.
 _CLAIM = """
@@ -31,7 +33,8 @@ update task set state = 'running', replica = :replica, revision = :revision, own
     attempts_charged = attempts_charged + 1, event_seq = event_seq + 1, claim_seq = event_seq + 1
 where seq = :seq and state = 'queued'"""
 
-_SESSION_STATE = "select state, revision from session where tenant = :tenant and agent = :agent and id = :session"
+_STATE = "select {columns} from session where tenant = :tenant and agent = :agent and id = :session"
+_LAST_STATE, _GOOD_STATE = _STATE.format(columns="state, revision"), _STATE.format(columns="good_state, good_revision")
 
 
 class Claims:
@@ -94,12 +97,13 @@ class Claims:
         self.board.mark(news.ready)
         news.demands = self.board.reserve()
         for demand in news.demands:
-            ready = await tx.fetch(_READY, {"agent": demand.agent, "slots": demand.slots})
+            sql = _TO_RUN_ALONE if demand.run_alone else _TO_SHARE
+            ready = await tx.fetch(sql, {"agent": demand.agent, "slots": demand.slots})
             await self._claim(tx, news, demand, ready)
 
     async def _claim(self, tx: Transaction, news: News, demand: Demand, ready: Sequence[Row]) -> None:
         keys = [None if row[4] is None else (row[3], demand.agent, row[4]) for row in ready]
-        states = {session: await _state(tx, session) for session in set(keys)}
+        states = {session: await _state(tx, session, is_suspected=demand.run_alone) for session in set(keys)}
         replicas = self.board.assign(demand, keys, self._homes)
         claims = [
             _claim(row, demand, replica, states[session], tx.now_us)
@@ -137,11 +141,25 @@ class Claims:
             self._homes.popitem(last=False)
 
 
-async def _state(tx: Transaction, session: SessionKey | None) -> tuple[bytes | None, int | None]:
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What a session's task begins with."""
+
+    state: bytes | None = None
+    revision: int | None = None
+    is_restored: bool = False
+
+
+async def _state(tx: Transaction, session: SessionKey | None, *, is_suspected: bool) -> _State:
+    """Return a session's state: the last, or for a task that kills its replicas the last that is known to be good."""
     if session is None:
-        return None, None
-    ((state, revision),) = await tx.fetch(_SESSION_STATE, session)
-    return state, revision
+        return _State()
+    if is_suspected:
+        ((state, revision),) = await tx.fetch(_GOOD_STATE, session)
+        if state is not None:
+            return _State(state, revision, is_restored=True)
+    ((state, revision),) = await tx.fetch(_LAST_STATE, session)
+    return _State(state, revision)
 
 
 def _first_claim(item: NewTask, placing: Placing, now_us: int) -> Claim:
@@ -170,12 +188,9 @@ def _first_claim(item: NewTask, placing: Placing, now_us: int) -> Claim:
     )
 
 
-def _claim(
-    row: Row, demand: Demand, replica: str, session_state: tuple[bytes | None, int | None], now_us: int
-) -> Claim:
-    _, id, epoch, tenant, session, input_, metadata, charged, *policy, deadline_at, submitted_by, depth = row
+def _claim(row: Row, demand: Demand, replica: str, begin: _State, now_us: int) -> Claim:
+    _, id, epoch, tenant, session, input_, metadata, charged, *policy, deadline_at, submitted_by, depth, kills = row
     max_attempts, on_replica_loss, retry_backoff_us, run_timeout_us = policy
-    state, state_revision = session_state
     return Claim(
         id=id,
         epoch=epoch + 1,
@@ -195,6 +210,9 @@ def _claim(
         claimed_at=now_us,
         submitted_by=submitted_by,
         depth=depth,
-        state=state,
-        state_revision=state_revision,
+        kills=kills,
+        is_alone=demand.run_alone,
+        state=begin.state,
+        state_revision=begin.revision,
+        is_restored=begin.is_restored,
     )

@@ -15,6 +15,9 @@ IS_OPEN = "finished_at is null"
 
 SessionKey = tuple[str, str, str]  # tenant, agent, name
 
+# As the partial index has it, to the letter; the number is `core.tasks.SUSPECT_KILLS`.
+IS_SUSPECT = "kills >= 2"
+
 
 class NewTask(msgspec.Struct, frozen=True):
     """A task to accept."""
@@ -72,8 +75,11 @@ class Claim(msgspec.Struct, frozen=True):
     claimed_at: int
     submitted_by: str
     depth: int = 0
+    kills: int = 0  # replicas that died while it ran
+    is_alone: bool = False  # it has a replica for itself
     state: bytes | None = None
     state_revision: int | None = None
+    is_restored: bool = False  # the state is the last that is known to be good, not the last
 
 
 class Finish(msgspec.Struct, frozen=True):
@@ -85,10 +91,12 @@ class Finish(msgspec.Struct, frozen=True):
     reason: str
     replica: str
     refund: int = 0
+    kills: int = 0  # 1: its replica died of it, perhaps
     due_at: int | None = None
     output: bytes | None = None
     error: bytes | None = None
     session_state: bytes | None = None
+    is_restored: bool = False
     revision: int | None = None
     input_tokens: int = 0
     output_tokens: int = 0
@@ -163,6 +171,7 @@ class Task(msgspec.Struct, frozen=True):
     event_seq: int
     attempts_charged: int
     max_attempts: int
+    kills: int
     revision: int | None
     replica: str | None
     claimed_at: int | None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from greenroom import clock as clocks
 from greenroom import errors
-from greenroom.store import agents, database, directory, news, principals, sessions, tasks, transitions
+from greenroom.store import agents, database, directory, news, principals, recovery, sessions, tasks, transitions
 from greenroom.store.claims import Claims
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
@@ -30,6 +30,7 @@ class Store:
                 sessions.remove,
                 *agents.ORDER,
                 *principals.ORDER,
+                *recovery.ORDER,
             ),
             last=self._conclude,
             settle=self._settle,
@@ -38,6 +39,7 @@ class Store:
         self.tasks = tasks.Tasks(db, self.commits, submit=self.claims.submit)
         self.sessions = sessions.Sessions(db, self.commits)
         self.agents = agents.Agents(db, self.commits)
+        self.recovery = recovery.Recovery(db, self.commits)
         self.directory = directory.Directory(self.agents)
         self.principals = principals.Principals(db, self.commits)
 

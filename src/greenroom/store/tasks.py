@@ -47,6 +47,8 @@ _PAUSES = {"waiting": b'{"state":"waiting",', "resumed": b'{"state":"running"}'}
 _IS_UNSUCCESSFUL = "finished_at is not null and state <> 'succeeded'"  # as the partial index has it, to the letter
 _OPEN_COUNTS = f"select agent, state, count(*) from task where {rows.IS_OPEN} group by agent, state"
 _QUEUED = f"select count(*) from task where state = 'queued' and {rows.IS_OPEN}"
+_SUSPECTS = f"""
+select distinct agent from task where state = 'queued' and {rows.IS_SUSPECT} and due_at is null and not blocked"""
 _END_COUNTS = "select agent, state, tasks from ended_count where tenant = :tenant"
 
 
@@ -171,6 +173,10 @@ class Tasks:
         """Return the moves of *task*, oldest first; of more than 500, the latest that begin or end an attempt."""
         stored = [StoredEvent(*row) for row in await self._db.lookup(_STATE_EVENTS, {"id": task.id} | _PAUSES)]
         return _merged(rows.moves(task), stored)
+
+    async def suspected(self) -> frozenset[str]:
+        """Return the agents that have tasks which are due and are to run alone."""
+        return frozenset(row[0] for row in await self._db.lookup(_SUSPECTS, {}))
 
     async def queued_count(self) -> int:
         ((count,),) = await self._db.read(_QUEUED, {})

@@ -55,8 +55,11 @@ update task set state = :state, output = :output, error = :error, due_at = :due_
     output_tokens = output_tokens + :output_tokens, owner = null, lease_until = null, event_seq = event_seq + 1
 where seq = :seq and epoch = :epoch and state in ('running', 'waiting')"""
 
+# What a task that succeeded was started with is known to be good: the state until now, or the one it had restored.
 _SAVE_SESSION = """
-update session set state = :state, revision = :revision, tasks = tasks + 1, updated_at = :now
+update session set state = :state, revision = :revision, tasks = tasks + 1, updated_at = :now,
+    good_state = case when :restored then good_state else state end,
+    good_revision = case when :restored then good_revision else revision end
 where tenant = :tenant and agent = :agent and id = :session"""
 
 
@@ -98,7 +101,7 @@ async def _note_end(tx: Transaction, news: News, item: Finish, row: Row) -> None
     if session is not None:
         if item.session_state is not None and item.state == "succeeded":
             key = {"tenant": tenant, "agent": agent, "session": session, "now": tx.now_us}
-            saved = {"state": item.session_state, "revision": item.revision}
+            saved = {"state": item.session_state, "revision": item.revision, "restored": item.is_restored}
             await tx.execute_many(_SAVE_SESSION, [key | saved])
         await _unblock(tx, news, {(tenant, agent, session)})
     if item.state != "succeeded" or item.epoch > 1:
@@ -122,7 +125,8 @@ def _ended(row: Row, item: Finish, now_us: int) -> Task:
     )
 
 
-_UNCLAIM = "update task set replica = null, claimed_at = null, claim_seq = null where id = :id"
+_UNCLAIM = """
+update task set replica = null, claimed_at = null, claim_seq = null, kills = kills + :kills where id = :id"""
 
 
 async def _note_requeue(tx: Transaction, news: News, task: Task, item: Finish) -> None:
@@ -134,8 +138,10 @@ async def _note_requeue(tx: Transaction, news: News, task: Task, item: Finish) -
     if task.claim_seq is not None and task.claimed_at is not None:
         events.append(_event(task.id, task.claim_seq, task.epoch, task.claimed_at, _encode(rows.begin(task))))
     await tx.execute_many(_INSERT_EVENT, events)
-    await tx.execute_many(_UNCLAIM, [{"id": task.id}])
+    await tx.execute_many(_UNCLAIM, [{"id": task.id, "kills": item.kills}])
     news.changed.add(task.id)
+    if task.kills + item.kills >= tasks.SUSPECT_KILLS:
+        news.suspects.add(task.agent)
     if item.due_at is None:
         news.ready.add(task.agent)
     else:

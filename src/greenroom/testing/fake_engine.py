@@ -33,6 +33,7 @@ class FakeEngine:
         self.refusal = ""
         self.replicas: dict[str, FakeReplica] = {}  # those that live, in the order of their start
         self.started: list[FakeReplica] = []
+        self.starts = 0  # also those that were refused
         self.killed: dict[str, str] = {}  # and why
         self.is_closed = False
         self._listeners: list[contract.Listener] = []
@@ -43,6 +44,7 @@ class FakeEngine:
         self._listeners.append(listener)
 
     async def start(self, replica: str, revision: contract.Revision) -> None:
+        self.starts += 1
         if self.refusal:
             raise errors.AgentInvalid(self.refusal)
         self.replicas[replica] = FakeReplica(replica, revision)

@@ -14,7 +14,9 @@ import msgspec
 import pytest
 
 from greenroom import errors
-from greenroom.store import agents, transitions
+from greenroom.core import tasks
+from greenroom.store import agents, recovery, transitions
+from greenroom.store.recovery import NewFailure, Noted, Raised, Recovered, Resolved
 from greenroom.store.rows import Accepted, Call, Cancel, Claim, Event, Finish, Lease, NewTask, StoredEvent
 from greenroom.store.store import Store
 from greenroom.testing.databases import Scratch
@@ -873,6 +875,109 @@ class StoreContract:
         assert [replica.node for replica in await rows.replicas()] == ["three", "two"]
         await rows.close_nodes(only="two")
         assert [replica.node for replica in await rows.replicas()] == ["two"]
+
+    # --- what kills replicas, and what supervision remembers
+
+    async def test_a_task_that_two_replicas_died_of_is_claimed_to_run_alone_only(self, node: Node) -> None:
+        suspect, other = await node.submit(), await node.submit()
+        for _ in range(tasks.SUSPECT_KILLS):
+            assert await node.finish(await node.claim_one(), "queued", kills=1)
+        assert [claim.id for claim in await node.claim(slots=5)] == [other]
+        assert await node.store.tasks.suspected() == {AGENT}
+        node.store.board.open("alone", agent=AGENT, revision=1, slots=1, for_suspects=True)
+        await node.flush()
+        claim = node.claims[-1]
+        assert (claim.id, claim.replica, claim.is_alone, claim.kills) == (suspect, "alone", True, 2)
+        assert await node.store.tasks.suspected() == frozenset()
+
+    async def test_a_suspect_begins_with_the_last_state_that_is_known_to_be_good(self, node: Node) -> None:
+        for state in (b'"first"', b'"second"'):
+            await node.submit(session="s")
+            claim = await node.claim_one()
+            assert await node.finish(claim, session_state=state, revision=claim.revision)
+        await node.submit(session="s")
+        for _ in range(tasks.SUSPECT_KILLS):
+            claim = await node.claim_one()
+            assert (claim.state, claim.is_restored) == (b'"second"', False)
+            assert await node.finish(claim, "queued", kills=1)
+        node.store.board.open("alone", agent=AGENT, revision=1, slots=1, for_suspects=True)
+        await node.flush()
+        claim = node.claims[-1]
+        assert (claim.state, claim.state_revision, claim.is_restored) == (b'"first"', 1, True)
+        assert await node.finish(claim, session_state=b'"third"', is_restored=True)
+        ((state, good),) = await node.raw("select state, good_state from session")
+        assert (state, good) == (b'"third"', b'"first"')
+
+    async def test_failures_are_kept_for_each_agent_up_to_a_bound(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(recovery, "KEEP_FAILURES", 3)
+        store = node.store.recovery
+        for number in range(5):
+            for agent in ("a", "b"):
+                failure = NewFailure(f"{agent}-{number}", agent, 1, "node-1", "crashed", "x" * 9_999, "restart")
+                await store.note(Noted(agent, b"{}", (failure,)))
+        found = await store.failures(agent="a")
+        assert [row.replica for row in found] == ["a-4", "a-3", "a-2"]
+        assert {len(row.reason) for row in found} == {recovery.MAX_REASON}
+        assert [row.replica for row in await store.failures(before_seq=found[0].seq, limit=2)] == ["b-3", "a-3"]
+        await store.note(Noted("a", b"{}", recovered=(Recovered("a-3", "a-9"),)))
+        assert [row.recovered_by for row in await store.failures(agent="a")] == [None, "a-9", None]
+        still_open = [row.replica for row in await store.open_failures(after_us=0)]
+        assert still_open == ["a-2", "b-2", "b-3", "a-4", "b-4"]
+
+    async def test_an_alert_that_is_raised_again_is_the_same_one_until_it_is_resolved(self, node: Node) -> None:
+        store, raised = node.store.recovery, Raised("agent-a", "recurring", "a", "warning", "why")
+        await store.note(Noted("a", b"{}", alert=raised))
+        (first,) = await store.alerts()
+        await store.acknowledge("agent-a", by="ann")
+        await store.note(Noted("a", b"{}", alert=msgspec.structs.replace(raised, kind="quarantined", reason="worse")))
+        (alert,) = await store.alerts()
+        assert (alert.state, alert.kind, alert.count, alert.reason) == ("firing", "quarantined", 2, "worse")
+        assert (alert.first_at, alert.acknowledged_by) == (first.first_at, "ann")
+        await store.note(Noted("a", b"{}", alert=Resolved("agent-a")))
+        assert [alert.state for alert in await store.alerts()] == ["resolved"]
+        await store.note(Noted("a", b"{}", alert=raised))
+        (alert,) = await store.alerts()
+        assert (alert.state, alert.count, alert.acknowledged_by) == ("firing", 1, None)
+        with pytest.raises(errors.NotFound):
+            await store.acknowledge("unknown", by="ann")
+
+    async def test_a_record_is_kept_until_its_agent_is_gone(self, node: Node) -> None:
+        store = node.store.recovery
+        await store.note(Noted("a", b'{"rung":null}'))
+        assert [record for record, _ in (await store.records()).values()] == [b'{"rung":null}']
+        await store.note(Noted("a", None))
+        assert await store.records() == {}
+
+    async def test_an_agent_goes_back_to_a_revision_that_has_proved_itself_unless_it_has_changed(
+        self, node: Node
+    ) -> None:
+        rows = node.store.agents
+        for digest in ("one", "two", "three"):
+            await rows.deploy("a", digest=digest, spec=digest.encode(), replicas=1)
+        assert await rows.fallback("a", 3) is None
+        await node.store.recovery.note(Noted("a", b"{}", proven=1))
+        assert await rows.fallback("a", 3) == 1
+        (agent,) = await rows.list()
+        assert not await rows.roll_back("a", generation=agent.generation - 1, to=1)
+        assert await rows.roll_back("a", generation=agent.generation, to=1)
+        (back,) = await rows.list()
+        assert (back.revision, back.spec, back.generation) == (1, b"one", agent.generation + 1)
+        await node.store.recovery.note(Noted("a", b"{}", proven=3))
+        assert await rows.fallback("a", 3) is None
+
+    async def test_a_node_that_starts_leaves_what_was_deployed_as_it_is(self, node: Node) -> None:
+        rows = node.store.agents
+        for digest in ("one", "two"):
+            await rows.deploy("a", digest=digest, spec=b"spec", replicas=1)
+        (agent,) = await rows.list()
+        assert await rows.roll_back("a", generation=agent.generation, to=1)
+        assert await rows.deploy("a", digest="two", spec=b"spec", replicas=1, judged_anew=False) == 1
+        (same,) = await rows.list()
+        assert (same.revision, same.generation) == (1, agent.generation + 1)
+        assert await rows.deploy("a", digest="two", spec=b"spec", replicas=1) == 2
+        assert await rows.deploy("a", digest="three", spec=b"spec", replicas=1, judged_anew=False) == 3
 
     async def test_migrating_again_changes_nothing(self, node: Node) -> None:
         id = await node.submit()

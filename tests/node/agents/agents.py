@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import hashlib
 import os
 import signal
@@ -145,6 +146,8 @@ async def stubborn(input: dict[str, Any], context: Context) -> Any:
             os.kill(os.getpid(), signal.SIGSTOP)
         case "exit":
             os._exit(7)
+        case "segfault":
+            ctypes.string_at(0)
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "eat":

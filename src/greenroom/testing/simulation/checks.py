@@ -49,6 +49,8 @@ class Row(Protocol):
     @property
     def charged(self) -> int: ...
     @property
+    def kills(self) -> int: ...
+    @property
     def max_attempts(self) -> int: ...
     @property
     def output(self) -> bytes | None: ...
@@ -63,6 +65,7 @@ class Seen:
     state: str
     epoch: int
     charged: int
+    kills: int
     output: bytes | None
 
     @property
@@ -108,8 +111,9 @@ class Checks:
         self._cancelled: set[str] = set()
         self._keys: dict[str, str] = {}
         self._sessions: defaultdict[tuple[str, str], dict[str, Seen]] = defaultdict(dict)
-        self._chains: dict[tuple[str, str], str] = {}
+        self._chains: dict[tuple[str, str], tuple[str, str]] = {}  # the last state, and what its task began with
         self._begun: set[tuple[str, int]] = set()
+        self._sharing: set[tuple[str, int]] = set()  # attempts that had neighbours
         self._spared: set[tuple[str, int]] = set()
         self._running: defaultdict[tuple[str, str], set[tuple[str, int]]] = defaultdict(set)
         self._early_deaths: defaultdict[tuple[str, str], deque[float]] = defaultdict(deque)
@@ -140,6 +144,7 @@ class Checks:
             self._judge(before, row)
             has_ended = row.state == "succeeded" != before.state
             before.state, before.epoch, before.charged, before.output = row.state, row.epoch, row.charged, row.output
+            before.kills = row.kills
             if row.session is not None:
                 if has_ended:
                     self._link(row)
@@ -149,7 +154,7 @@ class Checks:
             self._judge_turn(session, seen)
 
     def _meet(self, row: Row) -> Seen:
-        seen = self.tasks[row.id] = Seen(row.id, row.seq, "queued", 0, 0, None)
+        seen = self.tasks[row.id] = Seen(row.id, row.seq, "queued", 0, 0, 0, None)
         if row.session is not None:
             self._sessions[row.agent, row.session][row.id] = seen
         if row.key is not None and self._keys.setdefault(row.key, row.id) != row.id:
@@ -183,10 +188,11 @@ class Checks:
         assert row.output is not None
         assert row.session is not None
         result, key = agents.read(row.output), (row.agent, row.session)
-        expected = self._chains.get(key, "-")
-        if result.seen != expected:
-            raise Violation("I16", f"{row.id} saw the state {result.seen} of its session, where {expected} was stored")
-        self._chains[key] = result.saved
+        last, good = self._chains.get(key, ("-", "-"))
+        is_restored = row.kills >= tasks.SUSPECT_KILLS and result.seen == good != last
+        if result.seen != last and not is_restored:
+            raise Violation("I16", f"{row.id} saw the state {result.seen} of its session, where {last} was stored")
+        self._chains[key] = result.saved, good if is_restored else last
 
     def _judge_turn(self, session: tuple[str, str], seen: Seen) -> None:
         for other in self._sessions[session].values():
@@ -198,9 +204,21 @@ class Checks:
 
     # --- attempts, as replicas run them
 
-    def began(self, task: str, epoch: int, *, agent: str, session: str | None) -> None:
-        """A replica has begun an attempt: no other one of its session may run that is not fenced."""
+    def began(
+        self, task: str, epoch: int, *, agent: str, session: str | None, neighbours: Sequence[tuple[str, int]]
+    ) -> None:
+        """A replica that runs *neighbours* has begun an attempt: no other one of its session may run that is not
+        fenced, and nothing beside what has killed replicas.
+        """
         self._begun.add((task, epoch))
+        if neighbours:
+            self._sharing.update(neighbours, [(task, epoch)])
+            # One that waits for a sub-task does nothing meanwhile.
+            together = [self.tasks[each[0]] for each in (*neighbours, (task, epoch)) if self._is_leased(each)]
+            busy = [seen for seen in together if seen.state == "running"]
+            if len(busy) > 1 and any(seen.kills >= tasks.SUSPECT_KILLS for seen in busy):
+                names = " and ".join(seen.id for seen in busy)
+                raise Violation("I22", f"{names} share a replica, and one of them has killed others")
         if session is None:
             return
         running = self._running[agent, session]
@@ -240,12 +258,22 @@ class Checks:
         """The agent was deployed or scaled, had a success, or its node was started."""
         self._early_deaths.pop((node, agent), None)
 
+    def forget_deaths(self, node: str, *, since_s: float) -> None:
+        """The node was killed, and what its host had not written yet is not known any more."""
+        for (name, _), deaths in self._early_deaths.items():
+            while name == node and deaths and deaths[-1] >= since_s:
+                deaths.pop()
+
     @staticmethod
-    def given_up(agent: str, deaths_s: Sequence[float], *, now_s: float) -> None:
-        """An agent is not started any more; *deaths_s* are those of all its replicas on this node."""
-        recent = sum(at_s > now_s - recovery.PERIOD_S for at_s in deaths_s)
-        if recent < recovery.INTENSITY:
-            raise Violation("I21", f"{agent} was given up after {recent} deaths in a minute")
+    def given_up(agent: str, deaths: int) -> None:
+        """An agent is not started any more, after so many *deaths* since it was judged anew."""
+        if deaths < recovery.INTENSITY:
+            raise Violation("I21", f"{agent} was given up after {deaths} deaths")
+
+    def quarantined(self, task: str, *, is_poison: bool) -> None:
+        """A task was ended for what it did to its replicas."""
+        if not is_poison:
+            raise Violation("I22", f"{task} is innocent, and was taken for poison")
 
     @staticmethod
     def planned(wanted: plans.Wanted, seen: Sequence[plans.Seen], actions: Sequence[plans.Action]) -> None:
@@ -286,7 +314,8 @@ class Checks:
             has_failed = seen.state == "failed" and end.epoch == seen.epoch  # on_replica_loss is "fail"
             if end.reason in UNCHARGED and end.is_refunded is False and not has_failed:
                 raise Violation("I6", f"{seen.id}#{end.epoch} was {end.reason}, and is charged")
-            if end.is_refunded and end.reason not in UNCHARGED | {"fenced"}:
+            was_shared = end.reason == "replica_lost" and (seen.id, end.epoch) in self._sharing
+            if end.is_refunded and end.reason not in UNCHARGED | {"fenced"} and not was_shared:
                 raise Violation("I6", f"{seen.id}#{end.epoch} ended with {end.reason}, and was given back")
             if end.reason == "fenced" and end.is_refunded and (seen.id, end.epoch) in self._begun:
                 raise Violation("I6", f"{seen.id}#{end.epoch} was given back as if nobody had run it")

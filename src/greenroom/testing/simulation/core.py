@@ -11,12 +11,12 @@ import functools
 import heapq
 import itertools
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from greenroom.core import tasks
+from greenroom.core import recovery, tasks
 from greenroom.testing.simulation import checks, nodes, table
 from greenroom.testing.simulation.checks import Checks, Violation
 from greenroom.testing.simulation.faults import Fault
@@ -65,6 +65,13 @@ class Agent:
     is_crashing: bool = False  # its replicas die before they are ready
     revision: int = 1
     generation: int = 1
+    latest: int = 1
+    proven: set[int] = field(default_factory=set)  # revisions that have succeeded with a task
+
+    def deploy(self) -> None:
+        self.latest += 1
+        self.revision = self.latest
+        self.generation += 1
 
 
 @dataclass(slots=True)
@@ -113,6 +120,8 @@ class World:
         self.agents: dict[str, Agent] = {}
         self.nodes: dict[str, Node] = {}
         self.queued: Counter[str] = Counter()  # by agent
+        self.records: defaultdict[str, dict[str, recovery.Record]] = defaultdict(dict)  # by node and agent
+        self.deaths: Counter[tuple[str, str]] = Counter()  # by node and agent, since it was judged anew
         self._trace: list[str] | None = [] if is_traced else None
         self._heap: list[tuple[float, int, Node | None, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -229,6 +238,11 @@ class World:
         before = self.checks.tasks.get(row.id)
         self.queued[row.agent] += (row.state == "queued") - (before is not None and before.state == "queued")
         self.checks.saw((row,))
+        if row.state == "succeeded":
+            agent = self.agents[row.agent]
+            agent.proven.add(agent.revision)
+        if row.error == "poison":
+            self.checks.quarantined(row.id, is_poison=self.jobs[row.id].is_poison)
         if row.state in ("cancelled", "expired", "failed") and row.epoch and row.owner is None:
             for node in self.nodes.values():
                 self.at_node(node, 0.01, functools.partial(node.stop_task, row.id))
@@ -478,8 +492,7 @@ class World:
         del node
         agent = self.rng.choice(list(self.agents.values()))
         self.inject(Fault.DEPLOY, agent.name)
-        agent.revision += 1
-        agent.generation += 1
+        agent.deploy()
         return True
 
     def _scale(self, node: Node) -> bool:
@@ -489,6 +502,25 @@ class World:
         agent.generation += 1
         self.inject(Fault.SCALE, f"{agent.name} to {agent.replicas}")
         return True
+
+    def proven_before(self, agent: Agent) -> int | None:
+        """Return the revision that the agent can go back to."""
+        before = [number for number in agent.proven if number < agent.revision]
+        return max(before, default=None) if agent.revision not in agent.proven else None
+
+    def roll_back(self, agent: Agent, *, generation: int, to: int) -> None:
+        """Serve *to* again, if the agent is still what it was at *generation*."""
+        if agent.generation == generation:
+            self.note("%s is rolled back to revision %d", agent.name, to)
+            agent.revision = to
+            agent.generation += 1
+
+    def is_suspected(self, agent: str) -> bool:
+        """Whether tasks of *agent* wait that have to run alone."""
+        return self.queued[agent] > 0 and any(
+            row.state == "queued" and row.agent == agent and row.kills >= tasks.SUSPECT_KILLS and row.due_at is None
+            for row in self.table.rows.values()
+        )
 
     def rescue(self, *, not_owner: str | None = None, spared: str | None = None) -> int:
         """Take back what dead nodes held, and see that it was theirs."""
@@ -512,9 +544,8 @@ class World:
         self.note("calm")
         self._calm_since_s = self.now
         for agent in self.agents.values():
-            agent.revision += agent.is_crashing
-            agent.generation += 1
             agent.is_crashing = False
+            agent.deploy()
         self._look()
 
     def _look(self) -> None:

@@ -67,10 +67,13 @@ FAULTS_S = 30.0
 CALM_S = 150.0
 STORE_FAULTS = 0.025  # of each of two kinds, of the transactions
 CALLER_TIMEOUT_S = 5.0
+UNWRITTEN_S = 6.0  # what a host has noted, and weather has kept it from writing
 GRACE_S = 3.0  # of a node that leaves in order
 
-_COLUMNS = "id, seq, agent, session, idempotency_key, parent, state, epoch, attempts_charged, max_attempts, output"
-_ROWS = f"select {_COLUMNS} from task order by seq"
+_ROWS = """
+select id, seq, agent, session, idempotency_key, parent, state, epoch, attempts_charged, kills, max_attempts, output,
+    error
+from task order by seq"""
 _node: contextvars.ContextVar[set[asyncio.Task[Any]] | None] = contextvars.ContextVar("node", default=None)
 
 
@@ -86,8 +89,10 @@ class SeenRow(msgspec.Struct, frozen=True):
     state: str
     epoch: int
     charged: int
+    kills: int
     max_attempts: int
     output: bytes | None
+    error: bytes | None
 
 
 class _WatchedDatabase(fakes.FaultyDatabase):
@@ -133,7 +138,7 @@ class Incarnation:
         await self.store.tasks.rescue(not_owner=self.id)
         await self.store.agents.close_nodes(only=self.id)
         for agent in self._world.agents.values():
-            await self._world.deploy(self, agent)
+            await self._world.deploy(self, agent, judged_anew=False)
         self.is_up = True
         self._world.note("%s is up", self.id)
         async with asyncio.TaskGroup() as group:
@@ -185,7 +190,8 @@ class World:
         self.node: Incarnation | None = None
         self._incarnations = itertools.count(1)
         self._rows: dict[str, SeenRow] = {}
-        self._sessions: dict[str, tuple[str, str | None]] = {}
+        self._generations: dict[str, int] = {}
+        self._poison: set[str] = set()
         self._broken: BaseException | None = None
         self._calm_since_s: float | None = None
         self._back_s = 0.0
@@ -196,12 +202,10 @@ class World:
             note=self.note,
             is_calm=lambda: self._calm_since_s is not None,
             is_crashing=lambda agent: self.agents[agent].is_crashing,
-            began=lambda entry: self._judge(lambda: self.checks.began(*self._attempt(entry), **self._place(entry))),
+            began=self._note_begin,
             stopped=lambda entry: self.checks.stopped(*self._attempt(entry), **self._place(entry)),
             spared=lambda entry: self.checks.spared(*self._attempt(entry)),
-            started=lambda revision: self._judge(
-                lambda: self.checks.started("node", revision.agent, now_s=self._loop.now_s)
-            ),
+            started=self._note_start,
             died_early=self._note_early_death,
             succeeded=lambda revision: self.checks.judged_anew("node", revision.agent),
         )
@@ -264,6 +268,8 @@ class World:
                 self._rows[row.id] = row
                 changed.append(row)
                 self.note("  %s is %s (epoch %d, %d charged)", row.id, row.state, row.epoch, row.charged)
+                if row.error is not None and msgspec.json.decode(row.error)["type"] == "poison":
+                    self._judge(functools.partial(self.checks.quarantined, row.id, is_poison=row.id in self._poison))
         self.moves += len(changed)
         self._judge(lambda: self.checks.saw(changed))
 
@@ -277,6 +283,19 @@ class World:
         actions = plan(wanted, seen)
         self._judge(lambda: self.checks.planned(wanted, seen, actions))
         return actions
+
+    def _note_begin(self, entry: replicas.Entry, neighbours: list[tuple[str, int]]) -> None:
+        place = self._place(entry)
+        self._judge(lambda: self.checks.began(*self._attempt(entry), **place, neighbours=neighbours))
+
+    def _note_start(self, revision: contract.Revision) -> None:
+        """Deployed, scaled or rolled back: its host has judged it anew."""
+        assert self.node is not None
+        generation = self.node.store.directory.get(revision.agent).agent.generation
+        if self._generations.get(revision.agent) != generation:
+            self._generations[revision.agent] = generation
+            self.checks.judged_anew("node", revision.agent)
+        self._judge(lambda: self.checks.started("node", revision.agent, now_s=self._loop.now_s))
 
     def _note_early_death(self, revision: contract.Revision) -> None:
         if self.node is not None and self.node.store.directory.get(revision.agent).agent.revision == revision.number:
@@ -310,9 +329,15 @@ class World:
         if self.node is not None and self.node.tasks:
             await self.node.die()
 
-    async def deploy(self, node: Incarnation, agent: _Agent) -> None:
-        self.checks.judged_anew("node", agent.name)  # the host may be told before this is
-        await node.store.agents.deploy(agent.name, digest=f"d{agent.digest}", spec=agent.spec, replicas=agent.replicas)
+    @staticmethod
+    async def deploy(node: Incarnation, agent: _Agent, *, judged_anew: bool = True) -> None:
+        await node.store.agents.deploy(
+            agent.name,
+            digest=f"d{agent.digest}",
+            spec=agent.spec,
+            replicas=agent.replicas,
+            judged_anew=judged_anew,
+        )
         await node.store.directory.refresh()
         node.host.wakeup.set()
 
@@ -371,6 +396,8 @@ class World:
                 timeout_s=timeout_s,
                 idempotency_key=f"k{number}" if is_keyed else None,
             )
+            if kind == replicas.POISON:
+                self._poison.add(task.id)
             accepted = await self._answer(node.store.tasks.submit(task))
             if accepted is not None:
                 self.note("%s %d was accepted as %s", kind, number, accepted.id)
@@ -418,10 +445,13 @@ class World:
 
     async def _kill_node(self, node: Incarnation) -> None:
         self.inject(Fault.NODE_KILLED, node.id)
+        self.checks.forget_deaths("node", since_s=self._loop.now_s - UNWRITTEN_S)
         await node.die()
 
     async def _drain_node(self, node: Incarnation) -> None:
         self.inject(Fault.NODE_DRAINED, node.id)
+        for agent in self.agents:
+            self.checks.judged_anew("node", agent)  # it is put on probation
         await node.leave()
         await node.die()
 
@@ -466,7 +496,6 @@ class World:
         agent = self._rng.choice(list(self.agents.values()))
         agent.replicas = self._rng.randint(1, 3)
         self.inject(Fault.SCALE, f"{agent.name} to {agent.replicas}")
-        self.checks.judged_anew("node", agent.name)
         await self._answer(node.store.agents.scale(agent.name, agent.replicas))
 
     # --- in the end

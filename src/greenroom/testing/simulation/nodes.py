@@ -52,6 +52,8 @@ class Replica:
     started_s: float
     state: str = "starting"
     attempts: list[Attempt] = field(default_factory=list)
+    for_suspects: bool = False  # one by one
+    ready_at_s: float | None = None
     has_succeeded: bool = False
     is_hung: bool = False
     drain_until_s: float | None = None
@@ -67,6 +69,7 @@ class Attempt:
     epoch: int
     charged: int
     state: bytes | None
+    is_restored: bool
     replica: Replica
     holds_slot: bool = True
     has_ended: bool = False  # as the store knows; its replica may run it still
@@ -92,6 +95,8 @@ class Finish:
     saves: bytes | None = None
     delay_s: float | None = None
     refund: int = 0
+    kills: int = 0
+    is_restored: bool = False
 
 
 class Node:
@@ -107,10 +112,9 @@ class Node:
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._writing: set[tuple[str, int]] = set()
         self._unwritten: list[Finish] = []
-        self._claiming: Counter[str] = Counter()
+        self._claiming: Counter[tuple[str, bool]] = Counter()
         self._unsettled = set(world.agents)  # agents whose replicas have changed since they were planned
-        self._records: dict[str, tuple[int, recovery.Record]] = {}  # of each agent: its generation first
-        self._deaths_s: dict[str, list[float]] = {}
+        self._records = dict(world.records[name])  # as the last incarnation has written them
         self._renew_at_s = self._rescue_at_s = 0.0
         self._count = 0
         if world.is_alone:  # one file, one node: whatever another incarnation held is free
@@ -136,9 +140,11 @@ class Node:
             self._ask(lambda: world.rescue(spared=self.owner))
         self._ask(world.table.tick)
         for agent in world.agents.values():
-            if agent.name in self._unsettled or self._records[agent.name][0] != agent.generation:
+            if agent.name in self._unsettled or self._records[agent.name].generation != agent.generation:
                 self._reconcile(agent)
+            self._reconcile_alone(agent)
             self.claim(agent.name)
+        world.records[self.name].update(self._records)
         for replica in list(self.replicas):
             self._stop_if_drained(replica)
             self._resume(replica)
@@ -146,8 +152,10 @@ class Node:
             world.gone(self)
 
     def drain(self) -> None:
-        """Take no more, hand back what runs, and leave."""
+        """Take no more, hand back what runs, and leave; whoever starts it again may have mended what was wrong."""
         self.is_leaving = True
+        for name, record in self._records.items():
+            self._records[name] = recovery.on_probation(record)
         for replica in self.replicas:
             self._drain(replica, within_s=GRACE_S)
 
@@ -163,43 +171,57 @@ class Node:
     def claim(self, agent: str) -> None:
         if self.is_leaving or not self._world.queued[agent]:  # what finds nothing needs no run
             return
+        self._claim(agent, is_alone=False)
+        if any(replica.for_suspects for replica in self.replicas):
+            self._claim(agent, is_alone=True)
+
+    def _claim(self, agent: str, *, is_alone: bool) -> None:
         revision = slots = 0
         for replica in self.replicas:
-            if replica.agent == agent and replica.state == "ready" and (free := replica.free) > 0:
-                if replica.revision > revision:
+            if (replica.agent, replica.state, replica.for_suspects) == (agent, "ready", is_alone):
+                free = replica.free
+                if free > 0 and replica.revision > revision:
                     revision, slots = replica.revision, 0
                 slots += free if replica.revision == revision else 0
-        slots -= self._claiming[agent]
+        slots -= self._claiming[agent, is_alone]
         if slots <= 0:
             return
-        self._claiming[agent] += slots
+        self._claiming[agent, is_alone] += slots
 
         def claimed(claims: list[table.Claim]) -> None:
-            self._claiming[agent] -= slots
+            self._claiming[agent, is_alone] -= slots
             for claim in claims:
-                self._begin(claim, agent, revision)
+                self._begin(claim, (agent, revision, is_alone))
 
         def unknown() -> None:
-            self._claiming[agent] -= slots
+            self._claiming[agent, is_alone] -= slots
 
-        self._world.ask(self, lambda: self._world.table.claim(agent, slots, self.owner), claimed, unknown)
+        def claim() -> list[table.Claim]:
+            return self._world.table.claim(agent, slots, self.owner, is_alone=is_alone)
 
-    def _begin(self, claim: table.Claim, agent: str, revision: int) -> None:
+        self._world.ask(self, claim, claimed, unknown)
+
+    def _begin(self, claim: table.Claim, place: tuple[str, int, bool]) -> None:
         world = self._world
         job = world.jobs[claim.id]
         fitting = [
-            r for r in self.replicas if (r.agent, r.revision, r.state) == (agent, revision, "ready") and r.free > 0
+            replica
+            for replica in self.replicas
+            if (replica.agent, replica.revision, replica.for_suspects) == place
+            and replica.state == "ready"
+            and replica.free > 0
         ]
         if not fitting:
             gone = tasks.ReplicaGone(tasks.Reason.DRAINED, "the replica was gone", charged=False, ran=False)
             self._settle(job, claim.epoch, claim.charged, gone)
             return
         replica = min(fitting, key=lambda replica: -replica.free)
-        attempt = Attempt(job, claim.epoch, claim.charged, claim.state, replica)
+        attempt = Attempt(job, claim.epoch, claim.charged, claim.state, claim.is_restored, replica)
+        neighbours = [neighbour.key for neighbour in replica.attempts]
         replica.attempts.append(attempt)
         self._attempts[attempt.key] = attempt
         world.note("%s begins %s on %s", self, attempt, replica.id)
-        world.checks.began(*attempt.key, agent=agent, session=job.session)
+        world.checks.began(*attempt.key, agent=job.agent, session=job.session, neighbours=neighbours)
         self._soon(job.timeout_s, lambda: self._enforce_deadline(attempt))
         world.work(self, attempt)
 
@@ -213,11 +235,21 @@ class Node:
             self._note_success(attempt.replica)
         if not attempt.has_ended:
             result = agents.work(*attempt.key, attempt.state) if isinstance(end, tasks.Succeeded) else None
-            self._settle(attempt.job, attempt.epoch, attempt.charged, end, result)
+            self._settle(attempt.job, attempt.epoch, attempt.charged, end, result, is_restored=attempt.is_restored)
         self._resume(attempt.replica)
         self.claim(attempt.replica.agent)
 
-    def _settle(self, job: Job, epoch: int, charged: int, end: tasks.End, result: agents.Result | None = None) -> None:
+    def _settle(
+        self,
+        job: Job,
+        epoch: int,
+        charged: int,
+        end: tasks.End,
+        result: agents.Result | None = None,
+        *,
+        is_restored: bool = False,
+        is_kill: bool = False,
+    ) -> None:
         now = START + timedelta(seconds=self._world.now + self.clock_offset_s)
         policy = tasks.Policy(job.max_attempts, job.on_loss, job.backoff_s)
         verdict = tasks.settle(end, attempts_charged=charged, policy=policy, now=now, jitter=self._world.rng.random())
@@ -232,6 +264,8 @@ class Node:
                 saves=None if result is None else result.state,
                 delay_s=None if verdict.due_at is None else (verdict.due_at - now).total_seconds(),
                 refund=int(verdict.refund),
+                kills=int(is_kill),
+                is_restored=is_restored,
             )
         )
 
@@ -242,7 +276,8 @@ class Node:
         def store() -> bool:
             is_stored = world.table.finish(
                 finish.id, finish.epoch, finish.state, reason=finish.reason, output=finish.output, error=finish.error,
-                delay_s=finish.delay_s, refund=finish.refund, saves=finish.saves,
+                delay_s=finish.delay_s, refund=finish.refund, kills=finish.kills, saves=finish.saves,
+                is_restored=finish.is_restored,
             )  # fmt: skip
             world.note("%s writes %s#%d %s: %s", self, *key, finish.state, "stored" if is_stored else "fenced")
             if is_stored and finish.state == "queued":
@@ -331,7 +366,8 @@ class Node:
             child = attempt.child
             if child is None or self._world.table.rows[child].state in table.OPEN:
                 continue
-            if not attempt.holds_slot and replica.free - self._claiming[replica.agent] <= 0:
+            claiming = self._claiming[replica.agent, replica.for_suspects]
+            if not attempt.holds_slot and replica.free - claiming <= 0:
                 continue
             attempt.holds_slot = True
             resume = functools.partial(self._world.table.resume, *attempt.key)
@@ -347,6 +383,7 @@ class Node:
     def ready(self, replica: Replica) -> None:
         if replica in self.replicas and replica.state == "starting":
             replica.state = "ready"
+            replica.ready_at_s = self._world.now
             self._unsettled.add(replica.agent)
             self.claim(replica.agent)
 
@@ -360,56 +397,77 @@ class Node:
         self._halt(replica)
         self.replicas.remove(replica)
         self._unsettled.add(replica.agent)
-        for attempt in list(replica.attempts):
+        running = [attempt for attempt in replica.attempts if attempt.holds_slot] or replica.attempts
+        suspects = running if is_charged and reason != "stopped" else []
+        for attempt in replica.attempts:
             del self._attempts[attempt.key]
             if not attempt.has_ended:
-                self._settle(attempt.job, attempt.epoch, attempt.charged, _loss(reason, is_charged=is_charged))
+                is_suspect = attempt in suspects
+                end = _loss(reason, replica, suspects=len(suspects), is_suspect=is_suspect)
+                self._settle(attempt.job, attempt.epoch, attempt.charged, end, is_kill=is_suspect)
         if reason != "stopped" and replica.agent in self._records:
             self._note_death(replica, reason, was_working=was_working)
 
     def _note_death(self, replica: Replica, reason: str, *, was_working: bool) -> None:
-        world, (generation, record) = self._world, self._records[replica.agent]
+        world, record = self._world, self._records[replica.agent]
         agent = world.agents[replica.agent]
         death = recovery.Death(
-            replica.revision,
-            was_ready=replica.state != "starting",
+            revision=replica.revision,
             was_working=was_working,
             has_succeeded=replica.has_succeeded,
             by_itself=reason == "crashed",
             max_attempts=agent.max_attempts,
+            ready_s=None if replica.ready_at_s is None else world.now - replica.ready_at_s,
+            what=reason,
+            for_suspects=replica.for_suspects,
         )
-        self._deaths_s.setdefault(agent.name, []).append(world.now)
+        world.deaths[self.name, agent.name] += 1
         if replica.revision == record.revision and not death.was_ready:
             world.checks.died_early(self.owner, agent.name, now_s=world.now)
         after = recovery.after_death(record, death, now_s=world.now, jitter=world.rng.random())
+        if after.rung is not record.rung:
+            world.note("%s comes to %s with %s", self, after.rung, agent.name)
         if after.is_given_up and not record.is_given_up:
-            world.note("%s gives %s up", self, agent.name)
-            world.checks.given_up(agent.name, self._deaths_s[agent.name], now_s=world.now)
+            world.checks.given_up(agent.name, world.deaths[self.name, agent.name])
         if self._habits.counts_deaths:
-            self._records[replica.agent] = generation, after
+            self._records[replica.agent] = after
 
     def _note_success(self, replica: Replica) -> None:
-        if (known := self._records.get(replica.agent)) is not None:
-            after = recovery.after_success(known[1], replica.revision)
-            if after is not known[1]:
+        if (before := self._records.get(replica.agent)) is not None:
+            after = recovery.after_success(before, replica.revision, started_s=replica.started_s)
+            if after is not before:
                 self._world.checks.judged_anew(self.owner, replica.agent)
-            self._records[replica.agent] = known[0], after
+            self._records[replica.agent] = after
 
     def _reconcile(self, agent: Agent) -> None:
         world = self._world
-        generation, record = self._records.get(agent.name, (0, recovery.Record()))
-        if generation != agent.generation:
-            record = recovery.judged_anew(record, agent.revision)
-            self._records[agent.name] = agent.generation, record
-            self._deaths_s.pop(agent.name, None)
+        record = self._records.get(agent.name, recovery.Record())
+        if record.generation != agent.generation:
+            fallback = world.proven_before(agent)
+            record = recovery.judged_anew(record, agent.revision, generation=agent.generation, fallback=fallback)
+            self._records[agent.name] = record
+            world.deaths[self.name, agent.name] = 0
             world.checks.judged_anew(self.owner, agent.name)
-        may_start = not self.is_leaving and not record.is_given_up and world.now >= record.start_not_before_s
-        mine = [replica for replica in self.replicas if replica.agent == agent.name]
-        wanted = plans.Wanted(agent.name, agent.revision, agent.replicas, may_start)
+        if record.rung is recovery.Rung.ROLL_BACK:
+            assert record.fallback is not None
+            world.roll_back(agent, generation=record.generation, to=record.fallback)
+            return
+        mine = [replica for replica in self.replicas if replica.agent == agent.name and not replica.for_suspects]
+        wanted = plans.Wanted(agent.name, agent.revision, agent.replicas, self._may_start(record))
         self._unsettled.discard(agent.name)
-        if not may_start and not self.is_leaving:
+        if not wanted.may_start and not self.is_leaving:
             self._unsettled.add(agent.name)  # until it may
-        seen = [plans.Seen(r.id, r.revision, r.state == "ready", r.state == "draining") for r in mine]
+        moved_at_s = record.moved_at_s
+        seen = [
+            plans.Seen(
+                replica.id,
+                replica.revision,
+                replica.state == "ready",
+                replica.state == "draining",
+                is_moving=moved_at_s is not None and replica.started_s < moved_at_s,
+            )
+            for replica in mine
+        ]
         actions = plans.plan(wanted, seen)
         if not self._habits.plans_with_care:
             actions += [plans.DrainReplica(each.id) for each in seen if each.revision != agent.revision]
@@ -418,15 +476,31 @@ class Node:
             match action:
                 case plans.StartReplica():
                     self._start(agent)
-                case plans.DrainReplica(id):
-                    self._drain(next(replica for replica in mine if replica.id == id), within_s=agent.timeout_s)
+                case plans.DrainReplica(id, hands_over):
+                    moving = next(replica for replica in mine if replica.id == id)
+                    self._drain(moving, within_s=0.0 if hands_over else agent.timeout_s)
+        ready = sum(replica.state == "ready" and replica.revision == agent.revision for replica in mine)
+        if ready >= agent.replicas:
+            self._records[agent.name] = recovery.after_settling(record)
 
-    def _start(self, agent: Agent) -> None:
+    def _reconcile_alone(self, agent: Agent) -> None:
+        """Have one more replica while tasks have to run alone."""
+        is_suspected = self._world.is_suspected(agent.name)
+        alone = [replica for replica in self.replicas if replica.agent == agent.name and replica.for_suspects]
+        for replica in alone:
+            if not is_suspected or replica.revision != agent.revision:
+                self._drain(replica, within_s=agent.timeout_s)
+        if is_suspected and not alone and self._may_start(self._records[agent.name]):
+            self._start(agent, for_suspects=True)
+
+    def _may_start(self, record: recovery.Record) -> bool:
+        return not self.is_leaving and not record.is_halted and self._world.now >= record.start_not_before_s
+
+    def _start(self, agent: Agent, *, for_suspects: bool = False) -> None:
         world = self._world
         self._count += 1
-        replica = Replica(
-            f"{agent.name}-{self.owner}-{self._count}", agent.name, agent.revision, agent.slots, world.now
-        )
+        name, slots = f"{agent.name}-{self.owner}-{self._count}", 1 if for_suspects else agent.slots
+        replica = Replica(name, agent.name, agent.revision, slots, world.now, for_suspects=for_suspects)
         self.replicas.append(replica)
         world.checks.started(self.owner, agent.name, now_s=world.now)
         world.note("%s starts %s", self, replica.id)
@@ -454,9 +528,10 @@ class Node:
         self._world.ask(self, act, then)
 
 
-def _loss(reason: str, *, is_charged: bool) -> tasks.ReplicaGone:
+def _loss(reason: str, replica: Replica, *, suspects: int, is_suspect: bool) -> tasks.ReplicaGone:
     if reason == "stopped":
         return tasks.ReplicaGone(tasks.Reason.DRAINED, charged=False)
-    if not is_charged:
+    if not is_suspect:
         return tasks.ReplicaGone(tasks.Reason.NEIGHBOUR, charged=False)
-    return tasks.ReplicaGone(tasks.Reason.REPLICA_LOST, reason)
+    is_poison = replica.for_suspects and reason == "crashed"
+    return tasks.ReplicaGone(tasks.Reason.REPLICA_LOST, reason, charged=suspects == 1, is_poison=is_poison)

@@ -35,7 +35,7 @@ class Script:
     note: Callable[..., None]
     is_calm: Callable[[], bool]
     is_crashing: Callable[[str], bool]
-    began: Callable[[Entry], None]
+    began: Callable[[Entry, list[tuple[str, int]]], None]
     stopped: Callable[[Entry], None]
     spared: Callable[[Entry], None]
     started: Callable[[contract.Revision], None]
@@ -134,11 +134,12 @@ class ScriptedEngine(FakeEngine):
             self.ready(replica)
 
     def _work(self, replica: str, invoke: protocol.Invoke) -> None:
+        neighbours = [key for key, other in self.ledger.items() if other.replica == replica and other.ended_s is None]
         entry = self.ledger[invoke.task, invoke.epoch] = Entry(replica, invoke, asyncio.get_running_loop().time())
         rng = self._rng(invoke)
         entry.is_stubborn = rng.random() < 0.1
         self.script.note("  %s begins %s#%d", replica, invoke.task, invoke.epoch)
-        self.script.began(entry)
+        self.script.began(entry, neighbours)
         duration_s = rng.uniform(0.05, 2.0) if self.script.is_calm() or rng.random() < 0.7 else rng.uniform(2.0, 12.0)
         label = _label(invoke)
         if label.startswith(POISON):

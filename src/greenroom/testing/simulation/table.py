@@ -32,6 +32,7 @@ class Guards:
     state_goes_with_result: bool = True
     keys_are_unique: bool = True
     ends_children: bool = True
+    suspects_run_alone: bool = True
 
 
 ALL = Guards()
@@ -55,6 +56,7 @@ class Row:
     state: str = "queued"
     epoch: int = 0
     charged: int = 0
+    kills: int = 0
     owner: str | None = None
     lease_until: float | None = None
     output: bytes | None = None
@@ -63,7 +65,8 @@ class Row:
     ends: list[tuple[int, str, int]] = field(default_factory=list)  # of its attempts: epoch, reason, refund
 
     def visible(self) -> tuple[object, ...]:
-        return (self.id, self.state, self.epoch, self.charged, self.output, self.error, self.parent, tuple(self.events))
+        counted = self.epoch, self.charged, self.kills
+        return self.id, self.state, *counted, self.output, self.error, self.parent, tuple(self.events)
 
     def is_leased(self, epoch: int) -> bool:
         return self.epoch == epoch and self.state in ("running", "waiting")
@@ -75,6 +78,7 @@ class Claim:
     epoch: int
     charged: int
     state: bytes | None  # the session's
+    is_restored: bool = False  # it is the last that is known to be good, not the last
 
 
 class Table:
@@ -85,6 +89,7 @@ class Table:
         self.now = 0.0
         self.rows: dict[str, Row] = {}
         self.sessions: dict[tuple[str, str], tuple[bytes | None, int]] = {}  # (agent, id): state, tasks
+        self.good: dict[tuple[str, str], bytes | None] = {}  # what the last task that succeeded was started with
 
     def visible(self) -> list[tuple[object, ...]]:
         return [row.visible() for row in self.rows.values()]
@@ -106,15 +111,20 @@ class Table:
         self._changed(row)
         return row.id, True, True
 
-    def claim(self, agent: str, slots: int, owner: str) -> list[Claim]:
+    def claim(self, agent: str, slots: int, owner: str, *, is_alone: bool = False) -> list[Claim]:
+        """Claim for replicas whose tasks share them, or for one that runs suspects, one by one."""
         claims: list[Claim] = []
-        ready = [row for row in self.rows.values() if row.state == "queued" and row.agent == agent]
+        ready = [
+            row
+            for row in self.rows.values()
+            if row.state == "queued" and row.agent == agent and self._is_suspect(row) is is_alone
+        ]
         for row in sorted((row for row in ready if self._is_ready(row)), key=lambda row: -row.priority)[:slots]:
             row.epoch += 1
             row.charged += 1
             row.owner, row.lease_until = owner, self.now + LEASE_S
             self._move(row, "running")
-            claims.append(Claim(row.id, row.epoch, row.charged, self._session_state(row)))
+            claims.append(Claim(row.id, row.epoch, row.charged, *self._session_state(row, is_alone=is_alone)))
         return claims
 
     def finish(
@@ -128,17 +138,22 @@ class Table:
         error: str | None = None,
         delay_s: float | None = None,
         refund: int = 0,
+        kills: int = 0,
         saves: bytes | None = None,
+        is_restored: bool = False,
     ) -> bool:
         row = self.rows[id]
         if not row.is_leased(epoch if self._guards.finish_compares_epoch else row.epoch):
             return False
         row.output, row.error = output, error
         row.due_at = None if delay_s is None else self.now + delay_s
+        row.kills += kills if state == "queued" else 0
         self._end(row, state, reason, refund)
         if state == "succeeded" and row.session is not None:
             key = row.agent, row.session
             before, count = self.sessions[key]
+            if not is_restored:
+                self.good[key] = before
             self.sessions[key] = saves if self._guards.state_goes_with_result else before, count + 1
         if state in ("failed", "expired") or (state == "succeeded" and epoch > 1):
             self._cancel_below(row)
@@ -213,6 +228,7 @@ class Table:
     def forget(self, agent: str, session: str) -> str:
         if any(row.state in OPEN for row in self.rows.values() if (row.agent, row.session) == (agent, session)):
             return "conflict"
+        self.good.pop((agent, session), None)
         return "not-found" if self.sessions.pop((agent, session), None) is None else "done"
 
     # --- what they need
@@ -234,8 +250,14 @@ class Table:
         if row.session is not None:
             self.sessions.setdefault((row.agent, row.session), (None, 0))
 
-    def _session_state(self, row: Row) -> bytes | None:
-        return None if row.session is None else self.sessions[row.agent, row.session][0]
+    def _session_state(self, row: Row, *, is_alone: bool) -> tuple[bytes | None, bool]:
+        if row.session is None:
+            return None, False
+        good = self.good.get((row.agent, row.session)) if is_alone else None
+        return (self.sessions[row.agent, row.session][0], False) if good is None else (good, True)
+
+    def _is_suspect(self, row: Row) -> bool:
+        return row.kills >= tasks.SUSPECT_KILLS and self._guards.suspects_run_alone
 
     def _is_ready(self, row: Row) -> bool:
         if row.due_at is not None:

@@ -1,0 +1,282 @@
+"""The guards, what the code is without each, and the tests that have to fail then.
+
+An edit replaces text that is in its file exactly once (`tests/test_mutants.py` sees to that). The tests are those that
+are closest to the guard: that they notice says more than that something somewhere does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """*before* becomes *after* in *file*, a path below ``src/greenroom``."""
+
+    file: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """*without* says what is missing, for people; *tests* are arguments for pytest."""
+
+    without: str
+    edits: tuple[Edit, ...]
+    tests: tuple[str, ...]
+
+
+def _mutant(without: str, file: str, before: str, after: str, *tests: str) -> Mutant:
+    return Mutant(without, (Edit(file, before, after),), tests)
+
+
+CONTRACT, DISPATCHER, HOST = (
+    "tests/store/test_contract.py",
+    "tests/control/test_dispatcher.py",
+    "tests/control/test_host.py",
+)
+TRANSITIONS = "store/transitions.py"
+
+CATALOGUE = (
+    # --- fences, leases and ends
+    Mutant(
+        "the epoch in the statement that ends an attempt",
+        (
+            Edit(
+                TRANSITIONS,
+                "where id = :id and epoch = :epoch and state in ('running', 'waiting') for update\"\"\"\n# What",
+                "where id = :id and epoch >= :epoch and state in ('running', 'waiting') for update\"\"\"\n# What",
+            ),
+            Edit(
+                TRANSITIONS,
+                "leased = {(row[_ID], row[_EPOCH]): row for row in found}",
+                "leased = {(row[_ID], item.epoch): row for row, item in zip(found, items, strict=False)}",
+            ),
+            Edit(
+                TRANSITIONS,
+                "where seq = :seq and epoch = :epoch and state in",
+                "where seq = :seq and epoch >= :epoch and state in",
+            ),
+        ),
+        (CONTRACT,),
+    ),
+    _mutant(
+        "the lease in the statement that rescues",
+        TRANSITIONS,
+        "where {_IS_LEASED} and (lease_until < :now or owner <> :not_owner)",
+        "where {_IS_LEASED} and (cast(:now as bigint) > 0 or owner <> :not_owner)",
+        CONTRACT,
+    ),
+    _mutant(
+        "what a jump of its own clock spares a node",
+        "control/janitor.py",
+        "rescue(spared=self._store.claims.owner, jitter",
+        "rescue(jitter",
+        "tests/control/test_janitor.py",
+    ),
+    _mutant(
+        "the trigger that makes ends final",
+        "store/migrations/0002_initial.sqlite.sql",
+        "begin select raise(rollback, 'terminal states are absorbing'); end;",
+        "begin select 1; end;",
+        CONTRACT,
+    ),
+    _mutant(
+        "the refund of an attempt that was drained",
+        TRANSITIONS,
+        "attempts_charged = attempts_charged - :refund,",
+        "attempts_charged = attempts_charged - 0 * :refund,",
+        CONTRACT,
+        DISPATCHER,
+    ),
+    _mutant(
+        "the bound on attempts",
+        "core/tasks.py",
+        "if attempts_charged >= policy.max_attempts:",
+        "if attempts_charged >= 1000:",
+        "tests/core/test_tasks.py",
+    ),
+    _mutant(
+        "the stop of what was cancelled while it ran",
+        "control/dispatcher.py",
+        "        if news.stopped and self._attempts:",
+        "        if not news.stopped and self._attempts:",
+        DISPATCHER,
+    ),
+    _mutant(
+        "the deadline of an attempt",
+        "control/dispatcher.py",
+        "elif now_s >= attempt.deadline_s:",
+        "elif now_s >= attempt.deadline_s + 1e9:",
+        DISPATCHER,
+    ),
+    _mutant(
+        "the check that a replica speaks for its own attempts",
+        "control/dispatcher.py",
+        "if attempt is None or attempt.claim.replica != replica:",
+        "if attempt is None:",
+        DISPATCHER,
+    ),
+    _mutant(
+        "the end of an attempt that the store could not take at first",
+        "control/dispatcher.py",
+        "self._unwritten.append(finish if is_weather else attempts.unstorable(finish, answer))",
+        "attempts.unstorable(finish, answer)",
+        DISPATCHER,
+    ),
+    _mutant(
+        "the claim whose commit was answered by nobody",
+        "control/dispatcher.py",
+        "for id, epoch in held - before - self._attempts.keys() - self._writing - unwritten:",
+        "for id, epoch in held & before - self._attempts.keys() - self._writing - unwritten:",
+        DISPATCHER,
+    ),
+    # --- sessions and keys
+    _mutant(
+        "the order of a session's tasks",
+        "store/submissions.py",
+        "is_blocked = bool(await tx.fetch(_SESSION_IS_OPEN, key))",
+        "is_blocked = False and bool(await tx.fetch(_SESSION_IS_OPEN, key))",
+        CONTRACT,
+    ),
+    _mutant(
+        "the state of a session as it was, when a task fails",
+        TRANSITIONS,
+        'if item.session_state is not None and item.state == "succeeded":',
+        "if item.session_state is not None:",
+        CONTRACT,
+    ),
+    _mutant(
+        "the fingerprint of a key's body",
+        "store/submissions.py",
+        "return Accepted(id, False, fingerprint == item.fingerprint, created_at)",
+        "return Accepted(id, False, True, created_at)",
+        CONTRACT,
+    ),
+    _mutant(
+        "the state that is known to be good",
+        "store/claims.py",
+        "        if state is not None:\n            return _State(state, revision, is_restored=True)",
+        "        if state is None:\n            return _State(state, revision, is_restored=True)",
+        CONTRACT,
+    ),
+    # --- recovery
+    _mutant(
+        "the isolation of a task that has killed two replicas",
+        "store/claims.py",
+        '_READY.format(whose=f"not ({IS_SUSPECT})")',
+        '_READY.format(whose="kills >= 0")',
+        CONTRACT,
+        HOST,
+    ),
+    _mutant(
+        "the innocence of one among several suspects",
+        "control/attempts.py",
+        "charged=suspects == 1,",
+        "charged=suspects >= 1,",
+        HOST,
+        DISPATCHER,
+    ),
+    _mutant(
+        "the doubt whether a SIGKILL was the task's own",
+        "control/attempts.py",
+        "is_poison = claim.is_alone and exit.is_its_own",
+        "is_poison = claim.is_alone",
+        HOST,
+    ),
+    _mutant(
+        "the pause before a crash loop's next start",
+        "control/host.py",
+        "is_time = self._clock.monotonic_s() >= record.start_not_before_s",
+        "is_time = self._clock.monotonic_s() >= 0.0",
+        HOST,
+    ),
+    _mutant(
+        "the end of the ladder",
+        "core/recovery.py",
+        "    return Rung.QUARANTINE if record.fallback is None else Rung.ROLL_BACK",
+        "    return Rung.MIGRATE if record.fallback is None else Rung.ROLL_BACK",
+        "tests/core/test_recovery.py",
+        HOST,
+    ),
+    _mutant(
+        "the readiness without which no action has succeeded",
+        "control/recovery.py",
+        "        return case.bereaved.popleft() if case is not None and case.bereaved else None",
+        '        if case is None or not case.bereaved:\n            return None\n        case.recovered.append(Recovered(case.bereaved[0], "it was started"))\n        return case.bereaved.popleft()',
+        HOST,
+    ),
+    _mutant(
+        "the memory of the ladder after the node's death",
+        "control/recovery.py",
+        "            known = recovery.moved(_decode(record), now_s - elapsed_s)",
+        "            known = Record(_decode(record).revision, _decode(record).generation)",
+        HOST,
+    ),
+    _mutant(
+        "the age of the success that ends a climb",
+        "core/recovery.py",
+        "if record.last_death_s is not None and started_s < record.last_death_s:",
+        "if record.last_death_s is None and started_s < 0:",
+        "tests/core/test_recovery.py",
+    ),
+    _mutant(
+        "the fence of a rollback against somebody's deployment",
+        "store/agents.py",
+        "where name = :agent and generation = :generation returning name",
+        "where name = :agent and generation >= :generation returning name",
+        CONTRACT,
+    ),
+    # --- processes
+    _mutant(
+        "the sweep of what a dead node left running",
+        "engine/processes.py",
+        "            entry.startswith(prefix) and not _lives(entry.removeprefix(prefix).decode()) for entry in environment",
+        '            entry.startswith(prefix) and _lives("1-0-0") for entry in environment',
+        "tests/engine/test_local.py",
+    ),
+    _mutant(
+        "the watchdog of a replica whose loop is blocked when its node goes",
+        "engine/replica.py",
+        "    _watch(channel.fileno())\n",
+        "",
+        "tests/engine/test_replica.py",
+    ),
+    _mutant(
+        "the limit of a replica's memory",
+        "engine/local.py",
+        "if reading is not None and reading.rss_mb > limit_mb:",
+        "if reading is not None and reading.rss_mb > 1e9:",
+        "tests/engine/test_contract.py",
+    ),
+    # --- the store's weather
+    _mutant(
+        "the reopening after an error of the disk",
+        "store/sqlite.py",
+        "                self._is_broken = isinstance(error.__cause__, apsw.Error)",
+        "                self._is_broken = False",
+        "tests/store/test_sqlite.py",
+    ),
+    _mutant(
+        "the durability of a commit",
+        "store/sqlite.py",
+        '("synchronous", "full")',
+        '("synchronous", "normal")',
+        "tests/store/test_sqlite.py",
+    ),
+    _mutant(
+        "the one node of a store",
+        "store/sqlite.py",
+        "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "tests/store/test_sqlite.py",
+    ),
+    _mutant(
+        "the innocents of a commit that one item breaks",
+        "store/commits.py",
+        "            await self._commit_apart(batch, error)",
+        "            _fail(batch, error)",
+        CONTRACT,
+    ),
+)

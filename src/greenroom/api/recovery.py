@@ -1,0 +1,28 @@
+"""The routes of what supervision remembers: failures, and alerts."""
+
+from __future__ import annotations
+
+from greenroom.api import views
+from greenroom.api.request import Answer, Call
+
+
+async def list_failures(call: Call) -> Answer:
+    """List how replicas failed and what was done about it, latest first; ``?agent= &limit= &cursor=``."""
+    limit = call.number("limit", default=50, least=1, most=200)
+    rows = await call.store.recovery.failures(
+        agent=call.query("agent"), before_seq=call.number("cursor", default=0, most=2**62) or None, limit=limit
+    )
+    cursor = str(rows[-1].seq) if len(rows) == limit else None
+    return Answer({"items": [views.failure(row) for row in rows], "next_cursor": cursor})
+
+
+async def list_alerts(call: Call) -> Answer:
+    """List the alerts, firing ones first; those that are resolved stay for a month."""
+    rows = await call.store.recovery.alerts()
+    return Answer({"items": [views.alert(row) for row in rows], "next_cursor": None})
+
+
+async def acknowledge(call: Call) -> Answer:
+    """Note that you look after an alert; it fires on until what it tells of is over."""
+    row = await call.store.recovery.acknowledge(call.path("id"), by=call.principal.name)
+    return Answer(views.alert(row))

@@ -1,0 +1,193 @@
+"""Recovery, as a node's host keeps it: each agent's record, what is still to be written of it, and its alert.
+
+`control.host` tells of deaths, readiness and successes, and asks what may be started; `core.recovery` decides. What is
+noted is written in the host's next step, a failure together with its consequence and its alert.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from greenroom import clock as clocks
+from greenroom import errors, telemetry
+from greenroom.core import recovery
+from greenroom.core.recovery import Record
+from greenroom.store import database
+from greenroom.store.directory import Entry
+from greenroom.store.recovery import NewFailure, Noted, Raised, Recovered, Resolved
+from greenroom.store.store import Store
+
+_decode = msgspec.json.Decoder(Record).decode
+
+
+@dataclass(slots=True)
+class Case:
+    """An agent's record, and what has happened since it was last written."""
+
+    record: Record
+    alarm: recovery.Alarm | None = None  # what the store was told
+    bereaved: deque[str] = field(default_factory=deque)  # dead replicas that none is started for yet
+    failures: list[NewFailure] = field(default_factory=list)
+    recovered: list[Recovered] = field(default_factory=list)
+    proven: int | None = None
+    written: Record | None = None
+
+
+class Recovery:
+    def __init__(
+        self,
+        store: Store,
+        clock: clocks.Clock,
+        facts: telemetry.Telemetry,
+        *,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._store, self._clock, self._facts, self._jitter = store, clock, facts, jitter
+        self._cases: dict[str, Case] = {}
+        self._is_loaded = False
+
+    def record(self, agent: str) -> Record:
+        case = self._cases.get(agent)
+        return case.record if case is not None else Record()
+
+    async def judge(self, entries: Mapping[str, Entry]) -> None:
+        """Take up what the store remembers, begin anew with what was deployed, scaled or released, forget the rest."""
+        if not self._is_loaded:
+            await self._load(entries)
+        for name, entry in entries.items():
+            case, agent = self._cases.get(name), entry.agent
+            if case is None:
+                case = self._cases[name] = Case(Record())
+            if case.record.generation != agent.generation or case.record.revision != agent.revision:
+                fallback = await self._store.agents.fallback(name, agent.revision)
+                case.record = recovery.judged_anew(
+                    case.record, agent.revision, generation=agent.generation, fallback=fallback
+                )
+        for gone in self._cases.keys() - entries.keys():
+            await self._write(Noted(gone, None, alert=Resolved(_alert_id(gone))))
+            del self._cases[gone]
+
+    # --- what happens
+
+    def on_death(self, death: recovery.Death, failure: NewFailure, *, is_missed: bool) -> None:
+        """Note how a replica ended; *is_missed* where another is to take its place."""
+        case = self._cases.setdefault(failure.agent, Case(Record()))
+        counts = recovery.weight(case.record, death) > 0
+        case.record = recovery.after_death(case.record, death, now_s=self._clock.monotonic_s(), jitter=self._jitter())
+        rung = case.record.rung if counts else None
+        case.failures.append(msgspec.structs.replace(failure, rung=rung or recovery.Rung.RESTART))
+        if is_missed:
+            case.bereaved.append(failure.replica)
+        if counts:
+            self._facts.emit(telemetry.AgentFailing(failure.agent, case.record.reason))
+
+    def successor_of(self, agent: str) -> str | None:
+        """Return the dead replica whose place the one takes that is started now."""
+        case = self._cases.get(agent)
+        return case.bereaved.popleft() if case is not None and case.bereaved else None
+
+    def on_ready(self, agent: str, replica: str, *, replaces: str | None) -> None:
+        if replaces is not None and (case := self._cases.get(agent)) is not None:
+            case.recovered.append(Recovered(replaces, replica))
+
+    def on_success(self, agent: str, revision: int, *, started_s: float) -> None:
+        case = self._cases.get(agent)
+        if case is None:
+            return
+        record = recovery.after_success(case.record, revision, started_s=started_s)
+        if record is not case.record:
+            if not case.record.is_proven or revision != record.revision:
+                case.proven = revision
+            case.record = record
+
+    def on_settled(self, agent: str) -> None:
+        case = self._cases[agent]
+        case.record = recovery.after_settling(case.record)
+
+    async def roll_back(self, agent: str) -> bool:
+        """Serve the revision before again, where the ladder has come to that; False where somebody was faster."""
+        record = self.record(agent)
+        assert record.fallback is not None
+        is_back = await self._store.agents.roll_back(agent, generation=record.generation, to=record.fallback)
+        if is_back:
+            self._facts.emit(telemetry.AgentRolledBack(agent, record.revision, record.fallback, record.reason))
+        return is_back
+
+    # --- telling the store
+
+    async def write(self) -> None:
+        """Write what has happened."""
+        now_s = self._clock.monotonic_s()
+        for agent, case in list(self._cases.items()):
+            alarm = recovery.alarm(case.record, agent, now_s=now_s)
+            is_told = (alarm and alarm.kind) == (case.alarm and case.alarm.kind)
+            if is_told and case.record is case.written and not case.failures and not case.recovered:
+                continue
+            failures, case.failures = case.failures, []
+            recovered, case.recovered = case.recovered, []
+            proven, case.proven = case.proven, None
+            record = case.record
+            noted = Noted(
+                agent,
+                msgspec.json.encode(recovery.moved(record, -now_s)),
+                tuple(failures),
+                tuple(recovered),
+                proven,
+                None if is_told else _alert(agent, alarm),
+            )
+            try:
+                await self._write(noted)
+            except errors.StoreUnavailable:
+                case.failures[:0], case.recovered[:0] = failures, recovered
+                case.proven = proven
+                raise
+            case.written, case.alarm = record, alarm
+
+    async def leave(self) -> None:
+        """Put what is quarantined on probation: the node is stopped in order."""
+        for case in self._cases.values():
+            case.record = recovery.on_probation(case.record)
+        await self.write()
+
+    async def _write(self, noted: Noted) -> None:
+        await self._store.recovery.note(noted)
+        match noted.alert:
+            case Raised(id, _, _, severity, reason):
+                self._facts.emit(telemetry.AlertChanged(id, "firing", severity, reason))
+            case Resolved(id) if noted.record is not None:
+                self._facts.emit(telemetry.AlertChanged(id, "resolved"))
+            case _:
+                pass
+
+    async def _load(self, entries: Mapping[str, Entry]) -> None:
+        now_s, now_us = self._clock.monotonic_s(), database.microseconds(self._clock.now())
+        for agent, (record, written_us) in (await self._store.recovery.records()).items():
+            elapsed_s = max(0.0, (now_us - written_us) / 1e6)
+            known = recovery.moved(_decode(record), now_s - elapsed_s)
+            wanted = entries[agent].agent.replicas if agent in entries else 0
+            self._cases[agent] = Case(known, written=known, bereaved=deque(maxlen=wanted))
+        for alert in await self._store.recovery.alerts():
+            if alert.state == "firing" and alert.agent in self._cases and alert.id == _alert_id(alert.agent):
+                self._cases[alert.agent].alarm = recovery.Alarm(alert.kind, alert.severity, alert.reason)
+        since_us = now_us - int(recovery.RECURRING_PERIOD_S * 1e6)
+        for failure in await self._store.recovery.open_failures(after_us=since_us):
+            if failure.agent in self._cases:
+                self._cases[failure.agent].bereaved.append(failure.replica)
+        for case in self._cases.values():
+            case.bereaved = deque(case.bereaved)  # the latest; of those before, the rung has led to none
+        self._is_loaded = True
+
+
+def _alert_id(agent: str) -> str:
+    return f"agent-{agent}"
+
+
+def _alert(agent: str, alarm: recovery.Alarm | None) -> Raised | Resolved:
+    if alarm is None:
+        return Resolved(_alert_id(agent))
+    return Raised(_alert_id(agent), alarm.kind, agent, alarm.severity, alarm.reason)
