@@ -29,6 +29,7 @@ from greenroom.testing.simulation import table as tables
 from greenroom.testing.store_contract import TENANT, Node, new_task
 
 AGENTS, SESSIONS, OWNERS = ("a", "b"), ("s", "t"), ("node-1", "node-2")
+Queue = tuple[str, bool]
 # The clock stands still between two commands, and its advances add up to the very instants that are waited for.
 _INDEX = st.integers(0, 3)
 _NEW = st.fixed_dictionaries(
@@ -44,7 +45,9 @@ _NEW = st.fixed_dictionaries(
         "body": st.sampled_from((b'"x"', b'"y"')),
     }
 )
-_ENDS = st.sampled_from(("succeeded", "succeeded", "failed", "expired", "queued", "queued later", "queued free"))
+_ENDS = st.sampled_from(
+    ("succeeded", "succeeded", "failed", "expired", "queued", "queued later", "queued free", "queued kill")
+)
 
 
 def _command(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
@@ -52,7 +55,8 @@ def _command(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy
 
 
 _submit = _command("submit", _NEW)
-_claim = _command("claim", st.sampled_from(("a", "a", "a", "b")), st.integers(1, 3))
+_QUEUE = st.sampled_from([("a", False)] * 5 + [("b", False)] * 2 + [("a", True)])  # of an agent, or its suspects
+_claim = _command("claim", _QUEUE, st.integers(1, 3))
 _finish = _command("finish", _INDEX, _ENDS)
 _cancel = _command("cancel", _INDEX)
 _rescue = _command("rescue", st.sampled_from((None, *OWNERS)))
@@ -61,9 +65,9 @@ _rivals = st.lists(st.one_of(_finish, _finish, _cancel, _rescue, _renew), min_si
 # Drawn by weight: `one_of` would draw each kind as often as every other.
 _DRAWN = [
     *[_submit, _claim, _finish] * 6,
-    _command("open", st.sampled_from(AGENTS), st.integers(1, 3)),
-    _command("open", st.sampled_from(AGENTS), st.integers(1, 3)),
-    _command("close", st.sampled_from(AGENTS)),
+    _command("open", _QUEUE, st.integers(1, 3)),
+    _command("open", _QUEUE, st.integers(1, 3)),
+    _command("close", _QUEUE),
     _command("race", _rivals),
     _command("race", _rivals),
     _command("append", _INDEX),
@@ -83,16 +87,29 @@ COMMANDS = st.lists(
 )
 
 
+_PLAIN = {"agent": "a", "priority": 0, "max_attempts": 3, "on_loss": "retry", "body": b'"x"'}
 A_LEASE_TO_ITS_LAST_INSTANT = [
-    ("submit", dict.fromkeys(("session", "delay_s", "timeout_s", "key"))
-    | {"agent": "a", "priority": 0, "max_attempts": 3, "on_loss": "retry", "body": b'"x"'}),
-    ("claim", "a", 1),
+    ("submit", dict.fromkeys(("session", "delay_s", "timeout_s", "key")) | _PLAIN),
+    ("claim", ("a", False), 1),
     *[("advance", delay_s) for delay_s in (7, 7, 1)],
     *[("tick",)] * 10,
     ("rescue", None),
     ("advance", 1),
     ("rescue", None),
 ]  # fmt: skip
+A_SUSPECT = [
+    *[("submit", dict.fromkeys(("delay_s", "timeout_s", "key")) | {"session": "s"} | _PLAIN)] * 3,
+    *[("claim", ("a", False), 1), ("finish", 0, "succeeded")] * 2,
+    *[("claim", ("a", False), 1), ("finish", 0, "queued kill")] * 2,
+    ("claim", ("a", False), 1),
+    ("open", ("a", True), 1),
+    ("finish", 0, "succeeded"),
+    ("submit", dict.fromkeys(("delay_s", "timeout_s", "key", "session")) | _PLAIN),
+    *[("claim", ("a", False), 1), ("finish", 0, "queued kill")] * 2,
+    ("rescue", "node-2"),
+    ("tick",),
+    ("rescue", "node-2"),
+]
 # Of the commands of one commit, in the order of `store.Store`.
 _ORDER = ("finish", "cancel", "renew", "rescue")
 _NO_COMMIT = ("advance", "become", "close")
@@ -108,10 +125,11 @@ class Trial:
     model: tables.Table = field(default_factory=tables.Table)
     ids: list[str] = field(default_factory=list)
     attempts: list[tuple[str, int]] = field(default_factory=list)
-    lines: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # on the board, by agent
-    free: Counter[str] = field(default_factory=Counter)  # of their slots, by agent
-    passing: Counter[str] = field(default_factory=Counter)  # slots that are on the board for one commit only
-    seats: dict[tuple[str, int], str] = field(default_factory=dict)  # attempts on these lines
+    lines: defaultdict[Queue, list[str]] = field(default_factory=lambda: defaultdict(list))  # on the board
+    free: Counter[Queue] = field(default_factory=Counter)  # of their slots
+    passing: Counter[Queue] = field(default_factory=Counter)  # slots that are on the board for one commit only
+    seats: dict[tuple[str, int], tuple[Queue, str]] = field(default_factory=dict)  # attempts on these lines
+    restored: set[tuple[str, int]] = field(default_factory=set)  # attempts that did not begin with the last state
     names: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
@@ -125,8 +143,8 @@ class Trial:
                 else:
                     await self._ask_in(weather, command)
         finally:
-            for agent in AGENTS:
-                self._leave_board(agent)
+            for queue in list(self.lines):
+                self._leave_board(queue)
         assert await self._session_rows() == self.model.sessions
 
     async def _ask(self, command: tuple[Any, ...]) -> None:
@@ -176,17 +194,24 @@ class Trial:
         """The end of a commit: what is free on the board is filled from the queue."""
         slots, self.passing = self.free + self.passing, Counter()
         owner = self.node.store.claims.owner
-        return [_shown(claim) for agent in AGENTS for claim in self.model.claim(agent, slots[agent], owner)]
+        return [
+            _shown(claim)
+            for agent, is_alone in sorted(slots)
+            for claim in self.model.claim(agent, slots[agent, is_alone], owner, is_alone=is_alone)
+        ]
 
     def _take(self, claims: Sequence[Claim]) -> list[tuple[Any, ...]]:
         """Note who got which slot."""
-        for claim in sorted(claims, key=lambda claim: claim.agent):
-            self.attempts.append((claim.id, claim.epoch))
-            if claim.replica in self.lines[claim.agent]:
-                self.seats[claim.id, claim.epoch] = claim.replica
-                self.free[claim.agent] -= 1
-        claims = sorted(claims, key=lambda claim: claim.agent)
-        return [(claim.id, claim.epoch, claim.attempts_charged, claim.state) for claim in claims]
+        claims = sorted(claims, key=_queue_of)
+        for claim in claims:
+            attempt = claim.id, claim.epoch
+            self.attempts.append(attempt)
+            if claim.is_restored:
+                self.restored.add(attempt)
+            if claim.replica in self.lines[_queue_of(claim)]:
+                self.seats[attempt] = _queue_of(claim), claim.replica
+                self.free[_queue_of(claim)] -= 1
+        return [(claim.id, claim.epoch, claim.attempts_charged, claim.state, claim.is_restored) for claim in claims]
 
     # --- each answers what the model says, and what will be the store's answer
 
@@ -195,46 +220,50 @@ class Trial:
         expected = self.model.submit(row, timeout_s=new["timeout_s"])
         return expected, _answer(self.node.store.tasks.submit(task))
 
-    def _claim(self, agent: str, slots: int) -> tuple[Any, Awaitable[Any]]:
+    def _claim(self, queue: Queue, slots: int) -> tuple[Any, Awaitable[Any]]:
         """For a replica that takes no more afterwards."""
-        self.passing[agent] = slots
-        return None, self._pass_by(agent, slots)
+        self.passing[queue] = slots
+        return None, self._pass_by(queue, slots)
 
-    async def _pass_by(self, agent: str, slots: int) -> None:
-        board, replica = self.node.store.board, f"replica-{next(self.names)}"
-        board.open(replica, agent=agent, revision=1, slots=slots)
+    async def _pass_by(self, queue: Queue, slots: int) -> None:
+        replica = self._open_line(queue, slots)
         try:
             await self.node.flush()
         finally:
-            board.close(replica)
+            self.node.store.board.close(replica)
 
-    def _open(self, agent: str, slots: int) -> tuple[Any, Awaitable[Any]]:
-        """From now on, every commit claims for *agent* what there is room for."""
-        self.lines[agent].append(f"line-{next(self.names)}")
-        self.node.store.board.open(self.lines[agent][-1], agent=agent, revision=1, slots=slots)
-        self.free[agent] += slots
+    def _open(self, queue: Queue, slots: int) -> tuple[Any, Awaitable[Any]]:
+        """From now on, every commit claims what there is room for."""
+        self.lines[queue].append(self._open_line(queue, slots))
+        self.free[queue] += slots
         return None, self.node.flush()
 
-    def _close(self, agent: str) -> tuple[Any, Awaitable[Any]]:
-        self._leave_board(agent)
+    def _open_line(self, queue: Queue, slots: int) -> str:
+        (agent, is_alone), replica = queue, f"replica-{next(self.names)}"
+        self.node.store.board.open(replica, agent=agent, revision=1, slots=slots, for_suspects=is_alone)
+        return replica
+
+    def _close(self, queue: Queue) -> tuple[Any, Awaitable[Any]]:
+        self._leave_board(queue)
         return None, _nothing()
 
-    def _leave_board(self, agent: str) -> None:
-        for line in self.lines.pop(agent, ()):
+    def _leave_board(self, queue: Queue) -> None:
+        for line in self.lines.pop(queue, ()):
             self.node.store.board.close(line)
-        self.free[agent] = 0
+        self.free[queue] = 0
 
     def _leave(self, attempt: tuple[str, int]) -> None:
         """Free the attempt's slot, as a dispatcher does before it writes the end."""
-        agent, seat = self.model.rows[attempt[0]].agent, self.seats.pop(attempt, None)
-        if seat in self.lines[agent]:
+        queue, seat = self.seats.pop(attempt, (("", False), ""))
+        if seat in self.lines[queue]:
             self.node.store.board.vacate(seat)
-            self.free[agent] += 1
+            self.free[queue] += 1
 
     def _finish(self, attempt: tuple[str, int], end: str) -> tuple[Any, Awaitable[Any]]:
         state, _, how = end.partition(" ")
         output = b'"done"' if state == "succeeded" else None
-        delay_s, refund = (7 if how == "later" else None), int(how == "free")
+        delay_s, refund, kills = (7 if how == "later" else None), int(how == "free"), int(how == "kill")
+        is_restored = attempt in self.restored
         saves = f'"{attempt[0]}"'.encode()
         due_at = None if delay_s is None else self._instant_us(self.model.now + delay_s)
         error = "agent_error" if state == "failed" else None
@@ -244,14 +273,24 @@ class Trial:
             "ok",
             "r",
             refund=refund,
+            kills=kills,
             due_at=due_at,
             output=output,
             error=None if error is None else msgspec.json.encode({"type": error}),
             session_state=saves,
+            is_restored=is_restored,
         )
         self._leave(attempt)
         expected = self.model.finish(
-            *attempt, state, output=output, error=error, delay_s=delay_s, refund=refund, saves=saves
+            *attempt,
+            state,
+            output=output,
+            error=error,
+            delay_s=delay_s,
+            refund=refund,
+            kills=kills,
+            saves=saves,
+            is_restored=is_restored,
         )
         return expected, self.node.store.tasks.finish(finish)
 
@@ -334,7 +373,7 @@ class Trial:
         tasks = self.node.store.tasks
         return [
             (
-                *(row.id, row.state, row.epoch, row.attempts_charged, row.output),
+                *(row.id, row.state, row.epoch, row.attempts_charged, row.kills, row.output),
                 row.error and msgspec.json.decode(row.error)["type"],
                 row.parent,
                 tuple(_told(await tasks.events(row, after=1))),
@@ -354,7 +393,11 @@ def _told(events: Sequence[StoredEvent]) -> Iterator[tuple[int, str]]:
 
 
 def _shown(claim: tables.Claim) -> tuple[Any, ...]:
-    return claim.id, claim.epoch, claim.charged, claim.state
+    return claim.id, claim.epoch, claim.charged, claim.state, claim.is_restored
+
+
+def _queue_of(claim: Claim) -> Queue:
+    return claim.agent, claim.is_alone
 
 
 async def _answer(accepting: Awaitable[Accepted | None]) -> tuple[str, bool, bool] | None:
@@ -391,6 +434,8 @@ async def trials(tmp_path: Path, postgres_server: databases.Server) -> AsyncIter
 @pytest.mark.slow
 @hypothesis.settings(max_examples=200, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.example(commands=[(None, command) for command in A_LEASE_TO_ITS_LAST_INSTANT])
+@hypothesis.example(commands=[(None, command) for command in A_SUSPECT])
+@hypothesis.example(commands=[(Fault.AFTER_COMMIT, command) for command in A_SUSPECT])
 @hypothesis.given(commands=COMMANDS)
 async def test_both_databases_do_what_the_model_does(
     trials: tuple[databases.Scratch, ...], commands: list[tuple[Fault | None, tuple[Any, ...]]]
