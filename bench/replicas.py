@@ -88,6 +88,9 @@ class Notices:
     def on_log(self, replica: str, stream: str, line: str) -> None:
         print(f"  {replica} {stream}: {line}", file=sys.stderr)
 
+    def on_alive(self, replica: str, number: int) -> None:
+        """No progress is asked for."""
+
     def on_exit(self, replica: str, exit: contract.Exit) -> None:
         self.gone_at[replica] = time.perf_counter()
         if exit.reason not in {"stopped", "killed"}:

@@ -263,7 +263,7 @@ CATALOGUE = (
         "store/sqlite.py",
         '("synchronous", "full")',
         '("synchronous", "normal")',
-        "tests/store/test_sqlite.py",
+        "tests/store/test_power_loss.py",
     ),
     _mutant(
         "the one node of a store",

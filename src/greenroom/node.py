@@ -66,7 +66,15 @@ class Node:
         url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
         self.store = stores.open(url, clock=clock, owner=self.id)
         self.engine = LocalEngine(options.data_dir, clock)
-        self.host = Host(self.store, self.engine, clock, self.facts, node=self.id, revision_of=self._revision_of)
+        self.host = Host(
+            self.store,
+            self.engine,
+            clock,
+            self.facts,
+            node=self.id,
+            revision_of=self._revision_of,
+            health_checks=options.settings.cluster.health_checks,
+        )
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
         self.janitor = Janitor(self.store, clock)
         self.deployments = deployments.Deployments(
@@ -105,7 +113,7 @@ class Node:
         await self.auth.refresh()
         await self._mint_owner_key()
         await self.deployments.start()
-        loops = (self.host, self.dispatcher, self.janitor)
+        loops = (self.host, self.host.checks, self.dispatcher, self.janitor)
         self._loops = asyncio.create_task(self._run(loops), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
 

@@ -15,6 +15,8 @@ import msgspec
 import prometheus_client as prometheus
 import structlog
 
+from greenroom.core import failures, health
+
 
 class TaskAccepted(msgspec.Struct, frozen=True):
     agent: str
@@ -28,6 +30,7 @@ class AttemptEnded(msgspec.Struct, frozen=True):
     state: str
     reason: str
     duration_s: float
+    replica: str
 
 
 class ReplicaReady(msgspec.Struct, frozen=True):
@@ -41,6 +44,20 @@ class ReplicaExited(msgspec.Struct, frozen=True):
     replica: str
     reason: str
     detail: str = ""
+
+
+class ReplicaGraded(msgspec.Struct, frozen=True):
+    """Its grade has changed; a replica that has just become ready is ``unknown`` without being said to be."""
+
+    agent: str
+    replica: str
+    grade: str
+    reason: str
+
+
+class ProbeAnswered(msgspec.Struct, frozen=True):
+    agent: str
+    round_trip_s: float
 
 
 class ReplicaSaid(msgspec.Struct, frozen=True):
@@ -113,6 +130,8 @@ Fact = (
     | AttemptEnded
     | ReplicaReady
     | ReplicaExited
+    | ReplicaGraded
+    | ProbeAnswered
     | ReplicaSaid
     | AgentFailing
     | AgentDropped
@@ -143,7 +162,14 @@ class Telemetry:
 class Metrics:
     """The Prometheus metrics of a node, in a registry of its own. Labels are agents and fixed words only."""
 
-    KINDS: tuple[type[Fact], ...] = (TaskAccepted, AttemptEnded, ReplicaReady, ReplicaExited)
+    KINDS: tuple[type[Fact], ...] = (
+        TaskAccepted,
+        AttemptEnded,
+        ReplicaReady,
+        ReplicaExited,
+        ReplicaGraded,
+        ProbeAnswered,
+    )
 
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
@@ -163,6 +189,17 @@ class Metrics:
             ["agent"],
             registry=self.registry,
         )
+        self._probe = prometheus.Histogram(
+            "greenroom_probe_seconds",
+            "From a probe's sending to its answer",
+            ["agent"],
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 2.5, 5, 10),
+            registry=self.registry,
+        )
+        self._replicas = prometheus.Gauge(
+            "greenroom_replicas", "Replicas that are ready or drain", ["agent", "grade"], registry=self.registry
+        )
+        self._grades: dict[str, tuple[str, str]] = {}  # of the replicas that the gauge counts: agent and grade
         self._children: dict[tuple[Any, ...], Any] = {}  # labels() costs more than the counting
 
     def _counter(self, name: str, help: str, labels: list[str]) -> prometheus.Counter:
@@ -175,6 +212,15 @@ class Metrics:
             child = self._children[key] = metric.labels(*labels)
         return child
 
+    def _count(self, replica: str, now: tuple[str, str] | None) -> None:
+        """Move *replica* to where it counts in the gauge *now*: agent and grade, or nowhere."""
+        before = self._grades.pop(replica, None)
+        if before is not None:
+            self._child(self._replicas, *before).dec()
+        if now is not None:
+            self._grades[replica] = now
+            self._child(self._replicas, *now).inc()
+
     def __call__(self, fact: Fact) -> None:
         match fact:
             case TaskAccepted(agent, count):
@@ -182,10 +228,16 @@ class Metrics:
             case AttemptEnded(agent, state, reason, duration_s):
                 self._child(self._attempts, agent, state, reason).inc()
                 self._child(self._duration, agent).observe(duration_s)
-            case ReplicaReady(agent, _, start_s):
+            case ReplicaReady(agent, replica, start_s):
                 self._child(self._start, agent).observe(start_s)
-            case ReplicaExited(agent, _, reason, _):
-                self._child(self._exits, agent, reason).inc()
+                self._count(replica, (agent, health.Grade.UNKNOWN))
+            case ReplicaGraded(agent, replica, grade, _):
+                self._count(replica, (agent, grade))
+            case ReplicaExited(agent, replica, reason, _):
+                self._child(self._exits, agent, failures.of(reason) or "stopped").inc()
+                self._count(replica, None)
+            case ProbeAnswered(agent, round_trip_s):
+                self._child(self._probe, agent).observe(round_trip_s)
             case _:
                 pass
 
@@ -197,6 +249,7 @@ class Metrics:
 _LEVELS: dict[type[Fact], int] = {
     ReplicaReady: logging.INFO,
     ReplicaExited: logging.INFO,
+    ReplicaGraded: logging.INFO,
     ReplicaSaid: logging.DEBUG,
     AgentFailing: logging.ERROR,
     AgentDropped: logging.WARNING,

@@ -331,6 +331,28 @@ def test_a_failed_agents_reason_and_more_pages_are_said(fake: FakeNode, capsys: 
     assert "1 settings; see greenroom config show" in run(capsys, "status")[1]
 
 
+@pytest.mark.parametrize("verb", ["agents", "status"])
+def test_an_agent_that_is_not_well_says_why(fake: FakeNode, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    put_lists(fake)
+    sick = agent("sick", grade="degraded", grade_reason="sick-1: its event loop answers after 1.5 s")
+    well = agent("well", grade="healthy", grade_reason="it answers")
+    fake.put("GET /v1/agents", {"items": [sick, well]})
+    fake.put("GET /v1/status", {"agents": [sick, well]})
+    _, out, err = run(capsys, verb)
+    assert [line.split()[:3] for line in out.splitlines() if line.startswith(("sick", "well"))] == [
+        ["sick", "ready", "degraded"],
+        ["well", "ready", "healthy"],
+    ]
+    assert err == "sick: sick-1: its event loop answers after 1.5 s\n"
+
+
+def test_one_agent_is_shown_with_its_grade(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put("GET /v1/agents/research", agent(grade="unknown", grade_reason="health checks are off"))
+    out = run(capsys, "agents", "research")[1]
+    assert "unknown" in out
+    assert "health checks are off" in out
+
+
 def test_empty_lists_say_so(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     fake.put("GET /v1/tasks", {"items": []})
     assert run(capsys, "tasks", "ls") == (0, "", "no tasks\n")

@@ -46,6 +46,7 @@ class Loops:
 
     async def step(self, *, times: int = 1) -> None:
         for _ in range(times):
+            await self.host.checks.step()
             await self.host.step()
             await self.dispatcher.step()
             await self.janitor.step()

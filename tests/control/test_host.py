@@ -140,15 +140,48 @@ async def test_a_migration_hands_the_work_of_those_that_still_run_over_to_a_fres
         await loops.step()
         await loops.advance(8)
     assert steady in loops.engine.replicas
-    fresh = set(loops.engine.replicas) - {steady}
-    assert len(fresh) == 2
-    for replica in fresh:
-        loops.engine.ready(replica)
+    (first,) = set(loops.engine.replicas) - {steady}  # one has to get ready before another is started
+    loops.engine.ready(first)
+    await loops.step()
+    assert steady in loops.engine.replicas
+    (second,) = set(loops.engine.replicas) - {steady, first}
+    loops.engine.ready(second)
     await loops.step(times=3)
+    fresh = {first, second}
     assert set(loops.engine.replicas) == fresh
     assert loops.replica_of(id) in fresh
     task = await loops.task(id)
     assert (task.state, task.epoch, task.attempts_charged, task.kills) == ("running", 2, 1, 0)
+
+
+async def test_of_many_that_die_at_once_one_is_started_and_the_others_when_that_is_ready(loops: Loops) -> None:
+    await loops.deploy(replicas=8)
+    loops.engine.is_eager = False
+    for replica in list(loops.engine.replicas):
+        loops.engine.die(replica, "crashed")
+    await loops.step()
+    await loops.advance(1)
+    (replica,) = loops.engine.replicas
+    loops.engine.ready(replica)
+    await loops.step(times=2)
+    assert len(loops.engine.replicas) == 8
+    for replica in list(loops.engine.replicas)[1:]:
+        loops.engine.ready(replica)
+    await loops.step()
+    assert await _state(loops) == ("ready", "")
+    assert loops.host._recovery.record("agent").deaths == 1
+    assert {row.recovered_by for row in await loops.store.recovery.failures()} == set(loops.engine.replicas)
+
+
+async def test_who_is_stopped_while_it_has_nothing_to_do_is_replaced_and_not_blamed(loops: Loops) -> None:
+    await loops.deploy()
+    loops.engine.succeed(loops.replica_of(await loops.submit()))
+    await loops.settle()
+    for _ in range(2 * recovery.INTENSITY):
+        loops.engine.die(next(iter(loops.engine.replicas)), "hung")
+        await loops.advance(1)
+    assert await _state(loops) == ("ready", "")
+    assert [row.kind for row in await loops.store.recovery.failures()] == ["hung"] * 2 * recovery.INTENSITY
 
 
 async def test_who_dies_in_idleness_comes_back_slower_and_is_quarantined_with_one_alert(loops: Loops) -> None:

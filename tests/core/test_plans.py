@@ -1,30 +1,64 @@
-"""Plans: what is served stays served, and what is wanted comes to be."""
+"""Plans: what is started and let go keeps an agent served, whatever is there."""
 
 from __future__ import annotations
 
-import hypothesis
+import doctest
+
+from hypothesis import given
 from hypothesis import strategies as st
 
 from greenroom.core import plans
+from greenroom.core.plans import DrainReplica, Seen, StartReplica, Wanted
 
-_SEEN = st.builds(
-    plans.Seen, id=st.just(""), revision=st.integers(1, 3), is_ready=st.booleans(), is_draining=st.booleans()
+_SEEN = st.lists(
+    st.builds(
+        Seen,
+        id=st.uuids().map(str),
+        revision=st.integers(1, 3),
+        is_ready=st.booleans(),
+        is_draining=st.booleans(),
+        is_moving=st.booleans(),
+    ),
+    max_size=12,
+)
+_WANTED = st.builds(
+    Wanted, st.just("a"), st.integers(1, 3), st.integers(0, 6), may_start=st.booleans(), one_by_one=st.booleans()
 )
 
 
-@hypothesis.given(
-    replicas=st.integers(0, 4), revision=st.integers(1, 3), seen=st.lists(_SEEN, max_size=6), may_start=st.booleans()
-)
-def test_a_plan_takes_no_ready_replica_that_is_needed(
-    replicas: int, revision: int, seen: list[plans.Seen], may_start: bool
+def _ready(seen: list[Seen]) -> int:
+    return sum(replica.is_ready and not replica.is_draining for replica in seen)
+
+
+@given(_WANTED, _SEEN)
+def test_no_plan_takes_an_agent_below_the_ready_replicas_that_it_should_have(wanted: Wanted, seen: list[Seen]) -> None:
+    gone = {action.id for action in plans.plan(wanted, seen) if isinstance(action, DrainReplica)}
+    left = [replica for replica in seen if replica.id not in gone]
+    assert _ready(left) >= min(_ready(seen), wanted.replicas)
+
+
+@given(_WANTED, _SEEN)
+def test_nothing_is_started_that_is_not_missing_and_one_by_one_where_it_has_to_be(
+    wanted: Wanted, seen: list[Seen]
 ) -> None:
-    seen = [plans.Seen(f"r{n}", each.revision, each.is_ready, each.is_draining) for n, each in enumerate(seen)]
-    actions = plans.plan(plans.Wanted("a", revision, replicas, may_start), seen)
-    drained = {action.id for action in actions if isinstance(action, plans.DrainReplica)}
-    ready = [replica.id for replica in seen if replica.is_ready and not replica.is_draining]
-    assert len(set(ready) - drained) >= min(replicas, len(ready))
+    starts = [action for action in plans.plan(wanted, seen) if isinstance(action, StartReplica)]
+    current = [
+        replica
+        for replica in seen
+        if replica.revision == wanted.revision and not replica.is_draining and not replica.is_moving
+    ]
+    assert len(starts) <= max(0, wanted.replicas - len(current))
+    if not wanted.may_start:
+        assert not starts
+    if wanted.one_by_one:
+        assert len(starts) <= (0 if any(not replica.is_ready for replica in current) else 1)
 
 
-def test_of_other_revisions_those_go_first_that_are_not_ready() -> None:
-    seen = [plans.Seen("r1", 1, True, False), plans.Seen("r2", 1, False, False), plans.Seen("r3", 2, True, False)]
-    assert plans.plan(plans.Wanted("a", 2, 2), seen) == [plans.StartReplica("a", 2), plans.DrainReplica("r2")]
+@given(_WANTED, _SEEN)
+def test_a_replica_that_drains_is_left_alone(wanted: Wanted, seen: list[Seen]) -> None:
+    gone = {action.id for action in plans.plan(wanted, seen) if isinstance(action, DrainReplica)}
+    assert not gone & {replica.id for replica in seen if replica.is_draining}
+
+
+def test_the_examples_hold() -> None:
+    assert doctest.testmod(plans).failed == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import math
 from fractions import Fraction
 
 import msgspec
@@ -44,9 +45,11 @@ def death(
     revision: int = REVISION,
     max_attempts: int = 4,
     ready_s: float = 1.0,
+    started_s: float = math.inf,
 ) -> Death:
     return Death(
         revision=revision,
+        started_s=started_s,
         ready_s=None if replica == "starting" else ready_s,
         was_working="work" in replica,
         has_succeeded="later" in replica,
@@ -143,6 +146,20 @@ def test_whose_deaths_recur_within_the_hour_gets_a_fresh_interpreter_instead_of_
     assert later.rung is Rung.RESTART
 
 
+def test_what_kills_many_at_once_counts_once() -> None:
+    record = Record(REVISION)
+    for number in range(20):
+        record = recovery.after_death(record, death("starting", started_s=0.0), now_s=1.0 + number, jitter=0.5)
+    assert (record.deaths, record.restarts, record.rung) == (1, 20, Rung.RESTART)
+
+
+def test_while_the_ladder_is_climbed_one_replica_has_to_get_ready_before_others_are_started() -> None:
+    assert not recovery.is_tried_out(Record(REVISION), [])
+    record = recovery.after_death(Record(REVISION), death("starting"), now_s=5.0, jitter=0.5)
+    assert recovery.is_tried_out(record, [1.0])
+    assert not recovery.is_tried_out(record, [1.0, 6.0])
+
+
 def test_a_quarantine_is_told_once_and_lasts_until_somebody_judges_anew() -> None:
     record = Record(REVISION)
     for number in range(recovery.INTENSITY + 3):
@@ -215,7 +232,8 @@ def test_a_new_revision_has_to_prove_itself_and_one_that_is_judged_anew_has_done
     proven = recovery.after_success(Record(REVISION), REVISION, started_s=0.0)
     died = recovery.after_death(proven, death(), now_s=1.0, jitter=0.5)
     assert recovery.judged_anew(died, REVISION, generation=2, fallback=3) == Record(REVISION, 2, is_proven=True)
-    assert recovery.judged_anew(died, REVISION + 1, generation=2, fallback=3) == Record(REVISION + 1, 2, fallback=3)
+    after = Record(REVISION + 1, 2, fallback=REVISION)
+    assert recovery.judged_anew(died, REVISION + 1, generation=2, fallback=None) == after
 
 
 _DEATHS = st.lists(

@@ -96,6 +96,45 @@ async def test_sigkill_is_noticed_at_once(bench: Bench) -> None:
     assert (exit.reason, exit.signal) == ("killed", signal.SIGKILL)
 
 
+class _StillClock(clocks.SystemClock):
+    """Time passes when a test says so."""
+
+    now_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+
+async def test_a_sigkill_is_for_memory_if_the_kernel_has_killed_for_memory_just_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = tmp_path / "vmstat"
+    count.write_text("nr_free_pages 5\noom_kill 7\n")
+    monkeypatch.setattr(processes.OomKills, "SOURCE", count)
+    clock = _StillClock()
+    engine = local.LocalEngine(tmp_path / "data", clock)
+    bench = Bench(engine, tmp_path)
+    try:
+        for replica, kills, pause_s, reason in [
+            ("unknown", 7, 0, "killed"),
+            ("memory", 8, 0, "oom"),
+            ("again", 8, processes.OomKills.EVERY_S, "oom"),
+            ("later", 8, processes.OomKills.EVERY_S, "killed"),
+        ]:
+            clock.now_s += pause_s
+            engine.observe()
+            count.write_text(f"nr_free_pages 5\noom_kill {kills}\n")
+            await bench.start(_PID, replica)
+            os.kill(await bench.ask(replica, replica), signal.SIGKILL)
+            assert (await bench.recorder.exit(replica)).reason == reason, replica
+        count.unlink()
+        await bench.start(_PID, "blind")
+        os.kill(await bench.ask("blind", "blind"), signal.SIGKILL)
+        assert (await bench.recorder.exit("blind")).reason == "killed"
+    finally:
+        await engine.close()
+
+
 async def test_a_listener_that_raises_keeps_no_other_from_hearing(tmp_path: Path) -> None:
     class Raiser(Recorder):
         def on_exit(self, replica: str, exit: contract.Exit) -> None:  # noqa: ARG002

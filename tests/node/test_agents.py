@@ -114,6 +114,8 @@ async def test_an_agent_that_dies_in_idleness_is_quarantined_and_a_new_deploymen
             return bool((await api.get("/v1/agents/dying"))["state"] == "quarantined")
 
         await nodes.eventually(is_quarantined)
+        shown = await api.get("/v1/agents/dying")
+        assert (shown["grade"], shown["grade_reason"]) == ("unhealthy", shown["reason"])
         exits = [line for line in (await api.http.get("/metrics")).text.splitlines() if "replica_exits_total" in line]
         assert sum(float(line.split()[-1]) for line in exits if 'agent="dying"' in line) == recovery.INTENSITY
         assert await api.replicas("dying") == []

@@ -151,6 +151,27 @@ def _lines(path: Path, count: int) -> list[str]:
     return path.read_text().splitlines()
 
 
+# A pause of the node
+
+
+def test_a_node_that_was_stopped_blames_none_of_its_replicas(folder: Folder, ledger: Path, gate: Path) -> None:
+    """They block their loops meanwhile, so that questions are open when the node stops and when it goes on."""
+    spec = "hang_after_s = 2\nscaling = { min_replicas = 2 }\n"
+    folder.manifest(f'[agents.dozing]\nfactory = "agents:dozing"\n{spec}')
+    up = folder.up()
+    pids = set(up.pids())
+    ids = [up.submit("dozing", {"ledger": str(ledger), "gate": str(gate)}) for _ in range(2)]
+    _lines(ledger, 2)
+    for _ in range(2):
+        up.process.send_signal(signal.SIGSTOP)
+        time.sleep(3)  # longer than the deadline: what is tested is the passing of time
+        up.process.send_signal(signal.SIGCONT)
+        assert up.call("GET", "/v1/status").status_code == 200
+    gate.touch()
+    assert [(up.end_of(id)["state"], up.end_of(id)["attempt"]) for id in ids] == [("succeeded", 1)] * 2
+    assert set(up.pids()) == pids
+
+
 # Stop
 
 

@@ -15,6 +15,7 @@ import pytest
 import nodes
 from greenroom import errors
 from greenroom.control import dispatcher
+from greenroom.core import recovery
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +77,55 @@ async def test_a_task_that_kills_its_replicas_fails_after_its_attempts_and_hurts
         for task in innocent:
             assert (await api.end_of(task["id"]))["state"] == "succeeded"
         assert (await api.run("stubborn", {"how": "echo"}))["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("how", ["exit", "segfault", "eat"])
+async def test_one_poisonous_task_among_two_hundred_is_quarantined_after_three_kills(data_dir: Path, how: str) -> None:
+    spec = nodes.agent("stubborn", concurrency=4, memory_mb=150, scaling={"min_replicas": 2}, retry_backoff_s=0.05)
+    async with nodes.opened(data_dir, {"stubborn": spec}) as api:
+        tasks = [{"agent": "stubborn", "input": {"how": how if n == 20 else "echo"}} for n in range(200)]
+        answer = await api.call("POST", "/v1/tasks/batch", {"tasks": tasks})
+        ids = [item["id"] for item in answer.json()["items"]]
+        ended = [await api.end_of(id) for id in ids]
+        poison = ended.pop(20)
+        assert {task["state"] for task in ended} == {"succeeded"}
+        assert poison["state"] == "failed"
+        failures = (await api.get("/v1/failures"))["items"]
+        if poison["error"]["type"] == "MemoryError":  # the limit of its address space was faster
+            assert failures == []
+            return
+        assert poison["error"]["type"] == "poison"
+        assert len(failures) <= 3
+        assert {failure["kind"] for failure in failures} == {"oom" if how == "eat" else "crashed"}
+        await nodes.eventually(lambda: _stands_at(api, 2))
+        shown = await api.get("/v1/agents/stubborn")
+        assert (shown["state"], (await api.get("/v1/alerts"))["items"]) == ("ready", [])
+
+
+async def _stands_at(api: nodes.Api, count: int) -> bool:
+    return len((await api.get("/v1/replicas"))["items"]) == len(await api.replicas("stubborn")) == count
+
+
+async def test_a_new_revision_that_never_works_is_rolled_back_while_the_old_one_serves(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "BASE_S", 0.01)
+    async with nodes.opened(data_dir, {"echo": nodes.agent("echo")}) as api:
+        assert (await api.run("echo", 1))["revision"] == 1
+        assert (await api.call("PUT", "/v1/agents/echo", nodes.agent("raising"))).json()["revision"] == 2
+
+        async def is_back() -> bool:
+            shown = await api.get("/v1/agents/echo")
+            return (shown["revision"], shown["state"]) == (1, "ready")
+
+        await nodes.eventually(is_back)
+        assert (await api.run("echo", 1))["revision"] == 1
+        (alert,) = (await api.get("/v1/alerts"))["items"]
+        assert (alert["kind"], alert["state"]) == ("rolled-back", "firing")
+        actions = [failure["action"] for failure in (await api.get("/v1/failures"))["items"]]
+        assert actions == ["roll_back", "migrate", "replace", "restart", "restart"]
+        assert (await api.call("PUT", "/v1/agents/echo", nodes.agent("pid"))).json()["revision"] == 3
+        assert isinstance((await api.run("echo", 1))["output"], int)
 
 
 async def test_on_replica_loss_fail_is_not_run_again(data_dir: Path, ledger: Path) -> None:

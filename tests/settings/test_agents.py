@@ -24,6 +24,7 @@ FULL = {
     "concurrency": 4,
     "sessions": True,
     "timeout_s": 10,
+    "hang_after_s": 30,
     "max_attempts": 5,
     "retry_backoff_s": 0.5,
     "retry_on": ["openai.RateLimitError", "TimeoutError"],
@@ -52,6 +53,7 @@ def _problems(name: str = "research", **given: Any) -> dict[str, str]:
 def test_an_agent_needs_a_factory_only_and_the_rest_has_the_documented_defaults() -> None:
     agent = settings.parse_agent("research", {"factory": "agents:research"})
     assert (agent.concurrency, agent.sessions, agent.timeout_s, agent.max_attempts) == (1, False, 300, 3)
+    assert agent.hang_after_s == 8
     assert (agent.retry_backoff_s, agent.retry_on, agent.on_replica_loss, agent.memory_mb) == (
         1,
         (),
@@ -108,6 +110,8 @@ def test_null_is_absent() -> None:
         ("timeout_s", float("inf"), "got inf"),
         ("timeout_s", 604_801, "got 604801"),
         ("timeout_s", 10**400, "got a number of 1329 bits"),
+        ("hang_after_s", 1.9, "expected a number of seconds from 2 to 3600, got 1.9"),
+        ("hang_after_s", 3601, "got 3601"),
         ("concurrency", 0, "expected a whole number from 1 to 1024, got 0"),
         ("concurrency", 1025, "got 1025"),
         ("concurrency", 2.0, "got 2.0"),

@@ -34,6 +34,7 @@ BUILT = {
     "cluster.max_replicas",
     "cluster.max_connections",
     "cluster.metrics",
+    "cluster.health_checks",
     "cluster.json_logs",
     "cluster.log_level",
     "security.authentication",

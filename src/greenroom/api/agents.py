@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from msgspec import structs
 
 from greenroom import errors, settings, strict_json
@@ -13,10 +11,10 @@ from greenroom.api.request import Answer, Call
 
 async def list_agents(call: Call) -> Answer:
     """List agents with their replicas and queues."""
-    ready = await _ready(call)
+    ready = views.ready(await call.store.agents.replicas())
     counts = await call.store.tasks.open_counts()
     entries = (await call.store.directory.refresh()).values()
-    items = [views.agent(entry, ready=ready[entry.agent.name], open_counts=counts) for entry in entries]
+    items = [views.agent(entry, replicas=ready[entry.agent.name], open_counts=counts) for entry in entries]
     return Answer({"items": items, "next_cursor": None})
 
 
@@ -25,7 +23,8 @@ async def show_agent(call: Call) -> Answer:
     await call.store.directory.refresh()
     entry = call.store.directory.get(call.path("name"))
     counts = await call.store.tasks.open_counts()
-    return Answer(views.agent(entry, ready=(await _ready(call))[entry.agent.name], open_counts=counts))
+    ready = views.ready(await call.store.agents.replicas())
+    return Answer(views.agent(entry, replicas=ready[entry.agent.name], open_counts=counts))
 
 
 async def put_agent(call: Call) -> Answer:
@@ -111,7 +110,3 @@ async def _let_go(call: Call, verb: str) -> Answer:
         raise errors.Conflict(f"cannot {verb} {row.id}: it is of another node, {row.node}; ask that one")
     draining = structs.replace(row, state="draining")  # its row says so only when the host has written it
     return Answer(views.replica(draining, busy=call.store.board.busy(row.id)), status=202)
-
-
-async def _ready(call: Call) -> Counter[str]:
-    return Counter(row.agent for row in await call.store.agents.replicas() if row.state == "ready")

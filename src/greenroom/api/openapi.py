@@ -17,7 +17,7 @@ from greenroom import settings
 from greenroom.api import problems, routes, schemas
 from greenroom.api.request import Answer, Call
 from greenroom.api.routes import Page, Route
-from greenroom.core import tasks
+from greenroom.core import health, tasks
 from greenroom.core.admission import Permission
 from greenroom.engine import protocol
 from greenroom.sdk import models
@@ -77,7 +77,9 @@ _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("Event", "type"): ("state", *sorted(protocol.EVENT_TYPES)),
     ("Agent", "state"): ("starting", "ready", "failed"),
     ("Replica", "state"): ("starting", "ready", "draining", "stopped", "failed"),
-    ("Replica", "grade"): ("healthy", "degraded", "unhealthy", "unknown"),
+    ("Replica", "grade"): health.Grade,
+    ("Agent", "grade"): health.Grade,
+    ("AgentStatus", "grade"): health.Grade,
 }
 _SOMETIMES = {
     "Task": {"routing"},

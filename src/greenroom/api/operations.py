@@ -6,11 +6,10 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from greenroom import errors, settings
-from greenroom.api import schemas
+from greenroom.api import schemas, views
 from greenroom.api.request import Answer, Call
 from greenroom.api.services import Services
 from greenroom.core import admission
-from greenroom.sdk import models
 from greenroom.store import database
 from greenroom.store.principals import Principal
 
@@ -28,7 +27,7 @@ async def status(call: Call) -> Answer:
     for counts in tasks.values():
         totals.update(counts)
     entries = (await store.directory.refresh()).values()
-    ready = Counter(row.agent for row in replicas if row.state == "ready")
+    ready = views.ready(replicas)
     return Answer(
         schemas.Status(
             environment=services.settings.environment,
@@ -41,14 +40,7 @@ async def status(call: Call) -> Answer:
                 isolation="T0: replicas run as this user, without a sandbox",
             ),
             agents=[
-                schemas.AgentStatus(
-                    name=entry.agent.name,
-                    state=entry.agent.state,
-                    reason=entry.agent.reason,
-                    revision=entry.agent.revision,
-                    replicas=models.ReplicaCount(desired=entry.agent.replicas, ready=ready[entry.agent.name]),
-                    tasks=tasks.get(entry.agent.name, {}),
-                )
+                views.agent_status(entry, replicas=ready[entry.agent.name], tasks=tasks.get(entry.agent.name, {}))
                 for entry in entries
             ],
             replicas=schemas.ReplicasStatus(

@@ -92,6 +92,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     state: str
     reason: str
+    grade: str
+    grade_reason: str
     revision: int
     replicas: models.ReplicaCount
     tasks: dict[str, int]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,8 @@ import msgspec
 
 from greenroom import settings
 from greenroom.api import schemas
+from greenroom.core import agents, health
+from greenroom.sdk import models
 from greenroom.store import database
 from greenroom.store.agents import Replica, Revision
 from greenroom.store.directory import Entry
@@ -91,17 +94,38 @@ def event(row: StoredEvent) -> dict[str, Any]:
     return {"seq": row.seq, "type": row.type, "at": _at(row.at), "data": msgspec.Raw(row.data)}
 
 
-def agent(entry: Entry, *, ready: int, open_counts: dict[tuple[str, str], int]) -> dict[str, Any]:
+def ready(rows: Iterable[Replica]) -> dict[str, list[health.Graded]]:
+    """Return each agent's replicas that are ready; of an agent without any, none."""
+    by_agent: dict[str, list[health.Graded]] = defaultdict(list)
+    for row in rows:
+        if row.state == "ready":
+            by_agent[row.agent].append(health.Graded(row.id, health.Grade(row.grade), row.reason))
+    return by_agent
+
+
+def grade(entry: Entry, replicas: Sequence[health.Graded]) -> tuple[health.Grade, str]:
+    """Grade an agent by its *replicas* that are ready."""
+    row = entry.agent
+    has_failed = row.state in (agents.State.FAILED, agents.State.QUARANTINED)
+    return health.of_agent(row.replicas, replicas, failure=row.reason if has_failed else "")
+
+
+def agent(
+    entry: Entry, *, replicas: Sequence[health.Graded], open_counts: dict[tuple[str, str], int]
+) -> dict[str, Any]:
     row, spec = entry.agent, entry.spec
+    graded, why = grade(entry, replicas)
     return {
         "name": row.name,
         "description": spec.description,
         "state": row.state,
         "reason": row.reason,
+        "grade": graded,
+        "grade_reason": why,
         "revision": row.revision,
         "generation": row.generation,
         "adapter": row.adapter,
-        "replicas": {"desired": row.replicas, "ready": ready},
+        "replicas": {"desired": row.replicas, "ready": len(replicas)},
         "queued": open_counts.get((row.name, "queued"), 0),
         "running": open_counts.get((row.name, "running"), 0),
         "waiting": open_counts.get((row.name, "waiting"), 0),
@@ -112,6 +136,21 @@ def agent(entry: Entry, *, ready: int, open_counts: dict[tuple[str, str], int]) 
         "spec": _shown_spec(row.spec),
         "updated_at": _at(row.updated_at),
     }
+
+
+def agent_status(entry: Entry, *, replicas: Sequence[health.Graded], tasks: dict[str, int]) -> schemas.AgentStatus:
+    row = entry.agent
+    graded, why = grade(entry, replicas)
+    return schemas.AgentStatus(
+        name=row.name,
+        state=row.state,
+        reason=row.reason,
+        grade=graded,
+        grade_reason=why,
+        revision=row.revision,
+        replicas=models.ReplicaCount(desired=row.replicas, ready=len(replicas)),
+        tasks=tasks,
+    )
 
 
 def _shown_spec(spec: bytes) -> dict[str, Any]:

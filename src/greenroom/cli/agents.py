@@ -19,6 +19,7 @@ replicas = cyclopts.App(name="replicas")
 AGENT_COLUMNS = (
     Column("NAME"),
     Column("STATE"),
+    Column("GRADE"),
     Column("REVISION", right=True),
     Column("READY", right=True),
     Column("QUEUED", right=True),
@@ -58,6 +59,7 @@ def list_agents(name: str | None = None, /, *, given: options.Options = options.
         (
             agent.name,
             agent.state,
+            agent.grade,
             agent.revision,
             f"{agent.replicas.ready}/{agent.replicas.desired}",
             agent.queued,
@@ -68,8 +70,8 @@ def list_agents(name: str | None = None, /, *, given: options.Options = options.
     ]
     render.table(AGENT_COLUMNS, rows, empty="no agents; next: add one to greenroom.toml, and restart the node")
     for agent in found:
-        if agent.reason and agent.state != "ready":
-            render.say(f"{agent.name}: {agent.reason}")
+        if reason := render.trouble(agent.state, agent.reason, grade=agent.grade, grade_reason=agent.grade_reason):
+            render.say(f"{agent.name}: {reason}")
     return 0
 
 
@@ -83,7 +85,9 @@ def _agent(name: str, given: options.Options) -> int:
         [
             ("agent", agent.name),
             ("state", agent.state),
-            ("reason", agent.reason),
+            ("reason", agent.reason or None),
+            ("grade", agent.grade),
+            ("because", agent.grade_reason),
             ("factory", agent.adapter),
             ("revision", agent.revision),
             ("replicas", f"{agent.replicas.ready} of {agent.replicas.desired} ready"),

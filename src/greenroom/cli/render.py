@@ -139,6 +139,13 @@ def spinner(text: str) -> Iterator[None]:
         yield
 
 
+def trouble(state: str | None, reason: str | None, *, grade: str | None, grade_reason: str | None) -> str | None:
+    """Return what is to be said of an agent beside its row: why it is not ready, else why it is not well."""
+    if reason and state != "ready":
+        return reason
+    return grade_reason if grade in ("degraded", "unhealthy") else None
+
+
 def printable(text: str, *, lines: bool = False) -> str:
     """*text* without what a terminal would obey; on one line unless *lines*."""
     kept = "\n\t" if lines else ""

@@ -11,6 +11,7 @@ from greenroom.cli.render import Column
 COLUMNS = (
     Column("AGENT"),
     Column("STATE"),
+    Column("GRADE"),
     Column("REVISION", right=True),
     Column("READY", right=True),
     Column("TASKS", whole=False),
@@ -29,8 +30,9 @@ def status(*, given: options.Options = options.DEFAULT) -> None:
     render.line("")
     render.table(COLUMNS, map(_row, agents), empty="no agents; next: add one to greenroom.toml, and restart the node")
     for agent in agents:
-        if agent.get("reason") and agent.get("state") != "ready":
-            render.say(f"{agent['name']}: {agent['reason']}")
+        state, grade = agent.get("state"), agent.get("grade")
+        if reason := render.trouble(state, agent.get("reason"), grade=grade, grade_reason=agent.get("grade_reason")):
+            render.say(f"{agent['name']}: {reason}")
 
 
 def _row(agent: Mapping[str, Any]) -> tuple[object, ...]:
@@ -39,6 +41,7 @@ def _row(agent: Mapping[str, Any]) -> tuple[object, ...]:
     return (
         agent.get("name"),
         agent.get("state"),
+        agent.get("grade"),
         agent.get("revision"),
         ready,
         _counts(agent.get("tasks", {})),

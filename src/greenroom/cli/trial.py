@@ -84,6 +84,9 @@ class _Trial:
     def on_log(self, replica: str, stream: str, line: str) -> None:
         """Why an agent cannot be is in its exit."""
 
+    def on_alive(self, replica: str, number: int) -> None:
+        """No progress is asked for."""
+
     def on_exit(self, replica: str, exit: contract.Exit) -> None:
         self._settle(Verdict(replica, cannot=True, found=exit.detail or exit.reason))
 

@@ -132,6 +132,9 @@ class Dispatcher:
                 if attempt.kill_at_s is None:
                     self._calls.begin(attempt, message)
 
+    def on_alive(self, replica: str, number: int) -> None:
+        """Progress is the checks' business."""
+
     def on_exit(self, replica: str, exit: Exit) -> None:
         running = list(self._by_replica.get(replica, ()))
         suspects = self._suspects(replica, running)
@@ -205,7 +208,8 @@ class Dispatcher:
             attempts.finish(attempt, verdict, error=error, due_at_us=due_at_us, message=message, is_kill=is_kill)
         )
         duration_s = self._clock.monotonic_s() - attempt.started_s
-        self._facts.emit(telemetry.AttemptEnded(attempt.claim.agent, verdict.state, verdict.reason, duration_s))
+        claim = attempt.claim
+        self._facts.emit(telemetry.AttemptEnded(claim.agent, verdict.state, verdict.reason, duration_s, claim.replica))
 
     def _write(self, finish: Finish) -> None:
         """Write the end of an attempt, together with those of this turn of the loop."""
@@ -239,7 +243,7 @@ class Dispatcher:
             if attempt.kill_at_s is not None:
                 if now_s >= attempt.kill_at_s:
                     self._killed.add(attempt.claim.replica)
-                    self._engine.kill(attempt.claim.replica, "a task did not stop when asked to")
+                    self._engine.kill(attempt.claim.replica, "killed", "a task did not stop when asked to")
             elif now_s >= attempt.deadline_s:
                 self._settle(attempt, tasks.TimedOut(attempt.timeout_s), None)
                 self._stop(attempt, now_s)

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
+from greenroom.control.checks import Checks
 from greenroom.control.recovery import Recovery
-from greenroom.core import agents, plans, recovery
+from greenroom.core import agents, failures, plans, recovery
 from greenroom.engine import contract, protocol
 from greenroom.store import database, submissions
 from greenroom.store.agents import Replica
@@ -43,6 +44,7 @@ class Hosted:
     slots: int
     timeout_s: float  # of an attempt
     max_attempts: int  # of a task that loses its replica
+    hang_after_s: float
     started_at_us: int
     started_s: float
     for_suspects: bool = False  # beside the agent's number: it runs what is suspected to kill, one by one
@@ -68,6 +70,7 @@ class Host:
         *,
         node: str,
         revision_of: Callable[[Entry], Awaitable[contract.Revision]],
+        health_checks: bool = True,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store, self._engine, self._clock, self._facts = store, engine, clock, facts
@@ -84,6 +87,7 @@ class Host:
         self._measure_at_s = 0.0
         self._is_leaving = False
         self._is_hurried = asyncio.Event()
+        self.checks = Checks(engine, clock, facts, graded=self._on_graded, is_grading=health_checks)
         engine.subscribe(self)
         store.hub.subscribe(self._hear)
 
@@ -163,6 +167,7 @@ class Host:
         self._measure_at_s = 0.0  # its memory is not known yet
         start_s = hosted.ready_at_s - hosted.started_s
         self._facts.emit(telemetry.ReplicaReady(hosted.agent, replica, start_s))
+        self.checks.open(replica, agent=hosted.agent, revision=hosted.revision, hang_after_s=hosted.hang_after_s)
         self.wakeup.set()
 
     def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
@@ -178,6 +183,9 @@ class Host:
         if hosted is not None:
             self._facts.emit(telemetry.ReplicaSaid(hosted.agent, replica, stream, line))
 
+    def on_alive(self, replica: str, number: int) -> None:
+        """Progress is the checks' business."""
+
     def on_exit(self, replica: str, exit: contract.Exit) -> None:
         hosted = self._replicas.pop(replica, None)
         if hosted is None:
@@ -192,23 +200,33 @@ class Host:
         self.wakeup.set()
 
     def _note_death(self, hosted: Hosted, exit: contract.Exit) -> None:
-        what = exit.detail or exit.reason
+        what, was_working = exit.detail or exit.reason, self._store.board.attempts(hosted.id) > 0
+        was_stopped = (
+            exit.reason == failures.Failure.HUNG and not was_working
+        )  # who does nothing does not hang by itself
         death = recovery.Death(
             revision=hosted.revision,
-            was_working=self._store.board.attempts(hosted.id) > 0,
+            started_s=hosted.started_s,
+            was_working=was_working,
             has_succeeded=hosted.has_answered,
-            by_itself=exit.is_its_own,
+            by_itself=exit.is_its_own and not was_stopped,
             max_attempts=hosted.max_attempts,
             ready_s=None if hosted.ready_at_s is None else self._clock.monotonic_s() - hosted.ready_at_s,
             what=what,
             for_suspects=hosted.for_suspects,
         )
-        failure = NewFailure(hosted.id, hosted.agent, hosted.revision, self._node, exit.reason, what)
+        kind = failures.of(exit.reason) or failures.Failure.KILLED
+        failure = NewFailure(hosted.id, hosted.agent, hosted.revision, self._node, kind, what)
         is_missed = hosted.drain_until_s is None and not hosted.for_suspects
         self._recovery.on_death(death, failure, is_missed=is_missed)
 
     def _hear(self, news: News) -> None:
         if news.suspects:
+            self.wakeup.set()
+
+    def _on_graded(self, replica: str) -> None:
+        if (hosted := self._replicas.get(replica)) is not None:
+            self._unwritten.add(hosted)
             self.wakeup.set()
 
     # --- making it so
@@ -220,7 +238,15 @@ class Host:
             await self._recovery.roll_back(name)
             self.wakeup.set()  # the next step sees the agent as it is then
             return
-        wanted = plans.Wanted(name, entry.agent.revision, entry.agent.replicas, self._may_start(record))
+        ours = [each for each in self._replicas.values() if each.agent == name and not each.for_suspects]
+        ready = [each for each in ours if each.state == "ready" and each.revision == entry.agent.revision]
+        wanted = plans.Wanted(
+            name,
+            entry.agent.revision,
+            entry.agent.replicas,
+            may_start=self._may_start(record),
+            one_by_one=recovery.is_tried_out(record, (each.started_s for each in ready)),
+        )
         moved_at_s = record.moved_at_s
         seen = [
             plans.Seen(
@@ -230,8 +256,7 @@ class Host:
                 replica.state == "draining",
                 is_moving=moved_at_s is not None and replica.started_s < moved_at_s,
             )
-            for replica in self._replicas.values()
-            if replica.agent == name and not replica.for_suspects
+            for replica in ours
         ]
         for action in plans.plan(wanted, seen):
             match action:
@@ -263,6 +288,7 @@ class Host:
             slots=1 if for_suspects else spec.concurrency,
             timeout_s=spec.timeout_s,
             max_attempts=1 if spec.on_replica_loss == "fail" else spec.max_attempts,
+            hang_after_s=spec.hang_after_s,
             started_at_us=database.microseconds(self._clock.now()),
             started_s=self._clock.monotonic_s(),
             for_suspects=for_suspects,
@@ -305,7 +331,7 @@ class Host:
         now_s = self._clock.monotonic_s()
         for replica in self._replicas.values():
             if replica.state == "starting" and now_s >= replica.started_s + START_S:
-                self._engine.kill(replica.id, f"it was not ready within {START_S:g} s")
+                self._engine.kill(replica.id, "late", f"it was not ready within {START_S:g} s")
 
     def _measure(self) -> None:
         now_s = self._clock.monotonic_s()
@@ -336,6 +362,7 @@ class Host:
 
     def _row(self, replica: Hosted, pid: int | None) -> Replica:
         has_ended = replica.state in ("stopped", "failed")
+        finding = None if has_ended or replica.state == "starting" else self.checks.finding(replica.id)
         return Replica(
             id=replica.id,
             agent=replica.agent,
@@ -343,8 +370,8 @@ class Host:
             node=self._node,
             pid=pid,
             state=replica.state,
-            grade="healthy" if replica.state == "ready" else "unknown",
-            reason=replica.reason,
+            grade="unknown" if finding is None else finding.grade,
+            reason=replica.reason if finding is None else finding.reason,
             slots=replica.slots,
             memory_mb=replica.memory_mb,
             restarts=self._recovery.record(replica.agent).restarts,

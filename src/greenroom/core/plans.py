@@ -14,6 +14,7 @@ class Wanted:
     revision: int
     replicas: int
     may_start: bool = True  # false while backoff runs or the agent is given up
+    one_by_one: bool = False  # no other is started before the last one is ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,9 @@ def plan(wanted: Wanted, seen: Sequence[Seen]) -> list[Action]:
     missing = wanted.replicas - len(current)
     actions: list[Action] = []
     if missing > 0 and wanted.may_start:
-        actions += [StartReplica(wanted.agent, wanted.revision)] * missing
+        at_once = 0 if any(not replica.is_ready for replica in current) else 1
+        starts = min(missing, at_once) if wanted.one_by_one else missing
+        actions += [StartReplica(wanted.agent, wanted.revision)] * starts
     surplus = sorted(current, key=lambda replica: replica.is_ready)[: max(0, -missing)]
     ready = sum(replica.is_ready for replica in current)
     replaced = others if ready >= wanted.replicas else others[: max(0, ready + len(others) - wanted.replicas)]

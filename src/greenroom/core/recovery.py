@@ -16,6 +16,7 @@ after good work, is replaced at once, however often. What becomes of the tasks i
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from fractions import Fraction
 
 import msgspec
@@ -44,6 +45,7 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
     """How a replica of *revision* ended. *max_attempts* is how often a task of its agent is begun."""
 
     revision: int
+    started_s: float
     was_working: bool  # tasks were on it
     has_succeeded: bool  # with a task
     by_itself: bool  # it crashed or broke its bounds; else somebody killed it
@@ -98,7 +100,8 @@ def weight(record: Record, death: Death) -> Fraction:
     task may have, three at most, weigh as one death in full. So a task that kills every replica it is given to does not
     end its agent, and an agent that no task survives does not go on for ever.
 
-    >>> crash = Death(revision=1, ready_s=5, was_working=True, has_succeeded=False, by_itself=True, max_attempts=3)
+    >>> crash = Death(revision=1, started_s=0, ready_s=5, was_working=True, has_succeeded=False,
+    ...               by_itself=True, max_attempts=3)
     >>> weight(Record(1), crash)
     Fraction(1, 3)
     >>> weight(Record(1, is_proven=True), crash)
@@ -106,6 +109,8 @@ def weight(record: Record, death: Death) -> Fraction:
     """
     if death.has_succeeded or death.revision != record.revision:
         return Fraction(0)
+    if record.last_death_s is not None and death.started_s <= record.last_death_s:
+        return Fraction(0)  # it is no answer to the death before, but its companion: what kills ten at once counts once
     if not death.was_ready:
         return Fraction(1)
     if death.for_suspects:
@@ -196,8 +201,13 @@ def after_settling(record: Record) -> Record:
 
 
 def judged_anew(record: Record, revision: int, *, generation: int, fallback: int | None) -> Record:
-    """Begin a record for *revision*, which was deployed, scaled, released or rolled back to; what it proved stays."""
+    """Begin a record for *revision*, which was deployed, scaled, released or rolled back to; what it proved stays.
+
+    *fallback* is the last proven revision before it, as the store knows; that of *record* may have proved itself since.
+    """
     is_same = record.revision == revision
+    if record.is_proven and record.revision < revision:
+        fallback = record.revision
     is_back = record.rung is Rung.ROLL_BACK and record.fallback == revision
     undone = record.revision if is_back else record.undone if is_same else None
     return Record(
@@ -220,6 +230,16 @@ def on_probation(record: Record) -> Record:
     if not record.is_given_up:
         return record
     return replace(record, rung=Rung.MIGRATE, spent=INTENSITY * WHOLE - 1, start_not_before_s=0.0)
+
+
+def is_tried_out(record: Record, started_s: Iterable[float]) -> bool:
+    """Tell whether one replica has to show that it gets ready before others are started beside it.
+
+    *started_s*: when those of the serving revision were that are ready.
+    """
+    if not record.deaths or record.last_death_s is None:
+        return False
+    return not any(at_s > record.last_death_s for at_s in started_s)
 
 
 def moved(record: Record, by_s: float) -> Record:

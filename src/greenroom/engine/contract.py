@@ -34,7 +34,7 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a replica ended. *reason*: stopped, refused, crashed, killed, oom, hung, protocol."""
+    """How a replica ended. *reason*: stopped, or one of `core.failures`; *detail* is for people."""
 
     reason: str
     detail: str = ""
@@ -72,6 +72,9 @@ class Listener(Protocol):
     def on_log(self, replica: str, stream: str, line: str) -> None:
         """A line that native code or a library wrote to the process's own stdout or stderr, of no known task."""
 
+    def on_alive(self, replica: str, number: int) -> None:
+        """It has answered `protocol.Probe(number)`; 0 is a heartbeat of its own."""
+
     def on_exit(self, replica: str, exit: Exit) -> None:
         """The process is gone (and its group with it); called exactly once for each replica that was started."""
 
@@ -93,8 +96,8 @@ class Engine(Protocol):
     async def stop(self, replica: str, *, grace_s: float) -> None:
         """End the replica: SIGTERM, to end what runs and say so; after *grace_s* SIGKILL. Returns when it is gone."""
 
-    def kill(self, replica: str, reason: str) -> None:
-        """SIGKILL now, with *reason* in its `Exit`; unknown ids are ignored."""
+    def kill(self, replica: str, reason: str, detail: str = "") -> None:
+        """SIGKILL now, with *reason* and *detail* in its `Exit`; unknown ids are ignored."""
 
     def observe(self) -> list[Observation]: ...
 

@@ -38,6 +38,7 @@ class LocalEngine:
         self._leaving: set[zygotes.Zygote] = set()
         self._interpreters = interpreters.Interpreters()
         self._memory_poll: asyncio.TimerHandle | None = None
+        self._oom_kills = processes.OomKills(clock.monotonic_s())
         self._is_closed = False
         # Looking for what the dead left behind reads all of /proc: off the loop, one look for all that died
         # meanwhile.
@@ -68,6 +69,7 @@ class LocalEngine:
             zygote_of=self._zygote_of,
             sweep=self._sweep,
             on_gone=self._on_gone,
+            oom_kills=self._oom_kills,
         )
         try:
             await self._check(revision)
@@ -124,6 +126,7 @@ class LocalEngine:
         return record is not None and record.send(message)
 
     def observe(self) -> list[contract.Observation]:
+        self._oom_kills.look(self._clock.monotonic_s())
         return [_observe(record) for record in self._replicas.values()]
 
     # --- end
@@ -141,10 +144,10 @@ class LocalEngine:
             async with asyncio.timeout(_KILL_DEADLINE_S):
                 await record.gone.wait()
 
-    def kill(self, replica: str, reason: str) -> None:
+    def kill(self, replica: str, reason: str, detail: str = "") -> None:
         record = self._replicas.get(replica)
         if record is not None:
-            record.kill(reason)
+            record.kill(reason, detail)
 
     async def close(self) -> None:
         if self._is_closed:

@@ -45,6 +45,35 @@ def read(pid: int) -> Reading | None:
     return Reading(int(fields[21]) * _PAGE_BYTES / 2**20, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S)
 
 
+class OomKills:
+    """The kernel's count of processes that it has killed for memory, anywhere on this machine.
+
+    A SIGKILL says nothing of who sent it; that the count has grown within the last seconds does.
+    """
+
+    EVERY_S = 5.0
+    SOURCE = Path("/proc/vmstat")
+
+    def __init__(self, now_s: float) -> None:
+        self._before = self._latest = self._read()
+        self._latest_s = now_s
+
+    def look(self, now_s: float) -> None:
+        """Note the count, if the last note is `EVERY_S` old; the one before it is what `has_grown` compares with."""
+        if now_s >= self._latest_s + self.EVERY_S:
+            self._before, self._latest, self._latest_s = self._latest, self._read(), now_s
+
+    def has_grown(self) -> bool:
+        return self._read() > self._before
+
+    def _read(self) -> int:
+        try:
+            lines = self.SOURCE.read_text().splitlines()
+        except OSError:
+            return 0
+        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
 def prepare_node() -> None:
     """Adopt the replicas of zygotes that die, and allow as many open files as the system does: a replica takes four."""
     kernel.become_subreaper()

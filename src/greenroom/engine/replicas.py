@@ -54,6 +54,7 @@ class Replica:
         zygote_of: Callable[[Replica], zygotes.Zygote],
         sweep: Sweep,
         on_gone: Callable[[Replica], None],
+        oom_kills: processes.OomKills,
     ) -> None:
         self.id, self.revision = replica, revision
         self.pid: int | None = None
@@ -61,7 +62,7 @@ class Replica:
         self.last_frame_s = clock.monotonic_s()
         self.gone = asyncio.Event()
         self._listeners, self._clock, self._sweep, self._on_gone = listeners, clock, sweep, on_gone
-        self._zygote_of = zygote_of
+        self._zygote_of, self._oom_kills = zygote_of, oom_kills
         self._loop = asyncio.get_running_loop()
         self._launches = 0
         self._channel: channels.Channel | None = None
@@ -152,8 +153,8 @@ class Replica:
                 for line in traceback.splitlines():
                     self.log("stderr", line)
                 self._verdict = self._verdict or ("refused", text)
-            case protocol.Alive():
-                pass
+            case protocol.Alive(number):
+                self._tell("on_alive", number)
             case _:
                 assert_never(message)
 
@@ -263,6 +264,8 @@ class Replica:
                 "crashed",
                 "its process ended by itself" + ("" if code is None else f", exit code {code}"),
             )
+        elif number == signal.SIGKILL and self._oom_kills.has_grown():
+            reason, detail = "oom", "the kernel killed it: the machine, or the group it runs in, was out of memory"
         else:
             name = signal.Signals(number).name
             reason = "crashed" if number in _CRASHES else "killed"

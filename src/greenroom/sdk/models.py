@@ -140,12 +140,17 @@ class ReplicaCount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Agent(msgspec.Struct, frozen=True, kw_only=True):
-    """What tasks are submitted to. *adapter* is what its factory was taken for, *reason* why it failed."""
+    """What tasks are submitted to. *adapter* is what its factory was taken for, *reason* why it failed.
+
+    *grade* is healthy, degraded, unhealthy or unknown, for *grade_reason*.
+    """
 
     name: str
     description: str = ""
     state: str = ""
     reason: str | None = None
+    grade: str | None = None
+    grade_reason: str | None = None
     revision: int | None = None
     replicas: ReplicaCount = ReplicaCount()
     queued: int = 0
@@ -162,7 +167,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
-    """One running instance of a revision; *busy* counts the tasks in its *slots*."""
+    """One running instance of a revision; *busy* counts the tasks in its *slots*, *reason* is that of its *grade*."""
 
     id: str
     agent: str

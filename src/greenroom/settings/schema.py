@@ -97,6 +97,7 @@ Cpus = Annotated[float, Meta(gt=0, le=4096, title="a number of CPUs")]
 TaskSeconds = Annotated[float, Meta(gt=0, le=7 * DAY_S, title="a number of seconds")]
 DelaySeconds = Annotated[float, Meta(ge=0, le=HOUR_S, title="a number of seconds")]
 HoldSeconds = Annotated[float, Meta(ge=0, le=DAY_S, title="a number of seconds")]
+HangSeconds = Annotated[float, Meta(ge=2, le=HOUR_S, title="a number of seconds")]
 Off = Literal["off"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
@@ -123,6 +124,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     cpu: Cpus | Off = "off"
     memory_mb: MemoryMb | Off = "off"
     health_checks: bool = False
+    """Off: replicas are not graded; hung ones are still found."""
     performance_rules: bool = False
     alert_delivery: bool = False
     tracing: bool = False
@@ -196,6 +198,10 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     retry_backoff_s: DelaySeconds = 1.0
     retry_on: Annotated[tuple[ExceptionName, ...], Meta(max_length=100)] = ()
     on_replica_loss: Literal["retry", "fail"] = "retry"
+    hang_after_s: HangSeconds = 8.0
+    """A replica whose event loop does not turn for so long is killed, and what ran on it runs again. Plain functions
+    run in threads and may block for longer, unless they hold the interpreter's lock.
+    """
     memory_mb: MemoryMb | None = None
     """Of one replica; None: not limited."""
     read_paths: Annotated[tuple[Folder, ...], Meta(max_length=100)] = ()

@@ -32,6 +32,7 @@ examples = ["Say hello to Ada"]
 # timeout_s = 300                        # of one attempt
 # max_attempts = 3
 # retry_on = ["openai.RateLimitError"]   # the agent's errors that are worth another attempt
+# hang_after_s = 8                       # a replica whose event loop is blocked for longer is replaced
 # on_replica_loss = "retry"              # or "fail", which requires concurrency = 1
 # memory_mb = 512                        # of one replica
 

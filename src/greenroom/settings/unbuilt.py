@@ -22,7 +22,6 @@ NOT_YET_BUILT: dict[str, str] = {
     "cluster.autoscaling": "the number of replicas is each agent's scaling.min_replicas",
     "cluster.cpu": "nothing compares measured use with an envelope",
     "cluster.memory_mb": "nothing compares measured use with an envelope; an agent's memory_mb is built",
-    "cluster.health_checks": "replicas are not probed; dead ones are replaced",
     "cluster.performance_rules": "nothing is tuned by rules",
     "cluster.alert_delivery": "no alerts are sent",
     "cluster.tracing": "no traces are recorded",

@@ -30,6 +30,7 @@ class Recorder:
         self.exits: list[tuple[str, contract.Exit]] = []
         self.messages: list[protocol.Emitted | protocol.Called | protocol.Ended] = []
         self.logs: list[tuple[str, str, str]] = []
+        self.alives: list[tuple[str, int]] = []
         self._news = asyncio.Event()
 
     def on_ready(self, replica: str, ready: protocol.Ready) -> None:  # noqa: ARG002
@@ -44,6 +45,11 @@ class Recorder:
     def on_log(self, replica: str, stream: str, line: str) -> None:
         assert replica not in [gone for gone, _ in self.exits], "a line after on_exit"
         self.logs.append((replica, stream, line))
+        self._news.set()
+
+    def on_alive(self, replica: str, number: int) -> None:
+        assert replica not in [gone for gone, _ in self.exits], "an answer after on_exit"
+        self.alives.append((replica, number))
         self._news.set()
 
     def on_exit(self, replica: str, exit: contract.Exit) -> None:
@@ -181,8 +187,31 @@ class EngineContract:
 
     async def test_the_reason_of_a_kill_is_told(self, bench: Bench) -> None:
         await bench.start(_ECHO)
-        bench.engine.kill("r1", "hung")
-        assert (await bench.recorder.exit("r1")).reason == "hung"
+        bench.engine.kill("r1", "hung", "no answer for 8 s")
+        exit = await bench.recorder.exit("r1")
+        assert (exit.reason, exit.detail) == ("hung", "no answer for 8 s")
+
+    async def test_a_probe_is_answered_with_its_number_at_work_and_in_idleness(self, bench: Bench) -> None:
+        source = """
+            import asyncio
+            async def run(input): await asyncio.Event().wait()
+        """
+        await bench.start(source)
+        assert bench.engine.invoke("r1", protocol.Probe(1))
+        await bench.recorder.until(lambda: ("r1", 1) in bench.recorder.alives)
+        bench.send("r1", "t1")
+        assert bench.engine.invoke("r1", protocol.Probe(2))
+        await bench.recorder.until(lambda: ("r1", 2) in bench.recorder.alives)
+        assert not bench.engine.invoke("nobody", protocol.Probe(3))
+
+    async def test_a_replica_at_work_shows_progress_unasked(self, bench: Bench) -> None:
+        source = """
+            import time
+            def run(input): time.sleep(3600)
+        """
+        await bench.start(source)
+        bench.send("r1", "t1")
+        await bench.recorder.until(lambda: bench.recorder.alives == [("r1", 0)])
 
     async def test_a_kill_before_it_is_ready_still_ends_in_one_exit(self, bench: Bench) -> None:
         await bench.engine.start("r1", bench.revision(_ECHO))

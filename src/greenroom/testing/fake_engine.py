@@ -14,8 +14,9 @@ class FakeReplica:
 
     id: str
     revision: contract.Revision
-    sent: list[protocol.ToReplica] = field(default_factory=list)
+    sent: list[protocol.ToReplica] = field(default_factory=list)  # but for probes
     is_ready: bool = False
+    is_hung: bool = False  # probes find no answer
 
     @property
     def invocations(self) -> list[protocol.Invoke]:
@@ -24,6 +25,8 @@ class FakeReplica:
 
 class FakeEngine:
     """A `contract.Engine` whose replicas are moved by hand: `ready`, `say`, `succeed`, `die`.
+
+    Probes are answered at once by all but those that are hung.
 
     With *is_eager*, replicas are ready as soon as they are started. *refusal*, while set, is what `start` raises.
     """
@@ -55,7 +58,10 @@ class FakeEngine:
     def invoke(self, replica: str, message: protocol.ToReplica) -> bool:
         if replica not in self.replicas:
             return False
-        self.replicas[replica].sent.append(message)
+        if not isinstance(message, protocol.Probe):
+            self.replicas[replica].sent.append(message)
+        elif not self.replicas[replica].is_hung:
+            self.alive(replica, message.number)
         return True
 
     async def stop(self, replica: str, *, grace_s: float) -> None:
@@ -63,10 +69,10 @@ class FakeEngine:
         if replica in self.replicas:
             self.die(replica, "stopped")
 
-    def kill(self, replica: str, reason: str) -> None:
+    def kill(self, replica: str, reason: str, detail: str = "") -> None:
         if replica in self.replicas:
             self.killed[replica] = reason
-            self.die(replica, reason)
+            self.die(replica, reason, detail)
 
     def observe(self) -> list[contract.Observation]:
         return [
@@ -85,6 +91,11 @@ class FakeEngine:
         self.replicas[replica].is_ready = True
         for listener in self._listeners:
             listener.on_ready(replica, protocol.Ready("fake", "a fake"))
+
+    def alive(self, replica: str, number: int = 0) -> None:
+        """Answer a probe, or beat."""
+        for listener in self._listeners:
+            listener.on_alive(replica, number)
 
     def say(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
         for listener in self._listeners:

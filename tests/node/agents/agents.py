@@ -7,8 +7,11 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import hashlib
+import json
 import os
+import re
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -160,6 +163,59 @@ def thread_blocked(input: dict[str, Any]) -> None:
     _note(input["ledger"], f"thread {os.getpid()} 1")
     while True:
         time.sleep(0.1)
+
+
+async def hanging(input: dict[str, Any], context: Context) -> int:
+    """Hang on the first attempt, in the way that *input* says; return the number of a later one."""
+    _note(input["ledger"], f"{input['how']} {os.getpid()} {context.task.attempt}")
+    if context.task.attempt == 1:
+        match input["how"]:
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "busy loop":
+                while True:
+                    pass
+            case "deadlock":
+                lock = threading.Lock()
+                with lock:
+                    lock.acquire()
+    return context.task.attempt
+
+
+async def blocking(input: dict[str, Any], context: Context) -> float:
+    """Block the loop, longer and longer, until it took *least_s*; return how long that was."""
+    _note(input["ledger"], f"{input['how']} {os.getpid()} {context.task.attempt}")
+    size, took_s = 14, 0.0
+    while took_s < input["least_s"]:
+        await asyncio.sleep(0)
+        size += 1
+        begun_s = time.monotonic()
+        match input["how"]:
+            case "regex":
+                re.match("(a+)+$", "a" * size + "b")
+            case "json":
+                json.loads(b'"' + b"\u0041" * 2**size + b'"')
+            case "power":
+                pow(3, (1 << 2 ** (size - 8)) - 1, (1 << 1023) - 1)
+            case "sleep":
+                time.sleep(input["least_s"])
+        took_s = time.monotonic() - begun_s
+    return took_s
+
+
+async def dozing(input: dict[str, Any]) -> str:
+    """Block the loop again and again, a second each time, until the gate is there."""
+    _note(input["ledger"], f"dozing {os.getpid()} 1")
+    while not Path(input["gate"]).exists():
+        time.sleep(1.0)
+        await asyncio.sleep(0)
+    return "awake"
+
+
+def slow_thread(input: dict[str, Any]) -> int:
+    _note(input["ledger"], f"thread {os.getpid()} 1")
+    time.sleep(input["for_s"])
+    return os.getpid()
 
 
 # Factories that go wrong

@@ -250,9 +250,11 @@ class Checks:
         if len(deaths) >= recovery.INTENSITY:
             raise Violation("I21", f"{agent} was started on {node} after {len(deaths)} deaths before readiness")
 
-    def died_early(self, node: str, agent: str, *, now_s: float) -> None:
-        """A replica of the serving revision died before it was ready."""
-        self._early_deaths[node, agent].append(now_s)
+    def died_early(self, node: str, agent: str, *, started_s: float, now_s: float) -> None:
+        """A replica of the serving revision died before it was ready; those that were started together die once."""
+        deaths = self._early_deaths[node, agent]
+        if not deaths or started_s > deaths[-1]:
+            deaths.append(now_s)
 
     def judged_anew(self, node: str, agent: str) -> None:
         """The agent was deployed or scaled, had a success, or its node was started."""

@@ -141,10 +141,9 @@ class Incarnation:
             await self._world.deploy(self, agent, judged_anew=False)
         self.is_up = True
         self._world.note("%s is up", self.id)
+        loops = (self.host, self.host.checks, self.dispatcher, self.janitor)
         async with asyncio.TaskGroup() as group:
-            group.create_task(
-                supervisor.supervise((self.host, self.dispatcher, self.janitor), self._world.clock, self.facts)
-            )
+            group.create_task(supervisor.supervise(loops, self._world.clock, self.facts))
             group.create_task(self.store.commits.ended())
 
     async def leave(self) -> None:
@@ -204,7 +203,7 @@ class World:
             is_crashing=lambda agent: self.agents[agent].is_crashing,
             began=self._note_begin,
             stopped=lambda entry: self.checks.stopped(*self._attempt(entry), **self._place(entry)),
-            spared=lambda entry: self.checks.spared(*self._attempt(entry)),
+            killed=self._note_kill,
             started=self._note_start,
             died_early=self._note_early_death,
             succeeded=lambda revision: self.checks.judged_anew("node", revision.agent),
@@ -297,9 +296,16 @@ class World:
             self.checks.judged_anew("node", revision.agent)
         self._judge(lambda: self.checks.started("node", revision.agent, now_s=self._loop.now_s))
 
-    def _note_early_death(self, revision: contract.Revision) -> None:
+    def _note_kill(self, entry: replicas.Entry, reason: str) -> None:
+        """By the node: for the sake of a task that does not stop, or because it hangs, of which a task is suspected."""
+        if reason == "killed":
+            self.checks.spared(*self._attempt(entry))
+        else:
+            self._poison.add(entry.invoke.task)
+
+    def _note_early_death(self, revision: contract.Revision, started_s: float) -> None:
         if self.node is not None and self.node.store.directory.get(revision.agent).agent.revision == revision.number:
-            self.checks.died_early("node", revision.agent, now_s=self._loop.now_s)
+            self.checks.died_early("node", revision.agent, started_s=started_s, now_s=self._loop.now_s)
 
     @staticmethod
     def _attempt(entry: replicas.Entry) -> tuple[str, int]:

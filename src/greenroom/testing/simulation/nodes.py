@@ -413,6 +413,7 @@ class Node:
         agent = world.agents[replica.agent]
         death = recovery.Death(
             revision=replica.revision,
+            started_s=replica.started_s,
             was_working=was_working,
             has_succeeded=replica.has_succeeded,
             by_itself=reason == "crashed",
@@ -423,7 +424,7 @@ class Node:
         )
         world.deaths[self.name, agent.name] += 1
         if replica.revision == record.revision and not death.was_ready:
-            world.checks.died_early(self.owner, agent.name, now_s=world.now)
+            world.checks.died_early(self.owner, agent.name, started_s=replica.started_s, now_s=world.now)
         after = recovery.after_death(record, death, now_s=world.now, jitter=world.rng.random())
         if after.rung is not record.rung:
             world.note("%s comes to %s with %s", self, after.rung, agent.name)
@@ -453,9 +454,16 @@ class Node:
             world.roll_back(agent, generation=record.generation, to=record.fallback)
             return
         mine = [replica for replica in self.replicas if replica.agent == agent.name and not replica.for_suspects]
-        wanted = plans.Wanted(agent.name, agent.revision, agent.replicas, self._may_start(record))
+        ready_s = [each.started_s for each in mine if each.state == "ready" and each.revision == agent.revision]
+        wanted = plans.Wanted(
+            agent.name,
+            agent.revision,
+            agent.replicas,
+            may_start=self._may_start(record),
+            one_by_one=recovery.is_tried_out(record, ready_s),
+        )
         self._unsettled.discard(agent.name)
-        if not wanted.may_start and not self.is_leaving:
+        if (not wanted.may_start or wanted.one_by_one) and not self.is_leaving:
             self._unsettled.add(agent.name)  # until it may
         moved_at_s = record.moved_at_s
         seen = [
@@ -479,8 +487,7 @@ class Node:
                 case plans.DrainReplica(id, hands_over):
                     moving = next(replica for replica in mine if replica.id == id)
                     self._drain(moving, within_s=0.0 if hands_over else agent.timeout_s)
-        ready = sum(replica.state == "ready" and replica.revision == agent.revision for replica in mine)
-        if ready >= agent.replicas:
+        if len(ready_s) >= agent.replicas:
             self._records[agent.name] = recovery.after_settling(record)
 
     def _reconcile_alone(self, agent: Agent) -> None:

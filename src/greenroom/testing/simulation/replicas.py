@@ -37,9 +37,9 @@ class Script:
     is_crashing: Callable[[str], bool]
     began: Callable[[Entry, list[tuple[str, int]]], None]
     stopped: Callable[[Entry], None]
-    spared: Callable[[Entry], None]
+    killed: Callable[[Entry, str], None]
     started: Callable[[contract.Revision], None]
-    died_early: Callable[[contract.Revision], None]
+    died_early: Callable[[contract.Revision, float], None]
     succeeded: Callable[[contract.Revision], None]
 
 
@@ -55,12 +55,14 @@ class ScriptedEngine(FakeEngine):
         self._hung: set[str] = set()
         self._is_dead = False
         self._starts = 0
+        self._started_s: dict[str, float] = {}
 
     # --- contract.Engine
 
     async def start(self, replica: str, revision: contract.Revision) -> None:
         await super().start(replica, revision)
         self._starts += 1
+        self._started_s[replica] = asyncio.get_running_loop().time()
         rng = random.Random(f"{self.script.seed} start {revision.agent} {self._starts}")
         self.script.started(revision)
         self.script.note("  %s starts", replica)
@@ -87,11 +89,11 @@ class ScriptedEngine(FakeEngine):
         if replica in self.replicas:
             self.die(replica, "stopped")
 
-    def kill(self, replica: str, reason: str) -> None:
+    def kill(self, replica: str, reason: str, detail: str = "") -> None:
         for entry in self.ledger.values():
             if entry.replica == replica and entry.ended_s is None:
-                self.script.spared(entry)
-        super().kill(replica, reason)
+                self.script.killed(entry, reason)
+        super().kill(replica, reason, detail)
 
     def die(self, replica: str, reason: str = "killed", detail: str = "") -> None:
         gone = self.replicas[replica]
@@ -100,7 +102,7 @@ class ScriptedEngine(FakeEngine):
             if entry.replica == replica:
                 self._end(entry)
         if not gone.is_ready and reason != "stopped":
-            self.script.died_early(gone.revision)
+            self.script.died_early(gone.revision, self._started_s[replica])
         super().die(replica, reason, detail)
 
     # --- for the world
@@ -114,6 +116,7 @@ class ScriptedEngine(FakeEngine):
 
     def hang(self, replica: str) -> None:
         self._hung.add(replica)
+        self.replicas[replica].is_hung = True
 
     # --- what replicas do
 
