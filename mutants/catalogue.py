@@ -246,8 +246,8 @@ CATALOGUE = (
     _mutant(
         "the limit of a replica's memory",
         "engine/local.py",
-        "if reading is not None and reading.rss_mb > limit_mb:",
-        "if reading is not None and reading.rss_mb > 1e9:",
+        "if held_mb > limit_mb:",
+        "if held_mb > 1e9:",
         "tests/engine/test_contract.py",
     ),
     # --- the store's weather

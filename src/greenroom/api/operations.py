@@ -50,6 +50,7 @@ async def status(call: Call) -> Answer:
                 limit=services.settings.cluster.max_replicas,
             ),
             tasks=totals,
+            alerts=Counter(alert.severity for alert in await store.recovery.alerts() if alert.state == "firing"),
             not_yet_built=settings.NOT_YET_BUILT,
         )
     )

@@ -109,13 +109,17 @@ class ReplicasStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole system; *not_yet_built* names the switches that do nothing yet, and what happens instead."""
+    """The whole system. *alerts* counts those that fire, by severity.
+
+    *not_yet_built* names the switches that do nothing yet, and what happens instead.
+    """
 
     environment: str
     node: NodeStatus
     agents: list[AgentStatus]
     replicas: ReplicasStatus
     tasks: dict[str, int]
+    alerts: dict[str, int]
     not_yet_built: dict[str, str]
 
 

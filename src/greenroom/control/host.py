@@ -201,9 +201,8 @@ class Host:
 
     def _note_death(self, hosted: Hosted, exit: contract.Exit) -> None:
         what, was_working = exit.detail or exit.reason, self._store.board.attempts(hosted.id) > 0
-        was_stopped = (
-            exit.reason == failures.Failure.HUNG and not was_working
-        )  # who does nothing does not hang by itself
+        # Who hangs while it has nothing to do was stopped by somebody.
+        was_stopped = exit.reason == failures.Failure.HUNG and not was_working
         death = recovery.Death(
             revision=hosted.revision,
             started_s=hosted.started_s,

@@ -81,6 +81,15 @@ def children() -> Iterator[int]:
                 yield pid
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the processes that *pid* has started; none where the kernel does not tell (CONFIG_PROC_CHILDREN)."""
+    children: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.scandir(f"/proc/{pid}/task"):
+            children += map(int, Path(task.path, "children").read_text().split())
+    return children
+
+
 def threads() -> list[str]:
     """Return the names of this process's threads, the main one first."""
     tasks = Path("/proc/self/task")

@@ -200,9 +200,9 @@ class LocalEngine:
             limit_mb = record.revision.memory_mb
             if limit_mb is None or record.pid is None:
                 continue
-            reading = processes.read(record.pid)
-            if reading is not None and reading.rss_mb > limit_mb:
-                record.kill("oom", f"it used {reading.rss_mb:.0f} MB, and memory_mb is {limit_mb}")
+            held_mb = processes.held_mb(record.pid)
+            if held_mb > limit_mb:
+                record.kill("oom", f"it used {held_mb:.0f} MB, and memory_mb is {limit_mb}")
         self._watch_memory()
 
 

@@ -15,7 +15,7 @@ import os
 import resource
 import select
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,29 @@ def read(pid: int) -> Reading | None:
     except OSError:
         return None
     return Reading(int(fields[21]) * _PAGE_BYTES / 2**20, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S)
+
+
+def held_mb(pid: int) -> float:
+    """Return the memory that *pid* and what it has started hold, in MB.
+
+    Of descendants only their share of each page counts: after a fork most pages are their parent's.
+    """
+    reading = read(pid)
+    return 0.0 if reading is None else reading.rss_mb + sum(map(_share_mb, _descendants(pid)))
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for child in kernel.children_of(pid):
+        yield child
+        yield from _descendants(child)
+
+
+def _share_mb(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
 
 
 class OomKills:

@@ -287,6 +287,25 @@ class EngineContract:
         assert exit.reason == "oom"
         assert "memory_mb is 200" in exit.detail
 
+    async def test_what_its_children_hold_counts_and_what_they_share_with_it_does_not(self, bench: Bench) -> None:
+        source = """
+            import os, subprocess, sys, time
+            HOARD = b"x" * 80_000_000
+            HUNGRY = "import time; hoard = b'x' * 150_000_000; time.sleep(60)"
+            def run(input):
+                if input == "share":
+                    for _ in range(4):
+                        if os.fork() == 0:
+                            time.sleep(60)
+                    time.sleep(2)
+                    return "shared"
+                subprocess.run([sys.executable, "-c", HUNGRY])
+        """
+        await bench.start(source, memory_mb=200)
+        assert await bench.ask("r1", "t1", "share") == "shared"
+        bench.send("r1", "t2", "hungry")
+        assert (await bench.recorder.exit("r1")).reason == "oom"
+
     async def test_nobody_is_there_under_an_unknown_id(self, bench: Bench) -> None:
         assert not bench.send("nobody", "t1")
         bench.engine.kill("nobody", "hung")
