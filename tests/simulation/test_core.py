@@ -88,10 +88,10 @@ def test_a_seed_is_its_run() -> None:
 
 
 def test_a_run_with_too_few_faults_fails() -> None:
-    report = runs.Report("core", seeds=10, injected=Counter(dict.fromkeys(Fault, 1000)))
+    report = runs.Report("core", seeds=100, injected=Counter(dict.fromkeys(Fault, 1000)))
     assert not report.complaints
     report.injected[Fault.NODE_KILLED] = 1
-    assert report.complaints == ["node killed: 1 injected, 4 planned"]
+    assert report.complaints == ["node killed: 1 injected, 40 planned"]
 
 
 def test_a_failing_seed_says_how_to_see_it_again() -> None:

@@ -32,10 +32,13 @@ class Fault(enum.StrEnum):
     SCALE = "scale"
 
 
+FEW = 10  # planned in the whole run: so few say nothing
+
+
 def too_few(injected: Counter[Fault], planned: Mapping[Fault, float], *, seeds: int) -> list[str]:
     """Return what a run over *seeds* lacks, in words."""
     return [
         f"{fault}: {injected[fault]} injected, {rate * seeds:.0f} planned"
         for fault, rate in planned.items()
-        if injected[fault] < rate * seeds
+        if injected[fault] < rate * seeds >= FEW
     ]
