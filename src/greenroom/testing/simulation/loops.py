@@ -147,9 +147,10 @@ class Incarnation:
             group.create_task(self.store.commits.ended())
 
     async def leave(self) -> None:
-        """Stop in order."""
+        """Stop in order: what has ended is stored."""
         await self.host.drain_all(grace_s=GRACE_S)
         await self.dispatcher.close()
+        await self.store.commits.close()
 
     async def die(self) -> None:
         """End in the middle of everything."""
@@ -194,7 +195,6 @@ class World:
         self._broken: BaseException | None = None
         self._calm_since_s: float | None = None
         self._back_s = 0.0
-        self._is_starting = asyncio.Lock()
         self.script = replicas.Script(
             seed,
             inject=self.inject,
@@ -274,7 +274,7 @@ class World:
 
     def hear(self, fact: telemetry.Fact) -> None:
         assert isinstance(fact, telemetry.ServiceCrashed)
-        self._judge(lambda: _raise(Violation("I1", f"the {fact.service} has crashed: {fact.error}")))
+        self._judge(lambda: _raise(Violation("a bug", f"the {fact.service} has crashed: {fact.error}")))
 
     def checked_plan(
         self, wanted: plans.Wanted, seen: list[plans.Seen], *, plan: Callable[..., list[plans.Action]]
@@ -319,8 +319,7 @@ class World:
     async def _keep_a_node(self) -> None:
         """Start another one whenever the last has ended, as an init system does."""
         while True:
-            async with self._is_starting:
-                self.node = node = Incarnation(self, next(self._incarnations))
+            self.node = node = Incarnation(self, next(self._incarnations))
             token = _node.set(node.tasks)
             serving = asyncio.create_task(node.live(), name=node.id)
             _node.reset(token)
