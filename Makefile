@@ -4,6 +4,9 @@
 PYTHON  ?= python3
 WORKERS ?= 2
 SEEDS   ?= 100000
+TASKS   ?= 100000
+FAULTS  ?= 500
+MINUTES ?= 28
 VENV    := .venv
 BIN     := $(VENV)/bin
 UV      := $(shell command -v uv)
@@ -21,7 +24,7 @@ sources := src tests bench examples mutants
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test simulate check format bench mutants lock clean
+.PHONY: help demo test simulate check format bench chaos mutants lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +51,9 @@ format: $(VENV)/.test ## Format the code, and mend what lint can mend
 
 bench: $(VENV)/.test ## Measure speed and memory against bare loops
 	$(BIN)/python -m bench.run
+
+chaos: $(VENV)/.test ## Kill, stop and fill nodes for half an hour, and count what was lost (TASKS= FAULTS= MINUTES= SEED=)
+	PYTHONPATH=tests $(BIN)/python -m chaos.long --tasks $(TASKS) --faults $(FAULTS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 mutants: $(VENV)/.test ## Remove one guard of the code at a time, and see that the tests notice
 	$(BIN)/python -m mutants.run

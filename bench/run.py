@@ -8,49 +8,26 @@ ratio is of one round, because a machine is rarely as fast as a minute ago. docs
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import queue
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from bench import figures, servers
 from bench.figures import Figure
+from bench.recovery import recovery
+from bench.scale import FULL, QUICK, Scale
 
 ECHO = 'factory = "agents:echo"\nconcurrency = 500\nscaling = { min_replicas = 2 }'
-NAP = 'factory = "agents:nap"\nconcurrency = 4\nscaling = { min_replicas = 2 }'
-NAP_S = 0.2
 THREE = dict.fromkeys(("one", "two", "three"), 'factory = "agents:echo"')
 TEXT = "x" * 180
 BODY = json.dumps({"agent": "echo", "input": TEXT})
 BATCH = 500
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How long and how often everything is measured."""
-
-    rounds: int
-    seconds: float
-    batches: int  # of 500 tasks, in each round
-    kills: int
-    starts: int
-    idle_s: float
-    replicas: int
-
-
-FULL = Scale(rounds=5, seconds=2.5, batches=60, kills=60, starts=5, idle_s=10.0, replicas=200)
-QUICK = Scale(rounds=3, seconds=1.0, batches=30, kills=10, starts=3, idle_s=3.0, replicas=30)
+BATCH_BODY = json.dumps({"tasks": [{"agent": "echo", "input": TEXT}] * BATCH})
 
 
 def sqlite(folder: Path, scale: Scale) -> Iterator[Figure]:
@@ -74,7 +51,7 @@ def _rates(store: str, bare: servers.Server, node: servers.Server, scale: Scale)
     for _ in range(scale.rounds):
         one.append([server.load(path, [BODY], connections=1, seconds=scale.seconds) for server in (bare, node)])
         many.append([server.load(path, [BODY], connections=64, seconds=scale.seconds) for server in (bare, node)])
-        before_s, rate = servers.cpu_s(node.pid), _batch_rate(node, scale.batches)
+        before_s, rate = servers.cpu_s(node.pid), servers.batch_rate(node, scale.batches, BATCH_BODY)
         batches.append(rate)
         batches_us.append((servers.cpu_s(node.pid) - before_s) / (scale.batches * BATCH) * 1e6)
     bare_rates = [seen.rate for seen, _ in many]
@@ -103,77 +80,11 @@ def _rates(store: str, bare: servers.Server, node: servers.Server, scale: Scale)
     )
 
 
-def _batch_rate(node: servers.Server, count: int) -> float:
-    """Return tasks a second from the first batch sent until the last task has ended, its result stored."""
-    body = json.dumps({"tasks": [{"agent": "echo", "input": TEXT}] * BATCH})
-    seen = node.load("/v1/tasks/batch", [body], connections=2, seconds=60, count=count)
-    servers.until(lambda: node.call("GET", "/v1/status")["tasks"].keys() == {"succeeded"}, every_s=0.02)
-    ended = [_instant(task["finished_at"]) for task in node.call("GET", "/v1/tasks?limit=200")["items"]]
-    return count * BATCH / (max(ended) - seen.begun_at)
-
-
-def kills(folder: Path, scale: Scale) -> Iterator[Figure]:
-    """SIGKILL of a replica to its task running on another one, while other tasks come one after the other."""
-    with servers.greenroom(folder, {"nap": NAP}) as node, _light_load(node):
-        noticed_ms, answered_ms = zip(*(_kill_once(node) for _ in range(scale.kills)), strict=True)
-    for name, values in (("the task runs again", noticed_ms), ("its caller has the answer", answered_ms)):
-        p50, p99 = (figures.percentile(values, percent) for percent in (50, 99))
-        yield Figure(f"SIGKILL until {name}, p50 of {scale.kills}", "ms", [p50])
-        yield Figure(f"SIGKILL until {name}, p99 of {scale.kills}", "ms", [p99], aim="≤ 1,000 ms")
-
-
-@contextlib.contextmanager
-def _light_load(node: servers.Server) -> Iterator[None]:
-    is_over = threading.Event()
-
-    def submit() -> None:
-        while not is_over.is_set():
-            node.call("POST", "/v1/tasks?wait=30", {"agent": "nap", "input": 0.01})
-
-    thread = threading.Thread(target=submit)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
-
-
-def _kill_once(node: servers.Server) -> tuple[float, float]:
-    """Return the milliseconds from the kill to the second attempt, and to the answer (less the task's own time)."""
-    servers.until(lambda: sum(row["state"] == "ready" for row in _replicas(node).values()) == 2)
-    answers: queue.Queue[float] = queue.Queue()
-    id = node.call("POST", "/v1/tasks", {"agent": "nap", "input": NAP_S})["id"]
-
-    def wait() -> None:
-        ended = node.call("GET", f"/v1/tasks/{id}?wait=30")
-        assert ended["state"] == "succeeded", ended
-        answers.put(time.time())
-
-    threading.Thread(target=wait).start()
-    (first,) = servers.until(lambda: node.call("GET", f"/v1/tasks/{id}")["attempts"])
-    pid = _replicas(node)[first["replica"]]["pid"]
-    killed_at = time.time()
-    os.kill(pid, signal.SIGKILL)
-    answered_at = answers.get(timeout=30)
-    _, second = node.call("GET", f"/v1/tasks/{id}")["attempts"]
-    noticed_ms = (_instant(second["started_at"]) - killed_at) * 1000
-    return noticed_ms, (answered_at - killed_at - NAP_S) * 1000
-
-
-def _replicas(node: servers.Server) -> dict[str, dict[str, Any]]:
-    return {row["id"]: row for row in node.call("GET", "/v1/replicas")["items"]}
-
-
-def _instant(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
-
-
 def idle(folder: Path, scale: Scale) -> Iterator[Figure]:
     """A node with three agents and nothing to do."""
     with servers.greenroom(folder, THREE) as node:
         time.sleep(1)
-        replicas = {int(row["pid"]) for row in _replicas(node).values()}
+        replicas = {int(row["pid"]) for row in node.replicas().values()}
         children = servers.descendants(node.pid)
         zygotes = [pid for pid in children if pid not in replicas]
         before_s = {pid: servers.cpu_s(pid) for pid in (node.pid, *children)}
@@ -206,7 +117,7 @@ def replicas(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 
 BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
-    bench.__name__: bench for bench in (sqlite, postgres, kills, idle, start, replicas)
+    bench.__name__: bench for bench in (sqlite, postgres, recovery, idle, start, replicas)
 }
 
 

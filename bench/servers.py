@@ -16,6 +16,7 @@ import urllib.parse
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,23 @@ class Server:
             raise RuntimeError(f"{method} {path}: {answer.status} {text[:500]!r}")
         return json.loads(text)
 
+    def replicas(self) -> dict[str, dict[str, Any]]:
+        """Return the node's replicas, by id."""
+        return {row["id"]: row for row in self.call("GET", "/v1/replicas")["items"]}
+
+
+def batch_rate(node: Server, count: int, body: str) -> float:
+    """Return tasks a second from the first of *count* batches sent until the last task has ended, its result stored."""
+    seen = node.load("/v1/tasks/batch", [body], connections=2, seconds=60, count=count)
+    until(lambda: node.call("GET", "/v1/status")["tasks"].keys() == {"succeeded"}, every_s=0.02)
+    ended = [instant(task["finished_at"]) for task in node.call("GET", "/v1/tasks?limit=200")["items"]]
+    return count * len(json.loads(body)["tasks"]) / (max(ended) - seen.begun_at)
+
+
+def instant(text: str) -> float:
+    """Return an instant of the API's in seconds since 1970."""
+    return datetime.fromisoformat(text).timestamp()
+
 
 @contextlib.contextmanager
 def limit(store: str) -> Iterator[Server]:
@@ -89,18 +107,32 @@ def limit(store: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def greenroom(folder: Path, agents: dict[str, str], *, store: str | None = None) -> Iterator[Server]:
-    """Run ``greenroom up`` in *folder*; *agents* are the lines of each one's table in the manifest."""
-    data_dir = folder / "data"
-    data_dir.mkdir(parents=True)
+def greenroom(
+    folder: Path, agents: dict[str, str], *, store: str | None = None, settings: str = ""
+) -> Iterator[Server]:
+    """Run ``greenroom up`` in *folder*; see `prepare`."""
+    prepare(folder, agents, settings=settings)
+    with up(folder, store=store) as server:
+        yield server
+
+
+def prepare(folder: Path, agents: dict[str, str], *, settings: str = "") -> None:
+    """Make *folder* one of a node; *agents* are the lines of each one's table in the manifest, *settings* go before."""
+    (folder / "data").mkdir(parents=True)
     (folder / "agents.py").write_text(AGENTS)
     tables = (f"[agents.{name}]\n{lines}\n" for name, lines in agents.items())
-    manifest = folder / "greenroom.toml"
-    manifest.write_text('environment = "development"\n' + "\n".join(tables))
+    (folder / "greenroom.toml").write_text(f'environment = "development"\n{settings}\n' + "\n".join(tables))
+
+
+@contextlib.contextmanager
+def up(folder: Path, *, store: str | None = None) -> Iterator[Server]:
+    """Run ``greenroom up`` in a folder that was prepared; whoever kills it may do so again in the same one."""
+    data_dir, manifest = folder / "data", folder / "greenroom.toml"
     command: list[str | Path] = [sys.executable, "-m", "greenroom.cli", "up", "--manifest", manifest]
     command += ["--port", "0", "--data-dir", data_dir, *(["--store", store] if store else [])]
+    (data_dir / "node.json").unlink(missing_ok=True)
     begun_s = time.perf_counter()
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    with (folder / "log").open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             url = _ready_url(process, data_dir / "node.json", log=folder / "log")
             took_s = time.perf_counter() - begun_s

@@ -1,4 +1,7 @@
-"""A node with real replicas, and a client that speaks to its API: what the tests of node and API stand on."""
+"""Nodes with real replicas, and clients that speak to their APIs: what the tests of node and API stand on.
+
+`opened` is a node in this process, without a socket; `Folder.up` is ``greenroom up``, a process of its own.
+"""
 
 # ruff: noqa: ASYNC240 - the files here are touched and looked at, never waited for
 
@@ -8,19 +11,25 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import httpx
 
+import greenroom
 from greenroom import node, settings
 
 AGENTS = Path(__file__).parent / "node" / "agents"
 DEADLINE_S = 30.0
+MARKER = "GREENROOM_TEST_MARKER"
+SOURCE = str(Path(greenroom.__file__).parents[1])
 TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 
 T = TypeVar("T")
@@ -148,3 +157,114 @@ async def opened(
         key = (data_dir / "local.key").read_text().strip()
         async with _client(running, key) as http:
             yield Api(http, running)
+
+
+# Processes
+
+
+@dataclass
+class Up:
+    """A running `greenroom up`."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+    http: httpx.Client
+
+    def call(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        return self.http.request(method, path, **({} if body is None else {"json": body}))
+
+    def submit(self, agent: str, input: Any, **given: Any) -> str:
+        answer = self.call("POST", "/v1/tasks", {"agent": agent, "input": input, **given})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def end_of(self, id: str) -> Any:
+        task = self.call("GET", f"/v1/tasks/{id}?wait=60").json()
+        assert task["state"] in TERMINAL, task
+        return task
+
+    def pids(self) -> list[int]:
+        return [item["pid"] for item in self.call("GET", "/v1/replicas").json()["items"]]
+
+    def ended(self, *, within_s: float) -> int:
+        """The exit code."""
+        return self.process.wait(within_s)
+
+
+def wait_until(is_so: Callable[[], object], *, within_s: float = DEADLINE_S) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline_s, f"it has not come true within {within_s:g} s"
+        time.sleep(0.01)
+
+
+def marked(folder: Path) -> set[int]:
+    """The processes that work for a node of *folder*: whoever was started in it or below, by name or environment."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            if f"{MARKER}={folder}".encode() in variables or str(folder) in str((entry / "cwd").readlink()):
+                found.add(int(entry.name))
+    return found
+
+
+class Folder:
+    """A manifest's folder with the tests' agents."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.log = path, path.parent / f"{path.name}.log"
+        shutil.copytree(AGENTS, path, ignore=shutil.ignore_patterns("__pycache__"))
+        self._stack = contextlib.ExitStack()
+
+    def manifest(self, text: str) -> None:
+        (self.path / "greenroom.toml").write_text(text)
+
+    def command(self, *words: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "greenroom.cli", "up", *([] if "--port" in words else ["--port", "0"]), *words],
+            cwd=self.path,
+            env=os.environ | {MARKER: str(self.path), "PYTHONPATH": SOURCE},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # a group that can be killed
+        )
+
+    def refused(self, *words: str) -> tuple[int, str]:
+        """Exit code and output of an `up` that does not start."""
+        process = self.command(*words)
+        try:
+            output, _ = process.communicate(timeout=DEADLINE_S)
+        finally:
+            process.kill()
+        return process.returncode, output
+
+    def up(self, *words: str) -> Up:
+        """Start a node, and return when it is ready; what it says goes to `log`."""
+        place = self.path / ".greenroom" / "node.json"
+        place.unlink(missing_ok=True)
+        with self.log.open("a") as output:
+            process = self.command(*words, output=output)
+        self._stack.callback(self._end, process)
+        wait_until(lambda: place.exists() or process.poll() is not None)
+        assert process.poll() is None, self.log.read_text()[-2000:]
+        key = (self.path / ".greenroom" / "local.key").read_text().strip()
+        url = json.loads(place.read_text())["url"]
+        http = self._stack.enter_context(
+            httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=90)
+        )
+        wait_until(lambda: http.get("/readyz").status_code == 200)
+        return Up(process, self.path, http)
+
+    def _end(self, process: subprocess.Popen[str]) -> None:
+        process.kill()
+        process.wait()
+
+    def close(self) -> None:
+        self._stack.close()
+        for pid in marked(self.path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

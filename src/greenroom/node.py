@@ -109,7 +109,10 @@ class Node:
             await self.store.tasks.rescue(not_owner=self.id)
             await self.store.agents.close_nodes(only=self.id)
         else:
-            await self.store.agents.close_nodes(lost=self._take_over())
+            lost = self._take_over()
+            await self.store.agents.close_nodes(lost=lost)
+            if lost is not None:  # the store is this node's alone, and the one that was here has left no process behind
+                await self.store.tasks.rescue(not_owner=self.id)
         await self.auth.refresh()
         await self._mint_owner_key()
         await self.deployments.start()

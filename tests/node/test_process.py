@@ -2,136 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent import futures
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-import greenroom
-import nodes
+from nodes import Folder, marked, wait_until
 
 pytestmark = pytest.mark.slow
-
-MARKER = "GREENROOM_TEST_MARKER"
-SOURCE = str(Path(greenroom.__file__).parents[1])
-
-
-@dataclass
-class Up:
-    """A running `greenroom up`."""
-
-    process: subprocess.Popen[str]
-    folder: Path
-    http: httpx.Client
-
-    def call(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        return self.http.request(method, path, **({} if body is None else {"json": body}))
-
-    def submit(self, agent: str, input: Any, **given: Any) -> str:
-        answer = self.call("POST", "/v1/tasks", {"agent": agent, "input": input, **given})
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
-
-    def end_of(self, id: str) -> Any:
-        task = self.call("GET", f"/v1/tasks/{id}?wait=60").json()
-        assert task["state"] in nodes.TERMINAL, task
-        return task
-
-    def pids(self) -> list[int]:
-        return [item["pid"] for item in self.call("GET", "/v1/replicas").json()["items"]]
-
-    def ended(self, *, within_s: float) -> int:
-        """The exit code."""
-        return self.process.wait(within_s)
-
-
-def wait_until(is_so: Any, *, within_s: float = nodes.DEADLINE_S) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not is_so():
-        assert time.monotonic() < deadline_s, f"it has not come true within {within_s:g} s"
-        time.sleep(0.01)
-
-
-def marked(folder: Path) -> set[int]:
-    """The processes that work for a node of *folder*: whoever was started in it or below, by name or environment."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            variables = (entry / "environ").read_bytes().split(b"\0")
-            if f"{MARKER}={folder}".encode() in variables or str(folder) in str((entry / "cwd").readlink()):
-                found.add(int(entry.name))
-    return found
-
-
-class Folder:
-    """A manifest's folder with the tests' agents."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        shutil.copytree(nodes.AGENTS, path, ignore=shutil.ignore_patterns("__pycache__"))
-        self._stack = contextlib.ExitStack()
-
-    def manifest(self, text: str) -> None:
-        (self.path / "greenroom.toml").write_text(text)
-
-    def command(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "greenroom.cli", "up", *words],
-            cwd=self.path,
-            env=os.environ | {MARKER: str(self.path), "PYTHONPATH": SOURCE},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def refused(self, *words: str) -> tuple[int, str]:
-        """Exit code and output of an `up` that does not start."""
-        process = self.command(*([] if "--port" in words else ["--port", "0"]), *words)
-        try:
-            output, _ = process.communicate(timeout=nodes.DEADLINE_S)
-        finally:
-            process.kill()
-        return process.returncode, output
-
-    def up(self, *words: str) -> Up:
-        place = self.path / ".greenroom" / "node.json"
-        place.unlink(missing_ok=True)
-        process = self.command("--port", "0", *words)
-        self._stack.callback(self._end, process)
-        wait_until(lambda: place.exists() or process.poll() is not None)
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        key = (self.path / ".greenroom" / "local.key").read_text().strip()
-        url = json.loads(place.read_text())["url"]
-        http = self._stack.enter_context(
-            httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=90)
-        )
-        wait_until(lambda: http.get("/readyz").status_code == 200)
-        return Up(process, self.path, http)
-
-    def _end(self, process: subprocess.Popen[str]) -> None:
-        process.kill()
-        process.communicate()
-
-    def close(self) -> None:
-        self._stack.close()
-        for pid in marked(self.path):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ VERBS = (  # in the order in which one meets them
     ("status", "status:status", "Show how the node and its agents are."),
     ("keys", "keys:app", "Create, list and revoke the keys of those who may call."),
     ("config", "config:app", "Show and check the settings."),
+    ("chaos", "chaos:chaos", "Inject faults into the node that runs here, and see whether anything is lost."),
     ("doctor", "doctor:doctor", "Check whether this machine and this manifest are ready."),
 )
 

@@ -36,6 +36,7 @@ _LOST = (
     asyncpg.OperatorInterventionError,
 )
 CLAIM_TIMEOUT_S = 3.0  # a server may need a moment to notice that a killed node's connection has ended
+_APPLICATION_NAME = "greenroom"
 _MIGRATION_LOCK = 0x47524E52  # an advisory lock's number: "GRNR"
 # Two-part numbers are a space of their own; the second part tells apart stores in schemas of one database.
 _CLAIM = f"select pg_advisory_lock({_MIGRATION_LOCK}, hashtext(current_schema()))"
@@ -58,6 +59,35 @@ create or replace function greenroom_now_us() returns bigint language sql volati
 create table if not exists greenroom_schema (
     number integer primary key, name text not null, at timestamptz default now());
 """
+
+
+@contextlib.asynccontextmanager
+async def holding_lock(url: str) -> AsyncIterator[None]:
+    """Let nobody write tasks to the store at *url* for the length of the block; reading goes on."""
+    async with _visit(url) as connection, connection.transaction():
+        await connection.execute("lock table task in exclusive mode")
+        yield
+
+
+async def end_connections(url: str) -> int:
+    """End all connections that nodes have to the store at *url*; return how many."""
+    async with _visit(url) as connection:
+        ended: int = await connection.fetchval(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity "
+            "where datname = current_database() and application_name = $1",
+            _APPLICATION_NAME,
+        )
+    return ended
+
+
+@contextlib.asynccontextmanager
+async def _visit(url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+    with _weather():
+        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, command_timeout=CONNECT_TIMEOUT_S)
+        try:
+            yield connection
+        finally:
+            await connection.close()
 
 
 class Postgres:
@@ -180,7 +210,7 @@ class Postgres:
             self._url,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=COMMAND_TIMEOUT_S,
-            server_settings={"application_name": "greenroom", "jit": "off", **server_settings},
+            server_settings={"application_name": _APPLICATION_NAME, "jit": "off", **server_settings},
         )
 
 

@@ -41,6 +41,23 @@ def version() -> str:
     return apsw.sqlite_lib_version()
 
 
+@contextlib.contextmanager
+def holding_lock(path: Path) -> Iterator[None]:
+    """Let nobody write to the store at *path* for the length of the block.
+
+    Called in a process that is not its node's.
+    """
+    with _weather():
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        with _weather():
+            connection.execute("begin immediate")
+        yield
+    finally:
+        connection.close()
+
+
 class Sqlite:
     dialect = "sqlite"
 

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import os
 import secrets
+import subprocess
 import tempfile
 import urllib.parse
 import warnings
@@ -92,8 +93,9 @@ async def sqlite(folder: Path) -> AsyncIterator[Scratch]:
 class Server:
     """A PostgreSQL server with a migrated template, so that a new database costs a copy."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, running: Any = None) -> None:
+        """*running* is the server's handle where it was started here."""
+        self._url, self._running = url, running
         self._template = f"greenroom_test_{secrets.token_hex(8)}"
 
     @contextlib.asynccontextmanager
@@ -114,6 +116,25 @@ class Server:
     async def remove(self) -> None:
         await self._run(f"drop database {self._template} with (force)")
 
+    async def restart(self, mode: str) -> None:
+        """Stop the server, ``fast`` or ``immediate``, and start it again.
+
+        Raises `errors.StartRefused` for one that was not started here.
+        """
+        running = self._running
+        if running is None:
+            raise errors.StartRefused(f"cannot restart PostgreSQL: the server of {SERVER_VARIABLE} is not ours")
+        words = [running.bin_path / "pg_ctl", "restart", "-w", "-m", mode, "-D", running.pgdata, "-l", running.log]
+        await asyncio.to_thread(
+            subprocess.run,
+            words,
+            check=True,
+            user=running.system_user,
+            stdout=subprocess.DEVNULL,  # what it starts would hold a pipe open
+            stderr=subprocess.DEVNULL,
+        )
+        await asyncio.to_thread(running.ensure_postgres_running)  # its handle is to know the new process, to stop it
+
     async def _run(self, statement: str) -> None:
         await _with(self._url, lambda db: db.read(statement, {}))
 
@@ -121,8 +142,8 @@ class Server:
 @contextlib.contextmanager
 def postgres() -> Iterator[Server]:
     """Run a server, or use the one that is named; raises `errors.StartRefused` where there is neither."""
-    with _server_url() as url:
-        server = Server(url)
+    with _found() as (url, running):
+        server = Server(url, running)
         asyncio.run(server.prepare())
         try:
             yield server
@@ -131,14 +152,14 @@ def postgres() -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def _server_url() -> Iterator[str]:
+def _found() -> Iterator[tuple[str, Any]]:
     if named := os.environ.get(SERVER_VARIABLE):
-        yield named
+        yield named, None
         return
     with tempfile.TemporaryDirectory(prefix="greenroom-postgres-", ignore_cleanup_errors=True) as folder:
         running = _pgserver().get_server(Path(folder) / "data", cleanup_mode="delete")
         try:
-            yield running.get_uri()
+            yield running.get_uri(), running
         finally:
             running.cleanup()
 

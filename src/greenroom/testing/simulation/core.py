@@ -262,7 +262,7 @@ class World:
         duration_s = rng.uniform(0.05, 2.0) if self.is_calm or rng.random() < 0.7 else rng.uniform(2.0, 12.0)
         if job.is_poison:
             self.inject(Fault.POISON, job.id)
-            self.at(duration_s / 2, lambda: self._die(node, attempt.replica, "crashed"))
+            self.at(duration_s / 2, lambda: self._kill_by(attempt, node))
         elif job.calls is not None:
             child = self._child(job)
             self.at(duration_s / 2, lambda: self._say(node, attempt, lambda: node.call(attempt, child)))
@@ -290,6 +290,10 @@ class World:
     def _say(self, node: Node, attempt: Attempt, act: Callable[[], None]) -> None:
         if not attempt.replica.is_hung:
             self.at_node(node, 0.001, act)
+
+    def _kill_by(self, attempt: Attempt, node: Node) -> None:
+        if attempt.is_running:
+            self._die(node, attempt.replica, "crashed")
 
     def _die(self, node: Node, replica: Replica, reason: str) -> None:
         self.at_node(node, 0.01, lambda: node.lose(replica, reason))
@@ -428,7 +432,7 @@ class World:
         return True
 
     def _pause_node(self, node: Node) -> bool:
-        node.paused_until_s = self.now + self.rng.uniform(3.0, 35.0)
+        node.paused_until_s = max(node.paused_until_s, self.now + self.rng.uniform(3.0, 35.0))
         self.inject(Fault.NODE_PAUSED, f"{node} until {node.paused_until_s:.3f}")
         return True
 
