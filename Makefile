@@ -3,6 +3,7 @@
 
 PYTHON  ?= python3
 WORKERS ?= 2
+SEEDS   ?= 100000
 TASKS   ?= 100000
 FAULTS  ?= 500
 MINUTES ?= 28
@@ -23,7 +24,7 @@ sources := src tests bench examples mutants
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench chaos mutants lock clean
+.PHONY: help demo test simulate check format bench chaos mutants lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +34,10 @@ demo: $(VENV)/.demo ## Install what the demonstration needs, and run it
 
 test: $(VENV)/.test ## Run every test (WORKERS=2, PYTEST_ARGS="-k queue")
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+simulate: $(VENV)/.test ## Inject faults from SEEDS=100000 seeds, into the real loops from a hundredth of them
+	$(BIN)/python -m greenroom.testing.simulation core --seeds $(SEEDS) --workers $(WORKERS)
+	$(BIN)/python -m greenroom.testing.simulation loops --seeds $$((($(SEEDS) + 99) / 100)) --workers $(WORKERS)
 
 check: $(VENV)/.test ## Check format, lint, imports and types
 	$(BIN)/ruff format --check .

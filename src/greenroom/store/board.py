@@ -129,7 +129,7 @@ class Board:
     def reserve(self) -> list[Demand]:
         """Reserve the free slots of every queue that may have work; `settle` gives back what stayed empty."""
         demands = []
-        for queue in self._hungry:
+        for queue in sorted(self._hungry):  # in one order: a simulation is its seed
             free: dict[int, int] = {}
             for line in self._by_queue.get(queue, {}).values():
                 if line.free > 0:

@@ -7,7 +7,7 @@ import contextlib
 import enum
 import heapq
 import itertools
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from greenroom import errors
@@ -71,11 +71,11 @@ class Fault(enum.Enum):
 class FaultyDatabase:
     """A real `database.Database` whose next transactions fail as *faults* says: a `Fault`, or part of a statement.
 
-    *transactions* counts those begun.
+    When *faults* is used up, *draw* says what comes. *transactions* counts those begun.
     """
 
-    def __init__(self, db: database.Database) -> None:
-        self._db = db
+    def __init__(self, db: database.Database, *, draw: Callable[[], Fault | None] = lambda: None) -> None:
+        self._db, self._draw = db, draw
         self.dialect = db.dialect
         self.faults: list[Fault | str | None] = []
         self.transactions = 0
@@ -83,7 +83,7 @@ class FaultyDatabase:
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[database.Transaction]:
         self.transactions += 1
-        fault = self.faults.pop(0) if self.faults else None
+        fault = self.faults.pop(0) if self.faults else self._draw()
         async with self._db.transaction() as tx:
             yield _FaultyTransaction(tx, fault) if isinstance(fault, str) else tx
             if fault is Fault.AT_COMMIT:

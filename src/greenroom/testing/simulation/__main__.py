@@ -1,0 +1,52 @@
+"""``python -m greenroom.testing.simulation``: the long run, or one seed again with all that happens in it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from greenroom.testing.simulation import runs
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m greenroom.testing.simulation", description=__doc__)
+    parser.add_argument("ring", choices=runs.RINGS, help="core: the decisions over a table; loops: the real loops")
+    parser.add_argument("--seed", type=int, help="run this seed, and print what happens")
+    parser.add_argument("--seeds", type=int, default=1000, help="run so many (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="beginning with this one (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="in so many processes (default: %(default)s)")
+    given = parser.parse_args()
+    if given.seed is not None:
+        return _replay(given.ring, given.seed)
+    seeds = range(given.first, given.first + given.seeds)
+    report = runs.run_in_parallel(
+        given.ring, seeds, workers=given.workers, progress=_show if sys.stderr.isatty() else _quiet
+    )
+    _say(str(report))
+    for complaint in report.complaints:
+        _say(f"  FAILED: {complaint}")
+    return 1 if report.complaints else 0
+
+
+def _replay(ring: str, seed: int) -> int:
+    done = runs.RINGS[ring].run(seed, is_traced=True)
+    for line in done.trace:
+        _say(line)
+    _say(f"seed {seed}: {done.violation or 'every promise is kept'}")
+    return 0 if done.violation is None else 1
+
+
+def _show(report: runs.Report) -> None:
+    sys.stderr.write(f"\r{report.seeds:,} seeds, {len(report.failures)} of them failed ")
+
+
+def _quiet(report: runs.Report) -> None:
+    """A log needs no progress."""
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
