@@ -46,7 +46,17 @@ _NEW = st.fixed_dictionaries(
     }
 )
 _ENDS = st.sampled_from(
-    ("succeeded", "succeeded", "failed", "expired", "queued", "queued later", "queued free", "queued kill")
+    (
+        "succeeded",
+        "succeeded",
+        "failed",
+        "expired",
+        "queued",
+        "queued later",
+        "queued free",
+        "queued kill",
+        "queued restore",
+    )
 )
 
 
@@ -103,6 +113,8 @@ A_SUSPECT = [
     *[("claim", ("a", False), 1), ("finish", 0, "queued kill")] * 2,
     ("claim", ("a", False), 1),
     ("open", ("a", True), 1),
+    ("finish", 0, "queued restore"),
+    ("claim", ("a", True), 1),
     ("finish", 0, "succeeded"),
     ("submit", dict.fromkeys(("delay_s", "timeout_s", "key", "session")) | _PLAIN),
     *[("claim", ("a", False), 1), ("finish", 0, "queued kill")] * 2,
@@ -211,7 +223,10 @@ class Trial:
             if claim.replica in self.lines[_queue_of(claim)]:
                 self.seats[attempt] = _queue_of(claim), claim.replica
                 self.free[_queue_of(claim)] -= 1
-        return [(claim.id, claim.epoch, claim.attempts_charged, claim.state, claim.is_restored) for claim in claims]
+        return [
+            (claim.id, claim.epoch, claim.attempts_charged, claim.state, claim.is_restored, claim.has_good_state)
+            for claim in claims
+        ]
 
     # --- each answers what the model says, and what will be the store's answer
 
@@ -262,7 +277,8 @@ class Trial:
     def _finish(self, attempt: tuple[str, int], end: str) -> tuple[Any, Awaitable[Any]]:
         state, _, how = end.partition(" ")
         output = b'"done"' if state == "succeeded" else None
-        delay_s, refund, kills = (7 if how == "later" else None), int(how == "free"), int(how == "kill")
+        delay_s, refund = (7 if how == "later" else None), int(how == "free")
+        kills, restores = int(how in ("kill", "restore")), how == "restore"
         is_restored = attempt in self.restored
         saves = f'"{attempt[0]}"'.encode()
         due_at = None if delay_s is None else self._instant_us(self.model.now + delay_s)
@@ -274,6 +290,7 @@ class Trial:
             "r",
             refund=refund,
             kills=kills,
+            restores=int(restores),
             due_at=due_at,
             output=output,
             error=None if error is None else msgspec.json.encode({"type": error}),
@@ -289,6 +306,7 @@ class Trial:
             delay_s=delay_s,
             refund=refund,
             kills=kills,
+            restores=restores,
             saves=saves,
             is_restored=is_restored,
         )
@@ -393,7 +411,7 @@ def _told(events: Sequence[StoredEvent]) -> Iterator[tuple[int, str]]:
 
 
 def _shown(claim: tables.Claim) -> tuple[Any, ...]:
-    return claim.id, claim.epoch, claim.charged, claim.state, claim.is_restored
+    return claim.id, claim.epoch, claim.charged, claim.state, claim.is_restored, claim.has_good
 
 
 def _queue_of(claim: Claim) -> Queue:

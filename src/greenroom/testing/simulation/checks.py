@@ -51,6 +51,8 @@ class Row(Protocol):
     @property
     def kills(self) -> int: ...
     @property
+    def restores(self) -> bool: ...
+    @property
     def max_attempts(self) -> int: ...
     @property
     def output(self) -> bytes | None: ...
@@ -114,6 +116,7 @@ class Checks:
         self._chains: dict[tuple[str, str], tuple[str, str]] = {}  # the last state, and what its task began with
         self._begun: set[tuple[str, int]] = set()
         self._sharing: set[tuple[str, int]] = set()  # attempts that had neighbours
+        self._restoring: set[tuple[str, int]] = set()  # attempts after which another state was tried
         self._spared: set[tuple[str, int]] = set()
         self._running: defaultdict[tuple[str, str], set[tuple[str, int]]] = defaultdict(set)
         self._early_deaths: defaultdict[tuple[str, str], deque[float]] = defaultdict(deque)
@@ -145,6 +148,8 @@ class Checks:
             has_ended = row.state == "succeeded" != before.state
             before.state, before.epoch, before.charged, before.output = row.state, row.epoch, row.charged, row.output
             before.kills = row.kills
+            if row.restores and all(id != row.id for id, _ in self._restoring):
+                self._restoring.add((row.id, row.epoch))
             if row.session is not None:
                 if has_ended:
                     self._link(row)
@@ -189,7 +194,7 @@ class Checks:
         assert row.session is not None
         result, key = agents.read(row.output), (row.agent, row.session)
         last, good = self._chains.get(key, ("-", "-"))
-        is_restored = row.kills >= tasks.SUSPECT_KILLS and result.seen == good != last
+        is_restored = row.restores and result.seen == good != last
         if result.seen != last and not is_restored:
             raise Violation("I16", f"{row.id} saw the state {result.seen} of its session, where {last} was stored")
         self._chains[key] = result.saved, good if is_restored else last
@@ -316,7 +321,7 @@ class Checks:
             has_failed = seen.state == "failed" and end.epoch == seen.epoch  # on_replica_loss is "fail"
             if end.reason in UNCHARGED and end.is_refunded is False and not has_failed:
                 raise Violation("I6", f"{seen.id}#{end.epoch} was {end.reason}, and is charged")
-            was_shared = end.reason == "replica_lost" and (seen.id, end.epoch) in self._sharing
+            was_shared = end.reason == "replica_lost" and (seen.id, end.epoch) in self._sharing | self._restoring
             if end.is_refunded and end.reason not in UNCHARGED | {"fenced"} and not was_shared:
                 raise Violation("I6", f"{seen.id}#{end.epoch} ended with {end.reason}, and was given back")
             if end.reason == "fenced" and end.is_refunded and (seen.id, end.epoch) in self._begun:

@@ -71,8 +71,8 @@ UNWRITTEN_S = 6.0  # what a host has noted, and weather has kept it from writing
 GRACE_S = 3.0  # of a node that leaves in order
 
 _ROWS = """
-select id, seq, agent, session, idempotency_key, parent, state, epoch, attempts_charged, kills, max_attempts, output,
-    error
+select id, seq, agent, session, idempotency_key, parent, state, epoch, attempts_charged, kills, restores, max_attempts,
+    output, error
 from task order by seq"""
 _node: contextvars.ContextVar[set[asyncio.Task[Any]] | None] = contextvars.ContextVar("node", default=None)
 
@@ -90,6 +90,7 @@ class SeenRow(msgspec.Struct, frozen=True):
     epoch: int
     charged: int
     kills: int
+    restores: bool
     max_attempts: int
     output: bytes | None
     error: bytes | None

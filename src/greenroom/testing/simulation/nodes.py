@@ -70,6 +70,7 @@ class Attempt:
     charged: int
     state: bytes | None
     is_restored: bool
+    has_good: bool
     replica: Replica
     holds_slot: bool = True
     has_ended: bool = False  # as the store knows; its replica may run it still
@@ -96,6 +97,7 @@ class Finish:
     delay_s: float | None = None
     refund: int = 0
     kills: int = 0
+    restores: bool = False
     is_restored: bool = False
 
 
@@ -216,7 +218,7 @@ class Node:
             self._settle(job, claim.epoch, claim.charged, gone)
             return
         replica = min(fitting, key=lambda replica: -replica.free)
-        attempt = Attempt(job, claim.epoch, claim.charged, claim.state, claim.is_restored, replica)
+        attempt = Attempt(job, claim.epoch, claim.charged, claim.state, claim.is_restored, claim.has_good, replica)
         neighbours = [neighbour.key for neighbour in replica.attempts]
         replica.attempts.append(attempt)
         self._attempts[attempt.key] = attempt
@@ -265,6 +267,7 @@ class Node:
                 delay_s=None if verdict.due_at is None else (verdict.due_at - now).total_seconds(),
                 refund=int(verdict.refund),
                 kills=int(is_kill),
+                restores=isinstance(end, tasks.ReplicaGone) and end.restores,
                 is_restored=is_restored,
             )
         )
@@ -276,8 +279,8 @@ class Node:
         def store() -> bool:
             is_stored = world.table.finish(
                 finish.id, finish.epoch, finish.state, reason=finish.reason, output=finish.output, error=finish.error,
-                delay_s=finish.delay_s, refund=finish.refund, kills=finish.kills, saves=finish.saves,
-                is_restored=finish.is_restored,
+                delay_s=finish.delay_s, refund=finish.refund, kills=finish.kills, restores=finish.restores,
+                saves=finish.saves, is_restored=finish.is_restored,
             )  # fmt: skip
             world.note("%s writes %s#%d %s: %s", self, *key, finish.state, "stored" if is_stored else "fenced")
             if is_stored and finish.state == "queued":
@@ -403,7 +406,7 @@ class Node:
             del self._attempts[attempt.key]
             if not attempt.has_ended:
                 is_suspect = attempt in suspects
-                end = _loss(reason, replica, suspects=len(suspects), is_suspect=is_suspect)
+                end = _loss(reason, attempt, suspects=len(suspects), is_suspect=is_suspect)
                 self._settle(attempt.job, attempt.epoch, attempt.charged, end, is_kill=is_suspect)
         if reason != "stopped" and replica.agent in self._records:
             self._note_death(replica, reason, was_working=was_working)
@@ -535,10 +538,12 @@ class Node:
         self._world.ask(self, act, then)
 
 
-def _loss(reason: str, replica: Replica, *, suspects: int, is_suspect: bool) -> tasks.ReplicaGone:
+def _loss(reason: str, attempt: Attempt, *, suspects: int, is_suspect: bool) -> tasks.ReplicaGone:
     if reason == "stopped":
         return tasks.ReplicaGone(tasks.Reason.DRAINED, charged=False)
     if not is_suspect:
         return tasks.ReplicaGone(tasks.Reason.NEIGHBOUR, charged=False)
-    is_poison = replica.for_suspects and reason == "crashed"
+    is_poison = attempt.replica.for_suspects and reason == "crashed"
+    if is_poison and attempt.has_good and not attempt.is_restored:
+        return tasks.ReplicaGone(tasks.Reason.REPLICA_LOST, reason, charged=False, restores=True)
     return tasks.ReplicaGone(tasks.Reason.REPLICA_LOST, reason, charged=suspects == 1, is_poison=is_poison)

@@ -57,6 +57,7 @@ class Row:
     epoch: int = 0
     charged: int = 0
     kills: int = 0
+    restores: bool = False
     owner: str | None = None
     lease_until: float | None = None
     output: bytes | None = None
@@ -79,6 +80,7 @@ class Claim:
     charged: int
     state: bytes | None  # the session's
     is_restored: bool = False  # it is the last that is known to be good, not the last
+    has_good: bool = False  # there is one that is known to be good and is not the last
 
 
 class Table:
@@ -124,7 +126,7 @@ class Table:
             row.charged += 1
             row.owner, row.lease_until = owner, self.now + LEASE_S
             self._move(row, "running")
-            claims.append(Claim(row.id, row.epoch, row.charged, *self._session_state(row, is_alone=is_alone)))
+            claims.append(Claim(row.id, row.epoch, row.charged, *self._session_state(row)))
         return claims
 
     def finish(
@@ -139,6 +141,7 @@ class Table:
         delay_s: float | None = None,
         refund: int = 0,
         kills: int = 0,
+        restores: bool = False,
         saves: bytes | None = None,
         is_restored: bool = False,
     ) -> bool:
@@ -147,7 +150,8 @@ class Table:
             return False
         row.output, row.error = output, error
         row.due_at = None if delay_s is None else self.now + delay_s
-        row.kills += kills if state == "queued" else 0
+        if state == "queued":
+            row.kills, row.restores = row.kills + kills, row.restores or restores
         self._end(row, state, reason, refund)
         if state == "succeeded" and row.session is not None:
             key = row.agent, row.session
@@ -250,11 +254,14 @@ class Table:
         if row.session is not None:
             self.sessions.setdefault((row.agent, row.session), (None, 0))
 
-    def _session_state(self, row: Row, *, is_alone: bool) -> tuple[bytes | None, bool]:
+    def _session_state(self, row: Row) -> tuple[bytes | None, bool, bool]:
         if row.session is None:
-            return None, False
-        good = self.good.get((row.agent, row.session)) if is_alone else None
-        return (self.sessions[row.agent, row.session][0], False) if good is None else (good, True)
+            return None, False, False
+        key = row.agent, row.session
+        last, good = self.sessions[key][0], self.good.get(key)
+        has_good = good is not None and good != last
+        is_restored = row.restores and has_good
+        return good if is_restored else last, is_restored, has_good
 
     def _is_suspect(self, row: Row) -> bool:
         return row.kills >= tasks.SUSPECT_KILLS and self._guards.suspects_run_alone
