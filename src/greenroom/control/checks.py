@@ -99,9 +99,9 @@ class Checks:
         """No progress: a pipe that is full speaks of the past."""
 
     def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:  # noqa: ARG002
-        """Whatever it says, it is progress."""
+        """Whatever it says, it is progress; after the look that asked it is all that has to be known of when."""
         if (watched := self._watched.get(replica)) is not None:
-            watched.heard_s = self._clock.monotonic_s()
+            watched.heard_s = self._looked_s
 
     def on_alive(self, replica: str, number: int) -> None:
         watched = self._watched.get(replica)
@@ -126,7 +126,7 @@ class Checks:
     def _note(self, ended: telemetry.AttemptEnded) -> None:
         watched = self._watched.get(ended.replica)
         if watched is not None and (is_error := health.is_error(ended.reason)) is not None:
-            watched.outcomes.append(health.Outcome(self._clock.monotonic_s(), is_error, ended.duration_s))
+            watched.outcomes.append(health.Outcome(self._looked_s, is_error, ended.duration_s))
 
     # --- hangs
 

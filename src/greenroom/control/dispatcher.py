@@ -240,7 +240,7 @@ class Dispatcher:
                 elif isinstance(answer, Exception):
                     self._unwritten.append(attempts.unstorable(finish, answer))
                     self._facts.emit(telemetry.StoreTrouble(_ENDS, str(answer)))
-                else:
+                elif self._is_weather:
                     self._note_weather(None)
 
         self._store.tasks.finish_all(ends).add_done_callback(written)

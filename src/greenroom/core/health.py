@@ -111,11 +111,12 @@ class Summary:
         return self.errors / self.outcomes if self.outcomes else 0.0
 
 
+_IS_ERROR: dict[str, bool] = {tasks.Reason.OK: False, tasks.Reason.AGENT_ERROR: True, tasks.Reason.TIMEOUT: True}
+
+
 def is_error(reason: str) -> bool | None:
     """Say whether an attempt that ended for *reason* speaks against its replica; None if it says nothing about it."""
-    if reason == tasks.Reason.OK:
-        return False
-    return True if reason in (tasks.Reason.AGENT_ERROR, tasks.Reason.TIMEOUT) else None
+    return _IS_ERROR.get(reason)
 
 
 def summed(outcomes: Iterable[Outcome], trips: Iterable[Trip], *, now_s: float) -> Summary:
