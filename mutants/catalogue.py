@@ -228,6 +228,59 @@ CATALOGUE = (
         "where name = :agent and generation >= :generation returning name",
         CONTRACT,
     ),
+    # --- health
+    _mutant(
+        "the time in which the node itself stood still",
+        "core/health.py",
+        "    if look.is_late:\n        return look.now_s, Do.WAIT",
+        "    if look.is_late and hang_after_s < 0:\n        return look.now_s, Do.WAIT",
+        "tests/core/test_health.py",
+    ),
+    _mutant(
+        "the deadline of a replica that answers nothing",
+        "core/health.py",
+        "Do.KILL if look.before_s - asked_s >= hang_after_s else Do.WAIT",
+        "Do.WAIT",
+        "tests/core/test_health.py",
+    ),
+    _mutant(
+        "the doubt about a replica without evidence",
+        "core/health.py",
+        "    if own.trip_s is None and own.outcomes == own.errors:\n        return NO_EVIDENCE",
+        "    if own.trip_s is None and own.outcomes < 0:\n        return NO_EVIDENCE",
+        "tests/core/test_health.py",
+    ),
+    # --- backups
+    _mutant(
+        "the comparison of what a drill has restored",
+        "backups/restoring.py",
+        "    is_equal = (cutter.rows, cutter.sha256) == (content.rows, content.sha256)",
+        "    is_equal = cutter.rows >= 0",
+        "tests/backups/test_backups.py",
+    ),
+    Mutant(
+        "the name that what is sealed is bound to",
+        (
+            Edit(
+                "backups/sealing.py",
+                "zlib.compress(content, LEVEL), name.encode())",
+                'zlib.compress(content, LEVEL), b"")',
+            ),
+            Edit(
+                "backups/sealing.py",
+                "self._cipher.decrypt(nonce, rest, name.encode())",
+                'self._cipher.decrypt(nonce, rest, b"")',
+            ),
+        ),
+        ("tests/backups/test_backups.py",),
+    ),
+    _mutant(
+        "the check of a store's file before anything is written",
+        "store/sqlite.py",
+        "                sqlite_checks.look_through(connection)\n    ",
+        "                pass\n    ",
+        "tests/store/test_sqlite.py",
+    ),
     # --- processes
     _mutant(
         "the sweep of what a dead node left running",
