@@ -327,13 +327,12 @@ class Host:
     async def _write_rows(self) -> None:
         unwritten, self._unwritten = self._unwritten, set()
         pids = {seen.replica: seen.pid for seen in self._engine.observe()} if unwritten else {}
-        try:
-            async with asyncio.TaskGroup() as group:  # one commit for all of them
-                for replica in unwritten:
-                    group.create_task(self._store.agents.put_replica(self._row(replica, pids.get(replica.id))))
-        except* errors.StoreUnavailable as weather:
-            self._unwritten |= unwritten
-            raise weather.exceptions[0] from None
+        # One commit for all of them. No task group: one that meets weather forgets that it was cancelled meanwhile.
+        writing = [self._store.agents.put_replica(self._row(replica, pids.get(replica.id))) for replica in unwritten]
+        for error in await asyncio.gather(*writing, return_exceptions=True):
+            if error is not None:
+                self._unwritten |= unwritten
+                raise error
 
     def _row(self, replica: Hosted, pid: int | None) -> Replica:
         return replica.row(

@@ -68,13 +68,14 @@ CALM_S = 150.0
 STORE_FAULTS = 0.025  # of each of two kinds, of the transactions
 CALLER_TIMEOUT_S = 5.0
 UNWRITTEN_S = 6.0  # what a host has noted, and weather has kept it from writing
+STOP_S = 1.0  # what is cancelled ends within this
 GRACE_S = 3.0  # of a node that leaves in order
 
 _ROWS = """
 select id, seq, agent, session, idempotency_key, parent, state, epoch, attempts_charged, kills, restores, max_attempts,
     output, error
 from task order by seq"""
-_node: contextvars.ContextVar[set[asyncio.Task[Any]] | None] = contextvars.ContextVar("node", default=None)
+_node: contextvars.ContextVar[dict[asyncio.Task[Any], None] | None] = contextvars.ContextVar("node", default=None)
 
 
 class SeenRow(msgspec.Struct, frozen=True):
@@ -118,7 +119,7 @@ class Incarnation:
     def __init__(self, world: World, number: int) -> None:
         self.id = f"node-{number}"
         self.is_up = False
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: dict[asyncio.Task[Any], None] = {}  # in the order in which they were begun
         self.store = store.open(world.url, clock=world.clock, owner=self.id)
         self.db = self.store.db
         self.store = store.Store(_WatchedDatabase(self.db, draw=world.draw_weather, changed=world.look), owner=self.id)
@@ -158,9 +159,10 @@ class Incarnation:
         self.is_up = False
         self.engine.vanish()
         while self.tasks:
-            for task in self.tasks:
+            for task in list(self.tasks):
                 task.cancel()
-            await asyncio.wait(self.tasks)
+            await asyncio.wait(self.tasks, timeout=STOP_S)
+            self._world.note_survivors(self)
         await self.db.close()
 
 
@@ -218,8 +220,10 @@ class World:
         living = asyncio.create_task(self._keep_a_node())
         acting = [asyncio.create_task(act) for act in (*self._callers_of(), self._strike_often())]
         while acting and self._broken is None:
-            _, pending = await asyncio.wait(acting, timeout=1.0)
-            acting = list(pending)
+            _, pending = await asyncio.wait((*acting, living), timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+            if living.done():
+                await living  # a node cannot be started any more: it raises why
+            acting = [task for task in acting if task in pending]
         if self._broken is None:
             await self._calm_down()
         for task in (*acting, living):
@@ -276,6 +280,12 @@ class World:
     def hear(self, fact: telemetry.Fact) -> None:
         assert isinstance(fact, telemetry.ServiceCrashed)
         self._judge(lambda: _raise(Violation("a bug", f"the {fact.service} has crashed: {fact.error}")))
+
+    def note_survivors(self, node: Incarnation) -> None:
+        """A node was stopped: none of its tasks goes on."""
+        if node.tasks:
+            names = ", ".join(sorted(task.get_name() for task in node.tasks))
+            self._judge(lambda: _raise(Violation("I27", f"{names} of {node.id} were cancelled, and go on")))
 
     def checked_plan(
         self, wanted: plans.Wanted, seen: list[plans.Seen], *, plan: Callable[..., list[plans.Action]]
@@ -579,8 +589,8 @@ def _in_its_node(loop: asyncio.AbstractEventLoop, coroutine: Any, **given: Any) 
     """Make a task, and note it with the node that it is of: what a task starts is of its own node."""
     task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **given)
     if (tasks := _node.get()) is not None:
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        tasks[task] = None
+        task.add_done_callback(tasks.pop)
     return task
 
 
