@@ -194,7 +194,8 @@ async def test_a_connection_that_is_in_use_elsewhere_is_weather_and_costs_no_res
         return 0
 
     connection.create_scalar_function("begun", begin, 0)
-    lengthy = "with recursive c (x) as (select begun() union all select x + 1 from c where x < 2000000) select count(*) from c"
+    numbers = "select begun() union all select x + 1 from c where x < 2000000"
+    lengthy = f"with recursive c (x) as ({numbers}) select count(*) from c"
     busy = asyncio.create_task(asyncio.to_thread(connection.execute, lengthy))
     await begun.wait()
     with pytest.raises(errors.StoreUnavailable, match="in another thread"):
