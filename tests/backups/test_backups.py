@@ -341,6 +341,79 @@ async def test_a_damaged_backup_is_listed_as_such_and_keeps_its_chunks(backed_sq
     assert len(backed.files("chunks")) >= before
 
 
+async def small_chunks(backed: Backed, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Fill the store, back it up, and return where the chunks lie, of which there are dozens."""
+    monkeypatch.setattr(chunks, "TARGET_BYTES", 4096)
+    store = (await filled(backed.scratch)).store
+    await asyncio.gather(*(store.tasks.submit(new_task(input=b"x" * 1000)) for _ in range(200)))
+    await backed.create()
+    return backed.files("chunks")
+
+
+@pytest.mark.parametrize("harm", [truncate, Path.unlink])
+async def test_what_has_gone_from_the_place_is_stored_again_by_the_next_backup(
+    backed_sqlite: Backed, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], Any]
+) -> None:
+    backed = backed_sqlite
+    found = await small_chunks(backed, monkeypatch)
+    for path in found[:2]:
+        harm(path)
+    assert (await backed.create()).new_chunks == 2
+    assert (await backed.create()).new_chunks == 0
+    for id in backed.archive.ids():
+        assert (await backed.drill(id=id)).is_good
+
+
+@pytest.mark.parametrize("finder", ["drill", "restore"])
+async def test_what_a_drill_or_a_restore_found_rotten_is_stored_anew_by_the_next_backup(
+    backed_sqlite: Backed, monkeypatch: pytest.MonkeyPatch, finder: str
+) -> None:
+    backed = backed_sqlite
+    found = await small_chunks(backed, monkeypatch)
+    flip(found[0])
+    flip(found[1])
+    assert (await backed.create()).new_chunks == 0, "nobody has seen it yet"
+    with pytest.raises(errors.BackupInvalid, match=rf"2 of its {len(found)} chunks .* greenroom backup create"):
+        await (backed.drill() if finder == "drill" else backed.restore(restored_url(backed.folder / "restored")))
+    assert len(backed.files("chunks")) == len(found), "whoever read it may have read it wrong"
+    assert (await backed.create()).new_chunks == 2
+    assert backed.files("damaged") == []
+    assert (await backed.create()).new_chunks == 0
+    for id in backed.archive.ids():
+        assert (await backed.drill(id=id)).is_good
+
+
+async def test_damage_is_told_also_where_nothing_can_be_written(
+    backed_sqlite: Backed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise errors.BackupFailed("cannot write: read only")
+
+    backed = backed_sqlite
+    flip((await small_chunks(backed, monkeypatch))[0])
+    monkeypatch.setattr(places.Folder, "put", refuse)
+    with pytest.raises(errors.BackupInvalid, match="1 of its"):
+        await backed.drill()
+
+
+async def test_the_note_of_a_rotten_chunk_goes_with_the_last_backup_that_needs_it(
+    backed_sqlite: Backed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backed = backed_sqlite
+    node = await filled(backed.scratch)
+    await backed.create()
+    for path in backed.files("chunks"):
+        flip(path)
+    with pytest.raises(errors.BackupInvalid):
+        await backed.drill()
+    await node.raw("delete from session")  # nothing can bring their chunk back
+    await backed.create()
+    assert len(backed.files("damaged")) == 1
+    await backed.create(keep_last=1, keep_days=0)
+    assert backed.files("damaged") == []
+    assert (await backed.drill()).is_good
+
+
 def age(files: list[Path]) -> None:
     for path in files:
         os.utime(path, (1_000_000_000, 1_000_000_000))

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent import futures
 from datetime import datetime
 from pathlib import Path
@@ -62,8 +62,7 @@ async def create(wanted: Wanted, *, now: datetime) -> Made:
             sealing.make(key_file)
         kept = archive.Archive(places.open(wanted.to), sealing.load(key_file))
         ids = kept.ids()
-        known = {chunk.name: chunk for id in ids for content in _contents(kept, id) for chunk in content.chunks}
-        with _Writing(kept, known) as writing:
+        with _Writing(kept, kept.whole(_readable(kept, ids))) as writing:
             async with dumps.snapshot(wanted.store_url) as snapshot:
                 kept.mark()
                 tables = [await writing.store(table, snapshot.rows(table)) for table in snapshot.tables]
@@ -77,15 +76,16 @@ async def create(wanted: Wanted, *, now: datetime) -> Made:
             dialect=snapshot.dialect,
             tables=tuple(tables),
             files=files,
-            new_bytes=writing.new_bytes,
+            new_bytes=sum(chunk.size_bytes for chunk in writing.new),
         )
         kept.publish(inventory)
+        kept.forget_damage(chunk.name for chunk in writing.new)
         every = [(id, archive.time_of(id)) for id in (*ids, inventory.id)]
         expired = backups.expired(every, backups.Retention(wanted.keep_last, wanted.keep_days))
         kept.delete(expired, now=now)
     return Made(
         backup=inventory.described(),
-        new_chunks=writing.new_chunks,
+        new_chunks=len(writing.new),
         deleted=tuple(expired),
         has_new_key=has_new_key,
     )
@@ -94,11 +94,10 @@ async def create(wanted: Wanted, *, now: datetime) -> Made:
 FILES_TABLE = dumps.Table("files", ("path", "mode", "content"), ("path",))
 
 
-def _contents(kept: archive.Archive, id: str) -> Sequence[archive.Content]:
-    try:
-        return kept.inventory(id).contents
-    except errors.BackupInvalid:
-        return ()  # a damaged one is no reason to make no new one
+def _readable(kept: archive.Archive, ids: Iterable[str]) -> Iterator[archive.Inventory]:
+    for id in ids:
+        with contextlib.suppress(errors.BackupInvalid):  # a damaged one is no reason to make no new one
+            yield kept.inventory(id)
 
 
 class _Writing:
@@ -108,7 +107,7 @@ class _Writing:
         self._archive, self._known = kept, known
         self._pool = futures.ThreadPoolExecutor(WRITERS, "backup-writer")
         self._pending: set[asyncio.Future[archive.Chunk]] = set()
-        self.new_chunks = self.new_bytes = 0
+        self.new: list[archive.Chunk] = []
 
     def __enter__(self) -> _Writing:
         return self
@@ -151,8 +150,7 @@ class _Writing:
         for put in done:
             chunk = put.result()
             self._known[chunk.name] = chunk
-            self.new_chunks += 1
-            self.new_bytes += chunk.size_bytes
+            self.new.append(chunk)
 
 
 async def _files(data_dir: Path) -> AsyncIterator[tuple[str, int, bytes]]:

@@ -53,23 +53,26 @@ async def restore(
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=data_dir) as drafts:
         async with dumps.loading(store_url, schema=inventory.schema, replace=replace) as load:
-            await _fill(kept, inventory, load)
-            _write_files(_rows(kept, inventory.files), Path(drafts))
+            with _looking_for_damage(kept, inventory):
+                await _fill(kept, inventory, load)
+                _write_files(_rows(kept, inventory.files), Path(drafts))
         _publish(Path(drafts), data_dir, aside=f"replaced-{inventory.id}-{secrets.token_hex(2)}")
 
 
 async def drill(kept: archive.Archive, inventory: archive.Inventory, *, scratch_url: str) -> Drill:
     """Restore into the empty store *scratch_url*, read it again, compare it table by table, and empty it."""
     async with dumps.loading(scratch_url, schema=inventory.schema, replace=False, upgrade=False) as load:
-        await _fill(kept, inventory, load)
+        with _looking_for_damage(kept, inventory):
+            await _fill(kept, inventory, load)
     try:  # only from here on what is there is ours to erase
         tables = await _compare_tables(inventory, scratch_url)
         faults = await dumps.faults(scratch_url)
     finally:
         await dumps.erase(scratch_url)
     cutter = chunks.Cutter([0])
-    for row in _rows(kept, inventory.files):
-        cutter.add(row)
+    with _looking_for_damage(kept, inventory):
+        for row in _rows(kept, inventory.files):
+            cutter.add(row)
     files = inventory.files
     tables.append(Compared("(files)", files.rows, cutter.rows, is_equal=cutter.sha256 == files.sha256))
     return Drill(id=inventory.id, created_at=inventory.created_at, tables=tuple(tables), faults=tuple(faults))
@@ -87,6 +90,21 @@ def scratch(data_dir: Path) -> Iterator[str]:
     """The URL of a SQLite store that is gone afterwards, on the disk that has room for a store."""
     with tempfile.TemporaryDirectory(prefix=".drill-", dir=data_dir if data_dir.is_dir() else None) as folder:
         yield f"sqlite:///{folder}/greenroom.db"
+
+
+@contextlib.contextmanager
+def _looking_for_damage(kept: archive.Archive, inventory: archive.Inventory) -> Iterator[None]:
+    """Where one chunk cannot be read, look at all: one further backup, not one for each, sets right what it can."""
+    try:
+        yield
+    except errors.BackupInvalid as error:
+        if not (damaged := kept.note_damaged(inventory)):
+            raise
+        raise errors.BackupInvalid(
+            f"cannot read the backup {inventory.id}: {damaged} of its {len(inventory.chunks)} chunks are missing or "
+            f"damaged ({error}); make another, which stores them anew as far as the store has their rows: "
+            "greenroom backup create"
+        ) from None
 
 
 async def _fill(kept: archive.Archive, inventory: archive.Inventory, load: dumps.Load) -> None:
