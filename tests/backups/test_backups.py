@@ -396,9 +396,7 @@ async def test_damage_is_told_also_where_nothing_can_be_written(
         await backed.drill()
 
 
-async def test_the_note_of_a_rotten_chunk_goes_with_the_last_backup_that_needs_it(
-    backed_sqlite: Backed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_note_of_a_rotten_chunk_goes_with_the_last_backup_that_needs_it(backed_sqlite: Backed) -> None:
     backed = backed_sqlite
     node = await filled(backed.scratch)
     await backed.create()
@@ -508,6 +506,42 @@ async def test_a_process_of_its_own_makes_it_and_says_what_failed(backed_sqlite:
     blocked.write_text("")
     with pytest.raises(errors.BackupFailed, match=r"backups\.to"):
         await process.create(msgspec.structs.replace(backed.wanted, to=str(blocked / "place")))
+
+
+async def test_its_process_ends_well_while_the_node_holds_its_stdin_open(backed_sqlite: Backed) -> None:
+    await filled(backed_sqlite.scratch)
+    pipe = asyncio.subprocess.PIPE
+    command = (sys.executable, "-m", "greenroom.backups")
+    child = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+    assert child.stdin is not None
+    assert child.stderr is not None
+    child.stdin.write(msgspec.json.encode(backed_sqlite.wanted) + b"\n")
+    async with asyncio.timeout(60):
+        assert (await child.wait(), await child.stderr.read()) == (0, b"")
+
+
+@pytest.mark.parametrize("code", [-signal.SIGABRT, 1])
+def test_a_process_that_ended_badly_made_no_backup_whatever_it_said(code: int) -> None:
+    answer = msgspec.json.encode({"made": {"backup": {"id": "x", "created_at": NOW}, "new_chunks": 0}})
+    assert process._read(answer, b"", 0).backup.id == "x"
+    with pytest.raises(errors.BackupFailed, match=f"ended with {code}: Fatal"):
+        process._read(answer, b"before\nFatal Python error", code)
+
+
+def test_what_it_holds_in_memory_is_never_in_a_core_dump(tmp_path: Path) -> None:
+    script = (
+        "import resource; from greenroom import errors; from greenroom.backups import creating, process\n"
+        "def create(*_, **__): raise errors.BackupFailed(str(resource.getrlimit(resource.RLIMIT_CORE)))\n"
+        "creating.create = create; process.main()"
+    )
+    wanted = {"store_url": "", "data_dir": "", "to": "", "key_file": "", "keep_last": 1, "keep_days": 1}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdin=pipe, stdout=pipe) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(msgspec.json.encode(wanted) + b"\n")
+        child.stdin.flush()
+        assert b"(0, 0)" in child.stdout.read()
 
 
 def test_its_process_leaves_with_the_node(tmp_path: Path) -> None:
