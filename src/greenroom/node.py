@@ -25,7 +25,7 @@ from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.api.services import Services
-from greenroom.backups import listing, process
+from greenroom.backups import listing, process, restoring
 from greenroom.control import backups, supervisor
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
@@ -64,9 +64,10 @@ class Node:
         self.id = f"node-{submissions.new_id()[:12]}"
         self.facts, self.metrics = telemetry.Telemetry(), telemetry.Metrics()
         self.facts.subscribe(self.metrics, *self.metrics.KINDS)
+        url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
+        restoring.complete(url, options.data_dir)
         self.secrets = secret_file.load_or_make(options.data_dir / "secrets")
         self.backups = _Backups(options, clock, self.facts)
-        url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
         try:
             self.store = stores.open(url, clock=clock, owner=self.id)
         except errors.StoreDamaged as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -736,6 +737,92 @@ async def test_a_restore_that_died_in_the_exchange_is_completed_by_whoever_opens
     assert not restoring_path.exists()
     assert not path.with_name(path.name + "-wal").exists()
     assert await contents(backed.scratch.url) == whole
+
+
+_DIES = """
+import asyncio, os, sys
+from pathlib import Path
+from greenroom.backups import archive, places, restoring, sealing
+
+place, key_file, url, data_dir, left = sys.argv[1:]
+left, rename = int(left), os.rename
+
+def rename_or_die(*names):
+    global left
+    left -= 1
+    if left < 0:
+        os._exit(9)
+    rename(*names)
+
+kept = archive.Archive(places.open(place), sealing.load(Path(key_file)))
+os.rename = rename_or_die
+asyncio.run(restoring.restore(kept, kept.find("latest"), store_url=url, data_dir=Path(data_dir), replace=True))
+"""
+
+
+async def test_a_restore_that_is_killed_leaves_a_store_with_the_files_that_belong_to_it(backed_sqlite: Backed) -> None:
+    backed = backed_sqlite
+    await filled(backed.scratch)
+    for name in ("secrets", "manifest-agents.json"):
+        (backed.data_dir / name).write_text("restored")
+    (backed.data_dir / "snapshots" / "abc").mkdir(parents=True)
+    (backed.data_dir / "snapshots" / "abc" / "agents.py").write_text("x = 1")
+    await backed.create()
+    before, became = backed.folder / "before", []
+    before.mkdir()
+    async with databases.sqlite(before) as other:
+        await Node(await other.open()).submit()
+    for name in ("secrets", "manifest-agents.json"):
+        (before / name).write_text("before")
+    for renames in range(100):
+        data_dir = backed.folder / f"killed-{renames}"
+        shutil.copytree(before, data_dir)
+        url = restored_url(data_dir)
+        given = (str(backed.place), backed.wanted.key_file, url, str(data_dir), str(renames))
+        code = subprocess.run([sys.executable, "-c", _DIES, *given], check=False).returncode  # noqa: ASYNC221 - nothing else runs here
+        restoring.complete(url, data_dir)
+        os.close(sqlite.take_file(data_dir / "greenroom.db"))
+        is_restored = len((await contents(url))["session"]) > 0
+        expected = "restored" if is_restored else "before"
+        files = {name: (data_dir / name).read_text() for name in ("secrets", "manifest-agents.json")}
+        assert files == dict.fromkeys(files, expected), renames
+        assert (data_dir / "snapshots" / "abc" / "agents.py").exists() == is_restored
+        assert not (data_dir / restoring.STAGED).exists()
+        assert len(list(data_dir.glob("secrets.replaced-*"))) == is_restored
+        became += [is_restored]
+        if code == 0:
+            break
+        assert code == 9
+    assert became == sorted(became)
+    assert became.count(False) >= 2
+    assert became.count(True) >= 6
+    for folder in backed.folder.glob("*/snapshots/abc"):
+        folder.chmod(0o755)
+
+
+async def test_nothing_is_guessed_where_a_restore_into_postgresql_was_killed(
+    postgres_server: databases.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    async with postgres_server.scratch() as scratch:
+        backed = Backed(scratch, tmp_path)
+        await filled(scratch)
+        (backed.data_dir / "secrets").write_text("restored")
+        await backed.create()
+        await scratch.close()
+        restoring.complete(scratch.url, backed.data_dir)
+        with monkeypatch.context() as patched:
+            patched.setattr(restoring, "_publish", die)
+            with pytest.raises(KeyboardInterrupt):
+                await backed.restore(scratch.url, replace=True)
+        folder = backed.folder / "restored"
+        with pytest.raises(errors.StartRefused, match="run it again with --replace"):
+            restoring.complete(scratch.url, folder)
+        await backed.restore(scratch.url, replace=True)
+        restoring.complete(scratch.url, folder)
+        assert (folder / "secrets").read_text() == "restored"
 
 
 # The drill

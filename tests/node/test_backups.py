@@ -98,6 +98,21 @@ async def continue_on(
         assert live == [], "no replica of the old machine is believed to live"
 
 
+async def test_a_node_completes_a_restore_that_was_killed_before_it_reads_its_secrets(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    async with nodes.opened(old, {}) as api:
+        key = await api.key("operator")
+        await backed_up(api)
+    await restored(old, new, None)
+    files = new / restoring.STAGED / "replaced-x"
+    files.mkdir(parents=True)
+    (new / "secrets").rename(files / "secrets")
+    (new / "greenroom.db").rename(new / "greenroom.db.restoring")
+    async with nodes.opened(new, {}) as api:
+        assert (await api.of(key).http.get("/v1/tasks")).status_code == 200
+    assert not files.parent.exists()
+
+
 async def test_the_schedule_makes_backups_by_itself_and_tells_of_the_key(data_dir: Path) -> None:
     told: list[telemetry.Fact] = []
     schedule, agents = {"every_s": 10}, {"echo": AGENTS["echo"]}

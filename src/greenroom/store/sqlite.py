@@ -239,10 +239,14 @@ def weather() -> Iterator[None]:
 
 
 def take_file(path: Path) -> int:
-    """Take the lock that makes this process the file's only user; it goes with the descriptor that is returned.
+    """Take the file's lock (`lock`), and complete its exchange for a restored one, if that was interrupted."""
+    fd = lock(path)
+    complete_restore(path)
+    return fd
 
-    Completes the exchange of the file for a restored one, if that was interrupted.
-    """
+
+def lock(path: Path) -> int:
+    """Make this process the file's only user; the lock goes with the descriptor that is returned."""
     lock_path = path.with_name(path.name + ".lock")
     try:
         fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -261,8 +265,12 @@ def take_file(path: Path) -> int:
         ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, str(os.getpid()).encode(), 0)
-    complete_restore(path)
     return fd
+
+
+def is_exchanging(path: Path) -> bool:
+    """Return whether a restored file is there that has not taken the place of the old one yet."""
+    return _restored(path).exists()
 
 
 def complete_restore(path: Path) -> None:
@@ -270,7 +278,7 @@ def complete_restore(path: Path) -> None:
 
     A log that stayed would be played into the new file. Whatever of this was done before a crash is not done again.
     """
-    restored = path.with_name(f"{path.name}{RESTORING}")
+    restored = _restored(path)
     if not restored.exists():
         return
     made_at = datetime.fromtimestamp(restored.stat().st_mtime, UTC)
@@ -284,6 +292,10 @@ def complete_restore(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _restored(path: Path) -> Path:
+    return path.with_name(f"{path.name}{RESTORING}")
 
 
 @contextlib.contextmanager
