@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import shutil
@@ -15,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 import nodes
@@ -212,6 +214,18 @@ async def test_what_is_refused_is_restored_by_the_command_that_the_refusal_names
     assert aside.read_bytes() == damaged
     async with nodes.opened(data_dir, AGENTS) as api:
         assert (await api.task(id))["output"] == "kept"
+
+
+async def test_a_downgrade_by_accident_is_told_as_such_and_no_restore_is_advised(data_dir: Path) -> None:
+    async with nodes.opened(data_dir, {}) as api:
+        await backed_up(api)
+    with contextlib.closing(apsw.Connection(str(data_dir / "greenroom.db"))) as newer:
+        newer.pragma("user_version", 9_999)
+    with pytest.raises(errors.StoreOfAnotherRelease) as refused:
+        async with nodes.opened(data_dir, {}):
+            pass
+    assert str(refused.value).endswith("start the newer release again")
+    assert "restore" not in str(refused.value)
 
 
 async def test_a_large_file_is_looked_through_while_the_node_serves(

@@ -91,7 +91,7 @@ async def test_a_newer_schema_is_refused(sqlite_scratch: databases.Scratch) -> N
     with apsw.Connection(str(_path(sqlite_scratch))) as newer:
         newer.pragma("user_version", 9_999)
     newer.close()
-    with pytest.raises(errors.StoreDamaged, match="newer than this release"):
+    with pytest.raises(errors.StoreOfAnotherRelease, match="newer than this release"):
         await sqlite_scratch.open()
 
 

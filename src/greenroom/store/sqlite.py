@@ -68,7 +68,10 @@ class Sqlite:
     dialect = "sqlite"
 
     def __init__(self, path: Path, clock: clocks.Clock) -> None:
-        """Open *path*, made if missing (mode 0600); raises `StoreInUse`, `StoreDamaged` or `StartRefused`."""
+        """Open *path*, made if missing (mode 0600).
+
+        Raises `StoreInUse`, `StoreDamaged`, `StoreOfAnotherRelease` or `StartRefused`.
+        """
         self._path, self._clock = path, clock
         self._lock_fd = take_file(path)
         try:
