@@ -27,6 +27,7 @@ from greenroom.store import database, migrations, sqlite_checks
 
 BUSY_TIMEOUT_MS = 2_000  # another process (a backup, a curious shell) may hold the file for a moment
 CHECKED_AT_START_BYTES = 64 * 1024 * 1024  # read in less than a second, from a slow disk too
+INTERRUPT_EVERY_S = 0.01
 RESTORING = ".restoring"
 Connection = apsw.Connection
 ERRORS = (apsw.Error,)
@@ -127,12 +128,9 @@ class Sqlite:
         if self._is_checked:
             return
 
-        def run() -> None:  # with a connection and a thread of its own: it reads the whole file
+        try:  # with a connection and a thread of its own: it reads the whole file
             with contextlib.closing(read_only(self._path)) as connection:
-                sqlite_checks.look_through(connection)
-
-        try:
-            await asyncio.to_thread(run)
+                await _interruptible(connection, functools.partial(sqlite_checks.look_through, connection))
         except DAMAGE as error:
             raise errors.StoreDamaged(f"cannot go on with {self._path}: it is damaged: {error}") from None
         except apsw.Error:
@@ -311,6 +309,20 @@ def _start_refusals(path: Path) -> Iterator[None]:
         raise errors.StoreUnavailable(f"cannot open {path}: another process holds it; end that one first") from None
     except apsw.Error as error:
         raise errors.StartRefused(f"cannot open {path}: {error}; choose another folder with --data-dir") from None
+
+
+async def _interruptible(connection: apsw.Connection, act: Callable[[], None]) -> None:
+    """Run *act*, which uses *connection*, in a thread; when this is cancelled, it has ended."""
+    acting = asyncio.ensure_future(asyncio.to_thread(act))
+    try:
+        await asyncio.shield(acting)
+    except asyncio.CancelledError:
+        while not acting.done():  # again and again: between two of its statements nothing is interrupted
+            connection.interrupt()
+            with contextlib.suppress(asyncio.CancelledError):  # the connection cannot be closed before
+                await asyncio.wait([acting], timeout=INTERRUPT_EVERY_S)
+        acting.exception()  # which is that it was interrupted
+        raise
 
 
 def _connection(path: Path, flags: int) -> apsw.Connection:
