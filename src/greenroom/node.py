@@ -244,6 +244,8 @@ class _Backups:
         made = await process.create(self._wanted)
         if made.has_new_key:
             self._facts.emit(telemetry.BackupKeyMade(self._wanted.key_file))
+        if made.not_deleted is not None:
+            self._facts.emit(telemetry.BackupsNotDeleted(made.not_deleted))
         return made.backup
 
     async def _newest(self) -> models.Backup | None:

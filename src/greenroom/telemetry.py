@@ -131,6 +131,12 @@ class BackupFailed(msgspec.Struct, frozen=True):
     error: str
 
 
+class BackupsNotDeleted(msgspec.Struct, frozen=True):
+    """A backup was made, and the old ones that may go could not be deleted."""
+
+    error: str
+
+
 class NewestBackup(msgspec.Struct, frozen=True):
     """The newest backup there is: one that was made now, or by an earlier life of the node."""
 
@@ -169,6 +175,7 @@ Fact = (
     | StoreRecovered
     | BackupMade
     | BackupFailed
+    | BackupsNotDeleted
     | NewestBackup
     | BackupKeyMade
     | NodeChanged
@@ -306,6 +313,7 @@ _LEVELS: dict[type[Fact], int] = {
     StoreRecovered: logging.WARNING,  # whoever was told of the trouble is told of its end
     BackupMade: logging.INFO,
     BackupFailed: logging.ERROR,
+    BackupsNotDeleted: logging.WARNING,
     BackupKeyMade: logging.WARNING,
     NodeChanged: logging.INFO,
 }

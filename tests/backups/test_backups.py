@@ -435,6 +435,47 @@ async def test_old_backups_go_with_the_chunks_that_nobody_needs(backed: Backed) 
     assert (await backed.drill()).is_good
 
 
+async def test_a_place_that_deletes_nothing_holds_good_backups_and_the_trouble_is_told_apart(
+    backed_sqlite: Backed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise errors.BackupFailed("cannot use it: deleting is forbidden")
+
+    backed = backed_sqlite
+    await filled(backed.scratch)
+    first = await backed.create()
+    assert first.not_deleted is None
+    with monkeypatch.context() as patched:
+        patched.setattr(places.Folder, "delete", refuse)
+        made = await backed.create(keep_last=1, keep_days=0)
+    assert made.not_deleted == "cannot delete old backups: cannot use it: deleting is forbidden"
+    assert made.deleted == ()
+    assert listing.newest(backed.wanted) == made.backup
+    assert (await backed.drill()).is_good
+    again = await backed.create(keep_last=1, keep_days=0)
+    assert (again.not_deleted, again.deleted) == (None, (first.backup.id, made.backup.id))
+
+
+async def test_a_backup_that_goes_while_others_are_listed_or_made_is_passed_over(
+    backed_sqlite: Backed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backed = backed_sqlite
+    await filled(backed.scratch)
+    made = await backed.create()
+    ids = archive.Archive.ids
+    monkeypatch.setattr(archive.Archive, "ids", lambda self: ["20000101T000000.000Z", *ids(self)])
+    assert listing.backups(backed.wanted) == [made.backup]
+    again = await backed.create()
+    assert (again.new_chunks, again.not_deleted) == (0, None)
+    age(backed.files("chunks"))
+    stray = backed.archive.put(backed.archive.name_of(b"stray"), b"stray")
+    age(backed.files("chunks"))
+    await backed.create()
+    with pytest.raises(errors.BackupInvalid, match="missing"):
+        backed.archive.chunk(stray)
+    assert (await backed.drill()).is_good
+
+
 async def test_a_chunk_of_a_backup_that_is_being_made_elsewhere_is_not_swept(backed_sqlite: Backed) -> None:
     backed = backed_sqlite
     await filled(backed.scratch)

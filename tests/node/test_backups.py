@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 import pytest
 
 import nodes
 from greenroom import errors, telemetry
-from greenroom.backups import archive, listing, places, restoring, sealing
+from greenroom.backups import archive, creating, listing, places, process, restoring, sealing
 from greenroom.store import sqlite
 from greenroom.testing import databases
 from greenroom.testing.fakes import FakeClock
@@ -131,6 +132,21 @@ async def test_the_schedule_makes_backups_by_itself_and_tells_of_the_key(data_di
     async with nodes.opened(data_dir, {"echo": AGENTS["echo"]}) as api:
         await nodes.eventually(last)
         assert (await api.get("/v1/status"))["backups"]["every_s"] is None
+
+
+async def test_old_ones_that_cannot_be_deleted_are_told_of_and_the_new_one_is_the_last(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, told = process.create, list[telemetry.Fact]()
+
+    async def create(wanted: creating.Wanted) -> creating.Made:
+        return msgspec.structs.replace(await real(wanted), not_deleted="cannot delete old backups: forbidden")
+
+    monkeypatch.setattr(process, "create", create)
+    async with nodes.opened(data_dir, {}) as api:
+        api.running.facts.subscribe(told.append, telemetry.BackupsNotDeleted, telemetry.BackupFailed)
+        assert (await backed_up(api))["rows"] > 0
+        assert told == [telemetry.BackupsNotDeleted("cannot delete old backups: forbidden")]
 
 
 async def test_only_one_is_made_at_a_time_and_a_failure_is_shown(data_dir: Path, tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ class Archive:
         return self.inventory(wanted)
 
     def inventory(self, id: str) -> Inventory:
+        """Read an inventory; raises `errors.NotFound`, or `errors.BackupInvalid` if it is not what was put."""
         content = self._read(f"{INVENTORIES}{id}")
         try:
             if (format := msgspec.msgpack.decode(content, type=_Format).format) != FORMAT:
@@ -206,10 +207,14 @@ class Archive:
         While one of these cannot be read no chunk goes: nobody knows which are its.
         """
         self._place.delete(f"{INVENTORIES}{id}" for id in ids)
-        try:
-            left = [self.inventory(id) for id in self.ids()]
-        except errors.BackupInvalid:
-            return
+        left = []
+        for id in self.ids():
+            try:
+                left.append(self.inventory(id))
+            except errors.NotFound:
+                continue  # it went meanwhile
+            except errors.BackupInvalid:
+                return
         needed = {chunk.name for inventory in left for chunk in inventory.chunks}
         found = self._place.stored(_CHUNKS)
         self._place.delete(

@@ -41,16 +41,20 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """A backup that was made. *deleted* are the old ones that went; *has_new_key*: the key was made for it."""
+    """A backup that was made. *deleted* are the old ones that went; *has_new_key*: the key was made for it.
+
+    *not_deleted* is why what may go is still there, if it is: this backup is none the worse.
+    """
 
     backup: models.Backup
     new_chunks: int
     deleted: tuple[str, ...] = ()
+    not_deleted: str | None = None
     has_new_key: bool = False
 
 
 async def create(wanted: Wanted, *, now: datetime) -> Made:
-    """Make a backup and delete the old ones that may go.
+    """Make a backup and delete the old ones that may go, if that can be done.
 
     Blocks for long: for a process of its own. Raises `errors.Conflict` while another one is being made.
     """
@@ -79,14 +83,19 @@ async def create(wanted: Wanted, *, now: datetime) -> Made:
             new_bytes=sum(chunk.size_bytes for chunk in writing.new),
         )
         kept.publish(inventory)
-        kept.forget_damage(chunk.name for chunk in writing.new)
         every = [(id, archive.time_of(id)) for id in (*ids, inventory.id)]
         expired = backups.expired(every, backups.Retention(wanted.keep_last, wanted.keep_days))
-        kept.delete(expired, now=now)
+        not_deleted = None
+        try:
+            kept.forget_damage(chunk.name for chunk in writing.new)
+            kept.delete(expired, now=now)
+        except errors.BackupFailed as error:
+            not_deleted = f"cannot delete old backups: {error}"
     return Made(
         backup=inventory.described(),
         new_chunks=len(writing.new),
-        deleted=tuple(expired),
+        deleted=() if not_deleted else tuple(expired),
+        not_deleted=not_deleted,
         has_new_key=has_new_key,
     )
 
@@ -96,7 +105,8 @@ FILES_TABLE = dumps.Table("files", ("path", "mode", "content"), ("path",))
 
 def _readable(kept: archive.Archive, ids: Iterable[str]) -> Iterator[archive.Inventory]:
     for id in ids:
-        with contextlib.suppress(errors.BackupInvalid):  # a damaged one is no reason to make no new one
+        # One that is damaged, or went meanwhile, is no reason to make no new one.
+        with contextlib.suppress(errors.BackupInvalid, errors.NotFound):
             yield kept.inventory(id)
 
 
