@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
@@ -34,3 +35,13 @@ def test_a_log_that_cannot_be_written_stops_nobody(
     facts.subscribe(heard.append)
     facts.emit(telemetry.NodeChanged("node-1", "ready"))
     assert heard == [telemetry.NodeChanged("node-1", "ready")]
+
+
+def test_the_metric_of_the_newest_backup_is_of_when_it_was_made_whenever_that_is_told() -> None:
+    metrics = telemetry.Metrics()
+    metrics(telemetry.NewestBackup(datetime(2030, 1, 1, tzinfo=UTC)))
+    metrics(telemetry.BackupMade("later", 1.0, 2, 3))
+    metrics(telemetry.BackupFailed("cannot"))
+    at = datetime(2030, 1, 1, tzinfo=UTC).timestamp()
+    line = next(each for each in metrics.render().splitlines() if each.startswith(b"greenroom_backup_last_success"))
+    assert float(line.split()[1]) == at

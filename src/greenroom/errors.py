@@ -158,6 +158,13 @@ class StoreDamaged(GreenroomError):
     status = 503
 
 
+class StoreOfAnotherRelease(GreenroomError):
+    """The store is whole, and of a release that this one cannot go on with."""
+
+    code = "store-of-another-release"
+    status = 503
+
+
 class BackupInvalid(GreenroomError):
     """The backup cannot be read: the key is another one, or it is damaged, or of a newer release."""
 

@@ -25,7 +25,7 @@ from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.api.services import Services
-from greenroom.backups import listing, process
+from greenroom.backups import listing, process, restoring
 from greenroom.control import backups, supervisor
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
@@ -64,9 +64,10 @@ class Node:
         self.id = f"node-{submissions.new_id()[:12]}"
         self.facts, self.metrics = telemetry.Telemetry(), telemetry.Metrics()
         self.facts.subscribe(self.metrics, *self.metrics.KINDS)
+        url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
+        restoring.complete(url, options.data_dir)
         self.secrets = secret_file.load_or_make(options.data_dir / "secrets")
         self.backups = _Backups(options, clock, self.facts)
-        url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
         try:
             self.store = stores.open(url, clock=clock, owner=self.id)
         except errors.StoreDamaged as error:
@@ -233,6 +234,8 @@ class _Backups:
         made = await process.create(self._wanted)
         if made.has_new_key:
             self._facts.emit(telemetry.BackupKeyMade(self._wanted.key_file))
+        if made.not_deleted is not None:
+            self._facts.emit(telemetry.BackupsNotDeleted(made.not_deleted))
         return made.backup
 
     async def _newest(self) -> models.Backup | None:

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, get_args
 
 import msgspec
@@ -130,6 +131,18 @@ class BackupFailed(msgspec.Struct, frozen=True):
     error: str
 
 
+class BackupsNotDeleted(msgspec.Struct, frozen=True):
+    """A backup was made, and the old ones that may go could not be deleted."""
+
+    error: str
+
+
+class NewestBackup(msgspec.Struct, frozen=True):
+    """The newest backup there is: one that was made now, or by an earlier life of the node."""
+
+    created_at: datetime
+
+
 class BackupKeyMade(msgspec.Struct, frozen=True):
     """The first backup is being made. Without a copy of *key_file* on another machine no backup can be restored."""
 
@@ -162,6 +175,8 @@ Fact = (
     | StoreRecovered
     | BackupMade
     | BackupFailed
+    | BackupsNotDeleted
+    | NewestBackup
     | BackupKeyMade
     | NodeChanged
 )
@@ -194,6 +209,7 @@ class Metrics:
         ProbeAnswered,
         BackupMade,
         BackupFailed,
+        NewestBackup,
     )
 
     def __init__(self) -> None:
@@ -228,7 +244,7 @@ class Metrics:
         self._backups = self._counter("backups", "Backups made, and not made", ["result"])
         self._backup_at = prometheus.Gauge(
             "greenroom_backup_last_success_timestamp_seconds",
-            "When the last backup was made, in seconds since 1970",
+            "When the newest backup was made, in seconds since 1970",
             registry=self.registry,
         )
         self._children: dict[tuple[Any, ...], Any] = {}  # labels() costs more than the counting
@@ -271,9 +287,10 @@ class Metrics:
                 self._child(self._probe, agent).observe(round_trip_s)
             case BackupMade():
                 self._child(self._backups, "made").inc()
-                self._backup_at.set_to_current_time()
             case BackupFailed():
                 self._child(self._backups, "failed").inc()
+            case NewestBackup(created_at):
+                self._backup_at.set(created_at.timestamp())
             case _:
                 pass
 
@@ -296,6 +313,7 @@ _LEVELS: dict[type[Fact], int] = {
     StoreRecovered: logging.WARNING,  # whoever was told of the trouble is told of its end
     BackupMade: logging.INFO,
     BackupFailed: logging.ERROR,
+    BackupsNotDeleted: logging.WARNING,
     BackupKeyMade: logging.WARNING,
     NodeChanged: logging.INFO,
 }

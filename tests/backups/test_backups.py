@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -341,6 +342,77 @@ async def test_a_damaged_backup_is_listed_as_such_and_keeps_its_chunks(backed_sq
     assert len(backed.files("chunks")) >= before
 
 
+async def small_chunks(backed: Backed, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Fill the store, back it up, and return where the chunks lie, of which there are dozens."""
+    monkeypatch.setattr(chunks, "TARGET_BYTES", 4096)
+    store = (await filled(backed.scratch)).store
+    await asyncio.gather(*(store.tasks.submit(new_task(input=b"x" * 1000)) for _ in range(200)))
+    await backed.create()
+    return backed.files("chunks")
+
+
+@pytest.mark.parametrize("harm", [truncate, Path.unlink])
+async def test_what_has_gone_from_the_place_is_stored_again_by_the_next_backup(
+    backed_sqlite: Backed, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], Any]
+) -> None:
+    backed = backed_sqlite
+    found = await small_chunks(backed, monkeypatch)
+    for path in found[:2]:
+        harm(path)
+    assert (await backed.create()).new_chunks == 2
+    assert (await backed.create()).new_chunks == 0
+    for id in backed.archive.ids():
+        assert (await backed.drill(id=id)).is_good
+
+
+@pytest.mark.parametrize("finder", ["drill", "restore"])
+async def test_what_a_drill_or_a_restore_found_rotten_is_stored_anew_by_the_next_backup(
+    backed_sqlite: Backed, monkeypatch: pytest.MonkeyPatch, finder: str
+) -> None:
+    backed = backed_sqlite
+    found = await small_chunks(backed, monkeypatch)
+    flip(found[0])
+    flip(found[1])
+    assert (await backed.create()).new_chunks == 0, "nobody has seen it yet"
+    with pytest.raises(errors.BackupInvalid, match=rf"2 of its {len(found)} chunks .* greenroom backup create"):
+        await (backed.drill() if finder == "drill" else backed.restore(restored_url(backed.folder / "restored")))
+    assert len(backed.files("chunks")) == len(found), "whoever read it may have read it wrong"
+    assert (await backed.create()).new_chunks == 2
+    assert backed.files("damaged") == []
+    assert (await backed.create()).new_chunks == 0
+    for id in backed.archive.ids():
+        assert (await backed.drill(id=id)).is_good
+
+
+async def test_damage_is_told_also_where_nothing_can_be_written(
+    backed_sqlite: Backed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise errors.BackupFailed("cannot write: read only")
+
+    backed = backed_sqlite
+    flip((await small_chunks(backed, monkeypatch))[0])
+    monkeypatch.setattr(places.Folder, "put", refuse)
+    with pytest.raises(errors.BackupInvalid, match="1 of its"):
+        await backed.drill()
+
+
+async def test_the_note_of_a_rotten_chunk_goes_with_the_last_backup_that_needs_it(backed_sqlite: Backed) -> None:
+    backed = backed_sqlite
+    node = await filled(backed.scratch)
+    await backed.create()
+    for path in backed.files("chunks"):
+        flip(path)
+    with pytest.raises(errors.BackupInvalid):
+        await backed.drill()
+    await node.raw("delete from session")  # nothing can bring their chunk back
+    await backed.create()
+    assert len(backed.files("damaged")) == 1
+    await backed.create(keep_last=1, keep_days=0)
+    assert backed.files("damaged") == []
+    assert (await backed.drill()).is_good
+
+
 def age(files: list[Path]) -> None:
     for path in files:
         os.utime(path, (1_000_000_000, 1_000_000_000))
@@ -360,6 +432,47 @@ async def test_old_backups_go_with_the_chunks_that_nobody_needs(backed: Backed) 
     assert len(backed.files("chunks")) < leftover
     needed = {chunk.name for content in backed.archive.find("latest").contents for chunk in content.chunks}
     assert {path.name for path in backed.files("chunks")} == needed
+    assert (await backed.drill()).is_good
+
+
+async def test_a_place_that_deletes_nothing_holds_good_backups_and_the_trouble_is_told_apart(
+    backed_sqlite: Backed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise errors.BackupFailed("cannot use it: deleting is forbidden")
+
+    backed = backed_sqlite
+    await filled(backed.scratch)
+    first = await backed.create()
+    assert first.not_deleted is None
+    with monkeypatch.context() as patched:
+        patched.setattr(places.Folder, "delete", refuse)
+        made = await backed.create(keep_last=1, keep_days=0)
+    assert made.not_deleted == "cannot delete old backups: cannot use it: deleting is forbidden"
+    assert made.deleted == ()
+    assert listing.newest(backed.wanted) == made.backup
+    assert (await backed.drill()).is_good
+    again = await backed.create(keep_last=1, keep_days=0)
+    assert (again.not_deleted, again.deleted) == (None, (first.backup.id, made.backup.id))
+
+
+async def test_a_backup_that_goes_while_others_are_listed_or_made_is_passed_over(
+    backed_sqlite: Backed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backed = backed_sqlite
+    await filled(backed.scratch)
+    made = await backed.create()
+    ids = archive.Archive.ids
+    monkeypatch.setattr(archive.Archive, "ids", lambda self: ["20000101T000000.000Z", *ids(self)])
+    assert listing.backups(backed.wanted) == [made.backup]
+    again = await backed.create()
+    assert (again.new_chunks, again.not_deleted) == (0, None)
+    age(backed.files("chunks"))
+    stray = backed.archive.put(backed.archive.name_of(b"stray"), b"stray")
+    age(backed.files("chunks"))
+    await backed.create()
+    with pytest.raises(errors.BackupInvalid, match="missing"):
+        backed.archive.chunk(stray)
     assert (await backed.drill()).is_good
 
 
@@ -435,6 +548,42 @@ async def test_a_process_of_its_own_makes_it_and_says_what_failed(backed_sqlite:
     blocked.write_text("")
     with pytest.raises(errors.BackupFailed, match=r"backups\.to"):
         await process.create(msgspec.structs.replace(backed.wanted, to=str(blocked / "place")))
+
+
+async def test_its_process_ends_well_while_the_node_holds_its_stdin_open(backed_sqlite: Backed) -> None:
+    await filled(backed_sqlite.scratch)
+    pipe = asyncio.subprocess.PIPE
+    command = (sys.executable, "-m", "greenroom.backups")
+    child = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+    assert child.stdin is not None
+    assert child.stderr is not None
+    child.stdin.write(msgspec.json.encode(backed_sqlite.wanted) + b"\n")
+    async with asyncio.timeout(60):
+        assert (await child.wait(), await child.stderr.read()) == (0, b"")
+
+
+@pytest.mark.parametrize("code", [-signal.SIGABRT, 1])
+def test_a_process_that_ended_badly_made_no_backup_whatever_it_said(code: int) -> None:
+    answer = msgspec.json.encode({"made": {"backup": {"id": "x", "created_at": NOW}, "new_chunks": 0}})
+    assert process._read(answer, b"", 0).backup.id == "x"
+    with pytest.raises(errors.BackupFailed, match=f"ended with {code}: Fatal"):
+        process._read(answer, b"before\nFatal Python error", code)
+
+
+def test_what_it_holds_in_memory_is_never_in_a_core_dump(tmp_path: Path) -> None:
+    script = (
+        "import resource; from greenroom import errors; from greenroom.backups import creating, process\n"
+        "def create(*_, **__): raise errors.BackupFailed(str(resource.getrlimit(resource.RLIMIT_CORE)))\n"
+        "creating.create = create; process.main()"
+    )
+    wanted = {"store_url": "", "data_dir": "", "to": "", "key_file": "", "keep_last": 1, "keep_days": 1}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdin=pipe, stdout=pipe) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(msgspec.json.encode(wanted) + b"\n")
+        child.stdin.flush()
+        assert b"(0, 0)" in child.stdout.read()
 
 
 def test_its_process_leaves_with_the_node(tmp_path: Path) -> None:
@@ -629,6 +778,92 @@ async def test_a_restore_that_died_in_the_exchange_is_completed_by_whoever_opens
     assert not restoring_path.exists()
     assert not path.with_name(path.name + "-wal").exists()
     assert await contents(backed.scratch.url) == whole
+
+
+_DIES = """
+import asyncio, os, sys
+from pathlib import Path
+from greenroom.backups import archive, places, restoring, sealing
+
+place, key_file, url, data_dir, left = sys.argv[1:]
+left, rename = int(left), os.rename
+
+def rename_or_die(*names):
+    global left
+    left -= 1
+    if left < 0:
+        os._exit(9)
+    rename(*names)
+
+kept = archive.Archive(places.open(place), sealing.load(Path(key_file)))
+os.rename = rename_or_die
+asyncio.run(restoring.restore(kept, kept.find("latest"), store_url=url, data_dir=Path(data_dir), replace=True))
+"""
+
+
+async def test_a_restore_that_is_killed_leaves_a_store_with_the_files_that_belong_to_it(backed_sqlite: Backed) -> None:
+    backed = backed_sqlite
+    await filled(backed.scratch)
+    for name in ("secrets", "manifest-agents.json"):
+        (backed.data_dir / name).write_text("restored")
+    (backed.data_dir / "snapshots" / "abc").mkdir(parents=True)
+    (backed.data_dir / "snapshots" / "abc" / "agents.py").write_text("x = 1")
+    await backed.create()
+    before, became = backed.folder / "before", []
+    before.mkdir()
+    async with databases.sqlite(before) as other:
+        await Node(await other.open()).submit()
+    for name in ("secrets", "manifest-agents.json"):
+        (before / name).write_text("before")
+    for renames in range(100):
+        data_dir = backed.folder / f"killed-{renames}"
+        shutil.copytree(before, data_dir)
+        url = restored_url(data_dir)
+        given = (str(backed.place), backed.wanted.key_file, url, str(data_dir), str(renames))
+        code = subprocess.run([sys.executable, "-c", _DIES, *given], check=False).returncode  # noqa: ASYNC221 - nothing else runs here
+        restoring.complete(url, data_dir)
+        os.close(sqlite.take_file(data_dir / "greenroom.db"))
+        is_restored = len((await contents(url))["session"]) > 0
+        expected = "restored" if is_restored else "before"
+        files = {name: (data_dir / name).read_text() for name in ("secrets", "manifest-agents.json")}
+        assert files == dict.fromkeys(files, expected), renames
+        assert (data_dir / "snapshots" / "abc" / "agents.py").exists() == is_restored
+        assert not (data_dir / restoring.STAGED).exists()
+        assert len(list(data_dir.glob("secrets.replaced-*"))) == is_restored
+        became += [is_restored]
+        if code == 0:
+            break
+        assert code == 9
+    assert became == sorted(became)
+    assert became.count(False) >= 2
+    assert became.count(True) >= 6
+    for folder in backed.folder.glob("*/snapshots/abc"):
+        folder.chmod(0o755)
+
+
+async def test_nothing_is_guessed_where_a_restore_into_postgresql_was_killed(
+    postgres_server: databases.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    async with postgres_server.scratch() as scratch:
+        backed = Backed(scratch, tmp_path)
+        await filled(scratch)
+        (backed.data_dir / "secrets").write_text("restored")
+        await backed.create()
+        await scratch.close()
+        restoring.complete(scratch.url, backed.data_dir)
+        with monkeypatch.context() as patched:
+            patched.setattr(restoring, "_publish", die)
+            with pytest.raises(KeyboardInterrupt):
+                await backed.restore(scratch.url, replace=True)
+        folder = backed.folder / "restored"
+        with pytest.raises(errors.StartRefused, match="run it again with --replace"):
+            restoring.complete(scratch.url, folder)
+        await backed.restore(scratch.url, replace=True)
+        restoring.complete(scratch.url, folder)
+        assert (folder / "secrets").read_text() == "restored"
 
 
 # The drill

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from fake_node import AT, FakeNode, problem
+from greenroom import errors
+from greenroom.backups import places
 from greenroom.cli import backup as verb
 from greenroom.cli import main as cli
 from greenroom.testing import databases
@@ -105,6 +107,19 @@ def test_without_a_node_it_is_made_here_and_the_key_is_spoken_of_once(
     assert "backup.key" not in run(capsys, "create")[2]
     assert len(json.loads(run(capsys, "ls", "--json")[1])["items"]) == 3
     assert run(capsys, "ls")[1].count("\n") == 4
+
+
+def test_old_backups_that_cannot_be_deleted_are_spoken_of_and_the_new_one_is_made(
+    data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise errors.BackupFailed("cannot use it: deleting is forbidden")
+
+    monkeypatch.setattr(places.Folder, "delete", refuse)
+    code, out, err = run(capsys, "create")
+    assert (code, out.startswith("backup ")) == (0, True)
+    assert "cannot delete old backups: cannot use it: deleting is forbidden" in err
+    assert (data_dir / "backups").is_dir()
 
 
 def test_a_drill_shows_each_table_and_fails_where_one_differs(

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+import msgspec
 import pytest
 
 from greenroom import errors, telemetry
@@ -61,7 +62,7 @@ async def test_the_first_backup_is_made_at_once_and_then_one_each_hour(world: Wo
     world.clock.advance(1)
     await loop.step()
     assert len(world.made) == 2
-    assert [type(fact) for fact in world.facts] == [telemetry.BackupMade] * 2
+    assert [type(fact) for fact in world.facts] == [telemetry.BackupMade, telemetry.NewestBackup] * 2
 
 
 async def test_a_node_that_starts_again_waits_for_what_is_left_of_the_hour(world: World) -> None:
@@ -70,6 +71,18 @@ async def test_a_node_that_starts_again_waits_for_what_is_left_of_the_hour(world
     loop = world.loop()
     assert await loop.step() == HOUR_S - 1000
     assert (len(world.made), loop.state.last) == (1, world.made[0])
+
+
+async def test_a_node_that_starts_again_tells_how_old_the_newest_is_if_it_can_be_read(world: World) -> None:
+    await world.loop().step()
+    world.clock.advance(1000)
+    world.facts.clear()
+    await world.loop().step()
+    assert world.facts == [telemetry.NewestBackup(world.made[0].created_at)]
+    world.made[0] = msgspec.structs.replace(world.made[0], problem="it is damaged")
+    world.facts.clear()
+    await world.loop().step()
+    assert world.facts == []
 
 
 async def test_a_failure_is_told_and_tried_again_sooner(world: World) -> None:
@@ -86,6 +99,7 @@ async def test_a_failure_is_told_and_tried_again_sooner(world: World) -> None:
         telemetry.BackupFailed,
         telemetry.BackupFailed,
         telemetry.BackupMade,
+        telemetry.NewestBackup,
     ]
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import shutil
@@ -15,11 +16,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import apsw
+import msgspec
 import pytest
 
 import nodes
 from greenroom import errors, telemetry
-from greenroom.backups import archive, listing, places, restoring, sealing
+from greenroom.backups import archive, creating, listing, places, process, restoring, sealing
 from greenroom.store import sqlite
 from greenroom.testing import databases
 from greenroom.testing.fakes import FakeClock
@@ -98,6 +101,21 @@ async def continue_on(
         assert live == [], "no replica of the old machine is believed to live"
 
 
+async def test_a_node_completes_a_restore_that_was_killed_before_it_reads_its_secrets(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    async with nodes.opened(old, {}) as api:
+        key = await api.key("operator")
+        await backed_up(api)
+    await restored(old, new, None)
+    files = new / restoring.STAGED / "replaced-x"
+    files.mkdir(parents=True)
+    (new / "secrets").rename(files / "secrets")
+    (new / "greenroom.db").rename(new / "greenroom.db.restoring")
+    async with nodes.opened(new, {}) as api:
+        assert (await api.of(key).http.get("/v1/tasks")).status_code == 200
+    assert not files.parent.exists()
+
+
 async def test_the_schedule_makes_backups_by_itself_and_tells_of_the_key(data_dir: Path) -> None:
     told: list[telemetry.Fact] = []
     schedule, agents = {"every_s": 10}, {"echo": AGENTS["echo"]}
@@ -114,6 +132,21 @@ async def test_the_schedule_makes_backups_by_itself_and_tells_of_the_key(data_di
     async with nodes.opened(data_dir, {"echo": AGENTS["echo"]}) as api:
         await nodes.eventually(last)
         assert (await api.get("/v1/status"))["backups"]["every_s"] is None
+
+
+async def test_old_ones_that_cannot_be_deleted_are_told_of_and_the_new_one_is_the_last(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, told = process.create, list[telemetry.Fact]()
+
+    async def create(wanted: creating.Wanted) -> creating.Made:
+        return msgspec.structs.replace(await real(wanted), not_deleted="cannot delete old backups: forbidden")
+
+    monkeypatch.setattr(process, "create", create)
+    async with nodes.opened(data_dir, {}) as api:
+        api.running.facts.subscribe(told.append, telemetry.BackupsNotDeleted, telemetry.BackupFailed)
+        assert (await backed_up(api))["rows"] > 0
+        assert told == [telemetry.BackupsNotDeleted("cannot delete old backups: forbidden")]
 
 
 async def test_only_one_is_made_at_a_time_and_a_failure_is_shown(data_dir: Path, tmp_path: Path) -> None:
@@ -197,6 +230,18 @@ async def test_what_is_refused_is_restored_by_the_command_that_the_refusal_names
     assert aside.read_bytes() == damaged
     async with nodes.opened(data_dir, AGENTS) as api:
         assert (await api.task(id))["output"] == "kept"
+
+
+async def test_a_downgrade_by_accident_is_told_as_such_and_no_restore_is_advised(data_dir: Path) -> None:
+    async with nodes.opened(data_dir, {}) as api:
+        await backed_up(api)
+    with contextlib.closing(apsw.Connection(str(data_dir / "greenroom.db"))) as newer:
+        newer.pragma("user_version", 9_999)
+    with pytest.raises(errors.StoreOfAnotherRelease) as refused:
+        async with nodes.opened(data_dir, {}):
+            pass
+    assert str(refused.value).endswith("start the newer release again")
+    assert "restore" not in str(refused.value)
 
 
 async def test_a_large_file_is_looked_through_while_the_node_serves(

@@ -26,7 +26,7 @@ def test_both_databases_have_the_same_migrations_in_order() -> None:
 
 
 def test_a_store_of_before_the_first_release_is_refused() -> None:
-    with pytest.raises(errors.StoreDamaged, match="before the first release"):
+    with pytest.raises(errors.StoreOfAnotherRelease, match="before the first release"):
         migrations.missing("sqlite", 1)
 
 

@@ -81,7 +81,7 @@ async def test_a_database_that_would_lose_what_it_acknowledges_is_refused(postgr
 async def test_a_newer_schema_is_refused(postgres_scratch: databases.Scratch) -> None:
     node = Node(await postgres_scratch.open())
     await node.raw("insert into greenroom_schema (number, name) values (9999, 'later')")
-    with pytest.raises(errors.StoreDamaged, match="newer than this release"):
+    with pytest.raises(errors.StoreOfAnotherRelease, match="newer than this release"):
         await node.store.db.migrate()
 
 

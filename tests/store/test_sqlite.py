@@ -9,13 +9,15 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 
 from greenroom import errors
-from greenroom.store import sqlite, store
+from greenroom.store import sqlite, sqlite_checks, store
 from greenroom.testing import databases
 from greenroom.testing.fakes import FakeClock
 from greenroom.testing.store_contract import Node
@@ -91,8 +93,39 @@ async def test_a_newer_schema_is_refused(sqlite_scratch: databases.Scratch) -> N
     with apsw.Connection(str(_path(sqlite_scratch))) as newer:
         newer.pragma("user_version", 9_999)
     newer.close()
-    with pytest.raises(errors.StoreDamaged, match="newer than this release"):
+    with pytest.raises(errors.StoreOfAnotherRelease, match="newer than this release"):
         await sqlite_scratch.open()
+
+
+async def test_a_check_that_is_cancelled_has_ended_in_the_middle_of_its_reading(
+    sqlite_scratch: databases.Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ends = threading.Event(), list[type[BaseException] | None]()
+
+    def look_through(connection: Any) -> None:
+        begun.set()
+        try:
+            connection.execute(
+                "with recursive n (i) as (select 1 union all select i + 1 from n limit 100000000) select count(i) "
+                "from n"
+            ).fetchall()
+        except apsw.Error as error:
+            ends.append(type(error))
+            raise
+        ends.append(None)
+
+    node = Node(await sqlite_scratch.open())
+    monkeypatch.setattr(sqlite_checks, "look_through", look_through)
+    node.store.db._is_checked = False  # type: ignore[attr-defined]
+    checking = asyncio.create_task(node.store.db.check())
+    await asyncio.to_thread(begun.wait)
+    checking.cancel()
+    await asyncio.sleep(0)
+    checking.cancel()  # who is in a hurry says it twice
+    with pytest.raises(asyncio.CancelledError):
+        await checking
+    assert ends == [apsw.InterruptError]
+    await node.submit()
 
 
 @pytest.mark.parametrize("folder", ["/proc/1/greenroom", "file/greenroom", "missing/greenroom"])

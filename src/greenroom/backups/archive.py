@@ -1,11 +1,13 @@
 """What lies at a place: chunks by the key's name for their content, and for each backup an inventory of its chunks.
 
-Chunks are written first and the inventory last: what has an inventory is whole. A chunk that no inventory names is
-swept, after a grace for the backup that is being written now.
+Chunks are written first and the inventory last: what has an inventory was whole when it was written. A chunk that no
+inventory names is swept, after a grace for the backup that is being written now. A chunk that was found damaged is not
+removed, for whoever found it may have read it wrong: a note of its name has the next backup store it anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -20,7 +22,7 @@ FORMAT = 1
 GRACE = timedelta(hours=24)
 _ID = re.compile(r"\d{8}T\d{6}\.\d{3}Z")
 _MARK = "greenroom"  # what is sealed under it tells whether a key is the right one
-INVENTORIES, _CHUNKS = "inventories/", "chunks/"
+INVENTORIES, _CHUNKS, _DAMAGED = "inventories/", "chunks/", "damaged/"
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
@@ -60,13 +62,18 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
         return (*self.tables, self.files)
 
     @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """Each of them once."""
+        return tuple({chunk.name: chunk for content in self.contents for chunk in content.chunks}.values())
+
+    @property
     def rows(self) -> int:
         return sum(table.rows for table in self.tables)
 
     @property
     def stored_bytes(self) -> int:
         """What restoring it reads."""
-        return sum({chunk.name: chunk.size_bytes for content in self.contents for chunk in content.chunks}.values())
+        return sum(chunk.size_bytes for chunk in self.chunks)
 
     def described(self) -> models.Backup:
         return models.Backup(
@@ -126,6 +133,7 @@ class Archive:
         return self.inventory(wanted)
 
     def inventory(self, id: str) -> Inventory:
+        """Read an inventory; raises `errors.NotFound`, or `errors.BackupInvalid` if it is not what was put."""
         content = self._read(f"{INVENTORIES}{id}")
         try:
             if (format := msgspec.msgpack.decode(content, type=_Format).format) != FORMAT:
@@ -138,6 +146,32 @@ class Archive:
         """Let only this key write here from now on."""
         if not self._is_marked:
             self._place.put(_MARK, self._key.seal(b"", _MARK))
+
+    def whole(self, inventories: Iterable[Inventory]) -> dict[str, Chunk]:
+        """Return the chunks of *inventories* that lie here in their full size, and that nobody has found damaged."""
+        sizes = {_last(found): found.size_bytes for found in self._place.stored(_CHUNKS)}
+        for found in self._place.stored(_DAMAGED):
+            sizes.pop(_last(found), None)
+        named = (chunk for inventory in inventories for chunk in inventory.chunks)
+        return {chunk.name: chunk for chunk in named if sizes.get(chunk.name) == chunk.size_bytes}
+
+    def note_damaged(self, inventory: Inventory) -> int:
+        """Have the next backup store anew what of *inventory* cannot be read; return how many chunks that is.
+
+        Reads all of it.
+        """
+        damaged = [chunk for chunk in inventory.chunks if not self._is_readable(chunk)]
+        with contextlib.suppress(errors.BackupFailed):  # whoever may only read still wants to know
+            for chunk in damaged:
+                self._place.put(f"{_DAMAGED}{chunk.name}", b"")
+        return len(damaged)
+
+    def _is_readable(self, chunk: Chunk) -> bool:
+        try:
+            self.chunk(chunk)
+        except errors.BackupInvalid:
+            return False
+        return True
 
     def name_of(self, content: bytes) -> str:
         return self._key.name_of(content)
@@ -157,7 +191,7 @@ class Archive:
     def publish(self, inventory: Inventory) -> None:
         """Make the backup one, once all that it names is there for good."""
         self._place.settle()
-        named = {chunk.name for content in inventory.contents for chunk in content.chunks}
+        named = {chunk.name for chunk in inventory.chunks}
         missing = named - {_last(found) for found in self._place.stored(_CHUNKS)}
         if missing:
             raise errors.BackupFailed(
@@ -173,15 +207,25 @@ class Archive:
         While one of these cannot be read no chunk goes: nobody knows which are its.
         """
         self._place.delete(f"{INVENTORIES}{id}" for id in ids)
-        try:
-            left = [self.inventory(id) for id in self.ids()]
-        except errors.BackupInvalid:
-            return
-        needed = {chunk.name for inventory in left for content in inventory.contents for chunk in content.chunks}
+        left = []
+        for id in self.ids():
+            try:
+                left.append(self.inventory(id))
+            except errors.NotFound:
+                continue  # it went meanwhile
+            except errors.BackupInvalid:
+                return
+        needed = {chunk.name for inventory in left for chunk in inventory.chunks}
         found = self._place.stored(_CHUNKS)
         self._place.delete(
             [each.name for each in found if _last(each) not in needed and each.modified_at < now - GRACE]
         )
+        self._place.delete([each.name for each in self._place.stored(_DAMAGED) if _last(each) not in needed])
+
+    def forget_damage(self, stored: Iterable[str]) -> None:
+        """Drop the notes of the chunks that were *stored* anew, by their names."""
+        noted = {_last(found) for found in self._place.stored(_DAMAGED)}
+        self._place.delete([f"{_DAMAGED}{name}" for name in noted.intersection(stored)])
 
     def _read(self, name: str) -> bytes:
         sealed = self._place.get(name)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent import futures
 from datetime import datetime
 from pathlib import Path
@@ -41,16 +41,20 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """A backup that was made. *deleted* are the old ones that went; *has_new_key*: the key was made for it."""
+    """A backup that was made. *deleted* are the old ones that went; *has_new_key*: the key was made for it.
+
+    *not_deleted* is why what may go is still there, if it is: this backup is none the worse.
+    """
 
     backup: models.Backup
     new_chunks: int
     deleted: tuple[str, ...] = ()
+    not_deleted: str | None = None
     has_new_key: bool = False
 
 
 async def create(wanted: Wanted, *, now: datetime) -> Made:
-    """Make a backup and delete the old ones that may go.
+    """Make a backup and delete the old ones that may go, if that can be done.
 
     Blocks for long: for a process of its own. Raises `errors.Conflict` while another one is being made.
     """
@@ -62,8 +66,7 @@ async def create(wanted: Wanted, *, now: datetime) -> Made:
             sealing.make(key_file)
         kept = archive.Archive(places.open(wanted.to), sealing.load(key_file))
         ids = kept.ids()
-        known = {chunk.name: chunk for id in ids for content in _contents(kept, id) for chunk in content.chunks}
-        with _Writing(kept, known) as writing:
+        with _Writing(kept, kept.whole(_readable(kept, ids))) as writing:
             async with dumps.snapshot(wanted.store_url) as snapshot:
                 kept.mark()
                 tables = [await writing.store(table, snapshot.rows(table)) for table in snapshot.tables]
@@ -77,16 +80,22 @@ async def create(wanted: Wanted, *, now: datetime) -> Made:
             dialect=snapshot.dialect,
             tables=tuple(tables),
             files=files,
-            new_bytes=writing.new_bytes,
+            new_bytes=sum(chunk.size_bytes for chunk in writing.new),
         )
         kept.publish(inventory)
         every = [(id, archive.time_of(id)) for id in (*ids, inventory.id)]
         expired = backups.expired(every, backups.Retention(wanted.keep_last, wanted.keep_days))
-        kept.delete(expired, now=now)
+        not_deleted = None
+        try:
+            kept.forget_damage(chunk.name for chunk in writing.new)
+            kept.delete(expired, now=now)
+        except errors.BackupFailed as error:
+            not_deleted = f"cannot delete old backups: {error}"
     return Made(
         backup=inventory.described(),
-        new_chunks=writing.new_chunks,
-        deleted=tuple(expired),
+        new_chunks=len(writing.new),
+        deleted=() if not_deleted else tuple(expired),
+        not_deleted=not_deleted,
         has_new_key=has_new_key,
     )
 
@@ -94,11 +103,11 @@ async def create(wanted: Wanted, *, now: datetime) -> Made:
 FILES_TABLE = dumps.Table("files", ("path", "mode", "content"), ("path",))
 
 
-def _contents(kept: archive.Archive, id: str) -> Sequence[archive.Content]:
-    try:
-        return kept.inventory(id).contents
-    except errors.BackupInvalid:
-        return ()  # a damaged one is no reason to make no new one
+def _readable(kept: archive.Archive, ids: Iterable[str]) -> Iterator[archive.Inventory]:
+    for id in ids:
+        # One that is damaged, or went meanwhile, is no reason to make no new one.
+        with contextlib.suppress(errors.BackupInvalid, errors.NotFound):
+            yield kept.inventory(id)
 
 
 class _Writing:
@@ -108,7 +117,7 @@ class _Writing:
         self._archive, self._known = kept, known
         self._pool = futures.ThreadPoolExecutor(WRITERS, "backup-writer")
         self._pending: set[asyncio.Future[archive.Chunk]] = set()
-        self.new_chunks = self.new_bytes = 0
+        self.new: list[archive.Chunk] = []
 
     def __enter__(self) -> _Writing:
         return self
@@ -151,8 +160,7 @@ class _Writing:
         for put in done:
             chunk = put.result()
             self._known[chunk.name] = chunk
-            self.new_chunks += 1
-            self.new_bytes += chunk.size_bytes
+            self.new.append(chunk)
 
 
 async def _files(data_dir: Path) -> AsyncIterator[tuple[str, int, bytes]]:

@@ -32,7 +32,7 @@ def backups(of: creating.Wanted) -> list[models.Backup]:
     if not place.stored(archive.INVENTORIES):
         return []
     kept = archive.Archive(place, sealing.load(Path(of.key_file)))
-    return [_listed(kept, id) for id in reversed(kept.ids())]
+    return [found for id in reversed(kept.ids()) if (found := _listed(kept, id)) is not None]
 
 
 def newest(of: creating.Wanted) -> models.Backup | None:
@@ -40,9 +40,11 @@ def newest(of: creating.Wanted) -> models.Backup | None:
     return next(iter(backups(of)), None)
 
 
-def _listed(kept: archive.Archive, id: str) -> models.Backup:
+def _listed(kept: archive.Archive, id: str) -> models.Backup | None:
     try:
         return kept.inventory(id).described()
+    except errors.NotFound:
+        return None  # it went meanwhile
     except errors.BackupInvalid as error:
         return models.Backup(id=id, created_at=archive.time_of(id), problem=str(error))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -19,6 +20,8 @@ from greenroom import errors
 from greenroom.backups import archive, chunks, creating, listing
 from greenroom.security import secret_file
 from greenroom.store import dumps
+
+STAGED = "restoring-files"  # in the data directory: what belongs to a store that is about to take the old one's place
 
 
 class Compared(msgspec.Struct, frozen=True):
@@ -48,28 +51,70 @@ async def restore(
 ) -> None:
     """Fill the store and the node's files; nothing changes unless all of it could be read and written.
 
-    What was there is moved aside, never deleted: files as ``NAME.replaced-…``. Raises as `dumps.loading` does.
+    What was there is moved aside, never deleted: files as ``NAME.replaced-…``. Raises as `dumps.loading` does. If it is
+    killed, `complete` does the rest or undoes it.
     """
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if store_url.startswith("sqlite:///"):
+        complete(store_url, data_dir)
+    staged = data_dir / STAGED
+    was_there, is_published = staged.exists(), False
+
+    def publish() -> None:
+        nonlocal is_published
+        is_published = True
+        _publish(staged, data_dir)
+
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=data_dir) as drafts:
-        async with dumps.loading(store_url, schema=inventory.schema, replace=replace) as load:
-            await _fill(kept, inventory, load)
-            _write_files(_rows(kept, inventory.files), Path(drafts))
-        _publish(Path(drafts), data_dir, aside=f"replaced-{inventory.id}-{secrets.token_hex(2)}")
+        files = Path(drafts, f"replaced-{inventory.id}-{secrets.token_hex(2)}")
+        files.mkdir()
+        try:
+            async with dumps.loading(store_url, schema=inventory.schema, replace=replace, publish=publish) as load:
+                with _looking_for_damage(kept, inventory):
+                    await _fill(kept, inventory, load)
+                    _write_files(_rows(kept, inventory.files), files)
+                _stage(files, staged)
+        except BaseException:
+            if not was_there and not is_published:  # what was there is of a restore that may have filled this store
+                shutil.rmtree(staged, ignore_errors=True)
+            raise
+
+
+def complete(store_url: str, data_dir: Path) -> None:
+    """Put in place the files of a restore that was killed when its store had taken the old one's place.
+
+    For whoever opens the store next, before it reads any of the files. Raises `errors.StartRefused` where nobody can
+    know whether it was.
+    """
+    staged = data_dir / STAGED
+    if not staged.exists():
+        return
+    if not store_url.startswith("sqlite:///"):
+        raise errors.StartRefused(
+            f"cannot start: a restore was killed in its last moment, and the files that belong to its store are still "
+            f"in {staged}; run it again with --replace, or, if the store was not restored, remove that folder"
+        )
+    with dumps.interrupted(store_url) as is_filled:
+        if is_filled:
+            _publish(staged, data_dir)
+        else:
+            shutil.rmtree(staged, ignore_errors=True)
 
 
 async def drill(kept: archive.Archive, inventory: archive.Inventory, *, scratch_url: str) -> Drill:
     """Restore into the empty store *scratch_url*, read it again, compare it table by table, and empty it."""
     async with dumps.loading(scratch_url, schema=inventory.schema, replace=False, upgrade=False) as load:
-        await _fill(kept, inventory, load)
+        with _looking_for_damage(kept, inventory):
+            await _fill(kept, inventory, load)
     try:  # only from here on what is there is ours to erase
         tables = await _compare_tables(inventory, scratch_url)
         faults = await dumps.faults(scratch_url)
     finally:
         await dumps.erase(scratch_url)
     cutter = chunks.Cutter([0])
-    for row in _rows(kept, inventory.files):
-        cutter.add(row)
+    with _looking_for_damage(kept, inventory):
+        for row in _rows(kept, inventory.files):
+            cutter.add(row)
     files = inventory.files
     tables.append(Compared("(files)", files.rows, cutter.rows, is_equal=cutter.sha256 == files.sha256))
     return Drill(id=inventory.id, created_at=inventory.created_at, tables=tuple(tables), faults=tuple(faults))
@@ -87,6 +132,21 @@ def scratch(data_dir: Path) -> Iterator[str]:
     """The URL of a SQLite store that is gone afterwards, on the disk that has room for a store."""
     with tempfile.TemporaryDirectory(prefix=".drill-", dir=data_dir if data_dir.is_dir() else None) as folder:
         yield f"sqlite:///{folder}/greenroom.db"
+
+
+@contextlib.contextmanager
+def _looking_for_damage(kept: archive.Archive, inventory: archive.Inventory) -> Iterator[None]:
+    """Where one chunk cannot be read, look at all: one further backup, not one for each, sets right what it can."""
+    try:
+        yield
+    except errors.BackupInvalid as error:
+        if not (damaged := kept.note_damaged(inventory)):
+            raise
+        raise errors.BackupInvalid(
+            f"cannot read the backup {inventory.id}: {damaged} of its {len(inventory.chunks)} chunks are missing or "
+            f"damaged ({error}); make another, which stores them anew as far as the store has their rows: "
+            "greenroom backup create"
+        ) from None
 
 
 async def _fill(kept: archive.Archive, inventory: archive.Inventory, load: dumps.Load) -> None:
@@ -148,8 +208,38 @@ def _write_files(rows: Iterable[tuple[str, int, bytes]], drafts: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _publish(drafts: Path, data_dir: Path, *, aside: str) -> None:
-    for draft in drafts.iterdir():
+def _stage(files: Path, staged: Path) -> None:
+    """Keep *files*, a folder, as what takes the place of the node's files with the store, also after a power cut."""
+    if staged.exists():
+        shutil.rmtree(staged)
+    staged.mkdir(mode=0o700)
+    files.rename(staged / files.name)
+    for here, _, _ in os.walk(staged):
+        _sync(Path(here))
+    _sync(staged.parent)
+
+
+def _publish(staged: Path, data_dir: Path) -> None:
+    """Put the files in *staged* in place, in a folder by whose name what was there is called from now on.
+
+    Whatever of this was done before a crash is not done again.
+    """
+    for files in staged.glob("*"):
+        _exchange(files, data_dir, aside=files.name)
+    _sync(data_dir)
+    shutil.rmtree(staged, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _exchange(files: Path, data_dir: Path, *, aside: str) -> None:
+    for draft in files.iterdir():
         if draft.name in creating.FILES:
             target = data_dir / draft.name
             if target.exists() and target.read_bytes() != draft.read_bytes():

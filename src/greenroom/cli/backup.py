@@ -90,13 +90,14 @@ def create(*, where: Where = ELSEWHERE, given: options.Options = options.DEFAULT
     """Make a backup now, by the node where one runs."""
     with _node(where, given) as node:
         made = _made_by(node) if node is not None else None
-    wanted, has_new_key, deleted = where.wanted(given), False, 0
+    wanted, has_new_key, deleted, not_deleted = where.wanted(given), False, 0, None
     if made is None:
         from greenroom.backups import creating
 
         with render.spinner("backing up"):
             report = asyncio.run(creating.create(wanted, now=clock.SystemClock().now()))
-        made, has_new_key, deleted = report.backup, report.has_new_key, len(report.deleted)
+        made, has_new_key = report.backup, report.has_new_key
+        deleted, not_deleted = len(report.deleted), report.not_deleted
     if given.json:
         render.json(made)
         return
@@ -105,6 +106,8 @@ def create(*, where: Where = ELSEWHERE, given: options.Options = options.DEFAULT
     )
     if deleted:
         render.say(f"{deleted} old backup{'' if deleted == 1 else 's'} deleted")
+    if not_deleted is not None:
+        render.failure(not_deleted)
     if has_new_key:
         render.say(_KEEP.format(wanted.key_file))
     render.say("next: greenroom backup drill")

@@ -73,9 +73,13 @@ class Backups:
         """Find out when the next one is due, from the last that an earlier life of the node has made."""
         self._has_looked = True
         try:
-            self.state = replace(self.state, last=await self._newest())
+            last = await self._newest()
         except errors.GreenroomError as error:
             self.state = replace(self.state, error=str(error))
+        else:
+            self.state = replace(self.state, last=last)
+            if last is not None and last.problem is None:
+                self._facts.emit(telemetry.NewestBackup(last.created_at))
         if self._every_s is not None:
             last_at = self.state.last.created_at if self.state.last else None
             delay_s = backups.first_delay_s(last_at, self._clock.now(), every_s=self._every_s)
@@ -95,6 +99,7 @@ class Backups:
             self.state = State(last=made)
             duration_s = self._clock.monotonic_s() - begun_s
             self._facts.emit(telemetry.BackupMade(made.id, duration_s, made.stored_bytes, made.new_bytes))
+            self._facts.emit(telemetry.NewestBackup(made.created_at))
         finally:
             self._is_asked = False
             self.state = replace(self.state, is_running=False)

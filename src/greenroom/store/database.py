@@ -40,7 +40,7 @@ class Database(Protocol):
     dialect: str
 
     async def migrate(self) -> None:
-        """Bring the schema to this release; raises `errors.StoreDamaged` if it is newer or not ours."""
+        """Bring the schema to this release; raises `errors.StoreOfAnotherRelease` if it is newer, or too old."""
 
     async def claim_alone(self) -> None:
         """Keep other nodes out until it is closed; raises `errors.StoreInUse` if one is in."""

@@ -7,8 +7,8 @@ Reading uses a connection of its own and holds up nobody who writes. Called by `
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -62,20 +62,35 @@ def snapshot(url: str) -> AbstractAsyncContextManager[Snapshot]:
     return postgres_dumps.snapshot(url)
 
 
-def loading(url: str, *, schema: int, replace: bool, upgrade: bool = True) -> AbstractAsyncContextManager[Load]:
+def loading(
+    url: str, *, schema: int, replace: bool, upgrade: bool = True, publish: Callable[[], None] = lambda: None
+) -> AbstractAsyncContextManager[Load]:
     """Fill the store at *url* with rows of *schema*; with *upgrade* it ends with this release's schema.
 
     The whole is there when the block has ended without an exception, else nothing has changed. Raises
     `errors.StoreInUse` while a node has the store open, and `errors.Conflict` if it has rows and *replace* is false.
     With *replace* a SQLite file is moved aside, and PostgreSQL's tables are dropped.
+
+    *publish* puts in place what belongs to the store: called from the moment on from which the new store is the store,
+    before anybody can open it. `interrupted` tells whether a process died after that moment.
     """
     if url.startswith("sqlite:///"):
         from greenroom.store import sqlite_dumps
 
-        return sqlite_dumps.loading(file_of(url), schema=schema, replace=replace, upgrade=upgrade)
+        return sqlite_dumps.loading(file_of(url), schema=schema, replace=replace, upgrade=upgrade, publish=publish)
     from greenroom.store import postgres_dumps
 
-    return postgres_dumps.loading(url, schema=schema, replace=replace, upgrade=upgrade)
+    return postgres_dumps.loading(url, schema=schema, replace=replace, upgrade=upgrade, publish=publish)
+
+
+def interrupted(url: str) -> AbstractContextManager[bool]:
+    """Keep everybody out, tell whether `loading` has died in its last moment, and complete it at the end of the block.
+
+    Only for SQLite: PostgreSQL does not tell whether a commit of another's was the last thing that was done.
+    """
+    from greenroom.store import sqlite_dumps
+
+    return sqlite_dumps.interrupted(file_of(url))
 
 
 async def faults(url: str) -> list[str]:

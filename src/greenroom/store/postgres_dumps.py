@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from greenroom import errors
 from greenroom.store import dumps, migrations, postgres
@@ -59,7 +59,9 @@ class _Snapshot:
 
 
 @contextlib.asynccontextmanager
-async def loading(url: str, *, schema: int, replace: bool, upgrade: bool) -> AsyncIterator[_Load]:
+async def loading(
+    url: str, *, schema: int, replace: bool, upgrade: bool, publish: Callable[[], None]
+) -> AsyncIterator[_Load]:
     before, after = dumps.steps("postgresql", schema)
     async with _connected(url) as connection:
         await postgres.claim(connection)
@@ -71,6 +73,7 @@ async def loading(url: str, *, schema: int, replace: bool, upgrade: bool) -> Asy
             yield _Load(connection)
             if upgrade:
                 await postgres.apply(connection, after)
+        publish()
 
 
 class _Load:

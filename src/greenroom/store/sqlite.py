@@ -27,6 +27,7 @@ from greenroom.store import database, migrations, sqlite_checks
 
 BUSY_TIMEOUT_MS = 2_000  # another process (a backup, a curious shell) may hold the file for a moment
 CHECKED_AT_START_BYTES = 64 * 1024 * 1024  # read in less than a second, from a slow disk too
+INTERRUPT_EVERY_S = 0.01
 RESTORING = ".restoring"
 Connection = apsw.Connection
 ERRORS = (apsw.Error,)
@@ -69,7 +70,10 @@ class Sqlite:
     dialect = "sqlite"
 
     def __init__(self, path: Path, clock: clocks.Clock) -> None:
-        """Open *path*, made if missing (mode 0600); raises `StoreInUse`, `StoreDamaged` or `StartRefused`."""
+        """Open *path*, made if missing (mode 0600).
+
+        Raises `StoreInUse`, `StoreDamaged`, `StoreOfAnotherRelease` or `StartRefused`.
+        """
         self._path, self._clock = path, clock
         self._lock_fd = take_file(path)
         try:
@@ -125,12 +129,9 @@ class Sqlite:
         if self._is_checked:
             return
 
-        def run() -> None:  # with a connection and a thread of its own: it reads the whole file
+        try:  # with a connection and a thread of its own: it reads the whole file
             with contextlib.closing(read_only(self._path)) as connection:
-                sqlite_checks.look_through(connection)
-
-        try:
-            await asyncio.to_thread(run)
+                await _interruptible(connection, functools.partial(sqlite_checks.look_through, connection))
         except DAMAGE as error:
             raise errors.StoreDamaged(f"cannot go on with {self._path}: it is damaged: {error}") from None
         except apsw.Error:
@@ -240,10 +241,14 @@ def weather() -> Iterator[None]:
 
 
 def take_file(path: Path) -> int:
-    """Take the lock that makes this process the file's only user; it goes with the descriptor that is returned.
+    """Take the file's lock (`lock`), and complete its exchange for a restored one, if that was interrupted."""
+    fd = lock(path)
+    complete_restore(path)
+    return fd
 
-    Completes the exchange of the file for a restored one, if that was interrupted.
-    """
+
+def lock(path: Path) -> int:
+    """Make this process the file's only user; the lock goes with the descriptor that is returned."""
     lock_path = path.with_name(path.name + ".lock")
     try:
         fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -262,8 +267,12 @@ def take_file(path: Path) -> int:
         ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, str(os.getpid()).encode(), 0)
-    complete_restore(path)
     return fd
+
+
+def is_exchanging(path: Path) -> bool:
+    """Return whether a restored file is there that has not taken the place of the old one yet."""
+    return _restored(path).exists()
 
 
 def complete_restore(path: Path) -> None:
@@ -271,7 +280,7 @@ def complete_restore(path: Path) -> None:
 
     A log that stayed would be played into the new file. Whatever of this was done before a crash is not done again.
     """
-    restored = path.with_name(f"{path.name}{RESTORING}")
+    restored = _restored(path)
     if not restored.exists():
         return
     made_at = datetime.fromtimestamp(restored.stat().st_mtime, UTC)
@@ -287,6 +296,10 @@ def complete_restore(path: Path) -> None:
         os.close(fd)
 
 
+def _restored(path: Path) -> Path:
+    return path.with_name(f"{path.name}{RESTORING}")
+
+
 @contextlib.contextmanager
 def _start_refusals(path: Path) -> Iterator[None]:
     try:
@@ -297,6 +310,20 @@ def _start_refusals(path: Path) -> Iterator[None]:
         raise errors.StoreUnavailable(f"cannot open {path}: another process holds it; end that one first") from None
     except apsw.Error as error:
         raise errors.StartRefused(f"cannot open {path}: {error}; choose another folder with --data-dir") from None
+
+
+async def _interruptible(connection: apsw.Connection, act: Callable[[], None]) -> None:
+    """Run *act*, which uses *connection*, in a thread; when this is cancelled, it has ended."""
+    acting = asyncio.ensure_future(asyncio.to_thread(act))
+    try:
+        await asyncio.shield(acting)
+    except asyncio.CancelledError:
+        while not acting.done():  # again and again: between two of its statements nothing is interrupted
+            connection.interrupt()
+            with contextlib.suppress(asyncio.CancelledError):  # the connection cannot be closed before
+                await asyncio.wait([acting], timeout=INTERRUPT_EVERY_S)
+        acting.exception()  # which is that it was interrupted
+        raise
 
 
 def _connection(path: Path, flags: int) -> apsw.Connection:

@@ -46,7 +46,7 @@ def look_at(
 ) -> None:
     """Raise `Damaged` for what can be seen at a glance, however large the file is.
 
-    Raises `errors.StoreDamaged` for a store of another release.
+    Raises `errors.StoreOfAnotherRelease` where that is all that is wrong.
     """
     has_tables = bool(_one(connection, "select count(*) from sqlite_schema"))
     if has_tables and connection.pragma("application_id") != application_id:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,9 @@ class _Snapshot:
 
 
 @contextlib.asynccontextmanager
-async def loading(path: Path, *, schema: int, replace: bool, upgrade: bool) -> AsyncIterator[_Load]:
+async def loading(
+    path: Path, *, schema: int, replace: bool, upgrade: bool, publish: Callable[[], None]
+) -> AsyncIterator[_Load]:
     before, after = dumps.steps("sqlite", schema)
     draft = path.with_name(f"{path.name}.draft")
     lock_fd = sqlite.take_file(path)
@@ -78,7 +80,7 @@ async def loading(path: Path, *, schema: int, replace: bool, upgrade: bool) -> A
                 _migrate(connection, after)
             if found := _faults(connection):
                 raise errors.StoreDamaged(f"cannot restore: what was written to {draft} is damaged: {found[0]}")
-        await asyncio.to_thread(_exchange, draft, path)
+        await asyncio.to_thread(_exchange, draft, path, publish)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
@@ -145,10 +147,22 @@ def _refuse_rows(path: Path) -> None:
         dumps.refuse_to_replace(str(path), full)
 
 
-def _exchange(draft: Path, path: Path) -> None:
+def _exchange(draft: Path, path: Path, publish: Callable[[], None]) -> None:
     _sync(draft)
     draft.rename(path.with_name(f"{path.name}{sqlite.RESTORING}"))
+    _sync(path.parent)
+    publish()
     sqlite.complete_restore(path)
+
+
+@contextlib.contextmanager
+def interrupted(path: Path) -> Iterator[bool]:
+    fd = sqlite.lock(path)
+    try:
+        yield sqlite.is_exchanging(path)
+        sqlite.complete_restore(path)
+    finally:
+        os.close(fd)
 
 
 def _sync(path: Path) -> None:

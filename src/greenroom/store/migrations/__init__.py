@@ -38,16 +38,16 @@ class Migration:
 def missing(dialect: str, done: int) -> list[Migration]:
     """Return what a store with schema *done* (0: an empty one) has yet to see.
 
-    Raises `errors.StoreDamaged` for a store of a newer release, which old code must not write to, or one too old.
+    Raises `errors.StoreOfAnotherRelease` for one of a newer release, which old code must not write to, or one too old.
     """
     known = list(scripts(dialect))
     if done > known[-1].number:
-        raise errors.StoreDamaged(
+        raise errors.StoreOfAnotherRelease(
             f"cannot open the store: its schema {done} is newer than this release's {known[-1].number}; "
             "start the newer release again"
         )
     if 0 < done < known[0].number:
-        raise errors.StoreDamaged(
+        raise errors.StoreOfAnotherRelease(
             "cannot open the store: it is of a build before the first release; give this node a new one, "
             "with --data-dir or --store"
         )
