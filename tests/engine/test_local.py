@@ -17,7 +17,7 @@ import pytest
 
 from greenroom import clock as clocks
 from greenroom import errors
-from greenroom.engine import contract, kernel, local, processes
+from greenroom.engine import contract, failures, kernel, local, processes, protocol, zygote
 from greenroom.testing.engine_contract import Bench, Recorder
 
 _ECHO = "def run(input): return input"
@@ -210,6 +210,64 @@ async def test_a_replica_that_sends_nonsense_is_killed(bench: Bench, nonsense: b
     await bench.start(source)
     bench.send("r1", "t1")
     assert (await bench.recorder.exit("r1")).reason == "protocol"
+
+
+_REFUSED = protocol.frame(protocol.Refused("x", "no\0pe" + "x" * 10_000, "a\0b\n" * 10_000))
+_NOT_IMPORTED = zygote.encode(zygote.Failed("x", "no\0pe" + "x" * 10_000, "a\0b\n" * 10_000))
+_TO_ALL_SOCKETS = """
+import os, socket, sys
+def shout(words):
+    for fd in range(3, 100):
+        try: socket.socket(fileno=os.dup(fd)).send(words)
+        except OSError: pass
+"""
+
+
+async def test_what_a_replica_says_of_why_it_refuses_is_bounded_and_clean(bench: Bench) -> None:
+    await bench.start(f"{_TO_ALL_SOCKETS}\ndef run(input): shout({_REFUSED!r} * 3); os._exit(1)")
+    bench.send("r1", "t1")
+    _is_bounded_and_clean(await bench.recorder.exit("r1"), bench.recorder)
+
+
+async def test_what_a_zygote_says_of_a_failed_import_is_bounded_and_clean(bench: Bench) -> None:
+    source = f"{_TO_ALL_SOCKETS}\nshout({_NOT_IMPORTED!r})\nos._exit(1)\ndef run(input): pass"
+    await bench.engine.start("r1", bench.revision(source))
+    _is_bounded_and_clean(await bench.recorder.exit("r1"), bench.recorder)
+
+
+def _is_bounded_and_clean(exit: contract.Exit, recorder: Recorder) -> None:
+    assert exit.reason == "refused"
+    assert exit.detail.startswith("no?pe")
+    assert len(exit.detail.encode()) <= failures.MAX_MESSAGE_BYTES
+    lines = [line for _, _, line in recorder.logs]
+    assert lines[0] == "a?b"
+    assert sum(map(len, lines)) <= failures.MAX_TRACEBACK_BYTES
+
+
+async def test_a_zygote_that_sends_what_is_no_text_is_ended(bench: Bench) -> None:
+    record = zygote.encode(zygote.Loaded("threads")).replace(b"threads", b"\xff\xfe\xed\xa0\x80ab")
+    source = f"{_TO_ALL_SOCKETS}\nimport time\nshout({record!r})\ntime.sleep(1000)\ndef run(input): pass"
+    await bench.engine.start("r1", bench.revision(source))
+    assert "talks nonsense" in (await bench.recorder.exit("r1")).detail
+
+
+async def test_what_a_replica_says_that_it_is_is_bounded_and_clean(bench: Bench, engine: local.LocalEngine) -> None:
+    class Listener(Recorder):
+        def on_ready(self, replica: str, ready: protocol.Ready) -> None:
+            heard.append(ready)
+            super().on_ready(replica, ready)
+
+    heard: list[protocol.Ready] = []
+    engine.subscribe(Listener())
+    await engine.start("r1", bench.revision(_ECHO))
+    engine._replicas["r1"]._on_message(protocol.Ready("a\0", "b\0" * 10_000))
+    assert [ready.adapter for ready in heard] == ["a?"]
+    assert heard[0].took.startswith("b?b?")
+    assert len(heard[0].took.encode()) <= failures.MAX_MESSAGE_BYTES
+
+
+def test_the_detail_of_an_exit_is_one_that_every_store_takes() -> None:
+    assert contract.Exit("crashed", "a\0b \ud800").detail == "a?b ?"
 
 
 async def test_a_replica_that_closes_its_channel_does_not_live_on(bench: Bench) -> None:

@@ -16,7 +16,7 @@ from typing import Protocol, assert_never
 
 from greenroom import clock as clocks
 from greenroom import errors
-from greenroom.engine import channels, contract, processes, protocol, zygotes
+from greenroom.engine import channels, contract, failures, processes, protocol, zygotes
 
 _LAST_WORDS_S = (
     0.05  # for the zygote's report and the channel's end; both are there within a millisecond, or not at all
@@ -149,10 +149,8 @@ class Replica:
                 self._tell("on_message", message)
             case protocol.Ready():
                 self._on_ready(message)
-            case protocol.Refused(_, text, traceback):
-                for line in traceback.splitlines():
-                    self.log("stderr", line)
-                self._verdict = self._verdict or ("refused", text)
+            case protocol.Refused():
+                self._on_refused(message)
             case protocol.Alive(number):
                 self._tell("on_alive", number)
             case _:
@@ -162,7 +160,15 @@ class Replica:
         if self.is_ready or self._verdict is not None:
             return
         self.is_ready = True
-        self._tell("on_ready", ready)
+        adapter, took = (failures.bounded(text, failures.MAX_MESSAGE_BYTES) for text in (ready.adapter, ready.took))
+        self._tell("on_ready", protocol.Ready(adapter, took))
+
+    def _on_refused(self, refused: protocol.Refused) -> None:
+        if self._verdict is not None:
+            return
+        self._verdict = ("refused", refused.message)
+        for line in failures.lines(refused.traceback):
+            self.log("stderr", line)
 
     # --- its end
 
