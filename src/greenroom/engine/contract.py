@@ -43,14 +43,15 @@ class Exit:
     detail: str = ""
     exit_code: int | None = None
     signal: int | None = None
+    is_certain: bool = True  # else *reason* is the likeliest one, and somebody may have ended it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "detail", failures.bounded(self.detail, failures.MAX_MESSAGE_BYTES))
 
     @property
     def is_its_own(self) -> bool:
-        """Whether it crashed or broke its bounds; else somebody ended it."""
-        return self.reason in _ITS_OWN
+        """Whether it certainly crashed or broke its bounds; else somebody may have ended it."""
+        return self.is_certain and self.reason in _ITS_OWN
 
 
 _ITS_OWN = frozenset({"crashed", "oom", "hung", "protocol"})

@@ -71,7 +71,7 @@ def _share_mb(pid: int) -> float:
 class OomKills:
     """The kernel's count of processes that it has killed for memory, anywhere on this machine.
 
-    A SIGKILL says nothing of who sent it; that the count has grown within the last seconds does.
+    A SIGKILL says nothing of who sent it; that the count has grown within the last seconds makes the kernel likely.
     """
 
     EVERY_S = 5.0

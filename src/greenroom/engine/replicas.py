@@ -263,6 +263,7 @@ class Replica:
     def _judge(self, status: int | None) -> contract.Exit:
         code = status if status is not None and status >= 0 else None
         number = -status if status is not None and status < 0 else None
+        is_certain = True
         if self._verdict is not None:
             reason, detail = self._verdict
         elif number is None:
@@ -271,12 +272,14 @@ class Replica:
                 "its process ended by itself" + ("" if code is None else f", exit code {code}"),
             )
         elif number == signal.SIGKILL and self._oom_kills.has_grown():
+            # The count is of the whole machine: another process may have been meant, and this one killed by hand.
+            is_certain = False
             reason, detail = "oom", "the kernel killed it: the machine, or the group it runs in, was out of memory"
         else:
             name = signal.Signals(number).name
             reason = "crashed" if number in _CRASHES else "killed"
             detail = f"by {name}" if reason == "crashed" else f"by {name} from outside, or by the kernel for memory"
-        return contract.Exit(reason, detail, exit_code=code, signal=number)
+        return contract.Exit(reason, detail, exit_code=code, signal=number, is_certain=is_certain)
 
     def _let_go(self) -> None:
         if self._channel is not None:
