@@ -338,7 +338,8 @@ async def test_a_zygote_that_hangs_does_not_hide_a_death(bench: Bench, engine: l
     pid = await bench.ask("r1", "t1")
     os.kill(zygote_pid(engine), signal.SIGSTOP)
     os.kill(pid, signal.SIGKILL)
-    assert (await bench.recorder.exit("r1")).reason == "crashed"  # the status is the zygote's to know
+    exit = await bench.recorder.exit("r1")
+    assert (exit.reason, exit.is_its_own) == ("crashed", False)  # the status is the zygote's to know
     os.kill(zygote_pid(engine), signal.SIGCONT)
 
 

@@ -267,6 +267,7 @@ class Replica:
         if self._verdict is not None:
             reason, detail = self._verdict
         elif number is None:
+            is_certain = status is not None
             reason, detail = (
                 "crashed",
                 "its process ended by itself" + ("" if code is None else f", exit code {code}"),
