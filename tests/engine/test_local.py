@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import venv
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -284,6 +286,122 @@ async def test_a_replica_that_closes_its_channel_does_not_live_on(bench: Bench) 
     await bench.start(source)
     bench.send("r1", "t1")
     assert (await bench.recorder.exit("r1")).reason in {"protocol", "crashed"}
+
+
+# --- memory
+
+
+class _Family:
+    """A process 1 with *children*, each of *size_mb* and parent of none, or of the next one; looks are counted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, children: int, size_mb: float, is_chain: bool) -> None:
+        self.shares = 0
+        self._children = list(range(2, children + 2))
+        self._is_chain = is_chain
+        monkeypatch.setattr(kernel, "children_of", self._children_of)
+        monkeypatch.setattr(processes, "read", lambda pid: processes.Reading(size_mb if pid > 1 else 1.0, 0.0))
+        monkeypatch.setattr(processes, "_share_mb", self._share_mb)
+
+    def _children_of(self, pid: int) -> list[int]:
+        if self._is_chain:
+            return self._children[pid - 1 : pid]
+        return list(self._children) if pid == 1 else []
+
+    def _share_mb(self, pid: int) -> float:
+        assert pid > 1
+        self.shares += 1
+        return 1.0
+
+
+def test_a_chain_of_forks_is_looked_at_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = _Family(monkeypatch, children=5000, size_mb=3.0, is_chain=True)
+    assert processes.held_mb(1, 10) == 1 + processes.MOST_DESCENDANTS
+    assert family.shares == processes.MOST_DESCENDANTS
+
+
+def test_the_kernel_is_asked_for_shares_only_while_sizes_leave_the_question_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    family = _Family(monkeypatch, children=10, size_mb=50.0, is_chain=False)
+    assert processes.held_mb(1, 501) == 501
+    assert family.shares == 0
+    assert processes.held_mb(1, 410) <= 410
+    assert family.shares == 2
+    assert processes.held_mb(1, 10) == 11
+
+
+_HOARD = """
+    def run(input):
+        hoard = b"x" * 300_000_000
+        import time; time.sleep(60)
+"""
+
+
+async def test_a_long_look_at_descendants_delays_no_replicas_own_limit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_over = threading.Event()
+
+    def look(pid: int, limit_mb: float) -> float:  # noqa: ARG001
+        is_over.wait(60)
+        return 0.0
+
+    monkeypatch.setattr(processes, "held_mb", look)
+    try:
+        await bench.start(_HOARD, memory_mb=200)
+        bench.send("r1", "t1")
+        assert (await bench.recorder.exit("r1")).reason == "oom"
+    finally:
+        is_over.set()
+
+
+@pytest.mark.parametrize("look", ["read", "held_mb"])
+async def test_a_look_at_memory_that_fails_is_not_the_last(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context.get("exception")))
+    seen = getattr(processes, look)
+
+    def fail_once(*arguments: Any) -> object:  # noqa: ARG001
+        monkeypatch.setattr(processes, look, seen)
+        raise RecursionError("a test said so")
+
+    monkeypatch.setattr(processes, look, fail_once)
+    source = """
+        import subprocess, sys
+        def run(input):
+            subprocess.run([sys.executable, "-c", "import time; hoard = b'x' * 300_000_000; time.sleep(60)"])
+    """
+    await bench.start(source, memory_mb=200)
+    bench.send("r1", "t1")
+    exit = await bench.recorder.exit("r1")
+    assert (exit.reason, exit.is_its_own) == ("oom", True)
+    assert isinstance(complaints[0], RecursionError)
+
+
+async def test_a_look_that_ends_after_its_replica_judges_nobody(
+    bench: Bench, engine: local.LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.start(_PID, memory_mb=500)
+    record = engine._replicas["r1"]
+    verdicts: list[tuple[str, str]] = []
+    monkeypatch.setattr(record, "kill", lambda *verdict: verdicts.append(verdict))
+    looked = threading.Event()
+
+    def look(pid: int, limit_mb: float) -> float:
+        os.kill(pid, signal.SIGKILL)
+        while record.lives():
+            time.sleep(0.001)
+        looked.set()
+        return limit_mb + 1
+
+    monkeypatch.setattr(processes, "held_mb", look)
+    assert (await bench.recorder.exit("r1")).reason == "killed"
+    await until(looked.is_set)
+    assert engine._descendants_look is not None
+    await engine._descendants_look
+    assert verdicts == []
 
 
 # --- nothing is left behind

@@ -130,6 +130,10 @@ class Replica:
 
     # --- while it lives
 
+    def lives(self) -> bool:
+        """Whether its process is there, as far as is known."""
+        return self._pidfd is not None and self._burial is None
+
     def _on_forked(self, pid: int, pidfd: int) -> None:
         self.pid, self._pidfd = pid, pidfd
         self._loop.add_reader(pidfd, self._on_death)
