@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from typing import Any, cast
 
 import pytest
 
+from greenroom import errors
 from greenroom.sdk import models
 from greenroom.sdk.async_client import AsyncClient
 from greenroom.testing.chaos import campaign, load
@@ -69,3 +71,12 @@ async def test_the_verdict_waits_until_all_replicas_are_ready_again_and_says_so_
         assert report.ready.count == 1
     else:
         assert "kill at" in report.violations["not ready again"][0]
+
+
+@pytest.mark.parametrize("state", ["failed", "quarantined"])
+async def test_an_agent_that_will_not_become_ready_is_not_waited_for(state: str) -> None:
+    node = Node()
+    node.state = state
+    with pytest.raises(errors.AgentInvalid, match=state):
+        async with asyncio.timeout(campaign.READY_WITHIN_S / 2):
+            await campaign.ready(cast("AsyncClient", node), "a", replicas=1)

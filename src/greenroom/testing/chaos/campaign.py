@@ -177,7 +177,7 @@ async def ready(client: AsyncClient, agent: str, *, replicas: int) -> None:
         found = await client.agent(agent)
         if found.replicas.ready >= replicas:
             return
-        if found.state == "failed" or time.monotonic() > give_up_at_s:
+        if found.state in ("failed", "quarantined") or time.monotonic() > give_up_at_s:
             raise errors.AgentInvalid(f"cannot begin: agent {agent} is {found.state}: {found.reason}")
         await asyncio.sleep(LOOK_EVERY_S)
 
