@@ -112,14 +112,9 @@ class Node:
         await self.store.claim_alone()
         await self.store.start()
         await self.engine.sweep()
-        if self.store.db.dialect == "sqlite":  # one file, one node: whatever another incarnation held is free
-            await self.store.tasks.rescue(not_owner=self.id)
-            await self.store.agents.close_nodes(only=self.id)
-        else:
-            lost = self._take_over()
-            await self.store.agents.close_nodes(lost=lost)
-            if lost is not None:  # the store is this node's alone, and the one that was here has left no process behind
-                await self.store.tasks.rescue(not_owner=self.id)
+        # One store, one node: whatever another incarnation held is free, and its replicas are gone.
+        await self.store.tasks.rescue(not_owner=self.id)
+        await self.store.agents.close_nodes(only=self.id)
         await self.auth.refresh()
         await self._mint_owner_key()
         await self.deployments.start()
@@ -157,6 +152,8 @@ class Node:
         self.services.stopping.set()
         self.facts.emit(telemetry.NodeChanged(self.id, "draining"))
         await self.host.drain_all(grace_s=grace_s)
+        if self.failure is None:
+            await self.host.leave()
         await self.dispatcher.close()
         if self._loops is not None:
             self._loops.cancel()
@@ -189,13 +186,6 @@ class Node:
         row = await self.store.agents.revision(agent.name, agent.revision)
         snapshot = self.options.data_dir / "snapshots" / row.digest
         return deployments.revision_of(agent.name, agent.revision, spec, snapshot=snapshot, folder=self.options.folder)
-
-    def _take_over(self) -> str | None:
-        """Note this incarnation in the data directory; return the one that was there before."""
-        path = self.options.data_dir / "incarnation"
-        before = path.read_text() if path.exists() else None
-        secret_file.write_private(path, self.id.encode())
-        return before
 
     async def _mint_owner_key(self) -> None:
         path = self.options.data_dir / "local.key"

@@ -6,10 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
+import pytest
 
-from greenroom import telemetry
-from greenroom.core import recovery
-from greenroom.engine import protocol
+from greenroom import errors, telemetry
+from greenroom.core import failures, recovery
+from greenroom.engine import contract, protocol
 
 if TYPE_CHECKING:
     from control.conftest import Loops
@@ -237,12 +238,79 @@ async def test_a_node_that_was_killed_remembers_the_quarantine_and_one_that_was_
     started = loops.engine.starts
     await loops.advance(3600)
     assert ((await _state(loops))[0], loops.engine.starts) == ("quarantined", started)
+    (before,) = await loops.store.recovery.alerts()
     await loops.host.drain_all(grace_s=0)
+    await loops.host.leave()
     loops.host = loops.another_host()
     await loops.advance(60)
     await loops.advance(60)
     assert ((await _state(loops))[0], loops.engine.starts) == ("quarantined", started + 1)
-    assert len(await loops.store.recovery.alerts()) == 1
+    assert await loops.store.recovery.alerts() == [before]  # the same, and not raised again
+
+
+async def test_a_store_that_does_not_answer_while_a_replica_is_started_costs_a_step_and_no_replica(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await loops.deploy(replicas=2)
+    loops.engine.die(next(iter(loops.engine.replicas)), "killed")
+    revision_of = loops.host._revision_of
+
+    async def away(_: object) -> contract.Revision:
+        raise errors.StoreUnavailable("away")
+
+    monkeypatch.setattr(loops.host, "_revision_of", away)
+    await loops.scratch.advance(1)
+    with pytest.raises(errors.StoreUnavailable):
+        await loops.host.step()
+    monkeypatch.setattr(loops.host, "_revision_of", revision_of)
+    await loops.advance(1)
+    assert await _state(loops) == ("ready", "")
+    (failure,) = await loops.store.recovery.failures()
+    assert failure.recovered_by in loops.engine.replicas
+
+
+async def test_a_migration_lets_end_what_must_not_run_twice(loops: Loops) -> None:
+    await loops.deploy(replicas=2, on_replica_loss="fail")
+    id = await loops.submit()
+    steady = loops.replica_of(id)
+    for _ in range(4):
+        (dying,) = set(loops.engine.replicas) - {steady}
+        loops.engine.is_eager = False
+        loops.engine.die(dying, "crashed")
+        await loops.step()
+        await loops.advance(8)
+    loops.engine.is_eager = True
+    (first,) = set(loops.engine.replicas) - {steady}
+    loops.engine.ready(first)
+    await loops.step(times=3)
+    assert steady in loops.engine.replicas
+    assert (await loops.task(id)).state == "running"
+    loops.engine.succeed(steady)
+    await loops.settle()
+    await loops.step(times=2)
+    assert steady not in loops.engine.replicas
+    assert (await loops.task(id)).state == "succeeded"
+
+
+async def test_an_agent_that_is_removed_and_deployed_again_at_once_begins_anew(loops: Loops) -> None:
+    loops.engine.refusal = "broken"
+    await loops.deploy()
+    for _ in range(recovery.INTENSITY):
+        await loops.advance(60)
+    assert (await _state(loops))[0] == "quarantined"
+    loops.engine.refusal = ""
+    await loops.store.agents.remove("agent")
+    await loops.deploy()
+    assert await _state(loops) == ("ready", "")
+
+
+async def test_what_no_database_takes_in_the_words_of_a_death_ends_nobody(loops: Loops) -> None:
+    await loops.deploy()
+    loops.engine.die(next(iter(loops.engine.replicas)), "crashed", "a\0b\ud800c" * 1_000)
+    await loops.step()
+    (failure,) = await loops.store.recovery.failures()
+    assert failure.reason.startswith("a?b?c")
+    assert len(failure.reason) <= failures.MAX_WORDS
 
 
 async def test_a_node_that_is_killed_in_the_middle_of_the_ladder_goes_on_where_it_was(loops: Loops) -> None:

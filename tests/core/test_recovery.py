@@ -124,6 +124,16 @@ def test_a_replica_that_stood_for_the_period_has_shown_that_it_works() -> None:
     assert (record.deaths, record.rung) == (1, Rung.RESTART)
 
 
+def test_the_death_of_an_old_replica_that_stood_long_ends_no_quarantine_and_no_climb() -> None:
+    record = Record(REVISION)
+    for number in range(recovery.INTENSITY):
+        record = recovery.after_death(record, death("starting"), now_s=100.0 + number, jitter=0.5)
+        old = death("idle later", ended="killed", ready_s=1000.0, started_s=1.0)
+        after = recovery.after_death(record, old, now_s=100.5 + number, jitter=0.5)
+        assert (after.rung, after.deaths, after.spent) == (record.rung, record.deaths, record.spent)
+    assert record.is_given_up
+
+
 def test_a_slow_crash_loop_ends_as_well() -> None:
     record = Record(REVISION)
     for number in range(recovery.INTENSITY):
@@ -177,6 +187,7 @@ def test_after_an_orderly_stop_a_quarantined_agent_has_one_more_try() -> None:
         record = recovery.after_death(record, death("starting"), now_s=float(number), jitter=0.5)
     tried = recovery.on_probation(record)
     assert not tried.is_halted
+    assert recovery.alarm(tried, "agent", now_s=1e9) == recovery.alarm(record, "agent", now_s=1e9)
     again = recovery.after_death(tried, death("at first work", max_attempts=3), now_s=99.0, jitter=0.5)
     assert again.is_given_up
     worked = recovery.after_success(tried, REVISION, started_s=99.0)

@@ -6,6 +6,7 @@ last sync of a file, a random part has reached the disk. The store is opened on 
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,12 +51,14 @@ class _File(apsw.VFSFile):
         self._log.append((self._name, None))
 
 
-@pytest.fixture
-def vfs() -> Iterator[Recording]:
+@contextlib.contextmanager
+def _recorded() -> Iterator[Recording]:
     usual = apsw.vfs_names()[0]
     recording = Recording("recording")
-    yield recording
-    recording.unregister()
+    try:
+        yield recording
+    finally:
+        recording.unregister()
     assert apsw.vfs_names()[0] == usual
 
 
@@ -88,22 +91,23 @@ def _apply(content: bytearray, write: Write) -> None:
 
 
 @pytest.mark.slow
-async def test_what_was_acknowledged_survives_the_loss_of_power(tmp_path: Path, vfs: Recording) -> None:
+async def test_what_was_acknowledged_survives_the_loss_of_power(tmp_path: Path) -> None:
     dice = random.Random(7)
     acknowledged: list[tuple[int, str, str]] = []  # how long the log was, the task, and its state
     (tmp_path / "before").mkdir()
-    async with databases.sqlite(tmp_path / "before") as scratch:
-        node = Node(await scratch.open())
-        node.store.db._writer.pragma("wal_autocheckpoint", 20)  # type: ignore[attr-defined] # so that there are some
-        first = len(vfs.log)
-        for number in range(60):
-            id = await node.submit(session=f"s{number % 3}")
-            acknowledged.append((len(vfs.log), id, "queued"))
-            if number % 2:
-                claim = await node.claim_one()
-                assert await node.finish(claim)
-                acknowledged.append((len(vfs.log), claim.id, "succeeded"))
-        log = list(vfs.log)
+    with _recorded() as vfs:
+        async with databases.sqlite(tmp_path / "before") as scratch:
+            node = Node(await scratch.open())
+            node.store.db._writer.pragma("wal_autocheckpoint", 20)  # type: ignore[attr-defined] # so that there are some
+            first = len(vfs.log)
+            for number in range(60):
+                id = await node.submit(session=f"s{number % 3}")
+                acknowledged.append((len(vfs.log), id, "queued"))
+                if number % 2:
+                    claim = await node.claim_one()
+                    assert await node.finish(claim)
+                    acknowledged.append((len(vfs.log), claim.id, "succeeded"))
+            log = list(vfs.log)
     assert {name for name, write in log[first:] if write is None} == {"greenroom.db", "greenroom.db-wal"}
     for number in range(CUTS):
         cut = dice.randrange(first, len(log))

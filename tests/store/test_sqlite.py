@@ -180,6 +180,31 @@ async def test_a_cancelled_writer_leaves_no_transaction_open(sqlite_scratch: dat
         await node.submit()
 
 
+async def test_a_connection_that_is_in_use_elsewhere_is_weather_and_costs_no_result(
+    sqlite_scratch: databases.Scratch,
+) -> None:
+    node = Node(await sqlite_scratch.open())
+    await node.submit()
+    claim = await node.claim_one()
+    connection = node.store.db._writer  # type: ignore[attr-defined]
+    begun, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def begin() -> int:
+        loop.call_soon_threadsafe(begun.set)
+        return 0
+
+    connection.create_scalar_function("begun", begin, 0)
+    numbers = "select begun() union all select x + 1 from c where x < 2000000"
+    lengthy = f"with recursive c (x) as ({numbers}) select count(*) from c"
+    busy = asyncio.create_task(asyncio.to_thread(connection.execute, lengthy))
+    await begun.wait()
+    with pytest.raises(errors.StoreUnavailable, match="in another thread"):
+        await node.finish(claim)
+    await busy
+    assert await node.finish(claim)
+    assert await node.state(claim.id) == "succeeded"
+
+
 _FAIL_WRITES = """
     import asyncio, json, resource, signal, sys
     from pathlib import Path

@@ -17,7 +17,7 @@ from greenroom import settings
 from greenroom.api import problems, routes, schemas
 from greenroom.api.request import Answer, Call
 from greenroom.api.routes import Page, Route
-from greenroom.core import health, tasks
+from greenroom.core import agents, health, tasks
 from greenroom.core.admission import Permission
 from greenroom.engine import protocol
 from greenroom.sdk import models
@@ -75,7 +75,7 @@ _HEADERS: dict[str, tuple[dict[str, Any], str]] = {
 _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("Task", "state"): tasks.State,
     ("Event", "type"): ("state", *sorted(protocol.EVENT_TYPES)),
-    ("Agent", "state"): ("starting", "ready", "failed"),
+    ("Agent", "state"): agents.State,
     ("Replica", "state"): ("starting", "ready", "draining", "stopped", "failed"),
     ("Replica", "grade"): health.Grade,
     ("Agent", "grade"): health.Grade,

@@ -105,6 +105,9 @@ class Host:
             if any(self._store.board.busy(replica.id) for replica in self._replicas.values()):
                 busy_at_s = now_s
         await asyncio.gather(*(self._stop(replica) for replica in list(self._replicas.values())))
+
+    async def leave(self) -> None:
+        """After `drain_all`, where the node is stopped in order: what is quarantined may try once more."""
         with contextlib.suppress(errors.StoreUnavailable):  # then the quarantine lasts
             await self._recovery.leave()
 
@@ -130,7 +133,7 @@ class Host:
         hosted.state = "ready"
         hosted.ready_at_s = self._clock.monotonic_s()
         self._unwritten.add(hosted)
-        self._adapters[hosted.agent] = ready.took
+        self._adapters[hosted.agent] = failures.told(ready.took)
         self._store.board.open(
             replica,
             agent=hosted.agent,
@@ -166,17 +169,17 @@ class Host:
         hosted = self._replicas.pop(replica, None)
         if hosted is None:
             return
+        hosted.state = "stopped" if exit.reason == "stopped" else "failed"
+        hosted.reason = failures.told(exit.detail or exit.reason)
         if exit.reason != "stopped":
             self._note_death(hosted, exit)
         self._store.board.close(replica)
         self._facts.emit(telemetry.ReplicaExited(hosted.agent, replica, exit.reason, exit.detail))
-        hosted.state = "stopped" if exit.reason == "stopped" else "failed"
-        hosted.reason = exit.detail or exit.reason
         self._unwritten.add(hosted)
         self.wakeup.set()
 
     def _note_death(self, hosted: Hosted, exit: contract.Exit) -> None:
-        what, was_working = exit.detail or exit.reason, self._store.board.attempts(hosted.id) > 0
+        was_working = self._store.board.attempts(hosted.id) > 0
         # Who hangs while it has nothing to do was stopped by somebody.
         was_stopped = exit.reason == failures.Failure.HUNG and not was_working
         death = recovery.Death(
@@ -187,11 +190,11 @@ class Host:
             by_itself=exit.is_its_own and not was_stopped,
             max_attempts=hosted.max_attempts,
             ready_s=None if hosted.ready_at_s is None else self._clock.monotonic_s() - hosted.ready_at_s,
-            what=what,
+            what=hosted.reason,
             for_suspects=hosted.for_suspects,
         )
         kind = failures.of(exit.reason) or failures.Failure.KILLED
-        failure = NewFailure(hosted.id, hosted.agent, hosted.revision, self._node, kind, what)
+        failure = NewFailure(hosted.id, hosted.agent, hosted.revision, self._node, kind, hosted.reason)
         is_missed = hosted.drain_until_s is None and not hosted.for_suspects
         self._recovery.on_death(death, failure, is_missed=is_missed)
 
@@ -236,9 +239,11 @@ class Host:
         for action in plans.plan(wanted, seen):
             match action:
                 case plans.StartReplica():
-                    await self._start(entry, replaces=self._recovery.successor_of(name))
+                    await self._start(entry)
                 case plans.DrainReplica(id, hands_over):
-                    self._drain(self._replicas[id], hands_over=hands_over)
+                    if (replica := self._replicas.get(id)) is not None:  # it may have died since
+                        # Where no task may run twice, none is handed over.
+                        self._drain(replica, hands_over=hands_over and entry.spec.on_replica_loss != "fail")
 
     async def _reconcile_alone(self, entry: Entry, *, is_suspected: bool) -> None:
         """Have one more replica while tasks have to run alone, and none when none has."""
@@ -254,8 +259,12 @@ class Host:
         is_time = self._clock.monotonic_s() >= record.start_not_before_s
         return is_time and not self._is_leaving and not record.is_halted
 
-    async def _start(self, entry: Entry, *, for_suspects: bool = False, replaces: str | None = None) -> None:
+    async def _start(self, entry: Entry, *, for_suspects: bool = False) -> None:
         name, spec = entry.agent.name, entry.spec
+        # First, for the store may not answer: then there is no replica, and the next step tries again.
+        revision = dataclasses.replace(
+            await self._revision_of(entry), interpreter=self._recovery.record(name).interpreter
+        )
         hosted = Hosted(
             id=f"{name}-{submissions.new_id()[:8]}",
             agent=name,
@@ -267,16 +276,17 @@ class Host:
             started_at_us=database.microseconds(self._clock.now()),
             started_s=self._clock.monotonic_s(),
             for_suspects=for_suspects,
-            replaces=replaces,
+            replaces=None if for_suspects else self._recovery.successor_of(name),
         )
         self._replicas[hosted.id] = hosted
         self._unwritten.add(hosted)
         try:
-            revision = await self._revision_of(entry)
-            interpreter = self._recovery.record(name).interpreter
-            await self._engine.start(hosted.id, dataclasses.replace(revision, interpreter=interpreter))
+            await self._engine.start(hosted.id, revision)
         except errors.AgentInvalid as error:
             self.on_exit(hosted.id, contract.Exit("refused", str(error)))
+        except BaseException:
+            del self._replicas[hosted.id]
+            raise
 
     def _drain(self, replica: Hosted, *, hands_over: bool = False) -> None:
         """Let *replica* go when its tasks are done, or at once: then they are given back, and run elsewhere."""
@@ -329,10 +339,11 @@ class Host:
         pids = {seen.replica: seen.pid for seen in self._engine.observe()} if unwritten else {}
         # One commit for all of them. No task group: one that meets weather forgets that it was cancelled meanwhile.
         writing = [self._store.agents.put_replica(self._row(replica, pids.get(replica.id))) for replica in unwritten]
-        for error in await asyncio.gather(*writing, return_exceptions=True):
-            if error is not None:
-                self._unwritten |= unwritten
-                raise error
+        troubles = [error for error in await asyncio.gather(*writing, return_exceptions=True) if error is not None]
+        if any(isinstance(error, errors.StoreUnavailable) for error in troubles):
+            self._unwritten |= unwritten
+        if troubles:  # a row that the store can never take is not written again: it would end this loop for good
+            raise troubles[0]
 
     def _row(self, replica: Hosted, pid: int | None) -> Replica:
         return replica.row(
@@ -346,7 +357,13 @@ class Host:
     async def _write_agents(self, entries: Mapping[str, Entry], states: Mapping[str, tuple[str, str]]) -> None:
         for name, (state, reason) in states.items():
             if (state, reason) != self._told.get(name) or entries[name].agent.state != state:
-                await self._store.agents.observe(name, state=state, reason=reason, adapter=self._adapters.get(name))
+                await self._store.agents.observe(
+                    name,
+                    state=state,
+                    reason=reason,
+                    adapter=self._adapters.get(name),
+                    generation=entries[name].agent.generation,
+                )
                 self._told[name] = (state, reason)
         is_settled = all(state in agents.SETTLED for state, _ in states.values())
         # No deployment may have come in between.

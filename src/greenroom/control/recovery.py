@@ -151,7 +151,7 @@ class Recovery:
             case.written, case.alarm = record, alarm
 
     async def leave(self) -> None:
-        """Put what is quarantined on probation: the node is stopped in order."""
+        """Put what is quarantined on probation, for the node is stopped in order."""
         for case in self._cases.values():
             case.record = recovery.on_probation(case.record)
         await self.write()

@@ -18,6 +18,14 @@ class Failure(enum.StrEnum):
     LATE = "late"  # it was not ready in time
 
 
+MAX_WORDS = 2_000  # characters
+
+
+def told(text: str) -> str:
+    """Return *text* as every store takes it, and no more of it than people read; replicas and kernels say anything."""
+    return text.encode(errors="replace").decode().replace("\0", "?")[:MAX_WORDS]
+
+
 _FAILURES = {failure.value: failure for failure in Failure}
 
 

@@ -77,6 +77,7 @@ class Record(msgspec.Struct, frozen=True):
     start_not_before_s: float = 0.0
     interpreter: int = 0  # grows when a fresh one is wanted
     moved_at_s: float | None = None  # replicas from before that are to move
+    is_on_probation: bool = False  # it was quarantined, and may try once more
     restarts: int = 0
 
     @property
@@ -127,7 +128,7 @@ def after_death(record: Record, death: Death, *, now_s: float, jitter: float) ->
     record = replace(record, restarts=record.restarts + 1)
     if death.revision != record.revision:
         return record  # one of these is not started again
-    if death.ready_s is not None and death.ready_s >= PERIOD_S:
+    if _stood(record, death):
         record = _proven(record)
     counted = weight(record, death)
     if not counted:  # at once; unless it had done nothing yet, for then the next one may be killed as quickly
@@ -145,6 +146,12 @@ def after_death(record: Record, death: Death, *, now_s: float, jitter: float) ->
         start_not_before_s=max(record.start_not_before_s, now_s + delay_s),
     )
     return _climbed(record, now_s)
+
+
+def _stood(record: Record, death: Death) -> bool:
+    """Whether the dead replica had shown by its standing that what is done about the death before has helped."""
+    is_later = record.last_death_s is None or death.started_s > record.last_death_s
+    return is_later and not record.is_halted and death.ready_s is not None and death.ready_s >= PERIOD_S
 
 
 def _climbed(record: Record, now_s: float) -> Record:
@@ -192,7 +199,7 @@ def after_success(record: Record, revision: int, *, started_s: float) -> Record:
 
 def _proven(record: Record) -> Record:
     """Return *record* with nothing to hold against the agent; it stays in mind for an hour that it was otherwise."""
-    return replace(record, rung=None, spent=0, deaths=0, start_not_before_s=0.0, moved_at_s=None)
+    return replace(record, rung=None, spent=0, deaths=0, start_not_before_s=0.0, moved_at_s=None, is_on_probation=False)
 
 
 def after_settling(record: Record) -> Record:
@@ -229,7 +236,8 @@ def on_probation(record: Record) -> Record:
     """
     if not record.is_given_up:
         return record
-    return replace(record, rung=Rung.MIGRATE, spent=INTENSITY * WHOLE - 1, start_not_before_s=0.0)
+    spent = INTENSITY * WHOLE - 1
+    return replace(record, rung=Rung.MIGRATE, spent=spent, start_not_before_s=0.0, is_on_probation=True)
 
 
 def is_tried_out(record: Record, started_s: Iterable[float]) -> bool:
@@ -266,7 +274,7 @@ class Alarm(msgspec.Struct, frozen=True):
 
 
 def alarm(record: Record, agent: str, *, now_s: float) -> Alarm | None:
-    if record.is_given_up:
+    if record.is_given_up or record.is_on_probation:
         remedy = f"its tasks stay queued; mend it and deploy it again, or run: greenroom agents release {agent}"
         what = f"{agent} is quarantined after {record.deaths} deaths: {record.reason}"
         return Alarm("quarantined", "critical", f"{what}; {remedy}")

@@ -17,7 +17,7 @@ class Agent(msgspec.Struct, frozen=True):
     """An agent's row: *revision* is the serving one, *replicas* how many there should be. *updated_at* in µs."""
 
     name: str
-    generation: int
+    generation: int  # grows with each change; never one that an agent of this name had before
     revision: int
     replicas: int
     state: str
@@ -70,13 +70,13 @@ class Observed(msgspec.Struct, frozen=True):
     state: str
     reason: str
     adapter: str | None = None
+    generation: int | None = None  # of the agent that it was found out about; None: whatever it is
 
 
-class LostNodes(msgspec.Struct, frozen=True):
-    """The node *lost*, or all but *only*."""
+class OtherNodes(msgspec.Struct, frozen=True):
+    """All nodes but *only*."""
 
-    lost: str | None
-    only: str | None
+    only: str
 
 
 class Scale(msgspec.Struct, frozen=True):
@@ -113,12 +113,12 @@ _NEW_REVISION = """
 insert into revision (agent, number, digest, spec, created_at) values (:agent, :number, :digest, :spec, :now)"""
 _PUT_AGENT = """
 insert into agent (name, generation, revision, replicas, state, reason, spec, updated_at)
-values (:agent, 1, :number, :replicas, 'starting', '', :spec, :now)
+values (:agent, :now, :number, :replicas, 'starting', '', :spec, :now)
 on conflict (name) do update set generation = agent.generation + 1, revision = :number, replicas = :replicas,
     spec = :spec, state = 'starting', reason = '', updated_at = :now"""
 _OBSERVE = """
 update agent set state = :state, reason = :reason, adapter = coalesce(:adapter, adapter), updated_at = :now
-where name = :agent"""
+where name = :agent and (cast(:generation as bigint) is null or generation = :generation)"""
 _SCALE = """
 update agent set replicas = :replicas, generation = generation + 1, updated_at = :now where name = :agent
 returning name"""
@@ -142,7 +142,7 @@ select {_columns(Replica)} from replica where state in ('starting', 'ready', 'dr
 _REPLICA = f"select {_columns(Replica)} from replica where id = :id"
 _CLOSE_NODES = """
 update replica set state = 'stopped', reason = 'its node was lost', ended_at = :now
-where state in ('starting', 'ready', 'draining') and (node = :lost or node <> :only)"""
+where state in ('starting', 'ready', 'draining') and node <> :only"""
 _FORGET = "delete from replica where ended_at < :before"
 
 KEEP_ENDED_REPLICAS_US = 3600 * 1_000_000
@@ -201,7 +201,7 @@ async def put_replicas(tx: Transaction, news: News, items: Sequence[Replica]) ->
     return [None] * len(items)
 
 
-async def close_nodes(tx: Transaction, news: News, items: Sequence[LostNodes]) -> list[None]:
+async def close_nodes(tx: Transaction, news: News, items: Sequence[OtherNodes]) -> list[None]:
     await tx.execute_many(_CLOSE_NODES, [msgspec.structs.asdict(item) | {"now": tx.now_us} for item in items])
     return [None] * len(items)
 
@@ -233,8 +233,11 @@ class Agents:
         is_back: bool = await self._commits.write(roll_back, RollBack(agent, generation, to))
         return is_back
 
-    async def observe(self, agent: str, *, state: str, reason: str, adapter: str | None = None) -> None:
-        await self._commits.write(observe, Observed(agent, state, reason, adapter))
+    async def observe(
+        self, agent: str, *, state: str, reason: str, adapter: str | None = None, generation: int | None = None
+    ) -> None:
+        """Note how an agent stands; nothing, where it is no longer what it was at *generation*."""
+        await self._commits.write(observe, Observed(agent, state, reason, adapter, generation))
 
     async def scale(self, agent: str, replicas: int) -> None:
         if not await self._commits.write(scale, Scale(agent, replicas)):
@@ -269,9 +272,9 @@ class Agents:
             raise errors.NotFound(f"cannot find the replica {id[:64]}")
         return Replica(*rows[0])
 
-    async def close_nodes(self, *, lost: str | None = None, only: str | None = None) -> None:
-        """Mark replicas as gone: those of the node *lost*, or those of every node but *only* (one node, one file)."""
-        await self._commits.write(close_nodes, LostNodes(lost, only))
+    async def close_nodes(self, *, only: str) -> None:
+        """Mark the replicas of every node but *only* as gone: a store has one node."""
+        await self._commits.write(close_nodes, OtherNodes(only))
 
 
 ORDER = (deploy, scale, release, roll_back, remove, observe, put_replicas, close_nodes)

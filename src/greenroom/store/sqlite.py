@@ -37,6 +37,7 @@ _BROKEN = (
     apsw.ReadOnlyError,
     *DAMAGE,
     apsw.ConnectionClosedError,  # opening it again has failed
+    apsw.ThreadingViolationError,  # once in fifty thousand commits under faults; what the collector closes, perhaps
 )
 _APPLICATION_ID = 0x47524E52  # "GRNR": marks the file as ours
 _SIDES = ("-wal", "-shm", "")
@@ -146,8 +147,8 @@ class Sqlite:
 
     async def _begin(self) -> None:
         """Begin at once; where another process holds the file, wait for it, on the writer thread."""
-        self._writer.set_busy_timeout(0)
         with weather():
+            self._writer.set_busy_timeout(0)
             try:
                 self._writer.execute("begin immediate")
                 return
@@ -167,11 +168,11 @@ class Sqlite:
 
     def _roll_back(self) -> None:
         # SQLITE_FULL and IOERR have rolled back already: a further rollback would raise.
-        if self._writer.in_transaction:
-            try:
+        try:
+            if self._writer.in_transaction:
                 self._writer.execute("rollback")
-            except apsw.Error:
-                self._is_broken = True
+        except apsw.Error:
+            self._is_broken = True
 
     async def _reopen(self) -> None:
         """Start again from the disk: after an I/O error it alone knows what is stored.
