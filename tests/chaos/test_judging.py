@@ -15,7 +15,7 @@ from greenroom.testing.chaos import agent, judging
 from greenroom.testing.chaos.history import End, History, Outcome, Sent
 from greenroom.testing.chaos.judging import Report, Seen
 from greenroom.testing.chaos.ledger import Run
-from greenroom.testing.chaos.recovery import Injection
+from greenroom.testing.chaos.recovery import Injection, Sighting
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -89,7 +89,8 @@ def test_a_sound_run_passes_with_its_counts() -> None:
 
 def test_failures_are_counted_by_reason_and_break_no_promise() -> None:
     accounts = Accounts()
-    accounts.change("a", state="failed", output=None, error=models.TaskError(type="poison"))
+    _quarantine(accounts)
+    accounts.sent("c", is_poison=True)
     accounts.change("b", state="cancelled", output=None)
     report = accounts.report()
     assert report.passed, report
@@ -156,6 +157,35 @@ def _break_the_chain(accounts: Accounts) -> None:
     accounts.change("b", output={"epoch": 1, "link": agent.link("", "b")})
 
 
+def _quarantine(accounts: Accounts) -> None:
+    accounts.change("c", state="failed", output=None, error=models.TaskError(type="poison"))
+
+
+def _quarantine_a_child(accounts: Accounts) -> None:
+    accounts.tasks["child"] = models.Task(
+        id="child",
+        state="failed",
+        parent="a",
+        error=models.TaskError(type="poison"),
+        attempts=(attempt(1, 0, 1, "oom"),),
+    )
+
+
+def _never_replace_a_replica(accounts: Accounts) -> None:
+    """The node still counts the dead one."""
+    fault = dataclasses.replace(accounts.seen.injected[0], gone=frozenset({"r1"}))
+    sightings = [
+        Sighting(at(second).timestamp(), frozenset(ready))
+        for second, ready in [(0, {"r1", "r2"}), (4.6, {"r2"}), (5, {"r1", "r2"})]
+    ]
+    accounts.seen = dataclasses.replace(accounts.seen, injected=(fault,), replicas=sightings, desired=2)
+
+
+def _end_short_of_replicas(accounts: Accounts) -> None:
+    sightings = Sighting(at(0).timestamp(), frozenset({"r1", "r2"})), Sighting(at(9).timestamp(), frozenset({"r1"}))
+    accounts.seen = dataclasses.replace(accounts.seen, replicas=sightings, desired=2)
+
+
 @pytest.mark.parametrize(
     ("plant", "found", "count"),
     [
@@ -174,6 +204,10 @@ def _break_the_chain(accounts: Accounts) -> None:
         (_overlap, "at once in a session", "session_overlaps"),
         (_begin_before_the_end_is_recorded, "at once in a session", "session_overlaps"),
         (_break_the_chain, "state of a session broken", "session_states_broken"),
+        (_quarantine, "innocent quarantined", None),
+        (_quarantine_a_child, "innocent quarantined", None),
+        (_never_replace_a_replica, "not ready again", None),
+        (_end_short_of_replicas, "not ready again", None),
     ],
 )
 def test_a_planted_violation_is_found(plant: Callable[[Accounts], None], found: str, count: str | None) -> None:
@@ -184,6 +218,22 @@ def test_a_planted_violation_is_found(plant: Callable[[Accounts], None], found: 
     assert len(report.violations[found]) == 1
     if count is not None:
         assert getattr(report, count) == 1
+
+
+def test_a_task_that_a_fault_has_stopped_may_look_as_if_it_hung_and_killed() -> None:
+    accounts = Accounts()
+    _quarantine(accounts)
+    (kill,) = accounts.seen.injected
+    for kind, passes in [("stop", True), ("kill", False)]:
+        fault = dataclasses.replace(kill, kind=kind, hit=frozenset({"r2"}))
+        accounts.seen = dataclasses.replace(accounts.seen, planned={kind: 1}, injected=(fault,))
+        assert accounts.report().passed == passes, kind
+
+
+def test_of_an_agent_without_a_ledger_nobody_knows_what_kills_it() -> None:
+    accounts = Accounts()
+    _quarantine(accounts)
+    assert judging.judge(accounts.history, None, accounts.tasks, accounts.seen).passed
 
 
 @pytest.mark.parametrize(("lost", "restored"), [(2, 1), (1, 0)])

@@ -7,17 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import venv
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from greenroom import clock as clocks
 from greenroom import errors
-from greenroom.engine import contract, kernel, local, processes
+from greenroom.engine import contract, failures, kernel, local, processes, protocol, zygote
 from greenroom.testing.engine_contract import Bench, Recorder
 
 _ECHO = "def run(input): return input"
@@ -126,7 +128,8 @@ async def test_a_sigkill_is_for_memory_if_the_kernel_has_killed_for_memory_just_
             count.write_text(f"nr_free_pages 5\noom_kill {kills}\n")
             await bench.start(_PID, replica)
             os.kill(await bench.ask(replica, replica), signal.SIGKILL)
-            assert (await bench.recorder.exit(replica)).reason == reason, replica
+            exit = await bench.recorder.exit(replica)
+            assert (exit.reason, exit.is_its_own) == (reason, False), replica  # the count may be of another's death
         count.unlink()
         await bench.start(_PID, "blind")
         os.kill(await bench.ask("blind", "blind"), signal.SIGKILL)
@@ -212,6 +215,64 @@ async def test_a_replica_that_sends_nonsense_is_killed(bench: Bench, nonsense: b
     assert (await bench.recorder.exit("r1")).reason == "protocol"
 
 
+_REFUSED = protocol.frame(protocol.Refused("x", "no\0pe" + "x" * 10_000, "a\0b\n" * 10_000))
+_NOT_IMPORTED = zygote.encode(zygote.Failed("x", "no\0pe" + "x" * 10_000, "a\0b\n" * 10_000))
+_TO_ALL_SOCKETS = """
+import os, socket, sys
+def shout(words):
+    for fd in range(3, 100):
+        try: socket.socket(fileno=os.dup(fd)).send(words)
+        except OSError: pass
+"""
+
+
+async def test_what_a_replica_says_of_why_it_refuses_is_bounded_and_clean(bench: Bench) -> None:
+    await bench.start(f"{_TO_ALL_SOCKETS}\ndef run(input): shout({_REFUSED!r} * 3); os._exit(1)")
+    bench.send("r1", "t1")
+    _is_bounded_and_clean(await bench.recorder.exit("r1"), bench.recorder)
+
+
+async def test_what_a_zygote_says_of_a_failed_import_is_bounded_and_clean(bench: Bench) -> None:
+    source = f"{_TO_ALL_SOCKETS}\nshout({_NOT_IMPORTED!r})\nos._exit(1)\ndef run(input): pass"
+    await bench.engine.start("r1", bench.revision(source))
+    _is_bounded_and_clean(await bench.recorder.exit("r1"), bench.recorder)
+
+
+def _is_bounded_and_clean(exit: contract.Exit, recorder: Recorder) -> None:
+    assert exit.reason == "refused"
+    assert exit.detail.startswith("no?pe")
+    assert len(exit.detail.encode()) <= failures.MAX_MESSAGE_BYTES
+    lines = [line for _, _, line in recorder.logs]
+    assert lines[0] == "a?b"
+    assert sum(map(len, lines)) <= failures.MAX_TRACEBACK_BYTES
+
+
+async def test_a_zygote_that_sends_what_is_no_text_is_ended(bench: Bench) -> None:
+    record = zygote.encode(zygote.Loaded("threads")).replace(b"threads", b"\xff\xfe\xed\xa0\x80ab")
+    source = f"{_TO_ALL_SOCKETS}\nimport time\nshout({record!r})\ntime.sleep(1000)\ndef run(input): pass"
+    await bench.engine.start("r1", bench.revision(source))
+    assert "talks nonsense" in (await bench.recorder.exit("r1")).detail
+
+
+async def test_what_a_replica_says_that_it_is_is_bounded_and_clean(bench: Bench, engine: local.LocalEngine) -> None:
+    class Listener(Recorder):
+        def on_ready(self, replica: str, ready: protocol.Ready) -> None:
+            heard.append(ready)
+            super().on_ready(replica, ready)
+
+    heard: list[protocol.Ready] = []
+    engine.subscribe(Listener())
+    await engine.start("r1", bench.revision(_ECHO))
+    engine._replicas["r1"]._on_message(protocol.Ready("a\0", "b\0" * 10_000))
+    assert [ready.adapter for ready in heard] == ["a?"]
+    assert heard[0].took.startswith("b?b?")
+    assert len(heard[0].took.encode()) <= failures.MAX_MESSAGE_BYTES
+
+
+def test_the_detail_of_an_exit_is_one_that_every_store_takes() -> None:
+    assert contract.Exit("crashed", "a\0b \ud800").detail == "a?b ?"
+
+
 async def test_a_replica_that_closes_its_channel_does_not_live_on(bench: Bench) -> None:
     # The watchdog of a well-behaved replica ends it; one that got rid of that, too, is killed.
     source = """
@@ -225,6 +286,122 @@ async def test_a_replica_that_closes_its_channel_does_not_live_on(bench: Bench) 
     await bench.start(source)
     bench.send("r1", "t1")
     assert (await bench.recorder.exit("r1")).reason in {"protocol", "crashed"}
+
+
+# --- memory
+
+
+class _Family:
+    """A process 1 with *children*, each of *size_mb* and parent of none, or of the next one; looks are counted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, children: int, size_mb: float, is_chain: bool) -> None:
+        self.shares = 0
+        self._children = list(range(2, children + 2))
+        self._is_chain = is_chain
+        monkeypatch.setattr(kernel, "children_of", self._children_of)
+        monkeypatch.setattr(processes, "read", lambda pid: processes.Reading(size_mb if pid > 1 else 1.0, 0.0))
+        monkeypatch.setattr(processes, "_share_mb", self._share_mb)
+
+    def _children_of(self, pid: int) -> list[int]:
+        if self._is_chain:
+            return self._children[pid - 1 : pid]
+        return list(self._children) if pid == 1 else []
+
+    def _share_mb(self, pid: int) -> float:
+        assert pid > 1
+        self.shares += 1
+        return 1.0
+
+
+def test_a_chain_of_forks_is_looked_at_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = _Family(monkeypatch, children=5000, size_mb=3.0, is_chain=True)
+    assert processes.held_mb(1, 10) == 1 + processes.MOST_DESCENDANTS
+    assert family.shares == processes.MOST_DESCENDANTS
+
+
+def test_the_kernel_is_asked_for_shares_only_while_sizes_leave_the_question_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    family = _Family(monkeypatch, children=10, size_mb=50.0, is_chain=False)
+    assert processes.held_mb(1, 501) == 501
+    assert family.shares == 0
+    assert processes.held_mb(1, 410) <= 410
+    assert family.shares == 2
+    assert processes.held_mb(1, 10) == 11
+
+
+_HOARD = """
+    def run(input):
+        hoard = b"x" * 300_000_000
+        import time; time.sleep(60)
+"""
+
+
+async def test_a_long_look_at_descendants_delays_no_replicas_own_limit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_over = threading.Event()
+
+    def look(pid: int, limit_mb: float) -> float:  # noqa: ARG001
+        is_over.wait(60)
+        return 0.0
+
+    monkeypatch.setattr(processes, "held_mb", look)
+    try:
+        await bench.start(_HOARD, memory_mb=200)
+        bench.send("r1", "t1")
+        assert (await bench.recorder.exit("r1")).reason == "oom"
+    finally:
+        is_over.set()
+
+
+@pytest.mark.parametrize("look", ["read", "held_mb"])
+async def test_a_look_at_memory_that_fails_is_not_the_last(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context.get("exception")))
+    seen = getattr(processes, look)
+
+    def fail_once(*arguments: Any) -> object:  # noqa: ARG001
+        monkeypatch.setattr(processes, look, seen)
+        raise RecursionError("a test said so")
+
+    monkeypatch.setattr(processes, look, fail_once)
+    source = """
+        import subprocess, sys
+        def run(input):
+            subprocess.run([sys.executable, "-c", "import time; hoard = b'x' * 300_000_000; time.sleep(60)"])
+    """
+    await bench.start(source, memory_mb=200)
+    bench.send("r1", "t1")
+    exit = await bench.recorder.exit("r1")
+    assert (exit.reason, exit.is_its_own) == ("oom", True)
+    assert isinstance(complaints[0], RecursionError)
+
+
+async def test_a_look_that_ends_after_its_replica_judges_nobody(
+    bench: Bench, engine: local.LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.start(_PID, memory_mb=500)
+    record = engine._replicas["r1"]
+    verdicts: list[tuple[str, str]] = []
+    monkeypatch.setattr(record, "kill", lambda *verdict: verdicts.append(verdict))
+    looked = threading.Event()
+
+    def look(pid: int, limit_mb: float) -> float:
+        os.kill(pid, signal.SIGKILL)
+        while record.lives():
+            time.sleep(0.001)
+        looked.set()
+        return limit_mb + 1
+
+    monkeypatch.setattr(processes, "held_mb", look)
+    assert (await bench.recorder.exit("r1")).reason == "killed"
+    await until(looked.is_set)
+    assert engine._descendants_look is not None
+    await engine._descendants_look
+    assert verdicts == []
 
 
 # --- nothing is left behind
@@ -279,7 +456,8 @@ async def test_a_zygote_that_hangs_does_not_hide_a_death(bench: Bench, engine: l
     pid = await bench.ask("r1", "t1")
     os.kill(zygote_pid(engine), signal.SIGSTOP)
     os.kill(pid, signal.SIGKILL)
-    assert (await bench.recorder.exit("r1")).reason == "crashed"  # the status is the zygote's to know
+    exit = await bench.recorder.exit("r1")
+    assert (exit.reason, exit.is_its_own) == ("crashed", False)  # the status is the zygote's to know
     os.kill(zygote_pid(engine), signal.SIGCONT)
 
 

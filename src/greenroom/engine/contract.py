@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from greenroom.engine import protocol
+from greenroom.engine import failures, protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,24 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a replica ended. *reason*: stopped, or one of `core.failures`; *detail* is for people."""
+    """How a replica ended. *reason*: stopped, or one of `core.failures`; *detail* is for people.
+
+    A replica may have written the detail: what is kept of it is bounded, and of a kind that every store takes.
+    """
 
     reason: str
     detail: str = ""
     exit_code: int | None = None
     signal: int | None = None
+    is_certain: bool = True  # else *reason* is the likeliest one, and somebody may have ended it
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", failures.bounded(self.detail, failures.MAX_MESSAGE_BYTES))
 
     @property
     def is_its_own(self) -> bool:
-        """Whether it crashed or broke its bounds; else somebody ended it."""
-        return self.reason in _ITS_OWN
+        """Whether it certainly crashed or broke its bounds; else somebody may have ended it."""
+        return self.is_certain and self.reason in _ITS_OWN
 
 
 _ITS_OWN = frozenset({"crashed", "oom", "hung", "protocol"})

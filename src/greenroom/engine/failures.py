@@ -1,7 +1,7 @@
 """What an exception of agent code is told as: its type, a bounded message, whether to retry.
 
-Called by `engine.running`. Exceptions are as hostile as any other value of an agent: ``__str__`` may raise,
-or return ten megabytes.
+Called by `engine.running` in the replica, and by the node on what replicas say. Exceptions are as hostile as any
+other value of an agent: ``__str__`` may raise, or return ten megabytes.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ def bounded(text: str, limit_bytes: int) -> str:
     if len(encoded) <= limit_bytes:
         return encoded.decode()
     return encoded[: limit_bytes - 3].decode("utf-8", "ignore") + "…"
+
+
+def lines(traceback: str) -> list[str]:
+    """Return the lines of a *traceback* that a replica has sent: bounded together, and clean."""
+    return bounded(traceback, MAX_TRACEBACK_BYTES).splitlines()
 
 
 def short_traceback(error: BaseException) -> str:

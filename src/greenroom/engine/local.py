@@ -38,11 +38,13 @@ class LocalEngine:
         self._leaving: set[zygotes.Zygote] = set()
         self._interpreters = interpreters.Interpreters()
         self._memory_poll: asyncio.TimerHandle | None = None
+        self._descendants_look: asyncio.Task[None] | None = None
         self._oom_kills = processes.OomKills(clock.monotonic_s())
         self._is_closed = False
         # Looking for what the dead left behind reads all of /proc: off the loop, one look for all that died
         # meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sweep")
+        self._memory_thread = ThreadPoolExecutor(1, thread_name_prefix="memory")
         self._sweeping = asyncio.Lock()
         self._fallen: list[str] = []
 
@@ -161,6 +163,9 @@ class LocalEngine:
                 ending.create_task(each.close())
         if self._memory_poll is not None:
             self._memory_poll.cancel()
+        if self._descendants_look is not None:
+            self._descendants_look.cancel()
+        self._memory_thread.shutdown(wait=False, cancel_futures=True)
         await asyncio.get_running_loop().run_in_executor(self._thread, processes.kill_marked, self._marker)
         self._thread.shutdown()
 
@@ -190,20 +195,42 @@ class LocalEngine:
     # --- memory
 
     def _watch_memory(self) -> None:
-        limited = any(record.revision.memory_mb is not None for record in self._replicas.values())
-        if limited and self._memory_poll is None:
+        if self._limited() and self._memory_poll is None:
             self._memory_poll = asyncio.get_running_loop().call_later(MEMORY_POLL_S, self._poll_memory)
 
+    def _limited(self) -> list[tuple[replicas.Replica, int]]:
+        return [
+            (record, record.revision.memory_mb)
+            for record in self._replicas.values()
+            if record.revision.memory_mb is not None
+        ]
+
     def _poll_memory(self) -> None:
+        """Look at each replica's own size, and have a thread look at what it has started, which may take longer."""
         self._memory_poll = None
-        for record in self._replicas.values():
-            limit_mb = record.revision.memory_mb
-            if limit_mb is None or record.pid is None:
+        try:
+            for record, limit_mb in self._limited():
+                if record.pid is not None and (reading := processes.read(record.pid)) is not None:
+                    _end_if_over(record, reading.rss_mb, limit_mb)
+            if self._descendants_look is None or self._descendants_look.done():
+                self._descendants_look = asyncio.get_running_loop().create_task(self._look_at_descendants())
+        finally:
+            self._watch_memory()
+
+    async def _look_at_descendants(self) -> None:
+        loop = asyncio.get_running_loop()
+        for record, limit_mb in self._limited():
+            pid = record.pid
+            if pid is None or not record.lives():
                 continue
-            held_mb = processes.held_mb(record.pid)
-            if held_mb > limit_mb:
-                record.kill("oom", f"it used {held_mb:.0f} MB, and memory_mb is {limit_mb}")
-        self._watch_memory()
+            held_mb = await loop.run_in_executor(self._memory_thread, processes.held_mb, pid, limit_mb)
+            if record.lives() and record.pid == pid:
+                _end_if_over(record, held_mb, limit_mb)
+
+
+def _end_if_over(record: replicas.Replica, held_mb: float, limit_mb: int) -> None:
+    if held_mb > limit_mb:
+        record.kill("oom", f"it used {held_mb:.0f} MB, and memory_mb is {limit_mb}")
 
 
 def _config(revision: contract.Revision) -> replica.Config:

@@ -15,6 +15,7 @@ import os
 import resource
 import select
 import signal
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from greenroom.engine import kernel, zygote
 NODE_MARKER = "GREENROOM_NODE"
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+MOST_DESCENDANTS = 1000
 _ROUNDS = 20  # a process that forks while it is looked for is found in the next round
 _engines = itertools.count()
 
@@ -45,19 +47,33 @@ def read(pid: int) -> Reading | None:
     return Reading(int(fields[21]) * _PAGE_BYTES / 2**20, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S)
 
 
-def held_mb(pid: int) -> float:
-    """Return the memory that *pid* and what it has started hold, in MB.
+def held_mb(pid: int, limit_mb: float) -> float:
+    """Return the memory that *pid* and what it has started hold, in MB; up to *limit_mb* it may be less than that.
 
-    Of descendants only their share of each page counts: after a fork most pages are their parent's.
+    Of descendants, the first `MOST_DESCENDANTS` of them, only their share of each page counts: after a fork most pages
+    are their parent's. The kernel adds it up page by page, for milliseconds where a process is large: it is asked only
+    while their sizes leave it open whether they hold too much, and never on the event loop.
     """
     reading = read(pid)
-    return 0.0 if reading is None else reading.rss_mb + sum(map(_share_mb, _descendants(pid)))
+    if reading is None:
+        return 0.0
+    descendants = itertools.islice(_descendants(pid), MOST_DESCENDANTS)
+    sizes_mb = {child: found.rss_mb for child in descendants if (found := read(child)) is not None}
+    most_mb = reading.rss_mb + sum(sizes_mb.values())
+    for child in sorted(sizes_mb, key=sizes_mb.__getitem__, reverse=True):
+        if most_mb <= limit_mb:
+            break
+        most_mb += _share_mb(child) - sizes_mb[child]
+    return most_mb
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    for child in kernel.children_of(pid):
-        yield child
-        yield from _descendants(child)
+    """Yield what *pid* has started, the nearest first."""
+    parents = deque([pid])
+    while parents:
+        children = kernel.children_of(parents.popleft())
+        yield from children
+        parents += children
 
 
 def _share_mb(pid: int) -> float:
@@ -71,7 +87,7 @@ def _share_mb(pid: int) -> float:
 class OomKills:
     """The kernel's count of processes that it has killed for memory, anywhere on this machine.
 
-    A SIGKILL says nothing of who sent it; that the count has grown within the last seconds does.
+    A SIGKILL says nothing of who sent it; that the count has grown within the last seconds makes the kernel likely.
     """
 
     EVERY_S = 5.0

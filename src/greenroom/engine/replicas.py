@@ -16,7 +16,7 @@ from typing import Protocol, assert_never
 
 from greenroom import clock as clocks
 from greenroom import errors
-from greenroom.engine import channels, contract, processes, protocol, zygotes
+from greenroom.engine import channels, contract, failures, processes, protocol, zygotes
 
 _LAST_WORDS_S = (
     0.05  # for the zygote's report and the channel's end; both are there within a millisecond, or not at all
@@ -130,6 +130,10 @@ class Replica:
 
     # --- while it lives
 
+    def lives(self) -> bool:
+        """Whether its process is there, as far as is known."""
+        return self._pidfd is not None and self._burial is None
+
     def _on_forked(self, pid: int, pidfd: int) -> None:
         self.pid, self._pidfd = pid, pidfd
         self._loop.add_reader(pidfd, self._on_death)
@@ -149,10 +153,8 @@ class Replica:
                 self._tell("on_message", message)
             case protocol.Ready():
                 self._on_ready(message)
-            case protocol.Refused(_, text, traceback):
-                for line in traceback.splitlines():
-                    self.log("stderr", line)
-                self._verdict = self._verdict or ("refused", text)
+            case protocol.Refused():
+                self._on_refused(message)
             case protocol.Alive(number):
                 self._tell("on_alive", number)
             case _:
@@ -162,7 +164,15 @@ class Replica:
         if self.is_ready or self._verdict is not None:
             return
         self.is_ready = True
-        self._tell("on_ready", ready)
+        adapter, took = (failures.bounded(text, failures.MAX_MESSAGE_BYTES) for text in (ready.adapter, ready.took))
+        self._tell("on_ready", protocol.Ready(adapter, took))
+
+    def _on_refused(self, refused: protocol.Refused) -> None:
+        if self._verdict is not None:
+            return
+        self._verdict = ("refused", refused.message)
+        for line in failures.lines(refused.traceback):
+            self.log("stderr", line)
 
     # --- its end
 
@@ -257,20 +267,24 @@ class Replica:
     def _judge(self, status: int | None) -> contract.Exit:
         code = status if status is not None and status >= 0 else None
         number = -status if status is not None and status < 0 else None
+        is_certain = True
         if self._verdict is not None:
             reason, detail = self._verdict
         elif number is None:
+            is_certain = status is not None
             reason, detail = (
                 "crashed",
                 "its process ended by itself" + ("" if code is None else f", exit code {code}"),
             )
         elif number == signal.SIGKILL and self._oom_kills.has_grown():
+            # The count is of the whole machine: another process may have been meant, and this one killed by hand.
+            is_certain = False
             reason, detail = "oom", "the kernel killed it: the machine, or the group it runs in, was out of memory"
         else:
             name = signal.Signals(number).name
             reason = "crashed" if number in _CRASHES else "killed"
             detail = f"by {name}" if reason == "crashed" else f"by {name} from outside, or by the kernel for memory"
-        return contract.Exit(reason, detail, exit_code=code, signal=number)
+        return contract.Exit(reason, detail, exit_code=code, signal=number, is_certain=is_certain)
 
     def _let_go(self) -> None:
         if self._channel is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from greenroom.engine import channels, contract, processes, zygote
+from greenroom.engine import channels, contract, failures, processes, zygote
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 _ONE_THREAD = {
@@ -186,7 +186,11 @@ class Zygote:
                 return
             try:
                 self._on_report(zygote.decode_report(record), fds)
-            except (msgspec.DecodeError, LookupError) as error:  # an import can write to this socket, too
+            except (
+                msgspec.DecodeError,
+                UnicodeDecodeError,
+                LookupError,
+            ) as error:  # an import can write to this socket, too
                 self._failure = contract.Exit(
                     "refused", f"cannot import {self._code}: its zygote talks nonsense: {error}"
                 )
@@ -197,7 +201,7 @@ class Zygote:
             case zygote.Loaded(threads):
                 self._on_loaded(threads)
             case zygote.Failed(_, message, traceback):
-                for line in traceback.splitlines():
+                for line in failures.lines(traceback):
                     self._on_log("stderr", line)
                 self._failure = contract.Exit("refused", message)
             case zygote.Forked(replica, pid):

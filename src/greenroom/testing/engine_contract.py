@@ -284,7 +284,7 @@ class EngineContract:
         await bench.start(source, memory_mb=200)
         bench.send("r1", "t1")
         exit = await bench.recorder.exit("r1")
-        assert exit.reason == "oom"
+        assert (exit.reason, exit.is_its_own) == ("oom", True)
         assert "memory_mb is 200" in exit.detail
 
     async def test_what_its_children_hold_counts_and_what_they_share_with_it_does_not(self, bench: Bench) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from greenroom import errors
 from greenroom.sdk import models
 from greenroom.sdk.async_client import AsyncClient
-from greenroom.testing.chaos import judging, ledger
+from greenroom.testing.chaos import judging, ledger, recovery
 from greenroom.testing.chaos.history import History, Outcome
 from greenroom.testing.chaos.load import Load, Recipe
 from greenroom.testing.chaos.nemesis import Injector, Nemesis
@@ -87,7 +87,12 @@ class Campaign:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.load.run())
                 group.create_task(nemesis.run())
-            await self._settle(begun_at)
+            give_up_at_s = time.monotonic() + self.plan.settle_s
+            await self._settle(begun_at, give_up_at_s)
+            while recovery.not_ready_again(nemesis.injected, sightings.seen, desired=desired):
+                if time.monotonic() > give_up_at_s:
+                    break  # the verdict says so
+                await asyncio.sleep(LOOK_EVERY_S)
         finally:
             watching.cancel()
             await asyncio.wait([watching])
@@ -114,9 +119,8 @@ class Campaign:
             f"{unknown} without an answer; {len(injected)} of {len(self.plan.faults)} faults are over"
         )
 
-    async def _settle(self, begun_at: datetime) -> None:
+    async def _settle(self, begun_at: datetime, give_up_at_s: float) -> None:
         """Read all tasks when the last has ended, or at the latest when the time for it is over."""
-        give_up_at_s = time.monotonic() + self.plan.settle_s
         while True:
             try:
                 self.documents = await self._read(begun_at)
@@ -173,7 +177,7 @@ async def ready(client: AsyncClient, agent: str, *, replicas: int) -> None:
         found = await client.agent(agent)
         if found.replicas.ready >= replicas:
             return
-        if found.state == "failed" or time.monotonic() > give_up_at_s:
+        if found.state in ("failed", "quarantined") or time.monotonic() > give_up_at_s:
             raise errors.AgentInvalid(f"cannot begin: agent {agent} is {found.state}: {found.reason}")
         await asyncio.sleep(LOOK_EVERY_S)
 

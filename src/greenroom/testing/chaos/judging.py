@@ -22,6 +22,7 @@ from greenroom.testing.chaos.ledger import Run
 
 MOST_EXAMPLES = 20
 SUSPECT_AFTER = 2  # replicas that died under a task
+POISON = "poison"  # the error of a task that has killed the replica which it had for itself
 _KILLS = (states.Reason.REPLICA_LOST, states.Reason.OOM)
 
 
@@ -90,7 +91,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 def judge(history: History, ledger: Sequence[Run] | None, tasks: Mapping[str, models.Task], seen: Seen) -> Report:
     """Compare *history*, *ledger* (None: the agent keeps none) and the documents of all *tasks*, by id, at the end."""
-    evidence = _Evidence(history, ledger, tasks)
+    evidence = _Evidence(history, ledger, tasks, seen)
     found = {name: list(check(evidence)) for name, check in _CHECKS.items()}
     acknowledged = list(history.of(Outcome.ACKNOWLEDGED))
     ended = [task for sent in acknowledged if (task := tasks.get(sent.task or "")) is not None and task.ended]
@@ -153,10 +154,12 @@ def _shortfalls(planned: int, ended: int, faults: Mapping[str, FaultCount]) -> I
 
 
 class _Evidence:
-    """The three accounts, with the indexes that the checks look things up in."""
+    """The accounts, with the indexes that the checks look things up in."""
 
-    def __init__(self, history: History, ledger: Sequence[Run] | None, tasks: Mapping[str, models.Task]) -> None:
-        self.history, self.tasks, self.has_ledger = history, tasks, ledger is not None
+    def __init__(
+        self, history: History, ledger: Sequence[Run] | None, tasks: Mapping[str, models.Task], seen: Seen
+    ) -> None:
+        self.history, self.tasks, self.has_ledger, self.seen = history, tasks, ledger is not None, seen
         self.runs: dict[str, list[Run]] = defaultdict(list)
         self.tasks_of_key: dict[str, set[str]] = defaultdict(set)
         for run in ledger or ():
@@ -288,6 +291,26 @@ def _is_suspect(task: models.Task) -> bool:
     return sum(attempt.reason in _KILLS for attempt in task.attempts) >= SUSPECT_AFTER
 
 
+def _innocents_quarantined(evidence: _Evidence) -> Iterator[str]:
+    """Of the built-in agent only: nobody knows which input kills somebody else's.
+
+    A task whose replica a fault had stopped is left out: to a node it is one that hangs.
+    """
+    if not evidence.has_ledger:
+        return
+    innocent = {sent.task for sent in evidence.history.of(Outcome.ACKNOWLEDGED) if not sent.is_poison}
+    stopped = {replica for fault in evidence.seen.injected if fault.kind == "stop" for replica in fault.hit}
+    for task in evidence.tasks.values():
+        is_innocent = (task.parent or task.id) in innocent
+        if is_innocent and _why(task) == POISON and not (task.attempts and task.attempts[-1].replica in stopped):
+            yield f"task {task.id} kills no replica, and failed as {POISON}"
+
+
+def _not_ready_again(evidence: _Evidence) -> Iterator[str]:
+    seen = evidence.seen
+    yield from recovery.not_ready_again(seen.injected, seen.replicas, desired=seen.desired)
+
+
 def _field(task: models.Task, name: str) -> Any:
     return task.output.get(name) if isinstance(task.output, dict) else None
 
@@ -304,4 +327,6 @@ _CHECKS = {
     "out of a session's order": _disorders,
     "at once in a session": _overlaps,
     "state of a session broken": _broken_states,
+    "innocent quarantined": _innocents_quarantined,
+    "not ready again": _not_ready_again,
 }

@@ -64,6 +64,19 @@ def recoveries(
     ]
 
 
+def not_ready_again(faults: Iterable[Injection], sightings: Sequence[Sighting], *, desired: int) -> list[str]:
+    """Say after which faults not all replicas were ready again, and how many are missing in the end."""
+    found = [
+        f"{fault.kind} at {fault.at:.1f} ended {', '.join(sorted(fault.gone))}, and after that the {desired} replicas "
+        "were never ready again"
+        for fault in faults
+        if fault.gone and _ready_s(fault, sightings, desired) is None
+    ]
+    if sightings and (ready := len(sightings[-1].ready)) < desired:
+        found.append(f"in the end {ready} of {desired} replicas were ready")
+    return found
+
+
 def times(values: Iterable[float | None]) -> Times | None:
     known = sorted(value for value in values if value is not None)
     if not known:
