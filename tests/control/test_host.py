@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
+import pytest
 
 from greenroom import telemetry
 from greenroom.core import recovery
@@ -237,12 +238,44 @@ async def test_a_node_that_was_killed_remembers_the_quarantine_and_one_that_was_
     started = loops.engine.starts
     await loops.advance(3600)
     assert ((await _state(loops))[0], loops.engine.starts) == ("quarantined", started)
+    acknowledged = await loops.store.recovery.acknowledge("agent-agent", by="ada")
     await loops.host.drain_all(grace_s=0)
     loops.host = loops.another_host()
     await loops.advance(60)
     await loops.advance(60)
     assert ((await _state(loops))[0], loops.engine.starts) == ("quarantined", started + 1)
-    assert len(await loops.store.recovery.alerts()) == 1
+    assert await loops.store.recovery.alerts() == [acknowledged]
+
+
+async def test_what_works_after_an_orderly_stop_is_no_longer_alerted(loops: Loops) -> None:
+    loops.engine.refusal = "broken"
+    await loops.deploy()
+    for _ in range(recovery.INTENSITY):
+        await loops.advance(60)
+    await loops.host.drain_all(grace_s=0)
+    loops.engine.refusal = ""
+    loops.host = loops.another_host()
+    await loops.step(times=3)
+    assert await _state(loops) == ("ready", "")
+    (alert,) = await loops.store.recovery.alerts()
+    assert alert.state == "resolved"
+
+
+@pytest.mark.parametrize("lives_on", [True, False])
+async def test_who_is_deployed_in_the_place_of_a_removed_agent_is_judged_anew(loops: Loops, *, lives_on: bool) -> None:
+    loops.engine.refusal = "broken"
+    await loops.deploy()
+    for _ in range(recovery.INTENSITY):
+        await loops.advance(60)
+    assert (await _state(loops))[0] == "quarantined"
+    loops.engine.refusal = ""
+    spec = (await loops.store.directory.refresh())["agent"].agent.spec
+    await loops.store.agents.remove("agent")
+    await loops.store.agents.deploy("agent", digest="d", spec=spec, replicas=1)  # before any step has seen it gone
+    if not lives_on:
+        loops.host = loops.another_host()
+    await loops.step(times=3)
+    assert await _state(loops) == ("ready", "")
 
 
 async def test_a_node_that_is_killed_in_the_middle_of_the_ladder_goes_on_where_it_was(loops: Loops) -> None:

@@ -85,6 +85,45 @@ async def test_a_truncated_store_is_refused_and_left_as_it_was(sqlite_scratch: d
     assert _sha256(path) == before
 
 
+async def test_a_store_that_was_emptied_is_refused_and_one_that_was_moved_away_is_made_anew(
+    sqlite_scratch: databases.Scratch,
+) -> None:
+    await sqlite_scratch.open()
+    await sqlite_scratch.close()
+    path = _path(sqlite_scratch)
+    path.write_bytes(b"")
+    with pytest.raises(errors.StoreDamaged, match="it is empty, and was not"):
+        _open(path)
+    assert path.read_bytes() == b""
+    path.unlink()
+    await sqlite_scratch.open()
+
+
+async def test_a_store_whose_log_was_removed_before_anything_else_was_written_is_refused(
+    sqlite_scratch: databases.Scratch,
+) -> None:
+    node = Node(await sqlite_scratch.open())
+    await node.submit()
+    path = _path(sqlite_scratch)
+    without_log = path.read_bytes()
+    await sqlite_scratch.close()
+    path.write_bytes(without_log)
+    with pytest.raises(errors.StoreDamaged, match="its -wal was removed"):
+        _open(path)
+    assert path.read_bytes() == without_log
+
+
+async def test_a_store_that_ends_within_a_page_is_refused(sqlite_scratch: databases.Scratch) -> None:
+    await sqlite_scratch.open()
+    await sqlite_scratch.close()
+    path = _path(sqlite_scratch)
+    cut = path.read_bytes()[:-1]
+    path.write_bytes(cut)
+    with pytest.raises(errors.StoreDamaged, match="ends within a page"):
+        _open(path)
+    assert path.read_bytes() == cut
+
+
 async def test_a_newer_schema_is_refused(sqlite_scratch: databases.Scratch) -> None:
     await sqlite_scratch.open()
     await sqlite_scratch.close()

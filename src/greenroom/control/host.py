@@ -196,7 +196,9 @@ class Host:
         self._recovery.on_death(death, failure, is_missed=is_missed)
 
     def _hear(self, news: News) -> None:
-        if news.suspects:
+        for agent in news.removed:
+            self._recovery.forget(agent)
+        if news.suspects or news.removed:
             self.wakeup.set()
 
     def _on_graded(self, replica: str) -> None:

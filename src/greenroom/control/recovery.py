@@ -72,6 +72,11 @@ class Recovery:
             await self._write(Noted(gone, None, alert=Resolved(_alert_id(gone))))
             del self._cases[gone]
 
+    def forget(self, agent: str) -> None:
+        """Judge anew whoever is deployed under the name of *agent*, which was removed; also before the next step."""
+        if (case := self._cases.get(agent)) is not None:
+            case.record = Record(interpreter=case.record.interpreter)
+
     # --- what happens
 
     def on_death(self, death: recovery.Death, failure: NewFailure, *, is_missed: bool) -> None:

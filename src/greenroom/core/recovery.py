@@ -78,6 +78,7 @@ class Record(msgspec.Struct, frozen=True):
     interpreter: int = 0  # grows when a fresh one is wanted
     moved_at_s: float | None = None  # replicas from before that are to move
     restarts: int = 0
+    is_on_probation: bool = False  # it was quarantined, and is tried once more
 
     @property
     def is_given_up(self) -> bool:
@@ -192,12 +193,14 @@ def after_success(record: Record, revision: int, *, started_s: float) -> Record:
 
 def _proven(record: Record) -> Record:
     """Return *record* with nothing to hold against the agent; it stays in mind for an hour that it was otherwise."""
-    return replace(record, rung=None, spent=0, deaths=0, start_not_before_s=0.0, moved_at_s=None)
+    return replace(record, rung=None, spent=0, deaths=0, start_not_before_s=0.0, moved_at_s=None, is_on_probation=False)
 
 
 def after_settling(record: Record) -> Record:
     """Note that all replicas of the serving revision are ready: from now on there is no way back to another."""
-    return record if record.has_settled else replace(record, has_settled=True, fallback=None)
+    if record.has_settled and not record.is_on_probation:
+        return record
+    return replace(record, has_settled=True, fallback=None, is_on_probation=False)
 
 
 def judged_anew(record: Record, revision: int, *, generation: int, fallback: int | None) -> Record:
@@ -229,7 +232,8 @@ def on_probation(record: Record) -> Record:
     """
     if not record.is_given_up:
         return record
-    return replace(record, rung=Rung.MIGRATE, spent=INTENSITY * WHOLE - 1, start_not_before_s=0.0)
+    spent = INTENSITY * WHOLE - 1
+    return replace(record, rung=Rung.MIGRATE, spent=spent, start_not_before_s=0.0, is_on_probation=True)
 
 
 def is_tried_out(record: Record, started_s: Iterable[float]) -> bool:
@@ -266,7 +270,7 @@ class Alarm(msgspec.Struct, frozen=True):
 
 
 def alarm(record: Record, agent: str, *, now_s: float) -> Alarm | None:
-    if record.is_given_up:
+    if record.is_given_up or record.is_on_probation:  # the same one, until the try has led to something
         remedy = f"its tasks stay queued; mend it and deploy it again, or run: greenroom agents release {agent}"
         what = f"{agent} is quarantined after {record.deaths} deaths: {record.reason}"
         return Alarm("quarantined", "critical", f"{what}; {remedy}")

@@ -123,6 +123,8 @@ _SCALE = """
 update agent set replicas = :replicas, generation = generation + 1, updated_at = :now where name = :agent
 returning name"""
 _REMOVE = "delete from agent where name = :agent returning name"
+# Generations begin anew with whom is deployed under its name: what it died of is not theirs.
+_FORGET_DEATHS = "delete from recovery where agent = :agent"
 _ROLL_BACK = """
 update agent set revision = :to, spec = (select spec from revision where agent = :agent and number = :to),
     generation = generation + 1, state = 'starting', reason = '', updated_at = :now
@@ -192,7 +194,10 @@ async def scale(tx: Transaction, news: News, items: Sequence[Scale]) -> list[boo
 
 
 async def remove(tx: Transaction, news: News, items: Sequence[Remove]) -> list[bool]:
-    return [bool(await tx.fetch(_REMOVE, {"agent": item.agent})) for item in items]
+    names = [{"agent": item.agent} for item in items]
+    await tx.execute_many(_FORGET_DEATHS, names)
+    news.removed.update(item.agent for item in items)
+    return [bool(await tx.fetch(_REMOVE, name)) for name in names]
 
 
 async def put_replicas(tx: Transaction, news: News, items: Sequence[Replica]) -> list[None]:

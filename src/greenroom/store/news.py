@@ -20,6 +20,7 @@ class News:
     stopped: list[str] = field(default_factory=list)  # tasks that ended although an attempt of theirs may still run
     changed: set[str] = field(default_factory=set)  # tasks with new events
     ready: set[str] = field(default_factory=set)  # agents with tasks that may be claimed
+    removed: set[str] = field(default_factory=set)  # agents
     suspects: set[str] = field(default_factory=set)  # agents with tasks that are to run alone
     due_at_us: int | None = None  # the earliest new due time
     claims: list[Claim] = field(default_factory=list)  # attempts that begin
