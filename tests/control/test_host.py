@@ -11,6 +11,7 @@ import pytest
 from greenroom import telemetry
 from greenroom.core import recovery
 from greenroom.engine import protocol
+from greenroom.store.recovery import Noted
 
 if TYPE_CHECKING:
     from control.conftest import Loops
@@ -245,6 +246,14 @@ async def test_a_node_that_was_killed_remembers_the_quarantine_and_one_that_was_
     await loops.advance(60)
     assert ((await _state(loops))[0], loops.engine.starts) == ("quarantined", started + 1)
     assert await loops.store.recovery.alerts() == [acknowledged]
+
+
+async def test_a_record_that_cannot_be_read_stops_no_host(loops: Loops) -> None:
+    await loops.deploy()
+    await loops.store.recovery.note(Noted("agent", b"\xff"))
+    loops.host = loops.another_host()
+    await loops.step(times=2)
+    assert (await loops.store.recovery.records())["agent"][0].startswith(b"{")
 
 
 async def test_what_works_after_an_orderly_stop_is_no_longer_alerted(loops: Loops) -> None:

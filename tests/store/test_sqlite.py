@@ -15,7 +15,8 @@ import apsw
 import pytest
 
 from greenroom import errors
-from greenroom.store import sqlite, store
+from greenroom.store import recovery, sqlite, store
+from greenroom.store.principals import Principal
 from greenroom.testing import databases
 from greenroom.testing.fakes import FakeClock
 from greenroom.testing.store_contract import Node
@@ -111,6 +112,21 @@ async def test_a_store_whose_log_was_removed_before_anything_else_was_written_is
     with pytest.raises(errors.StoreDamaged, match="its -wal was removed"):
         _open(path)
     assert path.read_bytes() == without_log
+
+
+@pytest.mark.parametrize("table", ["alert", "principal"])
+async def test_a_damaged_text_that_every_start_reads_is_refused(sqlite_scratch: databases.Scratch, table: str) -> None:
+    opened = await sqlite_scratch.open()
+    raised = recovery.Raised("a", "quarantined", None, "critical", "dead")
+    await opened.recovery.note(recovery.Noted("agent", b"{}", alert=raised))
+    await opened.principals.create(Principal("k", "default", "owner", "admin", b"hash", 1))
+    await sqlite_scratch.close()
+    path = _path(sqlite_scratch)
+    with apsw.Connection(str(path)) as harm:
+        harm.execute(f"update {table} set {'reason' if table == 'alert' else 'name'} = cast(x'ff41' as text)")
+    harm.close()
+    with pytest.raises(errors.StoreDamaged, match=f"a text of {table} is damaged"):
+        _open(path)
 
 
 async def test_a_store_that_ends_within_a_page_is_refused(sqlite_scratch: databases.Scratch) -> None:
