@@ -181,8 +181,8 @@ CATALOGUE = (
     _mutant(
         "the doubt whether a SIGKILL was the task's own",
         "control/attempts.py",
-        "is_poison = claim.is_alone and exit.is_its_own",
-        "is_poison = claim.is_alone",
+        "is_poison = claim.is_alone and attempts == 1 and exit.is_its_own",
+        "is_poison = claim.is_alone and attempts == 1",
         HOST,
     ),
     _mutant(

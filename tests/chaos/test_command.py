@@ -88,6 +88,21 @@ def test_nothing_is_lost_and_nothing_is_left_behind(up: Up) -> None:
 
 
 @pytest.mark.slow
+def test_what_a_killed_run_has_left_behind_the_next_one_removes(up: Up) -> None:
+    process = start(up, "--for", "10m", "--rate", "20/s", "--faults", "slow", "--yes")
+    try:
+        nodes.wait_until(lambda: is_up_to(up, "running"))
+    finally:
+        process.kill()
+        process.communicate(timeout=nodes.DEADLINE_S)
+    (left,) = agents(up) - {"gated", "stubborn"}
+    code, out, err = run(up, "--for", "1s", "--tasks", "5", "--faults", "kill", "--yes")
+    assert code == 0, (out, err)
+    assert f"{left} is removed" in err
+    assert agents(up) == {"gated", "stubborn"}
+
+
+@pytest.mark.slow
 def test_an_agent_of_ones_own_gets_its_input_and_its_poison(up: Up) -> None:
     given = ("--agent", "stubborn", "--input", '{"how": "echo"}', "--poison", '{"how": "exit"}')
     code, out, err = run(up, *given, "--for", "4s", "--rate", "10/s", "--faults", "kill,poison", "--yes")

@@ -419,3 +419,20 @@ async def test_the_number_of_replicas_outlives_an_equal_deployment(loops: Loops)
     await loops.deploy(replicas=1)
     entry = (await loops.store.directory.refresh())["agent"]
     assert (entry.agent.replicas, entry.agent.revision) == (3, 1)
+
+
+async def test_who_shares_a_suspects_replica_while_that_waits_is_not_called_poison(loops: Loops) -> None:
+    await loops.deploy(concurrency=2, max_attempts=5, retry_backoff_s=0)
+    await loops.deploy("child", digest="c")
+    parent, innocent = await loops.submit(), await loops.submit()
+    for _ in range(2):
+        loops.engine.die(loops.replica_of(parent), "crashed")
+        await loops.advance(2)
+    alone = loops.replica_of(parent)
+    assert loops.replica_of(innocent) != alone
+    loops.engine.say(alone, protocol.Called(parent, 3, 1, "child", b"1"))
+    await loops.step(times=2)
+    loops.engine.die(alone, "crashed")
+    await loops.step(times=2)
+    task = await loops.task(innocent)
+    assert task.state != "failed", task.error

@@ -11,6 +11,7 @@ import pytest
 from greenroom import errors, telemetry
 from greenroom.core import failures, recovery
 from greenroom.engine import contract, protocol
+from greenroom.store.recovery import Noted
 
 if TYPE_CHECKING:
     from control.conftest import Loops
@@ -238,14 +239,14 @@ async def test_a_node_that_was_killed_remembers_the_quarantine_and_one_that_was_
     started = loops.engine.starts
     await loops.advance(3600)
     assert ((await _state(loops))[0], loops.engine.starts) == ("quarantined", started)
-    (before,) = await loops.store.recovery.alerts()
+    acknowledged = await loops.store.recovery.acknowledge("agent-agent", by="ada")
     await loops.host.drain_all(grace_s=0)
     await loops.host.leave()
     loops.host = loops.another_host()
     await loops.advance(60)
     await loops.advance(60)
     assert ((await _state(loops))[0], loops.engine.starts) == ("quarantined", started + 1)
-    assert await loops.store.recovery.alerts() == [before]  # the same, and not raised again
+    assert await loops.store.recovery.alerts() == [acknowledged]  # the same, and not raised again
 
 
 async def test_a_store_that_does_not_answer_while_a_replica_is_started_costs_a_step_and_no_replica(
@@ -292,18 +293,6 @@ async def test_a_migration_lets_end_what_must_not_run_twice(loops: Loops) -> Non
     assert (await loops.task(id)).state == "succeeded"
 
 
-async def test_an_agent_that_is_removed_and_deployed_again_at_once_begins_anew(loops: Loops) -> None:
-    loops.engine.refusal = "broken"
-    await loops.deploy()
-    for _ in range(recovery.INTENSITY):
-        await loops.advance(60)
-    assert (await _state(loops))[0] == "quarantined"
-    loops.engine.refusal = ""
-    await loops.store.agents.remove("agent")
-    await loops.deploy()
-    assert await _state(loops) == ("ready", "")
-
-
 async def test_what_no_database_takes_in_the_words_of_a_death_ends_nobody(loops: Loops) -> None:
     await loops.deploy()
     loops.engine.die(next(iter(loops.engine.replicas)), "crashed", "a\0b\ud800c" * 1_000)
@@ -311,6 +300,46 @@ async def test_what_no_database_takes_in_the_words_of_a_death_ends_nobody(loops:
     (failure,) = await loops.store.recovery.failures()
     assert failure.reason.startswith("a?b?c")
     assert len(failure.reason) <= failures.MAX_WORDS
+
+
+async def test_a_record_that_cannot_be_read_stops_no_host(loops: Loops) -> None:
+    await loops.deploy()
+    await loops.store.recovery.note(Noted("agent", b"\xff"))
+    loops.host = loops.another_host()
+    await loops.step(times=2)
+    assert (await loops.store.recovery.records())["agent"][0].startswith(b"{")
+
+
+async def test_what_works_after_an_orderly_stop_is_no_longer_alerted(loops: Loops) -> None:
+    loops.engine.refusal = "broken"
+    await loops.deploy()
+    for _ in range(recovery.INTENSITY):
+        await loops.advance(60)
+    await loops.host.drain_all(grace_s=0)
+    await loops.host.leave()
+    loops.engine.refusal = ""
+    loops.host = loops.another_host()
+    await loops.step(times=3)
+    assert await _state(loops) == ("ready", "")
+    (alert,) = await loops.store.recovery.alerts()
+    assert alert.state == "resolved"
+
+
+@pytest.mark.parametrize("lives_on", [True, False])
+async def test_who_is_deployed_in_the_place_of_a_removed_agent_is_judged_anew(loops: Loops, *, lives_on: bool) -> None:
+    loops.engine.refusal = "broken"
+    await loops.deploy()
+    for _ in range(recovery.INTENSITY):
+        await loops.advance(60)
+    assert (await _state(loops))[0] == "quarantined"
+    loops.engine.refusal = ""
+    spec = (await loops.store.directory.refresh())["agent"].agent.spec
+    await loops.store.agents.remove("agent")
+    await loops.store.agents.deploy("agent", digest="d", spec=spec, replicas=1)  # before any step has seen it gone
+    if not lives_on:
+        loops.host = loops.another_host()
+    await loops.step(times=3)
+    assert await _state(loops) == ("ready", "")
 
 
 async def test_a_node_that_is_killed_in_the_middle_of_the_ladder_goes_on_where_it_was(loops: Loops) -> None:

@@ -45,8 +45,8 @@ def _broken_promises() -> set[str]:
 
 @pytest.mark.slow
 def test_the_simulation_finds_a_drain_that_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
-    def loss_of(exit: Exit, claim: Claim, *, suspects: int, is_suspect: bool) -> tasks.ReplicaGone:
-        del claim, suspects, is_suspect
+    def loss_of(exit: Exit, claim: Claim, *, attempts: int, suspects: int, is_suspect: bool) -> tasks.ReplicaGone:
+        del claim, attempts, suspects, is_suspect
         return tasks.ReplicaGone(tasks.Reason.DRAINED, exit.detail)
 
     monkeypatch.setattr(attempts, "loss_of", loss_of)

@@ -17,7 +17,8 @@ import apsw
 import pytest
 
 from greenroom import errors
-from greenroom.store import sqlite, sqlite_checks, store
+from greenroom.store import recovery, sqlite, sqlite_checks, store
+from greenroom.store.principals import Principal
 from greenroom.testing import databases
 from greenroom.testing.fakes import FakeClock
 from greenroom.testing.store_contract import Node
@@ -85,6 +86,60 @@ async def test_a_truncated_store_is_refused_and_left_as_it_was(sqlite_scratch: d
     with pytest.raises(errors.StoreDamaged):
         _open(path)
     assert _sha256(path) == before
+
+
+async def test_a_store_that_was_emptied_is_refused_and_one_that_was_moved_away_is_made_anew(
+    sqlite_scratch: databases.Scratch,
+) -> None:
+    await sqlite_scratch.open()
+    await sqlite_scratch.close()
+    path = _path(sqlite_scratch)
+    path.write_bytes(b"")
+    with pytest.raises(errors.StoreDamaged, match="it is empty, and was not"):
+        _open(path)
+    assert path.read_bytes() == b""
+    path.unlink()
+    await sqlite_scratch.open()
+
+
+async def test_a_store_whose_log_was_removed_before_anything_else_was_written_is_refused(
+    sqlite_scratch: databases.Scratch,
+) -> None:
+    node = Node(await sqlite_scratch.open())
+    await node.submit()
+    path = _path(sqlite_scratch)
+    without_log = path.read_bytes()
+    await sqlite_scratch.close()
+    path.write_bytes(without_log)
+    with pytest.raises(errors.StoreDamaged, match="its -wal was removed"):
+        _open(path)
+    assert path.read_bytes() == without_log
+
+
+@pytest.mark.parametrize("table", ["alert", "principal"])
+async def test_a_damaged_text_that_every_start_reads_is_refused(sqlite_scratch: databases.Scratch, table: str) -> None:
+    opened = await sqlite_scratch.open()
+    raised = recovery.Raised("a", "quarantined", None, "critical", "dead")
+    await opened.recovery.note(recovery.Noted("agent", b"{}", alert=raised))
+    await opened.principals.create(Principal("k", "default", "owner", "admin", b"hash", 1))
+    await sqlite_scratch.close()
+    path = _path(sqlite_scratch)
+    with apsw.Connection(str(path)) as harm:
+        harm.execute(f"update {table} set {'reason' if table == 'alert' else 'name'} = cast(x'ff41' as text)")
+    harm.close()
+    with pytest.raises(errors.StoreDamaged, match=f"a text of {table} is damaged"):
+        _open(path)
+
+
+async def test_a_store_that_ends_within_a_page_is_refused(sqlite_scratch: databases.Scratch) -> None:
+    await sqlite_scratch.open()
+    await sqlite_scratch.close()
+    path = _path(sqlite_scratch)
+    cut = path.read_bytes()[:-1]
+    path.write_bytes(cut)
+    with pytest.raises(errors.StoreDamaged, match="ends within a page"):
+        _open(path)
+    assert path.read_bytes() == cut
 
 
 async def test_a_newer_schema_is_refused(sqlite_scratch: databases.Scratch) -> None:

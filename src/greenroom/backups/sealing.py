@@ -6,6 +6,7 @@ import hmac
 import os
 import re
 import secrets
+import shlex
 import zlib
 from pathlib import Path
 
@@ -62,7 +63,9 @@ def load(path: Path) -> Key:
             f"cannot read the key of the backups, {path}: {why}; put your copy of it there, or name it with --key-file"
         ) from None
     if mode & 0o077:
-        raise errors.BackupInvalid(f"cannot trust {path}: others may read it (mode {mode:o}); run: chmod 600 {path}")
+        raise errors.BackupInvalid(
+            f"cannot trust {path}: others may read it (mode {mode:o}); run: chmod 600 {shlex.quote(str(path))}"
+        )
     match = _FORM.fullmatch(text)
     if match is None:
         raise errors.BackupInvalid(f"cannot use {path}: it is not a key of Greenroom's backups")

@@ -10,7 +10,7 @@ import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -172,7 +172,7 @@ def _json(option: str, text: str | None) -> Any:
 
 async def _run(asked: Asked, given: options.Options) -> judging.Report:
     from greenroom.sdk import async_client, discovery
-    from greenroom.testing.chaos import target
+    from greenroom.testing.chaos import campaign, target
 
     running = asyncio.current_task()
     assert running is not None
@@ -183,9 +183,14 @@ async def _run(asked: Asked, given: options.Options) -> judging.Report:
         has_poison = asked.agent is None or asked.poison is not None
         found = target.look(status, data_dir=data_dir, url=client.url, store=asked.store, has_poison=has_poison)
         hang_after_s = await _hang_after_s(client, asked.agent)
-        replicas = await _replicas(client, status, asked.agent)
+        # Where the node runs here, so did who named them.
+        left = () if asked.agent is not None or "kill" in found.unavailable else _left_behind(status)
+        replicas = await _replicas(client, status, asked.agent, besides=left)
         _announce(asked, found, status, replicas)
         await _confirm(asked, status)
+        for name in left:
+            await campaign.remove(client, name)
+            render.say(f"{name} is removed: a run that was killed had left it behind")
         with tempfile.TemporaryDirectory(prefix="greenroom-chaos-") as folder:
             ledger = Path(folder) / "ledger"
             async with _agent(client, asked.agent, replicas) as agent:
@@ -249,11 +254,21 @@ async def _hang_after_s(client: AsyncClient, agent: str | None) -> float:
     return float(shown.get("hang_after_s", target.HANG_AFTER_S))
 
 
-async def _replicas(client: AsyncClient, status: Mapping[str, Any], agent: str | None) -> int:
+def _left_behind(status: Mapping[str, Any]) -> Sequence[str]:
+    """Return the agents of runs on this machine that were killed before they could remove them."""
+    found = [
+        (each["name"], re.fullmatch(r"chaos-(\d+)-[0-9a-f]{4}", each["name"])) for each in status.get("agents", ())
+    ]
+    return [name for name, match in found if match is not None and not Path(f"/proc/{match[1]}").exists()]
+
+
+async def _replicas(
+    client: AsyncClient, status: Mapping[str, Any], agent: str | None, *, besides: Collection[str]
+) -> int:
     """How many replicas the tasks have: the agent's own, or as many as may still be started, at most three."""
     if agent is not None:
         return (await client.agent(agent)).replicas.desired
-    wanted = sum(int(each["replicas"]["desired"]) for each in status.get("agents", ()))
+    wanted = sum(int(each["replicas"]["desired"]) for each in status.get("agents", ()) if each["name"] not in besides)
     room = int(status["replicas"]["limit"]) - wanted
     if room < 1:
         raise errors.Conflict(

@@ -99,8 +99,8 @@ def end_of(message: protocol.Ended) -> tasks.End:
     return tasks.AgentFailed(message.error_type or "error", message.error_message, message.retryable)
 
 
-def loss_of(exit: Exit, claim: Claim, *, suspects: int, is_suspect: bool) -> tasks.ReplicaGone:
-    """Translate the end of a replica's process for one of its attempts.
+def loss_of(exit: Exit, claim: Claim, *, attempts: int, suspects: int, is_suspect: bool) -> tasks.ReplicaGone:
+    """Translate the end of a replica's process for one of its *attempts*.
 
     *suspects* of them may have caused it. One alone is charged; of several nobody knows which it was, so none is, and
     the store counts the death against each of them until they run alone.
@@ -110,7 +110,8 @@ def loss_of(exit: Exit, claim: Claim, *, suspects: int, is_suspect: bool) -> tas
     if not is_suspect:
         return tasks.ReplicaGone(tasks.Reason.NEIGHBOUR, exit.detail, charged=False)
     reason = tasks.Reason.OOM if exit.reason == "oom" else tasks.Reason.REPLICA_LOST
-    is_poison = claim.is_alone and exit.is_its_own
+    # While another suspect waited there for its sub-task, it was not alone.
+    is_poison = claim.is_alone and attempts == 1 and exit.is_its_own
     if is_poison and claim.has_good_state and not claim.is_restored:  # it may be the state that kills
         return tasks.ReplicaGone(reason, exit.detail or exit.reason, charged=False, restores=True)
     return tasks.ReplicaGone(reason, exit.detail or exit.reason, charged=suspects == 1, is_poison=is_poison)

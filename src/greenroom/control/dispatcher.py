@@ -142,7 +142,9 @@ class Dispatcher:
         suspects = self._suspects(replica, running)
         for attempt in running:
             is_suspect = attempt in suspects
-            end = attempts.loss_of(exit, attempt.claim, suspects=len(suspects), is_suspect=is_suspect)
+            end = attempts.loss_of(
+                exit, attempt.claim, attempts=len(running), suspects=len(suspects), is_suspect=is_suspect
+            )
             self._lose(attempt, end, is_kill=is_suspect and exit.reason != "stopped")
         for waiting in self._resuming.pop(replica, ()):
             waiting.cancel()

@@ -170,7 +170,10 @@ class Recovery:
         now_s, now_us = self._clock.monotonic_s(), database.microseconds(self._clock.now())
         for agent, (record, written_us) in (await self._store.recovery.records()).items():
             elapsed_s = max(0.0, (now_us - written_us) / 1e6)
-            known = recovery.moved(_decode(record), now_s - elapsed_s)
+            try:
+                known = recovery.moved(_decode(record), now_s - elapsed_s)
+            except msgspec.MsgspecError:  # damaged: its agent is judged anew, as one that was never seen
+                continue
             wanted = entries[agent].agent.replicas if agent in entries else 0
             self._cases[agent] = Case(known, written=known, bereaved=deque(maxlen=wanted))
         for alert in await self._store.recovery.alerts():

@@ -204,7 +204,9 @@ def _proven(record: Record) -> Record:
 
 def after_settling(record: Record) -> Record:
     """Note that all replicas of the serving revision are ready: from now on there is no way back to another."""
-    return record if record.has_settled else replace(record, has_settled=True, fallback=None)
+    if record.has_settled and not record.is_on_probation:
+        return record
+    return replace(record, has_settled=True, fallback=None, is_on_probation=False)
 
 
 def judged_anew(record: Record, revision: int, *, generation: int, fallback: int | None) -> Record:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -25,7 +26,9 @@ def load_or_make(path: Path) -> Secrets:
     try:
         mode = path.stat().st_mode & 0o777
         if mode & 0o077:
-            raise errors.StartRefused(f"cannot trust {path}: others may read it (mode {mode:o}); run: chmod 600 {path}")
+            raise errors.StartRefused(
+                f"cannot trust {path}: others may read it (mode {mode:o}); run: chmod 600 {shlex.quote(str(path))}"
+            )
         return msgspec.json.decode(path.read_bytes(), type=Secrets)
     except FileNotFoundError:
         made = Secrets(secrets.token_bytes(32))

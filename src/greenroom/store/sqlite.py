@@ -78,7 +78,7 @@ class Sqlite:
         self._lock_fd = take_file(path)
         try:
             with _start_refusals(path):
-                self._is_checked = _refuse_damaged(path)
+                self._is_checked = _refuse_damaged(path, had_store=_had_store(self._lock_fd))
                 self._connect()
         except BaseException:
             os.close(self._lock_fd)
@@ -96,6 +96,7 @@ class Sqlite:
             with connection:
                 connection.execute(f"{migration.script}; pragma user_version={migration.number}")
             connection.execute("commit")
+        _write_holder(self._lock_fd, has_store=True)
 
     async def claim_alone(self) -> None:
         """Its file was claimed when it was opened."""
@@ -259,20 +260,32 @@ def lock(path: Path) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        holder, *_ = [*os.pread(fd, 32, 0).decode(errors="replace").split(), ""]
         os.close(fd)
         raise errors.StoreInUse(
             f"cannot open {path}: another node has it open (process {holder or 'unknown'}); stop that node, "
             "or give this one its own --data-dir"
         ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    _write_holder(fd, has_store=_had_store(fd) and path.exists())
     return fd
 
 
 def is_exchanging(path: Path) -> bool:
     """Return whether a restored file is there that has not taken the place of the old one yet."""
     return _restored(path).exists()
+
+
+_STORE = b"store"
+
+
+def _had_store(lock_fd: int) -> bool:
+    """Whether there was a store in the file: one that is empty now has lost it."""
+    return _STORE in os.pread(lock_fd, 32, 0)
+
+
+def _write_holder(lock_fd: int, *, has_store: bool) -> None:
+    os.ftruncate(lock_fd, 0)
+    os.pwrite(lock_fd, b"%d\n%b" % (os.getpid(), _STORE if has_store else b""), 0)
 
 
 def complete_restore(path: Path) -> None:
@@ -347,18 +360,25 @@ def new_file(path: Path) -> apsw.Connection:
     return connection
 
 
-def _refuse_damaged(path: Path) -> bool:
+def _refuse_damaged(path: Path, *, had_store: bool) -> bool:
     """Refuse, before anything is written, a file that is damaged or not ours; tell whether all of it was looked at.
 
     A large one would make a start slow: `Sqlite.check` looks at the rest of it while the node serves.
     """
-    if not path.exists() or not path.stat().st_size:
+    if not path.exists():
         return True
+    if not path.stat().st_size:
+        if had_store:
+            raise sqlite_checks.Damaged(_EMPTY)
+        return True
+    _refuse_cut(path)
     is_small = path.stat().st_size <= CHECKED_AT_START_BYTES
     sides = [side for side in _SIDES if not path.with_name(f"{path.name}{side}").exists()]
     try:
         with contextlib.closing(read_only(path)) as connection:
             sqlite_checks.look_at(connection, _schema_of, application_id=_APPLICATION_ID)
+            if had_store and not connection.pragma("user_version"):
+                raise sqlite_checks.Damaged(_EMPTY)
             if is_small:
                 sqlite_checks.look_through(connection)
     except (apsw.ReadOnlyError, apsw.CantOpenError):
@@ -368,6 +388,23 @@ def _refuse_damaged(path: Path) -> bool:
             path.with_name(f"{path.name}{side}").unlink(missing_ok=True)
         raise
     return is_small
+
+
+_EMPTY = "it is empty, and was not: it was cut off, or its -wal was removed"
+
+
+def _refuse_cut(path: Path) -> None:
+    """Raise for a file that ends within a page, which SQLite would fill up with zeros.
+
+    Only a checkpoint that was interrupted leaves one, and then all that it copied is still in the log.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    if not path.is_file() or (log.exists() and log.stat().st_size):
+        return
+    with path.open("rb") as file:
+        page_bytes = int.from_bytes(file.read(18)[16:], "big")
+    if page_bytes >= 512 and path.stat().st_size % page_bytes:  # 1 means 65536, which is no page size of ours
+        raise sqlite_checks.Damaged("it ends within a page: it was cut off")
 
 
 @functools.cache

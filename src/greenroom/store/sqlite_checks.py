@@ -63,8 +63,14 @@ def look_at(
         raise Damaged(f"its schema is damaged: {error}") from None
     for name, part in sorted(schema_of(number) - found):
         raise Damaged(f"its schema is damaged: {name} has no {part}")
-    for table in ("agent", "revision"):  # no node starts without their specs
+    for table in ("agent", "revision"):
         _look_at_specs(connection.execute(f"select spec from {table}"), table)
+    for table in sorted(_NEEDED & {name for name, _ in found}):
+        _look_at_texts(connection.execute(f"select * from {table}"), table)
+
+
+# No node starts, or watches over its agents, without having read all of them.
+_NEEDED = {"agent", "revision", "principal", "failure", "alert"}
 
 
 def _look_at_specs(rows: Iterable[tuple[bytes]], table: str) -> None:
@@ -73,6 +79,14 @@ def _look_at_specs(rows: Iterable[tuple[bytes]], table: str) -> None:
             msgspec.json.decode(spec)
     except (msgspec.MsgspecError, UnicodeDecodeError, TypeError) as error:
         raise Damaged(f"the spec of an {table} is damaged: {error}") from None
+
+
+def _look_at_texts(rows: Iterable[tuple[Any, ...]], table: str) -> None:
+    try:
+        for _ in rows:
+            pass
+    except UnicodeDecodeError as error:
+        raise Damaged(f"a text of {table} is damaged: {error}") from None
 
 
 def look_through(connection: Connection) -> None:

@@ -167,7 +167,7 @@ async def deployed(client: AsyncClient, name: str, *, replicas: int) -> AsyncIte
         await ready(client, name, replicas=replicas)
         yield
     finally:
-        await asyncio.shield(_remove(client, name))
+        await asyncio.shield(remove(client, name))
 
 
 async def ready(client: AsyncClient, agent: str, *, replicas: int) -> None:
@@ -182,7 +182,8 @@ async def ready(client: AsyncClient, agent: str, *, replicas: int) -> None:
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def _remove(client: AsyncClient, name: str) -> None:
+async def remove(client: AsyncClient, name: str) -> None:
+    """Remove the built-in agent of that name with its open tasks and its sessions."""
     for state in ("queued", "running", "waiting"):
         async for task in client.iter_tasks(name, state):
             with contextlib.suppress(errors.Conflict):  # it has ended meanwhile
