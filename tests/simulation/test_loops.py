@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
+from greenroom import errors
 from greenroom.control import attempts
 from greenroom.control.dispatcher import Dispatcher
+from greenroom.control.host import Host
+from greenroom.control.hosted import Hosted
 from greenroom.core import tasks
 from greenroom.engine.contract import Exit
 from greenroom.store import claims, transitions
+from greenroom.store.directory import Entry
 from greenroom.store.rows import Claim
 from greenroom.testing.simulation import loops, runs
 from greenroom.testing.simulation.virtual import VirtualLoop
@@ -73,6 +77,35 @@ def test_the_simulation_finds_claims_that_nobody_gives_back(monkeypatch: pytest.
 def test_the_simulation_finds_sessions_out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "_TO_SHARE", claims._TO_SHARE.replace(" and not blocked", ""))
     assert _broken_promises() == {"I15"}
+
+
+@pytest.mark.slow
+def test_the_simulation_finds_a_ghost_of_a_replica_whose_revision_could_not_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = Host._start
+
+    async def leave_a_ghost(self: Host, entry: Entry, *, for_suspects: bool = False) -> None:
+        try:
+            await start(self, entry, for_suspects=for_suspects)
+        except errors.StoreUnavailable:
+            agent, at_s = entry.agent, self._clock.monotonic_s()
+            self._replicas["ghost"] = Hosted(
+                "ghost",
+                agent.name,
+                agent.revision,
+                slots=1,
+                timeout_s=1.0,
+                max_attempts=1,
+                hang_after_s=8.0,
+                started_at_us=0,
+                started_s=at_s,
+                for_suspects=for_suspects,
+            )
+            raise
+
+    monkeypatch.setattr(Host, "_start", leave_a_ghost)
+    assert _broken_promises() == {"I7"}
 
 
 def test_time_goes_on_when_everybody_waits_and_threads_are_none() -> None:

@@ -1,10 +1,15 @@
-"""The clock that tests move."""
+"""The clock that tests move, and the database that fails when they say so."""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
-from greenroom.testing.fakes import START, FakeClock
+import pytest
+
+from greenroom import errors
+from greenroom.store import store
+from greenroom.testing.fakes import START, FakeClock, FaultyDatabase
 
 
 async def _settle() -> None:
@@ -53,3 +58,20 @@ async def test_a_wakeup_ends_a_sleep_and_is_cleared() -> None:
 
 async def test_a_sleep_of_no_time_ends() -> None:
     await FakeClock().sleep(0)
+
+
+async def test_reads_and_look_ups_fail_as_they_are_told_and_then_as_they_are_drawn(tmp_path: Path) -> None:
+    drawn = iter([True, False])
+    real = store.open(f"sqlite:///{tmp_path / 'greenroom.db'}", clock=FakeClock(), owner="me").db
+    faulty = FaultyDatabase(real, draw_read=lambda: next(drawn))
+    faulty.read_faults = [True, False, True]
+    try:
+        for reading, fails in [("lookup", True), ("read", False), ("read", True), ("lookup", True), ("read", False)]:
+            asked = getattr(faulty, reading)("select 1", {})
+            if fails:
+                with pytest.raises(errors.StoreUnavailable):
+                    await asked
+            else:
+                assert [tuple(row) for row in await asked] == [(1,)]
+    finally:
+        await faulty.close()

@@ -71,13 +71,21 @@ class Fault(enum.Enum):
 class FaultyDatabase:
     """A real `database.Database` whose next transactions fail as *faults* says: a `Fault`, or part of a statement.
 
-    When *faults* is used up, *draw* says what comes. *transactions* counts those begun.
+    When *faults* is used up, *draw* says what comes. *transactions* counts those begun. Of its next look-ups and reads
+    those fail for which *read_faults* says True, and afterwards *draw_read*.
     """
 
-    def __init__(self, db: database.Database, *, draw: Callable[[], Fault | None] = lambda: None) -> None:
-        self._db, self._draw = db, draw
+    def __init__(
+        self,
+        db: database.Database,
+        *,
+        draw: Callable[[], Fault | None] = lambda: None,
+        draw_read: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._db, self._draw, self._draw_read = db, draw, draw_read
         self.dialect = db.dialect
         self.faults: list[Fault | str | None] = []
+        self.read_faults: list[bool] = []
         self.transactions = 0
 
     @contextlib.asynccontextmanager
@@ -98,10 +106,16 @@ class FaultyDatabase:
         await self._db.migrate()
 
     async def lookup(self, sql: str, params: database.Params) -> Sequence[database.Row]:
+        self._check_read()
         return await self._db.lookup(sql, params)
 
     async def read(self, sql: str, params: database.Params) -> Sequence[database.Row]:
+        self._check_read()
         return await self._db.read(sql, params)
+
+    def _check_read(self) -> None:
+        if self.read_faults.pop(0) if self.read_faults else self._draw_read():
+            raise errors.StoreUnavailable("cannot read: a test said so")
 
     async def check(self) -> None:
         await self._db.check()

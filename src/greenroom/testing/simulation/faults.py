@@ -23,6 +23,7 @@ class Fault(enum.StrEnum):
     AGENT_FAILS = "agent raises"
     COMMIT_FAILS = "commit fails"
     ANSWER_LOST = "commit's answer lost"
+    READ_FAILS = "read fails"
     STATEMENT_LATE = "statement late"
     STATEMENT_TWICE = "statement twice"
     NEWS_LOST = "news lost"

@@ -1,8 +1,8 @@
 """The simulation of the real loops: dispatcher, host and janitor over a real SQLite file, in virtual time, by one seed.
 
 A node is killed by ending all that it had begun, in the middle of whatever it did; the next one opens the same file.
-Its database fails on some of the transactions, before the commit or after it. What each commit has made of the tasks
-is read from the file, and judged, before anybody is told of it.
+Its database fails on some of the look-ups and of the transactions, before the commit or after it. What each commit has
+made of the tasks is read from the file, and judged, before anybody is told of it.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ PLANNED: Mapping[Fault, float] = {
     Fault.AGENT_FAILS: 0.8,
     Fault.COMMIT_FAILS: 1.5,
     Fault.ANSWER_LOST: 1.5,
+    Fault.READ_FAILS: 1.0,
     Fault.CANCEL: 0.5,
     Fault.DEADLINE: 0.6,
     Fault.DEPLOY: 0.25,
@@ -66,6 +67,7 @@ TENANT = "acme"
 FAULTS_S = 30.0
 CALM_S = 150.0
 STORE_FAULTS = 0.025  # of each of two kinds, of the transactions
+READ_FAULTS = 0.02  # of the look-ups
 CALLER_TIMEOUT_S = 5.0
 UNWRITTEN_S = 6.0  # what a host has noted, and weather has kept it from writing
 STOP_S = 1.0  # what is cancelled ends within this
@@ -99,9 +101,14 @@ class SeenRow(msgspec.Struct, frozen=True):
 
 class _WatchedDatabase(fakes.FaultyDatabase):
     def __init__(
-        self, db: database.Database, *, draw: Callable[[], fakes.Fault | None], changed: Callable[[], None]
+        self,
+        db: database.Database,
+        *,
+        draw: Callable[[], fakes.Fault | None],
+        draw_read: Callable[[], bool],
+        changed: Callable[[], None],
     ) -> None:
-        super().__init__(db, draw=draw)
+        super().__init__(db, draw=draw, draw_read=draw_read)
         self._changed = changed
 
     @contextlib.asynccontextmanager
@@ -122,14 +129,23 @@ class Incarnation:
         self.tasks: dict[asyncio.Task[Any], None] = {}  # in the order in which they were begun
         self.store = store.open(world.url, clock=world.clock, owner=self.id)
         self.db = self.store.db
-        self.store = store.Store(_WatchedDatabase(self.db, draw=world.draw_weather, changed=world.look), owner=self.id)
+        weather = _WatchedDatabase(
+            self.db, draw=world.draw_weather, draw_read=world.draw_read_weather, changed=world.look
+        )
+        self.store = store.Store(weather, owner=self.id)
         self.engine = replicas.ScriptedEngine(world.script)
         self.facts = telemetry.Telemetry()
         self.facts.subscribe(world.hear, telemetry.ServiceCrashed)
         self._world = world
         jitter = world.jitter
         self.host = Host(
-            self.store, self.engine, world.clock, self.facts, node=self.id, revision_of=_revision_of, jitter=jitter
+            self.store,
+            self.engine,
+            world.clock,
+            self.facts,
+            node=self.id,
+            revision_of=self._revision_of,
+            jitter=jitter,
         )
         self.dispatcher = Dispatcher(self.store, self.engine, world.clock, self.facts, jitter=jitter)
         self.janitor = Janitor(self.store, world.clock, jitter=jitter)
@@ -151,6 +167,7 @@ class Incarnation:
     async def leave(self) -> None:
         """Stop in order: what has ended is stored."""
         await self.host.drain_all(grace_s=GRACE_S)
+        await self.host.leave()
         await self.dispatcher.close()
         await self.store.commits.close()
 
@@ -164,6 +181,11 @@ class Incarnation:
             await asyncio.wait(self.tasks, timeout=STOP_S)
             self._world.note_survivors(self)
         await self.db.close()
+
+    async def _revision_of(self, entry: Entry) -> contract.Revision:
+        """Look the revision up, as `greenroom.node` does: it may not be told."""
+        row = await self.store.agents.revision(entry.agent.name, entry.agent.revision)
+        return contract.Revision(row.agent, row.number, Path("/nowhere"), entry.spec.factory)
 
 
 class _Agent(msgspec.Struct):
@@ -185,8 +207,8 @@ class World:
         self.moves = 0
         self._is_traced, self._loop = is_traced, loop
         # One for each purpose: what the loops do in sets has no order, and must not change what comes afterwards.
-        self._rng, self._weather, self._callers = (
-            random.Random(f"{seed} {name}") for name in ("world", "db", "callers")
+        self._rng, self._weather, self._read_weather, self._callers = (
+            random.Random(f"{seed} {name}") for name in ("world", "db", "reads", "callers")
         )
         jitter = self._rng.random()
         self.jitter = lambda: jitter
@@ -253,6 +275,12 @@ class World:
             self.inject(Fault.ANSWER_LOST)
             return fakes.Fault.AFTER_COMMIT
         return None
+
+    def draw_read_weather(self) -> bool:
+        is_drawn = self._calm_since_s is None and self._read_weather.random() < READ_FAULTS
+        if is_drawn:
+            self.inject(Fault.READ_FAILS)
+        return is_drawn
 
     # --- judging
 
@@ -565,10 +593,6 @@ def _ends_of(task: Task, events: Sequence[StoredEvent]) -> Iterator[checks.End]:
     afterwards = [attempt - 1 for attempt in begun[1:]] + [task.attempts_charged]
     for epoch, (reason, charged, after) in enumerate(zip(reasons, begun, afterwards, strict=False), 1):
         yield checks.End(epoch, reason, after < charged)
-
-
-async def _revision_of(entry: Entry) -> contract.Revision:
-    return contract.Revision(entry.agent.name, entry.agent.revision, Path("/nowhere"), entry.spec.factory)
 
 
 def _at_once(read: Coroutine[Any, Any, T]) -> T:
