@@ -345,7 +345,8 @@ class Log:
         )
 
     def __call__(self, fact: Fact) -> None:
-        level = _LEVELS[type(fact)]
+        is_over = isinstance(fact, AlertChanged) and fact.state == "resolved"
+        level = logging.WARNING if is_over else _LEVELS[type(fact)]
         if level >= self._level or isinstance(fact, NodeChanged):
             method = getattr(self._logger, logging.getLevelName(level).lower())
             with contextlib.suppress(OSError, ValueError):  # its reader has left, or the stream is closed

@@ -102,15 +102,23 @@ def test_who_has_never_settled_goes_back_to_the_proven_revision_before_it_is_qua
     assert recovery.alarm(fixed, "agent", now_s=10.0) is None
 
 
-def test_the_revision_that_serves_until_the_new_one_has_settled_becomes_a_way_back_when_it_succeeds() -> None:
+def test_the_revision_that_serves_until_the_new_one_has_proved_itself_becomes_a_way_back_when_it_succeeds() -> None:
     record = recovery.after_success(Record(REVISION), REVISION - 1, started_s=0.0)
     assert (record.fallback, record.is_proven) == (REVISION - 1, False)
-    settled = recovery.after_settling(record)
+    settled = recovery.after_success(record, REVISION, started_s=1.0)
     assert recovery.after_success(settled, REVISION - 1, started_s=0.0).fallback is None
 
 
-def test_who_once_had_all_its_replicas_ready_is_not_rolled_back() -> None:
+def test_a_new_revision_that_gets_ready_and_dies_of_every_task_is_rolled_back_soon() -> None:
     record = recovery.after_settling(Record(REVISION, fallback=REVISION - 1))
+    for number in range(recovery.INTENSITY):
+        assert not record.is_halted
+        record = recovery.after_death(record, death("at first work"), now_s=float(number), jitter=0.5)
+    assert record.rung is Rung.ROLL_BACK
+
+
+def test_who_has_proved_itself_is_not_rolled_back() -> None:
+    record = recovery.after_success(Record(REVISION, fallback=REVISION - 1), REVISION, started_s=0.0)
     for number in range(recovery.INTENSITY):
         record = recovery.after_death(record, death(), now_s=float(number), jitter=0.5)
     assert record.is_given_up
@@ -268,7 +276,7 @@ def test_who_was_killed_at_work_or_died_after_good_work_waits_for_nothing_new_an
         one = death(replica, ended=ended, max_attempts=max_attempts)
         before, record = record, recovery.after_death(record, one, now_s=now_s, jitter=jitter)
         assert 0 <= record.start_not_before_s - now_s <= recovery.CAP_S
-        if "later" in replica or ("work" in replica and ended == "killed"):
+        if ("later" in replica or "work" in replica) and ended == "killed":
             assert record.start_not_before_s == max(now_s, before.start_not_before_s)
             assert record.is_given_up == before.is_given_up
     assert recovery.after_success(record, REVISION, started_s=now_s + 1).is_given_up is False

@@ -128,6 +128,28 @@ async def test_a_new_revision_that_never_works_is_rolled_back_while_the_old_one_
         assert isinstance((await api.run("echo", 1))["output"], int)
 
 
+async def test_a_new_revision_that_gets_ready_and_dies_of_its_tasks_is_rolled_back_and_they_succeed(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "BASE_S", 0.01)
+    spec = {"max_attempts": 20, "retry_backoff_s": 0.01}
+    async with nodes.opened(data_dir, {"echo": nodes.agent("echo", **spec)}) as api:
+        assert (await api.run("echo", 1))["revision"] == 1
+        await api.call("PUT", "/v1/agents/echo", nodes.agent("stubborn", **spec))
+
+        async def serves(revision: int) -> bool:
+            items = (await api.get("/v1/replicas"))["items"]
+            return [(item["revision"], item["state"]) for item in items] == [(revision, "ready")]
+
+        await nodes.eventually(lambda: serves(2))
+        tasks = [await api.submit("echo", {"how": "exit"}) for _ in range(recovery.INTENSITY)]
+        await nodes.eventually(lambda: serves(1))
+        for task in tasks:
+            ended = await api.end_of(task["id"])
+            assert (ended["state"], ended["revision"]) in {("succeeded", 1), ("failed", 2)}
+        assert (await api.end_of(tasks[-1]["id"]))["state"] == "succeeded"
+
+
 async def test_on_replica_loss_fail_is_not_run_again(data_dir: Path, ledger: Path) -> None:
     agents = {"stubborn": nodes.agent("stubborn", on_replica_loss="fail")}
     async with nodes.opened(data_dir, agents) as api:

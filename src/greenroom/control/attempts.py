@@ -110,8 +110,8 @@ def loss_of(exit: Exit, claim: Claim, *, attempts: int, suspects: int, is_suspec
     if not is_suspect:
         return tasks.ReplicaGone(tasks.Reason.NEIGHBOUR, exit.detail, charged=False)
     reason = tasks.Reason.OOM if exit.reason == "oom" else tasks.Reason.REPLICA_LOST
-    # While another suspect waited there for its sub-task, it was not alone.
-    is_poison = claim.is_alone and attempts == 1 and exit.is_its_own
+    # Another suspect may have waited there for its sub-task, and who hangs may have been stopped by somebody.
+    is_poison = claim.is_alone and attempts == 1 and exit.is_its_own and exit.reason != "hung"
     if is_poison and claim.has_good_state and not claim.is_restored:  # it may be the state that kills
         return tasks.ReplicaGone(reason, exit.detail or exit.reason, charged=False, restores=True)
     return tasks.ReplicaGone(reason, exit.detail or exit.reason, charged=suspects == 1, is_poison=is_poison)

@@ -6,7 +6,7 @@ ladder, until one of the agent's new incarnations has shown that it works:
     restart      another process, from the same interpreter
     replace      another process, from a fresh interpreter that imports the code anew
     migrate      all replicas move to a fresh interpreter (on another node, where there is one) and hand over their work
-    roll back    the revision before serves again, where this one never had all its replicas ready
+    roll back    the revision before serves again, where this one has not succeeded with a task yet
     quarantine   nothing is started any more, tasks stay queued, one alert
 
 Only deaths before readiness or before a first success count: a replica that was killed from outside at work, or died
@@ -65,8 +65,7 @@ class Record(msgspec.Struct, frozen=True):
     revision: int = 0
     generation: int = 0  # of the agent; another one is judged anew
     is_proven: bool = False  # one of its replicas has succeeded with a task
-    has_settled: bool = False  # all its replicas were ready at once
-    fallback: int | None = None  # a proven revision to go back to, until it has
+    fallback: int | None = None  # a proven revision to go back to, until it is proven itself
     undone: int | None = None  # the revision that was rolled back to this one
     reason: str = ""  # what the last death that counts was, for people
     rung: Rung | None = None  # what it led to; None: nothing is wrong
@@ -99,7 +98,8 @@ def weight(record: Record, death: Death) -> Fraction:
 
     A death at work is that of the task, which has attempts of its own: until the revision is proven, as many as one
     task may have, three at most, weigh as one death in full. So a task that kills every replica it is given to does not
-    end its agent, and an agent that no task survives does not go on for ever.
+    end its agent, and an agent that no task survives does not go on for ever. Where there is a proven revision to go
+    back to, the new one is the likelier cause: each death weighs in full.
 
     >>> crash = Death(revision=1, started_s=0, ready_s=5, was_working=True, has_succeeded=False,
     ...               by_itself=True, max_attempts=3)
@@ -113,6 +113,8 @@ def weight(record: Record, death: Death) -> Fraction:
     if record.last_death_s is not None and death.started_s <= record.last_death_s:
         return Fraction(0)  # it is no answer to the death before, but its companion: what kills ten at once counts once
     if not death.was_ready:
+        return Fraction(1)
+    if record.fallback is not None and death.was_working and death.by_itself:
         return Fraction(1)
     if death.for_suspects:
         return Fraction(0)
@@ -131,9 +133,12 @@ def after_death(record: Record, death: Death, *, now_s: float, jitter: float) ->
     if _stood(record, death):
         record = _proven(record)
     counted = weight(record, death)
-    if not counted:  # at once; unless it had done nothing yet, for then the next one may be killed as quickly
-        delay_s = 0.0 if death.was_working or death.has_succeeded else BASE_S * (0.5 + jitter / 2)
-        return replace(record, start_not_before_s=max(record.start_not_before_s, now_s + delay_s))
+    if not counted:  # at once; unless it had nothing to do, for then the next one may die as quickly
+        was_killed = death.was_working or (death.has_succeeded and not death.by_itself)
+        delay_s = 0.0 if was_killed else BASE_S * (0.5 + jitter / 2)
+        recent_s = record.recent_s if was_killed or not death.by_itself else (*record.recent_s, now_s)[-RECURRING:]
+        start_s = max(record.start_not_before_s, now_s + delay_s)
+        return replace(record, start_not_before_s=start_s, recent_s=recent_s, reason=death.what or record.reason)
     cap_s = CAP_AT_WORK_S if death.was_working else CAP_S
     delay_s = min(cap_s, BASE_S * 2.0 ** min(record.deaths, 10)) * (0.5 + jitter / 2)
     record = replace(
@@ -183,15 +188,15 @@ def after_success(record: Record, revision: int, *, started_s: float) -> Record:
     """Note that a replica of *revision* that was started at *started_s* has succeeded with a task.
 
     Only one that was started after the last death that counts shows that the ladder has led to something. The success
-    of an older revision, which serves until this one has settled, is a way back.
+    of an older revision, before this one has had any, is a way back.
     """
     if revision != record.revision:
-        if record.has_settled or revision > record.revision or revision == record.fallback:
+        if record.is_proven or revision > record.revision or revision == record.fallback:
             return record
         return replace(record, fallback=max(revision, record.fallback or revision))
     if record.is_proven and not record.deaths:
         return record
-    record = replace(record, is_proven=True)
+    record = replace(record, is_proven=True, fallback=None)
     if record.last_death_s is not None and started_s < record.last_death_s:
         return record
     return _proven(record)
@@ -203,10 +208,8 @@ def _proven(record: Record) -> Record:
 
 
 def after_settling(record: Record) -> Record:
-    """Note that all replicas of the serving revision are ready: from now on there is no way back to another."""
-    if record.has_settled and not record.is_on_probation:
-        return record
-    return replace(record, has_settled=True, fallback=None, is_on_probation=False)
+    """Note that all replicas of the serving revision are ready: the one try of who was quarantined has helped."""
+    return replace(record, is_on_probation=False) if record.is_on_probation else record
 
 
 def judged_anew(record: Record, revision: int, *, generation: int, fallback: int | None) -> Record:
@@ -222,8 +225,7 @@ def judged_anew(record: Record, revision: int, *, generation: int, fallback: int
     return Record(
         revision,
         generation,
-        is_proven=record.is_proven and is_same,
-        has_settled=(record.has_settled and is_same) or is_back,
+        is_proven=(record.is_proven and is_same) or is_back,
         fallback=None if is_back else record.fallback if is_same else fallback,
         undone=undone,
         reason=record.reason if undone is not None else "",
