@@ -279,7 +279,7 @@ CATALOGUE = (
         "store/sqlite.py",
         "                sqlite_checks.look_through(connection)\n    ",
         "                pass\n    ",
-        "tests/store/test_sqlite.py",
+        "tests/node/test_backups.py::test_a_damaged_copy_is_refused_untouched_or_serves_every_task",
     ),
     # --- processes
     _mutant(
