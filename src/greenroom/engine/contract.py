@@ -59,14 +59,13 @@ _ITS_OWN = frozenset({"crashed", "oom", "hung", "protocol"})
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the engine sees of a replica right now. Times are `Clock.monotonic_s`."""
+    """What the engine sees of a replica right now."""
 
     replica: str
     pid: int | None
     ready: bool
     rss_mb: float
     cpu_s: float  # of the whole process so far
-    last_frame_s: float
 
 
 class Listener(Protocol):

@@ -67,7 +67,6 @@ class LocalEngine:
             replica,
             revision,
             listeners=self._listeners,
-            clock=self._clock,
             zygote_of=self._zygote_of,
             sweep=self._sweep,
             on_gone=self._on_gone,
@@ -257,7 +256,6 @@ def _observe(record: replicas.Replica) -> contract.Observation:
         ready=record.is_ready,
         rss_mb=reading.rss_mb if reading else 0.0,
         cpu_s=reading.cpu_s if reading else 0.0,
-        last_frame_s=record.last_frame_s,
     )
 
 

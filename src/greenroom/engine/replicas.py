@@ -14,7 +14,6 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Protocol, assert_never
 
-from greenroom import clock as clocks
 from greenroom import errors
 from greenroom.engine import channels, contract, failures, processes, protocol, zygotes
 
@@ -50,7 +49,6 @@ class Replica:
         revision: contract.Revision,
         *,
         listeners: Sequence[contract.Listener],
-        clock: clocks.Clock,
         zygote_of: Callable[[Replica], zygotes.Zygote],
         sweep: Sweep,
         on_gone: Callable[[Replica], None],
@@ -59,9 +57,8 @@ class Replica:
         self.id, self.revision = replica, revision
         self.pid: int | None = None
         self.is_ready = False
-        self.last_frame_s = clock.monotonic_s()
         self.gone = asyncio.Event()
-        self._listeners, self._clock, self._sweep, self._on_gone = listeners, clock, sweep, on_gone
+        self._listeners, self._sweep, self._on_gone = listeners, sweep, on_gone
         self._zygote_of, self._oom_kills = zygote_of, oom_kills
         self._loop = asyncio.get_running_loop()
         self._launches = 0
@@ -147,7 +144,6 @@ class Replica:
         return True
 
     def _on_message(self, message: protocol.ToNode) -> None:
-        self.last_frame_s = self._clock.monotonic_s()
         match message:
             case protocol.Emitted() | protocol.Called() | protocol.Ended():
                 self._tell("on_message", message)

@@ -76,7 +76,7 @@ class FakeEngine:
 
     def observe(self) -> list[contract.Observation]:
         return [
-            contract.Observation(replica.id, 1000 + place, replica.is_ready, 10.0, 0.0, 0.0)
+            contract.Observation(replica.id, 1000 + place, replica.is_ready, 10.0, 0.0)
             for place, replica in enumerate(self.replicas.values())
         ]
 
