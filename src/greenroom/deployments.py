@@ -1,7 +1,8 @@
-"""Deployments: what the manifest names when a node starts, and what the API and programs add to it.
+"""Deployments: what the manifest names when a node starts, and what the API and programs ask for.
 
-The store does not know where an agent came from. A file in the data directory does: it names those that a manifest
-deployed; who deploys an agent last is where it comes from. Without the file none came from a manifest. Held by `node`.
+Takes the snapshot of the code, and has the store begin the rollout. The store does not know where an agent came from. A
+file in the data directory does: it names those that a manifest deployed; who deploys an agent last is where it comes
+from. Without the file none came from a manifest. Held by `node`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from pathlib import Path
 import msgspec
 
 from greenroom import errors, settings, telemetry
-from greenroom.core import agents
+from greenroom.core import agents, rollouts
 from greenroom.engine import contract, snapshots
 from greenroom.security import secret_file
 from greenroom.store.directory import Entry
+from greenroom.store.rollouts import Begun, Decision, Limits, Rollout
 from greenroom.store.store import Store
+
+BY_MANIFEST = "the manifest"
 
 
 class Deployments:
@@ -34,9 +38,12 @@ class Deployments:
         data_dir: Path,
     ) -> None:
         self._store, self._settings, self._facts = store, found, facts
-        self._folder, self._snapshots = folder, data_dir / "snapshots"
+        self._folder, self.snapshots = folder, data_dir / "snapshots"
         self._list = data_dir / "manifest-agents.json"
         self._listed: frozenset[str] = frozenset()
+        most = found.cluster.max_replicas
+        surge = found.cluster.max_surge
+        self._limits = Limits(most, most if surge is None else surge)
 
     async def start(self) -> None:
         """Deploy the manifest's agents, and drop those that have left it: their tasks stay, their replicas do not.
@@ -48,42 +55,118 @@ class Deployments:
         listed = self._read()
         dropped = [entry for entry in others if entry.agent.name in listed]
         self._check_room([entry for entry in others if entry.agent.name not in listed])
+        taken = {name: await self._snapshot(spec, self._folder) for name, spec in manifest.items()}
+        for name, spec in manifest.items():
+            _check_names(name, spec, taken[name])
         self._write(manifest.keys() | {entry.agent.name for entry in dropped})
         for entry in dropped:
             await self._drop(entry)
         for name, spec in manifest.items():
-            await self._deploy(name, spec, folder=self._folder, judged_anew=False)
+            await self._store.rollouts.begin(name, spec, digest=taken[name].digest, by=BY_MANIFEST, judged_anew=False)
         await self._store.directory.refresh()
 
-    async def add(self, name: str, spec: settings.AgentSettings, *, folder: Path | None = None) -> int:
-        """Deploy an agent that no manifest names, or no more; return the number of its serving revision."""
-        number = await self._deploy(name, spec, folder=folder or self._folder)
+    async def add(
+        self,
+        name: str,
+        spec: settings.AgentSettings,
+        *,
+        by: str,
+        folder: Path | None = None,
+        code: str | None = None,
+    ) -> Begun:
+        """Begin to move an agent to *spec*, with the code in *folder* or that of the digest *code*.
+
+        From here on it is no more the manifest's. Raises `errors.Conflict` where there is no room, `errors.NotFound`
+        for a digest that nobody has brought, and `errors.AgentInvalid` for code or names that cannot be.
+        """
+        snapshot = await self.snapshot(spec, folder=folder, code=code)
+        _check_names(name, spec, snapshot)
+        begun = await self._store.rollouts.begin(name, spec, digest=snapshot.digest, by=by, limits=self._limits)
         if name in self._listed:
             self._write(self._listed - {name})
         await self._store.directory.refresh()
-        return number
+        return begun
 
-    async def _deploy(self, name: str, spec: settings.AgentSettings, *, folder: Path, judged_anew: bool = True) -> int:
-        before = self._store.directory.entries.get(name)
-        snapshot = await asyncio.to_thread(  # it reads a whole folder
-            snapshots.take, folder, include=spec.include, into=self._snapshots
+    async def decide(
+        self, name: str, spec: settings.AgentSettings, *, code: str | None = None
+    ) -> tuple[Decision, snapshots.Snapshot]:
+        """Return what `add` would do, and the code that it would run."""
+        snapshot = await self.snapshot(spec, code=code)
+        _check_names(name, spec, snapshot)
+        decision = await self._store.rollouts.decide(name, spec, digest=snapshot.digest, limits=self._limits)
+        return decision, snapshot
+
+    async def snapshot(
+        self, spec: settings.AgentSettings, *, folder: Path | None = None, code: str | None = None
+    ) -> snapshots.Snapshot:
+        """Return the code of *folder* (default: the node's own), or what was brought as *code*."""
+        if code is None:
+            return await self._snapshot(spec, folder or self._folder)
+        path = self.snapshots / code
+        if not (code.isalnum() and path.is_dir()):
+            raise errors.NotFound(f"cannot find the code {code[:64]}: bring it first (POST /v1/code)")
+        return snapshots.Snapshot(code, path)
+
+    async def undo(self, name: str, *, to: int | None, by: str) -> Rollout | None:
+        """Let a revision serve again that is kept: the one before, or *to*; None where nothing has to be done.
+
+        At once while it stands with all its replicas, else by a rollout as the agent's strategy has it. A rollout that
+        is on its way to another one is aborted.
+        """
+        store = self._store
+        await store.directory.refresh()
+        entry = store.directory.get(name)
+        last = entry.rollout
+        if last is not None and last.state.is_open and to in (None, last.from_revision):
+            await store.rollouts.put(last, rollouts.abort(last.state, f"{by} undid it"))
+            return await store.rollouts.get(last.id)
+        target = to if to is not None else await self._before(entry)
+        if target == entry.agent.revision:
+            return None
+        revision = await store.agents.revision(name, target)
+        if await self._stands(entry, target):
+            reason = f"{by} went back from revision {entry.agent.revision}"
+            id = await store.rollouts.switch(name, generation=entry.agent.generation, to=target, reason=reason, by=by)
+            if id is None:
+                raise errors.Conflict(f"cannot undo {name}: somebody has changed it meanwhile; look at it again")
+            return await store.rollouts.get(id)
+        spec = settings.with_revision_part(entry.spec, msgspec.json.decode(revision.spec, type=settings.AgentSettings))
+        if not (self.snapshots / revision.digest).is_dir():
+            raise errors.Conflict(f"cannot undo {name}: the code of revision {target} is gone; deploy it again")
+        begun = await store.rollouts.begin(name, spec, digest=revision.digest, by=by, limits=self._limits)
+        return await store.rollouts.get(begun.rollout)
+
+    async def _before(self, entry: Entry) -> int:
+        """Return the revision that served before the one that does."""
+        name, serving = entry.agent.name, entry.agent.revision
+        for rollout in await self._store.rollouts.history(name):
+            is_it = rollout.to_revision == serving and rollout.phase == rollouts.Phase.COMPLETE
+            if is_it and rollout.from_revision is not None:
+                return rollout.from_revision
+        raise errors.Conflict(
+            f"cannot undo {name}: nothing is known to have served before revision {serving}; name one of "
+            f"`greenroom rollout history {name}` with --to"
         )
-        number = await self._store.agents.deploy(
-            name,
-            digest=snapshot.digest,
-            spec=msgspec.json.encode(spec),
-            replicas=spec.scaling.min_replicas,
-            judged_anew=judged_anew,
+
+    async def _stands(self, entry: Entry, revision: int) -> bool:
+        """Whether *revision* has all the replicas, ready, that the agent should have."""
+        if entry.rollout is None or revision not in entry.rollout.state.standing:
+            return False
+        replicas = await self._store.agents.replicas()
+        its = [each for each in replicas if (each.agent, each.revision) == (entry.agent.name, revision)]
+        return sum(each.state == "ready" for each in its) >= entry.agent.replicas
+
+    async def _snapshot(self, spec: settings.AgentSettings, folder: Path) -> snapshots.Snapshot:
+        return await asyncio.to_thread(  # it reads a whole folder
+            snapshots.take, folder, include=spec.include, into=self.snapshots
         )
-        if before is not None and _is_dropped(before):  # where nothing else has changed it would stay as it is
-            await self._store.agents.scale(name, spec.scaling.min_replicas)
-            await self._store.agents.observe(name, state=agents.State.STARTING, reason="")
-        return number
 
     async def _drop(self, entry: Entry) -> None:
         if _is_dropped(entry):
             return
         name = entry.agent.name
+        if entry.rollout is not None and entry.rollout.state.is_open:
+            await self._store.rollouts.put(entry.rollout, rollouts.abort(entry.rollout.state, "it left the manifest"))
         await self._store.agents.scale(name, 0)
         reason = (
             "it is not in the manifest: it has no replicas and its tasks stay queued; "
@@ -137,6 +220,13 @@ def revision_of(
         python=None if spec.python is None else str(folder / spec.python),
         retry_on=spec.retry_on,
     )
+
+
+def _check_names(name: str, spec: settings.AgentSettings, snapshot: snapshots.Snapshot) -> None:
+    """Raise `errors.AgentInvalid` for checks that are certainly not in the code, before anything is begun."""
+    for check in spec.rollout.checks:
+        if (wrong := snapshots.defines(snapshot.path, check)) is not None:
+            raise errors.AgentInvalid(f"cannot deploy {name}: rollout.checks names {check}, and {wrong}")
 
 
 def _is_dropped(entry: Entry) -> bool:

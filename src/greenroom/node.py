@@ -30,7 +30,9 @@ from greenroom.control import backups, supervisor
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
-from greenroom.core import routing
+from greenroom.control.reconciler import Reconciler
+from greenroom.control.rehearsal import Rehearsal
+from greenroom.core import rollouts, routing
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
 from greenroom.sdk import models
@@ -38,8 +40,11 @@ from greenroom.security import secret_file
 from greenroom.store import database, submissions
 from greenroom.store import store as stores
 from greenroom.store.directory import Entry
+from greenroom.store.news import News
+from greenroom.store.rollouts import Begun, Rollout
 
 GRACE_S = 20.0  # how long running tasks may go on after SIGTERM
+LOOK_EVERY_S = 1.0  # wakeups are hints; this is the guarantee
 TENANT = "default"
 
 
@@ -82,6 +87,8 @@ class Node:
             revision_of=self._revision_of,
             health_checks=options.settings.cluster.health_checks,
         )
+        self.reconciler = Reconciler(self.store, self.engine, clock, self.facts)
+        self.rehearsal = Rehearsal(self.store, self.engine, self.reconciler.trials, clock)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
         self.janitor = Janitor(self.store, clock)
         self.deployments = deployments.Deployments(
@@ -105,6 +112,8 @@ class Node:
             similarity=_similarity(),
         )
         self.app = App(self.services)
+        self._moved = asyncio.Event()  # a rollout has
+        self.store.hub.subscribe(self._hear)
         self.failure: BaseException | None = None  # what ended the loops; nothing runs without them
         self._loops: asyncio.Task[None] | None = None
 
@@ -119,7 +128,14 @@ class Node:
         await self.auth.refresh()
         await self._mint_owner_key()
         await self.deployments.start()
-        loops = (self.host, self.host.checks, self.dispatcher, self.janitor, self.backups.loop)
+        loops = (
+            self.host,
+            self.host.checks,
+            self.reconciler,
+            self.dispatcher,
+            self.janitor,
+            self.backups.loop,
+        )
         self._loops = asyncio.create_task(self._run(loops), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
 
@@ -156,6 +172,7 @@ class Node:
         if self.failure is None:
             await self.host.leave()
         await self.dispatcher.close()
+        await self.reconciler.close()
         if self._loops is not None:
             self._loops.cancel()
             await asyncio.wait([self._loops])
@@ -174,19 +191,46 @@ class Node:
                     raise error from None
             raise
 
-    async def deploy(self, name: str, spec: settings.AgentSettings, *, folder: Path | None = None) -> int:
-        """Snapshot *folder* (default: the node's own), make it and *spec* the serving revision, return its number."""
-        number = await self.deployments.add(name, spec, folder=folder)
+    async def deploy(
+        self,
+        name: str,
+        spec: settings.AgentSettings,
+        *,
+        by: str,
+        folder: Path | None = None,
+        code: str | None = None,
+    ) -> Begun:
+        """Begin to move an agent to *spec*; see `deployments.Deployments.add`."""
+        begun = await self.deployments.add(name, spec, by=by, folder=folder, code=code)
         self.host.settled.clear()
         self.host.wakeup.set()
-        return number
+        self.reconciler.wakeup.set()
+        return begun
 
-    async def _revision_of(self, entry: Entry) -> contract.Revision:
-        """Return what the engine needs to run the serving revision of *entry*."""
-        agent, spec = entry.agent, entry.spec
-        row = await self.store.agents.revision(agent.name, agent.revision)
-        snapshot = self.options.data_dir / "snapshots" / row.digest
-        return deployments.revision_of(agent.name, agent.revision, spec, snapshot=snapshot, folder=self.options.folder)
+    async def rollout_at_rest(self, id: int) -> Rollout:
+        """Wait until a rollout has ended or is paused, and return it."""
+        while True:
+            moved = self._moved
+            rollout = await self.store.rollouts.get(id)
+            if rollout.phase != rollouts.Phase.PROGRESSING:
+                return rollout
+            await self.clock.sleep(LOOK_EVERY_S, moved)
+
+    def _hear(self, news: News) -> None:
+        if news.traffic:
+            self._moved.set()
+            self._moved = asyncio.Event()
+
+    async def _revision_of(self, entry: Entry, number: int) -> contract.Revision:
+        """Return what the engine needs to run a revision of *entry* that stands."""
+        row = await self.store.agents.revision(entry.agent.name, number)
+        return deployments.revision_of(
+            row.agent,
+            number,
+            entry.spec_of(number),
+            snapshot=self.deployments.snapshots / row.digest,
+            folder=self.options.folder,
+        )
 
     async def _mint_owner_key(self) -> None:
         path = self.options.data_dir / "local.key"

@@ -20,10 +20,13 @@ from typing import Any, Self, TypeAlias
 import httpx
 
 from greenroom import errors, node, settings
+from greenroom.core import rollouts
 from greenroom.engine import snapshots
 from greenroom.sdk.async_client import AsyncClient
 from greenroom.sdk.models import Agent
+from greenroom.store.rollouts import Begun
 
+BY = "this program"
 DEPLOY_TIMEOUT_S = 120.0
 _SPEC_KEYS = frozenset(settings.AgentSettings.__struct_fields__)
 _NO_MODULE = re.compile(r"No module named '(\w+)'")
@@ -94,8 +97,10 @@ class ProductionMultiAgentSystem:
         assert created.key is not None, "a new key comes with its text"
         return created.key
 
-    async def deploy_agents(self, configs: Sequence[Mapping[str, Any]]) -> list[Agent]:
-        """Deploy agents and wait until they are ready.
+    async def deploy_agents(self, configs: Sequence[Mapping[str, Any]], *, strategy: str | None = None) -> list[Agent]:
+        """Deploy agents and wait until their new revisions serve everything, however long their rollouts take.
+
+        *strategy* ("rolling", "blue-green" or "canary") is that of the configs whose ``rollout`` names none.
 
         Each config has a ``name``, an ``agent_class`` (or factory function, defined at the top level of a module or of
         the running script) or a ``factory`` ("module:attribute"), any key of the manifest's agent table, and whatever
@@ -104,21 +109,30 @@ class ProductionMultiAgentSystem:
         with every agent that cannot run, and why.
         """
         started = self._started()
-        plan = _read_all(configs)
+        plan = _read_all(_with_strategy(configs, strategy))
         await self._check_room(started, plan)
         await self._check_folders(started, plan)
-        for name, (spec, folder) in plan.items():
-            await started.deploy(name, spec, folder=folder)
-        try:
-            async with asyncio.timeout(DEPLOY_TIMEOUT_S):
-                await started.host.settled.wait()
-        except TimeoutError:
-            pass  # the states below say which agent is late
-        agents = [await self._client(self.token).agent(name) for name in plan]
-        wrong = [f"{agent.name}: {_explained(agent.reason or '')}" for agent in agents if agent.state != "ready"]
+        begun = {name: await started.deploy(name, spec, by=BY, folder=folder) for name, (spec, folder) in plan.items()}
+        wrong = []
+        for name, each in begun.items():
+            if (reason := await self._outcome(started, name, each)) is not None:
+                wrong.append(f"{name}: {_explained(reason)}")
         if wrong:
             raise errors.AgentInvalid("cannot deploy " + "; ".join(wrong))
-        return agents
+        return [await self._client(self.token).agent(name) for name in plan]
+
+    async def _outcome(self, started: node.Node, name: str, begun: Begun) -> str | None:
+        """Wait until the rollout has ended and the agent is settled; return what is wrong, if something is."""
+        rollout = await started.rollout_at_rest(begun.rollout)
+        if rollout.phase == rollouts.Phase.PAUSED:
+            return f"rollout {rollout.id} is paused: {rollout.reason}"
+        if rollout.phase != rollouts.Phase.COMPLETE and begun.is_new:
+            return rollout.reason
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DEPLOY_TIMEOUT_S):
+                await started.host.settled.wait()  # where nothing was begun, its replicas may still be on their way
+        agent = await self._client(self.token).agent(name)
+        return None if agent.state == "ready" else agent.reason or ""
 
     async def process_request(self, token: str, request: Any, **options: Any) -> dict[str, Any]:
         """Submit *request* as who *token* proves; without ``agent=`` it is routed by its text.
@@ -184,6 +198,12 @@ def _explained(reason: str) -> str:
         name = ".".join(script.relative_to(folder).with_suffix("").parts)
         return f"{why}: run the script as a part of its package, `python -m {name}` in {folder}"
     return f"{why}: put it there, or install it"
+
+
+def _with_strategy(configs: Sequence[Mapping[str, Any]], strategy: str | None) -> Sequence[Mapping[str, Any]]:
+    if strategy is None:
+        return configs
+    return [{**config, "rollout": {"strategy": strategy, **(config.get("rollout") or {})}} for config in configs]
 
 
 def _read_all(configs: Sequence[Mapping[str, Any]]) -> Plan:

@@ -34,6 +34,18 @@ class AttemptEnded(msgspec.Struct, frozen=True):
     replica: str
 
 
+class AttemptSeen(msgspec.Struct, frozen=True):
+    """An attempt that ended, for who compares revisions. Never logged: *output*, JSON, is its caller's."""
+
+    agent: str
+    revision: int
+    reason: str
+    duration_s: float
+    tokens: int
+    output: bytes | None
+    error_type: str | None
+
+
 class ReplicaReady(msgspec.Struct, frozen=True):
     agent: str
     replica: str
@@ -82,6 +94,18 @@ class AgentRolledBack(msgspec.Struct, frozen=True):
     revision: int
     to: int
     reason: str
+
+
+class RolloutMoved(msgspec.Struct, frozen=True):
+    """It has come to *stage* (from 1), with *weight_pct* of the traffic for *revision*, or to its end."""
+
+    agent: str
+    rollout: int
+    phase: str
+    revision: int
+    stage: int
+    weight_pct: int
+    reason: str = ""
 
 
 class AlertChanged(msgspec.Struct, frozen=True):
@@ -161,6 +185,7 @@ class NodeChanged(msgspec.Struct, frozen=True):
 Fact = (
     TaskAccepted
     | AttemptEnded
+    | AttemptSeen
     | ReplicaReady
     | ReplicaExited
     | ReplicaGraded
@@ -169,6 +194,7 @@ Fact = (
     | AgentFailing
     | AgentDropped
     | AgentRolledBack
+    | RolloutMoved
     | AlertChanged
     | ServiceCrashed
     | StoreTrouble
@@ -307,6 +333,7 @@ _LEVELS: dict[type[Fact], int] = {
     AgentFailing: logging.ERROR,
     AgentDropped: logging.WARNING,
     AgentRolledBack: logging.ERROR,
+    RolloutMoved: logging.INFO,
     AlertChanged: logging.ERROR,
     ServiceCrashed: logging.ERROR,
     StoreTrouble: logging.WARNING,

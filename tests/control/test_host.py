@@ -333,9 +333,9 @@ async def test_who_is_deployed_in_the_place_of_a_removed_agent_is_judged_anew(lo
         await loops.advance(60)
     assert (await _state(loops))[0] == "quarantined"
     loops.engine.refusal = ""
-    spec = (await loops.store.directory.refresh())["agent"].agent.spec
-    await loops.store.agents.remove("agent")
-    await loops.store.agents.deploy("agent", digest="d", spec=spec, replicas=1)  # before any step has seen it gone
+    spec = (await loops.store.directory.refresh())["agent"].spec
+    await loops.store.rollouts.remove("agent")
+    await loops.store.rollouts.begin("agent", spec, digest="d", by="ann")  # before any step has seen it gone
     if not lives_on:
         loops.host = loops.another_host()
     await loops.step(times=3)
@@ -521,7 +521,7 @@ async def test_a_new_revision_is_ready_before_the_old_one_goes_and_no_task_is_cu
 
 async def test_the_replicas_of_a_removed_agent_go_and_its_record_too(loops: Loops) -> None:
     await loops.deploy()
-    await loops.store.agents.remove("agent")
+    await loops.store.rollouts.remove("agent")
     await loops.step(times=3)
     assert not loops.engine.replicas
     assert not await loops.store.recovery.records()

@@ -34,20 +34,13 @@ async def put_agent(call: Call) -> Answer:
     if not isinstance(value, dict):
         raise errors.BodyInvalid("cannot take the body: an agent's spec is an object")
     spec = settings.parse_agent(name, value)
-    others = call.store.directory.replicas(besides={name})
-    most = call.services.settings.cluster.max_replicas
-    if others + spec.scaling.min_replicas > most:
-        raise errors.Conflict(
-            f"cannot deploy {name}: {others} replicas of other agents and {spec.scaling.min_replicas} of it "
-            f"are more than cluster.max_replicas ({most})"
-        )
-    await call.services.deploy(name, spec)
+    await call.services.deploy(name, spec, by=call.principal.name)
     return await show_agent(call)
 
 
 async def delete_agent(call: Call) -> Answer:
     """Remove an agent: its replicas drain, its queued tasks stay and can be cancelled."""
-    await call.store.agents.remove(call.path("name"))
+    await call.store.rollouts.remove(call.path("name"))
     await call.store.directory.refresh()
     return Answer(None, status=204)
 

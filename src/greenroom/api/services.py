@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from greenroom.api.backlog import Backlog
 from greenroom.core import routing
 from greenroom.sdk import models
 from greenroom.settings import AgentSettings, Settings
+from greenroom.store.rollouts import Begun
 from greenroom.store.store import Store
 
 
@@ -29,9 +30,15 @@ class Backups(Protocol):
         """Have one made now; False while one is."""
 
 
+class Deploy(Protocol):
+    """Begin to move an agent to a spec, with the node's own code or that of a digest; in the name of *by*."""
+
+    async def __call__(self, name: str, spec: AgentSettings, *, by: str, code: str | None = None) -> Begun: ...
+
+
 @dataclass(slots=True, kw_only=True)
 class Services:
-    """*deploy* makes a spec the serving revision.
+    """What routes need.
 
     *restart* replaces a replica of this node; False if it has none of that id, or it goes already. *stopping* is set
     when nothing new is taken; *failure* says why where nobody asked the node to stop.
@@ -45,7 +52,7 @@ class Services:
     metrics: telemetry.Metrics
     node: str
     started_at_us: int
-    deploy: Callable[[str, AgentSettings], Awaitable[int]]
+    deploy: Deploy
     restart: Callable[[str], bool]
     is_ready: Callable[[], bool]
     backlog: Backlog

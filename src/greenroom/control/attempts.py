@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from greenroom import telemetry
 from greenroom.core import tasks
 from greenroom.engine import protocol
 from greenroom.engine.contract import Exit
@@ -147,6 +148,23 @@ def finish(
         revision=claim.revision,
         input_tokens=message.input_tokens if message is not None else 0,
         output_tokens=message.output_tokens if message is not None else 0,
+    )
+
+
+def seen(
+    claim: Claim, verdict: tasks.Verdict, message: protocol.Ended | None, *, duration_s: float
+) -> telemetry.AttemptSeen:
+    """Return what is seen of a revision by the end of an attempt on it."""
+    if message is None:
+        return telemetry.AttemptSeen(claim.agent, claim.revision, verdict.reason, duration_s, 0, None, None)
+    return telemetry.AttemptSeen(
+        claim.agent,
+        claim.revision,
+        verdict.reason,
+        duration_s,
+        message.input_tokens + message.output_tokens,
+        message.output,
+        message.error_type,
     )
 
 

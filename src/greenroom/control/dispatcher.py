@@ -222,6 +222,7 @@ class Dispatcher:
         duration_s = self._clock.monotonic_s() - attempt.started_s
         claim = attempt.claim
         self._facts.emit(telemetry.AttemptEnded(claim.agent, verdict.state, verdict.reason, duration_s, claim.replica))
+        self._facts.emit(attempts.seen(claim, verdict, message, duration_s=duration_s))
 
     def _write(self, finish: Finish) -> None:
         """Write the end of an attempt, together with those of this turn of the loop."""

@@ -145,7 +145,7 @@ async def note(tx: Transaction, news: News, items: Sequence[Noted]) -> list[None
             await tx.execute_many(_PUT_RECORD, [{"agent": item.agent, "record": item.record, "now": tx.now_us}])
         if item.proven is not None:
             await tx.execute_many(_PROVEN, [{"agent": item.agent, "number": item.proven, "now": tx.now_us}])
-        await _note_alert(tx, item.alert)
+        await note_alert(tx, item.alert)
     return [None] * len(items)
 
 
@@ -162,7 +162,7 @@ async def _note_failures(tx: Transaction, item: Noted) -> None:
     await tx.execute_many(_RECOVERED, recovered)
 
 
-async def _note_alert(tx: Transaction, alert: Raised | Resolved | None) -> None:
+async def note_alert(tx: Transaction, alert: Raised | Resolved | None) -> None:
     match alert:
         case Raised():
             params = msgspec.structs.asdict(alert) | {"reason": alert.reason[:MAX_REASON], "now": tx.now_us}

@@ -27,6 +27,7 @@ from greenroom.control import supervisor
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
+from greenroom.control.reconciler import Reconciler
 from greenroom.core import plans
 from greenroom.engine import contract
 from greenroom.store import database, store, submissions
@@ -148,6 +149,7 @@ class Incarnation:
             jitter=jitter,
         )
         self.dispatcher = Dispatcher(self.store, self.engine, world.clock, self.facts, jitter=jitter)
+        self.reconciler = Reconciler(self.store, self.engine, world.clock, self.facts)
         self.janitor = Janitor(self.store, world.clock, jitter=jitter)
 
     async def live(self) -> None:
@@ -159,7 +161,7 @@ class Incarnation:
             await self._world.deploy(self, agent, judged_anew=False)
         self.is_up = True
         self._world.note("%s is up", self.id)
-        loops = (self.host, self.host.checks, self.dispatcher, self.janitor)
+        loops = (self.host, self.host.checks, self.reconciler, self.dispatcher, self.janitor)
         async with asyncio.TaskGroup() as group:
             group.create_task(supervisor.supervise(loops, self._world.clock, self.facts))
             group.create_task(self.store.commits.ended())
@@ -169,6 +171,7 @@ class Incarnation:
         await self.host.drain_all(grace_s=GRACE_S)
         await self.host.leave()
         await self.dispatcher.close()
+        await self.reconciler.close()
         await self.store.commits.close()
 
     async def die(self) -> None:
@@ -182,15 +185,15 @@ class Incarnation:
             self._world.note_survivors(self)
         await self.db.close()
 
-    async def _revision_of(self, entry: Entry) -> contract.Revision:
+    async def _revision_of(self, entry: Entry, number: int) -> contract.Revision:
         """Look the revision up, as `greenroom.node` does: it may not be told."""
-        row = await self.store.agents.revision(entry.agent.name, entry.agent.revision)
+        row = await self.store.agents.revision(entry.agent.name, number)
         return contract.Revision(row.agent, row.number, Path("/nowhere"), entry.spec.factory)
 
 
 class _Agent(msgspec.Struct):
     name: str
-    spec: bytes
+    spec: settings.AgentSettings
     replicas: int
     digest: int = 1
     is_crashing: bool = False
@@ -375,15 +378,12 @@ class World:
 
     @staticmethod
     async def deploy(node: Incarnation, agent: _Agent, *, judged_anew: bool = True) -> None:
-        await node.store.agents.deploy(
-            agent.name,
-            digest=f"d{agent.digest}",
-            spec=agent.spec,
-            replicas=agent.replicas,
-            judged_anew=judged_anew,
+        await node.store.rollouts.begin(
+            agent.name, agent.spec, digest=f"d{agent.digest}", by="world", judged_anew=judged_anew
         )
         await node.store.directory.refresh()
         node.host.wakeup.set()
+        node.reconciler.wakeup.set()
 
     # --- callers
 
@@ -391,6 +391,7 @@ class World:
         rng = self._rng
         for name in ("a", "b"):
             is_once = rng.random() < 0.15  # then its replicas take one task at a time
+            count = rng.randint(1, 2)
             spec = settings.parse_agent(
                 name,
                 {
@@ -399,9 +400,10 @@ class World:
                     "timeout_s": round(rng.uniform(4.0, 20.0), 1),
                     "max_attempts": rng.randint(2, 3),
                     "on_replica_loss": "fail" if is_once else "retry",
+                    "scaling": {"min_replicas": count},
                 },
             )
-            self.agents[name] = _Agent(name, msgspec.json.encode(spec), rng.randint(1, 2))
+            self.agents[name] = _Agent(name, spec, count)
         self.agents["b"].is_crashing = rng.random() < 0.2
 
     def _callers_of(self) -> list[Coroutine[Any, Any, None]]:
