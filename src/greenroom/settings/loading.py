@@ -105,6 +105,8 @@ def _agent(name: str, given: object, checker: Checker) -> AgentSettings:
     path: KeyPath = ("agents", name)
     agent = checker.table(AgentSettings, given, path)
     rules.apply(rules.AGENT_RULES, agent, path=path, checker=checker)
+    for index, example in enumerate(agent.rollout.examples):
+        rules.apply(rules.EXAMPLE_RULES, example, path=(*path, "rollout", "examples", index), checker=checker)
     checker.scalar(AgentName, name, path)  # last: a bad name would silence the agent's rules
     return agent
 
