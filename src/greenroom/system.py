@@ -100,7 +100,7 @@ class ProductionMultiAgentSystem:
     async def deploy_agents(self, configs: Sequence[Mapping[str, Any]], *, strategy: str | None = None) -> list[Agent]:
         """Deploy agents and wait until their new revisions serve everything, however long their rollouts take.
 
-        *strategy* ("rolling", "blue-green" or "canary") is that of the configs whose ``rollout`` names none.
+        *strategy* ("rolling", "blue-green" or "canary") goes before what their ``rollout`` says.
 
         Each config has a ``name``, an ``agent_class`` (or factory function, defined at the top level of a module or of
         the running script) or a ``factory`` ("module:attribute"), any key of the manifest's agent table, and whatever
@@ -203,7 +203,7 @@ def _explained(reason: str) -> str:
 def _with_strategy(configs: Sequence[Mapping[str, Any]], strategy: str | None) -> Sequence[Mapping[str, Any]]:
     if strategy is None:
         return configs
-    return [{**config, "rollout": {"strategy": strategy, **(config.get("rollout") or {})}} for config in configs]
+    return [{**config, "rollout": settings.with_strategy(config.get("rollout"), strategy)} for config in configs]
 
 
 def _read_all(configs: Sequence[Mapping[str, Any]]) -> Plan:

@@ -85,7 +85,15 @@ class Trials:
         ended = await self._ask(replica, _example(example, timeout_s), timeout_s)
         if ended is None or ended.output is None:
             return _why(ended)
-        return examples.mismatch(ended.output, self._clock.monotonic_s() - began_s, **settings.expected(example))
+        return examples.mismatch(
+            ended.output,
+            self._clock.monotonic_s() - began_s,
+            equals=example.equals,
+            contains=example.contains,
+            not_contains=example.not_contains,
+            matches=example.matches,
+            within_s=example.within_s,
+        )
 
     async def _ask(self, replica: str, message: Callable[[str], protocol.ToReplica], timeout_s: float) -> Answer | None:
         """Send a message that `Ended` answers; None where there is no answer in time."""
