@@ -150,7 +150,8 @@ class Host:
         self.wakeup.set()
 
     def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
-        if isinstance(message, protocol.Ended) and message.output is not None:
+        # Epoch 0 is of a trial, which proves less than a task.
+        if isinstance(message, protocol.Ended) and message.output is not None and message.epoch:
             hosted = self._replicas.get(replica)
             if hosted is None:
                 return

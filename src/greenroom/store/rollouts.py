@@ -429,7 +429,8 @@ async def _tell(tx: Transaction, agent: str, before: rollouts.Rollout, after: ro
     id = f"rollout-{agent}"
     if after.phase is before.phase or after.is_open:
         return
-    if after.phase in (rollouts.Phase.ROLLED_BACK, rollouts.Phase.FAILED):
+    has_failed_checks = after.phase is rollouts.Phase.FAILED and not after.weight_pct  # else its deaths are told of
+    if after.phase is rollouts.Phase.ROLLED_BACK or has_failed_checks:
         back = "" if after.from_revision is None else f" and revision {after.from_revision} serves"
         what = f"the rollout of {agent} to revision {after.to_revision} has failed{back}: {after.reason}"
         await recovery.note_alert(tx, recovery.Raised(id, "rollout-failed", agent, "warning", what))

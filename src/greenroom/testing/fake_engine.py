@@ -14,7 +14,8 @@ class FakeReplica:
 
     id: str
     revision: contract.Revision
-    sent: list[protocol.ToReplica] = field(default_factory=list)  # but for probes
+    sent: list[protocol.ToReplica] = field(default_factory=list)  # but for probes and trials
+    trials: list[protocol.Check | protocol.Migrate] = field(default_factory=list)
     is_ready: bool = False
     is_hung: bool = False  # probes find no answer
 
@@ -61,12 +62,16 @@ class FakeEngine:
         if replica not in self.replicas:
             return False
         fake = self.replicas[replica]
-        if not isinstance(message, protocol.Probe):
-            fake.sent.append(message)
-        elif not fake.is_hung:
-            self.alive(replica, message.number)
-        if isinstance(message, protocol.Check | protocol.Migrate) and not fake.is_hung and not self.holds_trials:
-            self._answer_trial(replica, message)
+        match message:
+            case protocol.Probe(number):
+                if not fake.is_hung:
+                    self.alive(replica, number)
+            case protocol.Check() | protocol.Migrate():
+                fake.trials.append(message)
+                if not fake.is_hung and not self.holds_trials:
+                    self._answer_trial(replica, message)
+            case _:
+                fake.sent.append(message)
         return True
 
     async def stop(self, replica: str, *, grace_s: float) -> None:
