@@ -111,10 +111,12 @@ async def test_a_new_revision_that_serves_and_survives_no_task_is_rolled_back(lo
     await loops.step(times=2)
     await loops.deploy(digest="new", max_attempts=100, retry_backoff_s=0)
     await loops.advance(6)
-    for number in range(recovery.INTENSITY):
-        id = await loops.submit()
-        loops.engine.die(loops.replica_of(id), "crashed", "broken")
-        await loops.advance(recovery.BASE_S * 2.0**number + 1)
+    for _ in range(recovery.INTENSITY):
+        await loops.advance(recovery.CAP_S)
+        await loops.submit()
+        for fresh in [each.id for each in loops.engine.replicas.values() if each.revision.number == 2]:
+            loops.engine.die(fresh, "crashed", "broken")
+    await loops.step(times=3)
     entry = (await loops.store.directory.refresh())["agent"]
     assert (entry.agent.revision, entry.rollout and entry.rollout.begun_by) == (1, "recovery")
     assert [fact.to for fact in loops.facts if isinstance(fact, telemetry.AgentRolledBack)] == [1]
