@@ -100,8 +100,8 @@ async def test_the_work_of_an_old_revision_does_not_excuse_a_new_one_that_never_
     assert (alert.state, alert.severity, alert.reason) == (
         "firing",
         "warning",
-        "the rollout of agent to revision 2 has failed and revision 1 serves: 3 of its replicas have died; the last "
-        "one: broken",
+        "the rollout of agent to revision 2 has failed and revision 1 serves: "
+        + "3 of its replicas have died; the last one: broken",
     )
 
 

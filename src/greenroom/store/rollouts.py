@@ -1,7 +1,8 @@
 """Rollouts and revisions in the store. What a rollout does is decided in `core.rollouts`; here each move is one write.
 
-One write moves everything that hangs on it: the rollout's row, the serving revision and spec of its agent, the revisions
-that stand, the sessions' tasks that kept to one that does not, and, once it is durable, the traffic on the board.
+One write moves everything that hangs on it: the rollout's row, the serving revision and spec of its agent, the
+revisions that stand, the tasks of sessions that kept to one that does not, and, once it is durable, the traffic on the
+board.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ class Do(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """*agent* and *last*, its last rollout, as they are; *state* is the rollout to begin, unless there is a *refusal*."""
+    """*agent* and *last*, its last rollout, are as they are; *state* is the rollout to begin, if there is no *refusal*."""
 
     do: Do
     agent: Agent | None
@@ -385,9 +386,9 @@ async def _refusal(tx: Reading, item: Begin, state: rollouts.Rollout, *, desired
     if not needed or missing <= 0:
         return None
     return errors.Conflict(
-        f"cannot roll out {item.agent}: {item.spec.rollout.strategy} needs {needed} replicas beside its {desired}, other "
-        f"rollouts have {taken}, and cluster.max_surge is {item.limits.surge}: {missing} are missing; wait for the "
-        "others, use the strategy rolling with a smaller max_surge, or raise cluster.max_surge"
+        f"cannot roll out {item.agent}: {item.spec.rollout.strategy} needs {needed} replicas beside its {desired}, "
+        f"other rollouts have {taken}, and cluster.max_surge is {item.limits.surge}: {missing} are missing; wait for "
+        "the others, use the strategy rolling with a smaller max_surge, or raise cluster.max_surge"
     )
 
 

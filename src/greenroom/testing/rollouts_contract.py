@@ -158,7 +158,7 @@ class RolloutsContract:
         await node.store.directory.refresh()
         with pytest.raises(errors.Conflict, match=r"are more than cluster.max_replicas \(3\)"):
             await begin("two", Limits(3, 10))
-        with pytest.raises(errors.Conflict, match="blue-green needs 4 replicas beside its 4.*: 1 are missing"):
+        with pytest.raises(errors.Conflict, match=r"blue-green needs 4 replicas beside its 4.*: 1 are missing"):
             await begin("two", Limits(4, 3))
         assert [revision.number for revision in await node.store.agents.revisions(AGENT)] == [1]
         await begin("two", Limits(4, 4))
