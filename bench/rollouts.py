@@ -108,7 +108,7 @@ def _load(node: servers.Server) -> Iterator[constant.Seen]:
     assert address.hostname is not None and address.port is not None
     plan = constant.Plan(address.hostname, address.port, "/v1/tasks?wait=30", BODY, node.key, RATE_PER_S, CONNECTIONS)
     seen = constant.Seen([], [], [])
-    command = [sys.executable, servers.HERE / "constant.py"]
+    command = [sys.executable, str(servers.HERE / "constant.py")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(msgspec.json.encode(plan) + b"\n")

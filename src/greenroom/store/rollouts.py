@@ -406,13 +406,12 @@ async def put(tx: Transaction, news: News, items: Sequence[Put]) -> list[bool]:
 
 async def _put(tx: Transaction, news: News, item: Put, *, alone: bool = True) -> bool:
     """Write a rollout's next state; *alone*: with all that follows from it, for no other one begins."""
-    before = await _by_id(tx, item.id)
-    if before is None or before.version != item.version:
-        return False
-    state = item.state
+    before, state = await _by_id(tx, item.id), item.state
     params = {"id": item.id, "version": item.version, "phase": state.phase, "reason": state.reason[:MAX_REASON]}
     ended_at = None if state.is_open else tx.now_us
-    await tx.fetch(_PUT, params | {"record": _encode(state), "now": tx.now_us, "ended_at": ended_at})
+    if not await tx.fetch(_PUT, params | {"record": _encode(state), "now": tx.now_us, "ended_at": ended_at}):
+        return False
+    assert before is not None
     after = replace(before, version=before.version + 1, record=_encode(state))
     if state.serving != before.state.serving:
         spec = after.spec if state.serving == state.to_revision else after.from_spec
