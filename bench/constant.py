@@ -1,8 +1,8 @@
 """Constant load over HTTP: so many tasks a second, whether or not the answers to those before are there.
 
-A process of its own (``rollouts.py`` starts it). Reads the plan as a line of JSON from standard input, writes what it saw
-as JSON to standard output. Latencies count from the instant at which a task was due, so that a server that stalls is not
-excused by its callers' waiting for it. Ends when standard input is closed.
+A process of its own (``rollouts.py`` starts it). Reads the plan as a line of JSON from standard input, and ends when
+that is closed; writes what it saw as JSON to standard output. Latencies count from the instant at which a task was due,
+so that a server that stalls is not excused by its callers' waiting for it.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ class Do(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """*agent* and *last*, its last rollout, are as they are; *state* is the rollout to begin, if there is no *refusal*."""
+    """*last* is the last rollout of *agent*; *state* is the one to begin, if there is no *refusal*."""
 
     do: Do
     agent: Agent | None
