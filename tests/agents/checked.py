@@ -222,5 +222,20 @@ def asks_a_blocking_one(agent: Callable[[Any], Any]) -> None:
     agent(["block", os.pipe()[0]])
 
 
+async def awaits_a_blocking_one(agent: Callable[[Any], Awaitable[Any]]) -> None:
+    await agent(["block", os.pipe()[0]])
+
+
+async def gives_up_a_blocking_one(agent: Callable[[Any], Awaitable[Any]]) -> None:
+    wait_end, free_end = os.pipe()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(agent(["block", wait_end]), 0.01)
+    os.write(2, b"the check waits\n")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        os.write(free_end, b"x")
+
+
 def slow_to_tell() -> None:
     time.sleep(0.05)

@@ -354,16 +354,32 @@ def bomb(kind: str) -> bytes:
         "a long name": header(b"long", 2**30, type=b"L"),
         "zeros after the end": bytes(1024),
         "folders": b"",
+        "records": b"",
     }
     deflater, pieces = zlib.compressobj(wbits=31), []
     pieces.append(deflater.compress(heads[kind]))
-    filling = header(b"a", type=b"5") * 2048 if kind == "folders" else bytes(2**20)
+    filling = {
+        "folders": header(b"a", type=b"5") * 2048,
+        "records": (header(b"pax", 2**14, type=b"x") + b"16384 comment=".ljust(2**14 - 1, b"c") + b"\n") * 60,
+    }.get(kind, bytes(2**20))
     pieces += [deflater.compress(filling) for _ in range(64)]
     return b"".join([*pieces, deflater.flush()])
 
 
-@pytest.mark.parametrize("kind", ["a file", "a record", "a long name", "zeros after the end", "folders"])
-def test_a_bomb_is_not_inflated_beyond_the_bound(into: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("a file", "it unpacks to more than"),
+        ("a record", "an extended header of 1,073,741,824 bytes"),
+        ("a long name", "an extended header of 1,073,741,824 bytes"),
+        ("zeros after the end", "it unpacks to more than"),
+        ("folders", "it unpacks to more than"),
+        ("records", "it unpacks to more than"),
+    ],
+)
+def test_a_bomb_is_not_inflated_beyond_the_bound(
+    into: Path, kind: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(snapshots, "MAX_BYTES", 4 * 2**20)
     monkeypatch.setattr(snapshots, "MAX_FILES", 100)
     archive = bomb(kind)
@@ -373,7 +389,7 @@ def test_a_bomb_is_not_inflated_beyond_the_bound(into: Path, kind: str, monkeypa
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert "more than" in message
+    assert why in message
     assert peak < 16 * 2**20
 
 
@@ -381,7 +397,9 @@ def test_many_small_files_are_refused(into: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(snapshots, "MAX_FILES", 3)
     fits = [(f"{number}.py", b"") for number in range(3)]
     assert "more than 3 files" in refusal(zipped(tar_of(*fits, ("more.py", b""))), into)
-    assert len(list(snapshots.unpack(zipped(tar_of(*fits)), into=into).path.iterdir())) == 3
+    folders = [member(f"{number}/", tarfile.DIRTYPE) for number in range(13)]
+    assert "more than 3 files" in refusal(zipped(tar_of(*folders)), into)
+    assert len(list(snapshots.unpack(zipped(tar_of(*fits, *folders[:4])), into=into).path.iterdir())) == 3
 
 
 def test_files_that_are_too_large_together_are_refused(into: Path, monkeypatch: pytest.MonkeyPatch) -> None:

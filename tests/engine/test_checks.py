@@ -202,7 +202,15 @@ def test_a_cancelled_check_ends_the_runs_of_its_agent(name: str) -> None:
         assert replica.end_of("c1").cancelled
 
 
-@pytest.mark.parametrize("name", ["blocks", "asks_a_blocking_one"])
+def test_a_cancelled_check_has_ended_when_what_it_gave_up_has() -> None:
+    with replicas.started(FACTORY) as replica:
+        replica.send(protocol.Check("c1", 1, 60.0, "checked:gives_up_a_blocking_one"))
+        heard(replica, b"the check waits")
+        replica.send(protocol.Cancel("c1", 1, grace_s=0.1))
+        assert replica.end_of("c1").cancelled
+
+
+@pytest.mark.parametrize("name", ["blocks", "asks_a_blocking_one", "awaits_a_blocking_one"])
 def test_a_cancelled_check_is_not_said_to_have_ended_before_it_has(name: str) -> None:
     with replicas.started(FACTORY) as replica:
         replica.send(protocol.Check("c1", 1, 60.0, f"checked:{name}"))
@@ -213,6 +221,8 @@ def test_a_cancelled_check_is_not_said_to_have_ended_before_it_has(name: str) ->
         assert replica.end_of("c3").error_type == "check_timeout"
         assert "c1" not in replica.ended
         os.kill(replica.pid, signal.SIGKILL)  # as the node does
+        replica.exit_code()
+        assert "Traceback" not in replica.printed()
 
 
 def test_sigterm_cancels_a_check_and_the_replica_leaves() -> None:

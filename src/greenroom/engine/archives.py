@@ -107,13 +107,8 @@ class _Inflated:
     def take(self, size: int) -> bytes:
         """Return the next *size* bytes; raises where the archive ends before."""
         while len(self._buffer) < size:
-            piece = next(self._pieces, None)
-            if piece is None:
+            if not self._inflate_more():
                 raise _refused("it ends early; send it again, whole")
-            self._left -= len(piece)
-            if self._left < 0:
-                raise self._room.too_much()
-            self._buffer += piece
         taken = bytes(self._buffer[:size])
         del self._buffer[:size]
         return taken
@@ -127,13 +122,18 @@ class _Inflated:
             if self._buffer.strip(b"\0"):
                 raise _refused("something follows its end; send one archive")
             self._buffer.clear()
-            piece = next(self._pieces, None)
-            if piece is None:
+            if not self._inflate_more():
                 return
-            self._left -= len(piece)
-            if self._left < 0:
-                raise self._room.too_much()
-            self._buffer += piece
+
+    def _inflate_more(self) -> bool:
+        piece = next(self._pieces, None)
+        if piece is None:
+            return False
+        self._left -= len(piece)
+        if self._left < 0:
+            raise self._room.too_much()
+        self._buffer += piece
+        return True
 
 
 def _inflate(archive: bytes) -> Iterator[bytes]:

@@ -45,6 +45,7 @@ class Attempt:
         "_instance",
         "_invoke",
         "_log",
+        "_second_signal",
         "_settings",
         "_stored",
         "_task",
@@ -66,6 +67,7 @@ class Attempt:
         self._instance: contract.Instance | None = None
         self._task: asyncio.Task[Any] | None = None
         self._cancel_grace_s: float | None = None
+        self._second_signal: asyncio.TimerHandle | None = None
 
     async def run(self) -> protocol.Ended | None:
         self._task = asyncio.current_task()
@@ -79,6 +81,8 @@ class Attempt:
         except BaseException as error:  # noqa: BLE001 - agent code, which may raise SystemExit as well
             ended = self._failed(error)
         if self._cancel_grace_s is not None:
+            if self._second_signal is not None:
+                self._second_signal.cancel()  # what it is for has ended; it would end the wait below
             if not await self._settled(self._cancel_grace_s / 2):
                 return None
             ended = self._ended(cancelled=True)
@@ -97,7 +101,7 @@ class Attempt:
                 self._instance.cancel()
             except Exception as error:  # noqa: BLE001 - agent code
                 self._log.write("stderr", f"cancel() raised {type(error).__name__}\n")
-        asyncio.get_running_loop().call_later(grace_s / 2, self._cancel_task)
+        self._second_signal = asyncio.get_running_loop().call_later(grace_s / 2, self._cancel_task)
 
     def _cancel_task(self) -> None:
         if self._task is not None:
