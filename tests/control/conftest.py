@@ -45,6 +45,10 @@ class Loops:
         self.engine._listeners.remove(self.host)
         return _host(self.scratch, self.store, self.engine, self.told)
 
+    def another_reconciler(self) -> None:
+        """Let one go on that knows nothing but what the store does."""
+        self.reconciler = Reconciler(self.store, self.engine, self.scratch.clock, self.told)
+
     async def step(self, *, times: int = 1) -> None:
         for _ in range(times):
             await self.host.checks.step()

@@ -106,6 +106,7 @@ async def test_the_list_of_sessions_tells_how_large_their_state_is(node: Node) -
 
 _PLANNED: dict[str, tuple[str, dict[str, Any]]] = {
     "the queue": (claims._ITS_OWN, {"agent": "a", "slots": 1, "revision": 1}),
+    "the sessions of a revision": (claims._PINNED, {"agent": "a", "slots": 1, "revision": 1}),
     "the queue of a revision": (
         claims._ITS_SHARE,
         {"agent": "a", "slots": 1, "revision": 1, "low": 0, "high": 5_000},

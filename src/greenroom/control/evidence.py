@@ -21,8 +21,8 @@ LEARN_EVERY = 20  # samples
 class _Account:
     """What is known of an agent's revisions since its rollout has the weight that it has."""
 
+    key: tuple[int, int]  # the rollout, and how many weights it has had
     serving: int
-    weights: int  # how many there were
     tallies: dict[int, analysis.Tally]
     samples: deque[analysis.Sample] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     limits: analysis.Limits = field(default_factory=analysis.Limits)
@@ -34,19 +34,15 @@ class Evidence:
         self._accounts: dict[str, _Account] = {}
         facts.subscribe(self._note, telemetry.AttemptSeen)
 
-    def watch(self, agent: str, rollout: rollouts.Rollout) -> None:
-        """Count for *rollout*; where its weight has changed, or it is another one, begin with what it says."""
+    def watch(self, agent: str, id: int, rollout: rollouts.Rollout) -> None:
+        """Count for the rollout *id*; where its weight has changed, or it is another one, begin with what it says."""
         if rollout.from_revision is None or not rollout.evidence:
             return
-        account, last = self._accounts.get(agent), rollout.evidence[-1]
-        if (
-            account is not None
-            and account.serving == rollout.from_revision
-            and account.weights == len(rollout.evidence)
-        ):
+        key, account, last = (id, len(rollout.evidence)), self._accounts.get(agent), rollout.evidence[-1]
+        if account is not None and account.key == key:
             return
         tallies = {rollout.from_revision: last.serving, rollout.to_revision: last.candidate}
-        fresh = _Account(rollout.from_revision, len(rollout.evidence), tallies)
+        fresh = _Account(key, rollout.from_revision, tallies)
         if account is not None and account.serving == rollout.from_revision:
             fresh.samples, fresh.limits = account.samples, account.limits
         self._accounts[agent] = fresh

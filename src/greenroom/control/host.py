@@ -323,7 +323,7 @@ class Host:
 
     def _end_late_starters(self) -> None:
         now_s = self._clock.monotonic_s()
-        for replica in self._replicas.values():
+        for replica in list(self._replicas.values()):
             if replica.state == "starting" and now_s >= replica.started_s + START_S:
                 self._engine.kill(replica.id, "late", f"it was not ready within {START_S:g} s")
 

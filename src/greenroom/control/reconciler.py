@@ -95,7 +95,7 @@ class Reconciler:
         while True:
             course = self._course(entry)
             now_s = self._clock.monotonic_s()
-            self._evidence.watch(agent.name, course.state)
+            self._evidence.watch(agent.name, rollout.id, course.state)
             before = rollouts.with_tallies(course.state, self._evidence.tallies(agent.name))
             seen = await self._see(entry, course, replicas)
             after, delay_s = rollouts.step(before, seen, now_s - course.at_s)

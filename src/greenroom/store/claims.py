@@ -26,6 +26,7 @@ from task where agent = :agent and state = 'queued' and due_at is null and not b
 order by priority desc, seq limit :slots for update skip locked"""
 _TO_SHARE, _TO_RUN_ALONE = _READY.format(whose=f"not ({IS_SUSPECT}) {{}}"), _READY.format(whose=IS_SUSPECT)
 _ITS_OWN = _TO_SHARE.format("and (pin is null or pin = :revision)")  # for the only revision that gets tasks
+_PINNED = _TO_SHARE.format("and pin = :revision")  # for one that gets no others
 _ITS_SHARE = _TO_SHARE.format(
     f"""and case when pin is null
         then seq * {STRIDE} % {BUCKETS} >= :low and seq * {STRIDE} % {BUCKETS} < :high else pin = :revision end"""
@@ -171,8 +172,9 @@ async def _ready(tx: Transaction, demand: Demand) -> Sequence[Row]:
     if demand.run_alone:
         return await tx.fetch(_TO_RUN_ALONE, params)
     params["revision"] = demand.revision
-    if (demand.low, demand.high) == (0, BUCKETS):
-        return await tx.fetch(_ITS_OWN, params)
+    share = demand.high - demand.low
+    if share in (0, BUCKETS):
+        return await tx.fetch(_ITS_OWN if share else _PINNED, params)
     return await tx.fetch(_ITS_SHARE, params | {"low": demand.low, "high": demand.high})
 
 

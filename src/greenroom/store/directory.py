@@ -98,4 +98,4 @@ def _routable(entries: Mapping[str, Entry]) -> dict[str, settings.AgentSettings]
     return {name: entry.spec for name, entry in entries.items() if entry.agent.state != agents.State.DROPPED}
 
 
-_decode = functools.lru_cache(maxsize=1024)(msgspec.json.Decoder(settings.AgentSettings).decode)
+_decode = functools.lru_cache(maxsize=64)(msgspec.json.Decoder(settings.AgentSettings).decode)

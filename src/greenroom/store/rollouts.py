@@ -60,7 +60,7 @@ class Rollout(msgspec.Struct, frozen=True):
 
 
 decode = msgspec.json.Decoder(rollouts.Rollout).decode
-decoded = functools.lru_cache(maxsize=1024)(decode)
+decoded = functools.lru_cache(maxsize=256)(decode)
 _encode = msgspec.json.encode
 
 
