@@ -1,8 +1,8 @@
-"""Refusals: whether a model declined its task, by how its answer begins. Pure; whoever counts tasks for a rollout asks.
+"""Refusals: whether a model declined its task, by how its answer begins. Pure; who counts the tasks of a rollout asks.
 
-A heuristic for English that rather says no: it serves to compare two revisions of one agent, so what it misses it misses
-on both, while an answer that it takes for a refusal by mistake is held against one. A tool that failed or an order that
-was not found is no refusal, however sorry the answer is.
+A heuristic for English that rather says no: it serves to compare two revisions of one agent, so what it misses it
+misses on both, while an answer that it takes for a refusal by mistake is held against one. A tool that failed or an
+order that was not found is no refusal, however sorry the answer is.
 """
 
 from __future__ import annotations
@@ -23,55 +23,62 @@ _KEYS: Final = ("content", "output", "text", "message", "messages", "choices", "
 _STOPS: Final = ("finish_reason", "stop_reason")
 _DEPTH: Final = 6
 
-_SORRY: Final = r"""
-    (?: (?: (?:i'm|i\ am|we're|we\ are)\ )? (?:(?:very|so|really|truly)\ )? (?:sorry|afraid)
-      | (?:my\ |i\ |we\ )? (?:sincerely\ )? apologi(?:es|[sz]e) | unfortunately | regrettably | no
-      | (?:i|we)\ (?:understand|appreciate|know) [^.!?]{0,100}? | thank(?:s|\ you)\ for [^.!?]{0,60}?
-    )
-    [ ,.:;!-]* (?: for\ (?:the|any)\ (?:inconvenience|confusion) [ ,.:;!-]* )? (?: (?:but|however|that)[ ,]* )?
-"""
-_AI: Final = (
-    r"as\ an?\ (?:responsible\ |helpful\ )? (?:ai|artificial\ intelligence|large\ language\ model|language\ model)\b"
-)
-_CANNOT: Final = r"""
-    (?: can(?:not|\ not|'t) | could(?:\ not|n't) | will\ not | won't | do\ not\ feel\ comfortable | don't\ feel\ comfortable
-      | (?:(?:i|we)\ )? (?:am|are|'m|'re)? \ ? (?: not\ able\ to | unable\ to | not\ allowed\ to | not\ permitted\ to
-          | not\ going\ to | not\ comfortable | not\ programmed\ to | not\ designed\ to )
-    )
-"""
-_DO: Final = r"""
-    \ (?: (?:directly|be\ able\ to|in\ good\ conscience|ethically|legally|really)[ ,]+ )*
-    (?: help (?:ing)? (?: \ (?:you|with|users?|anyone|people|in)\b | [ ]*[.,;:!] | $ ) (?! \ (?:but|feeling|thinking)\b )
-      | assist | comply | fulfil | facilitate | participat | engag (?:e|ing)\ (?:in|with) | satisfy\ (?:this|that|your)
-      | do\ (?:this|that|so)\b (?!\ (?:until|before|because\ the)) | discuss | answer\ (?:this|that|your|the|questions|any)
-      | (?:writ|creat|generat|produc|provid|giv|shar|offer|continu|respond|complete\ (?:this|that|your)\ request) (?:e|ing)?\b
-        (?! \ (?:you\ )?(?:with\ )?(?:a\ |an\ |the\ |any\ )?(?:more|exact|precise|better|file|column|table|index|up)\b )
-    )
-"""
-_DECLINES: Final = re.compile(
-    rf"""
-    (?: {_SORRY} )*
-    (?: (?:i|we|it)\ (?:must|have\ to|need\ to|am\ going\ to\ have\ to|will\ have\ to|respectfully|'ll\ have\ to)?
-          \ ? (?: respectfully\ )? (?:decline|refuse)\b (?!d)
-      | (?: {_AI} [^.!?]{{0,80}}? [ ,]+ )? (?:i\ |we\ |i|we)? {_CANNOT} {_DO}
-      | {_AI} [^.!?]{{0,80}}? (?:do\ not|don't)\ (?:have|hold|form|express|engage|provide)\b
-      | (?: it \ (?:is|would\ be)|it's) \ (?:not\ (?:appropriate|possible)|inappropriate|against\ my) [^.!?]{{0,20}}? \ (?:me|guidelines|programming)\b
-      | (?: this|that|your|the ) \ (?:request|prompt|content|message) \ (?: violates | was\ (?:flagged|rejected|blocked)
-          | (?:goes|is)\ against ) \b [^.!?]{{0,60}} (?: polic | guideline | filter | rule )
-      | that's\ (?:not\ )? something\ i\ (?:can't|cannot|won't|can)\ (?:help|assist)
-    )
+# All is lower case, and *can't*, *cannot* and *I'm* are written out; so the patterns need no variants of them.
+_WRITTEN_OUT: Final = (
+    ("can't", "can not"), ("cannot", "can not"), ("won't", "will not"), ("n't", " not"), ("'m", " am"), ("'re", " are"),
+    ("'ll", " will"),
+)  # fmt: skip
+
+# What may stand before the point is reached, again and again.
+_POLITE: Final = re.compile(
+    r"""
+    (?: (?: (?:i|we)\ (?:am|are)\ )? (?:(?:very|so|really|truly)\ )? (?:sorry|afraid)\b
+      | (?:my\ |i\ |we\ )? (?:sincere(?:ly)?\ )? apologi(?:es|[sz]e)\b | unfortunately\b | regrettably\b | no\b
+      | for\ (?:the|any)\ (?:inconvenience|confusion)\b | but\b | however\b | that\b
+      | (?: (?:i|we)\ (?:understand|appreciate|know) | thank(?:s|\ you) ) \b [^.,!?]{0,100} (?=[.,!?])
+    ) [ ,.:;!-]*
     """,
     re.VERBOSE,
 )
-_BARE: Final = re.compile(rf"(?: {_SORRY} )+ (?:i\ )?(?:can(?:not|'t)|won't)(?:\ do\ (?:that|it))?[ .!]*$", re.VERBOSE)
+_AI: Final = re.compile(
+    r"as an? (?:(?:responsible|helpful) )?(?:(?:large |ai )?language model|ai|artificial intelligence)\b[^.,!?]{0,60}, "
+)
+_UNOPINIONATED: Final = re.compile(r"i do not (?:have|hold|form|express|engage|provide)\b")
+
+_DECLINES: Final = re.compile(
+    r"""
+    (?: (?:i|we)\ )?
+    (?: (?:can|will)\ not (?:\ be\ able\ to)?
+      | (?:(?:am|are)\ )? (?:unable|not\ (?:able|allowed|permitted|going|programmed|designed))\ to
+      | (?:(?:am|are)\ not|do\ not\ feel)\ comfortable (?:\ with)?
+    )
+    (?: ,?\ (?:directly|ethically|legally|in\ good\ conscience),? )?
+    \ (?: help (?: \ (?:you|with|users?|anyone|people|in)\b | ing\b | [.,;:!] | $ )
+        | assist | comply | fulfil | facilitat | participat | engag(?:e|ing)\b | discuss
+        | do\ (?:this|that|so)\b (?!\ (?:until|before|because)\b)
+        | answer (?:ing)? \ (?:this|that|your|the|questions|any)\b
+        | (?:continue|proceed)\ with\ (?:this|that|your)\b
+        | (?:writ|creat|generat|produc|provid|giv|offer|shar) (?:e|ing)? \b
+          (?! (?:\ (?:you|with|a|an|the|any))*
+              \ (?:more|exact|precise|better|file|column|table|index|directory|database)\b )
+      )
+    | (?:i|we)\ (?:(?:must|have\ to|need\ to|will\ have\ to|am\ going\ to\ have\ to)\ )? (?:respectfully\ )?
+      (?:decline|refuse)\b
+    | it\ (?:is|would\ be)\ (?:not\ appropriate|inappropriate|against\ my)\b
+    | (?:this|your|the)\ (?:request|prompt|content|message)\ (?:violates|goes\ against|was\ (?:flagged|blocked)) \b
+      [^.!?]{0,60} (?:polic|guideline|filter)
+    """,
+    re.VERBOSE,
+)
+_BARE: Final = re.compile(r"i can not(?: do (?:that|it|this))?[ .!]*$")
 
 
 def is_refusal(output: bytes | None, error_type: str | None) -> bool:
     """Say whether a task that ended with *output*, in JSON, or with an error of *error_type* was declined by its model.
 
-    >>> is_refusal(b'"I\\'m sorry, but I can\\'t help with that."', None)
+    >>> is_refusal(b'"I am sorry, but I cannot help with that."', None)
     True
-    >>> is_refusal(b'"I\\'m sorry to hear that. Your refund is on its way."', None)
+    >>> is_refusal(b'"I am sorry to hear that. Your refund is on its way."', None)
     False
     """
     if error_type is not None and _FILTER.search(error_type):
@@ -80,17 +87,29 @@ def is_refusal(output: bytes | None, error_type: str | None) -> bool:
         return False
     try:
         value = msgspec.json.decode(output)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     text = _text(value, _DEPTH)
     return text is None or _declines(text)
 
 
 def _declines(text: str) -> bool:
-    begin = " ".join(text[:MAX_CHARS].replace("\u2019", "'").replace("\u2014", " - ").lower().split()).lstrip(
-        "*#>\"'_ "
-    )
-    return bool(_DECLINES.match(begin) or _BARE.match(begin))
+    begin = _begin(text)
+    after = begin
+    while polite := _POLITE.match(after):
+        after = after[polite.end() :]
+    if ai := _AI.match(after):
+        after = after[ai.end() :]
+        if _UNOPINIONATED.match(after):
+            return True
+    return bool(_DECLINES.match(after) or (after != begin and _BARE.match(after)))
+
+
+def _begin(text: str) -> str:
+    begin = " ".join(text[:MAX_CHARS].replace("\u2019", "'").lower().split()).lstrip("*#>\"'_ ")
+    for short, written_out in _WRITTEN_OUT:
+        begin = begin.replace(short, written_out)
+    return begin
 
 
 def _text(value: object, depth: int) -> str | None:
