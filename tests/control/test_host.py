@@ -97,12 +97,8 @@ async def test_the_work_of_an_old_revision_does_not_excuse_a_new_one_that_never_
     entry = (await loops.store.directory.refresh())["agent"]
     assert (entry.agent.revision, entry.rollout and entry.rollout.phase) == (1, "rolled_back")
     (alert,) = await loops.store.recovery.alerts()
-    assert (alert.state, alert.severity, alert.reason) == (
-        "firing",
-        "warning",
-        "the rollout of agent to revision 2 has failed and revision 1 serves: "
-        + "3 of its replicas have died; the last one: broken",
-    )
+    told = "the rollout of agent to revision 2 has failed and revision 1 serves: 3 of its replicas have died; "
+    assert (alert.state, alert.severity, alert.reason) == ("firing", "warning", f"{told}the last one: broken")
 
 
 async def test_a_new_revision_that_serves_and_survives_no_task_is_rolled_back(loops: Loops) -> None:
