@@ -34,11 +34,19 @@ class AttemptEnded(msgspec.Struct, frozen=True):
     replica: str
 
 
-class AttemptSeen(msgspec.Struct, frozen=True):
-    """An attempt that ended, for who compares revisions. Never logged: *output*, JSON, is its caller's."""
-
+class AttemptBegan(msgspec.Struct, frozen=True, gc=False):
+    task: str
+    epoch: int
     agent: str
     revision: int
+
+
+class AttemptSeen(msgspec.Struct, frozen=True, gc=False):
+    """How an attempt ended, for who compares revisions. Never logged: *output*, JSON, is its caller's."""
+
+    task: str
+    epoch: int
+    agent: str
     reason: str
     duration_s: float
     tokens: int
@@ -185,6 +193,7 @@ class NodeChanged(msgspec.Struct, frozen=True):
 Fact = (
     TaskAccepted
     | AttemptEnded
+    | AttemptBegan
     | AttemptSeen
     | ReplicaReady
     | ReplicaExited

@@ -151,20 +151,14 @@ def finish(
     )
 
 
-def seen(
-    claim: Claim, verdict: tasks.Verdict, message: protocol.Ended | None, *, duration_s: float
-) -> telemetry.AttemptSeen:
+def seen(attempt: Attempt, reason: str, message: protocol.Ended | None, *, now_s: float) -> telemetry.AttemptSeen:
     """Return what is seen of a revision by the end of an attempt on it."""
+    claim, duration_s = attempt.claim, now_s - attempt.started_s
     if message is None:
-        return telemetry.AttemptSeen(claim.agent, claim.revision, verdict.reason, duration_s, 0, None, None)
+        return telemetry.AttemptSeen(*attempt.key, claim.agent, reason, duration_s, 0, None, None)
+    tokens = message.input_tokens + message.output_tokens
     return telemetry.AttemptSeen(
-        claim.agent,
-        claim.revision,
-        verdict.reason,
-        duration_s,
-        message.input_tokens + message.output_tokens,
-        message.output,
-        message.error_type,
+        *attempt.key, claim.agent, reason, duration_s, tokens, message.output, message.error_type
     )
 
 

@@ -1,20 +1,23 @@
 """Evidence: counts how users' tasks end on the revisions of a rollout, for `control.reconciler`.
 
-What is counted is kept in the rollout's own row, and goes on from there after a crash; what tells slow tasks and costly
-ones from others is learnt anew from the serving revision.
+An attempt counts where it began: what was on its way when a stage was entered says nothing about that stage. What is
+counted is kept in the rollout's own row, and goes on from there after a crash; what tells slow tasks and costly ones
+from others is learnt from what the serving revision did last.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from greenroom import telemetry
 from greenroom.core import analysis, health, refusals, rollouts
 
-MAX_SAMPLES = 200  # of the serving revision, which limits are learnt from
-LEARN_EVERY = 20  # samples
+MAX_SAMPLES = 100  # of each agent's serving revision, which limits are learnt from
 
 
 @dataclass(slots=True)
@@ -24,15 +27,16 @@ class _Account:
     key: tuple[int, int]  # the rollout, and how many weights it has had
     serving: int
     tallies: dict[int, analysis.Tally]
-    samples: deque[analysis.Sample] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
-    limits: analysis.Limits = field(default_factory=analysis.Limits)
-    unlearnt: int = 0
+    limits: analysis.Limits
+    running: dict[tuple[str, int], int] = field(default_factory=dict)  # attempts that began since then: their revisions
 
 
 class Evidence:
     def __init__(self, facts: telemetry.Telemetry) -> None:
         self._accounts: dict[str, _Account] = {}
-        facts.subscribe(self._note, telemetry.AttemptSeen)
+        self._samples: dict[str, deque[analysis.Sample]] = defaultdict(lambda: deque(maxlen=MAX_SAMPLES))
+        facts.subscribe(self._begin, telemetry.AttemptBegan)
+        facts.subscribe(self._end, telemetry.AttemptSeen)
 
     def watch(self, agent: str, id: int, rollout: rollouts.Rollout) -> None:
         """Count for the rollout *id*; where its weight has changed, or it is another one, begin with what it says."""
@@ -41,35 +45,50 @@ class Evidence:
         key, account, last = (id, len(rollout.evidence)), self._accounts.get(agent), rollout.evidence[-1]
         if account is not None and account.key == key:
             return
+        is_same = account is not None and account.key[0] == id
+        limits = account.limits if account is not None and is_same else analysis.limits(self._samples[agent])
         tallies = {rollout.from_revision: last.serving, rollout.to_revision: last.candidate}
-        fresh = _Account(key, rollout.from_revision, tallies)
-        if account is not None and account.serving == rollout.from_revision:
-            fresh.samples, fresh.limits = account.samples, account.limits
-        self._accounts[agent] = fresh
+        self._accounts[agent] = _Account(key, rollout.from_revision, tallies, limits)
 
-    def forget(self, agent: str) -> None:
-        self._accounts.pop(agent, None)
+    def keep(self, agents: AbstractSet[str], *, watched: AbstractSet[str]) -> None:
+        """Forget what belongs to no agent, and the counts of those that are not *watched*."""
+        for gone in self._samples.keys() - agents:
+            del self._samples[gone]
+        for gone in self._accounts.keys() - watched:
+            del self._accounts[gone]
 
     def tallies(self, agent: str) -> Mapping[int, analysis.Tally]:
+        """Return what was counted on each revision, those that still run included."""
         account = self._accounts.get(agent)
-        return {} if account is None else account.tallies
+        if account is None:
+            return {}
+        running = list(account.running.values())
+        return {
+            revision: replace(tally, running=running.count(revision)) for revision, tally in account.tallies.items()
+        }
 
-    def _note(self, seen: telemetry.AttemptSeen) -> None:
-        account = self._accounts.get(seen.agent)
-        if account is None or seen.revision not in account.tallies:
+    def _begin(self, began: telemetry.AttemptBegan) -> None:
+        account = self._accounts.get(began.agent)
+        if account is not None and began.revision in account.tallies:
+            account.running[began.task, began.epoch] = began.revision
+
+    def _end(self, seen: telemetry.AttemptSeen) -> None:
+        account, is_error = self._accounts.get(seen.agent), health.is_error(seen.reason)
+        if account is None:
+            if is_error is False:  # in quiet times all are the serving revision's
+                sample = analysis.Sample(
+                    is_error=False, is_refusal=False, duration_s=seen.duration_s, tokens=seen.tokens
+                )
+                self._samples[seen.agent].append(sample)
             return
-        is_error = health.is_error(seen.reason)
-        if is_error is None:
+        revision = account.running.pop((seen.task, seen.epoch), None)
+        if revision is None or is_error is None:
             return
+        is_refusal = refusals.is_refusal(seen.output, seen.error_type)
         sample = analysis.Sample(
-            is_error=is_error,
-            is_refusal=refusals.is_refusal(seen.output, seen.error_type),
-            duration_s=seen.duration_s,
-            tokens=seen.tokens,
+            is_error=is_error, is_refusal=is_refusal, duration_s=seen.duration_s, tokens=seen.tokens
         )
-        account.tallies[seen.revision] = analysis.counted(account.tallies[seen.revision], sample, account.limits)
-        if seen.revision == account.serving:
-            account.samples.append(sample)
-            account.unlearnt += 1
-            if account.unlearnt >= LEARN_EVERY:
-                account.limits, account.unlearnt = analysis.limits(account.samples), 0
+        account.tallies[revision] = analysis.counted(account.tallies[revision], sample, account.limits)
+        if revision == account.serving and account.limits == analysis.Limits():
+            self._samples[seen.agent].append(sample)
+            account.limits = analysis.limits(self._samples[seen.agent])

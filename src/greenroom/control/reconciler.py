@@ -69,8 +69,7 @@ class Reconciler:
         }
         for gone in self._courses.keys() - moving.keys():
             self._courses.pop(gone).close()
-        for agent in entries.keys() - {entry.agent.name for entry in moving.values()}:
-            self._evidence.forget(agent)
+        self._evidence.keep(entries.keys(), watched={entry.agent.name for entry in moving.values()})
         if not moving:
             return IDLE_S
         replicas = await self._store.agents.replicas()
