@@ -45,10 +45,10 @@ class Deployments:
         surge = found.cluster.max_surge
         self._limits = Limits(most, most if surge is None else surge)
 
-    async def start(self) -> None:
+    async def start(self) -> list[int]:
         """Deploy the manifest's agents, and drop those that have left it: their tasks stay, their replicas do not.
 
-        Raises `errors.StartRefused`, and has changed nothing, if there would be more replicas than there may be.
+        Return the rollouts that were begun. Raises `errors.StartRefused`, and has changed nothing, if there would be more replicas than there may be.
         """
         manifest = self._settings.agents
         others = [entry for name, entry in (await self._store.directory.refresh()).items() if name not in manifest]
@@ -61,9 +61,12 @@ class Deployments:
         self._write(manifest.keys() | {entry.agent.name for entry in dropped})
         for entry in dropped:
             await self._drop(entry)
-        for name, spec in manifest.items():
+        begun = [
             await self._store.rollouts.begin(name, spec, digest=taken[name].digest, by=BY_MANIFEST, judged_anew=False)
+            for name, spec in manifest.items()
+        ]
         await self._store.directory.refresh()
+        return [each.rollout for each in begun if each.is_new]
 
     async def add(
         self,

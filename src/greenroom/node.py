@@ -44,6 +44,7 @@ from greenroom.store.news import News
 from greenroom.store.rollouts import Begun, Rollout
 
 GRACE_S = 20.0  # how long running tasks may go on after SIGTERM
+FIRST_ROLLOUTS_S = 10.0  # how long a node is not ready for the sake of the rollouts of its start
 LOOK_EVERY_S = 1.0  # wakeups are hints; this is the guarantee
 TENANT = "default"
 
@@ -106,7 +107,7 @@ class Node:
             started_at_us=database.microseconds(clock.now()),
             deploy=self.deploy,
             restart=self.host.restart,
-            is_ready=lambda: self.host.has_settled and self.failure is None,
+            is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
             backlog=Backlog(self.store, clock, limit=options.settings.server.max_queued_tasks),
             similarity=_similarity(),
@@ -114,6 +115,7 @@ class Node:
         self.app = App(self.services)
         self._moved = asyncio.Event()  # a rollout has
         self.store.hub.subscribe(self._hear)
+        self.ready = asyncio.Event()  # every agent has settled, and what has changed since the node's last life serves
         self.failure: BaseException | None = None  # what ended the loops; nothing runs without them
         self._loops: asyncio.Task[None] | None = None
 
@@ -127,7 +129,7 @@ class Node:
         await self.store.agents.close_nodes(only=self.id)
         await self.auth.refresh()
         await self._mint_owner_key()
-        await self.deployments.start()
+        begun = await self.deployments.start()
         loops = (
             self.host,
             self.host.checks,
@@ -136,14 +138,27 @@ class Node:
             self.janitor,
             self.backups.loop,
         )
-        self._loops = asyncio.create_task(self._run(loops), name="greenroom-loops")
+        self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
 
-    async def _run(self, loops: Sequence[supervisor.Loop]) -> None:
+    async def _run(self, loops: Sequence[supervisor.Loop], begun: Sequence[int]) -> None:
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._await_ready(begun))
             group.create_task(supervisor.supervise(loops, self.clock, self.facts))
             group.create_task(self.store.commits.ended())
             group.create_task(self._check_store())
+
+    async def _await_ready(self, begun: Sequence[int]) -> None:
+        """Be ready when every agent has settled and the rollouts of the start are through, if that is soon.
+
+        Whoever starts a node on changed code wants that code; but a canary may take for as long as it likes.
+        """
+        await self.host.settled.wait()
+        with contextlib.suppress(TimeoutError, errors.StoreUnavailable, errors.NotFound):
+            async with asyncio.timeout(FIRST_ROLLOUTS_S):
+                for id in begun:
+                    await self.rollout_at_rest(id)
+        self.ready.set()
 
     async def _check_store(self) -> None:
         """Look through a large file while the node serves: what is damaged must not be served for long."""
@@ -362,7 +377,7 @@ async def serve(options: Options, *, on_ready: Callable[[Node], None]) -> None:
 
 async def _until_stopped(node: Node, stop: asyncio.Event, on_ready: Callable[[Node], None]) -> None:
     async def announce() -> None:
-        await node.host.settled.wait()
+        await node.ready.wait()
         await node.store.directory.refresh()  # whoever is told looks at the agents' states
         node.facts.emit(telemetry.NodeChanged(node.id, "ready", node.url))
         on_ready(node)

@@ -53,7 +53,6 @@ class Host:
         self._node, self._revision_of = node, revision_of
         self.wakeup = asyncio.Event()
         self.settled = asyncio.Event()  # every agent has its replicas ready, or has failed
-        self.has_settled = False  # it once was so: the node is ready, and stays so
         self._replicas: dict[str, Hosted] = {}
         self._recovery = Recovery(store, clock, facts, jitter=jitter)
         self._told: dict[str, tuple[str, str]] = {}  # each agent's state and reason, as the store has them
@@ -378,7 +377,6 @@ class Host:
         # No deployment may have come in between.
         if is_settled and _generations(entries) == _generations(self._store.directory.entries):
             self.settled.set()
-            self.has_settled = True
 
     def _state_of(self, entry: Entry) -> tuple[str, str]:
         agent = entry.agent
