@@ -141,7 +141,8 @@ async def test_a_new_spec_replaces_the_replicas_and_no_request_is_lost(data_dir:
         loads = [asyncio.create_task(load()) for _ in range(4)]
         for number in (2, 3):
             spec = agents["pid"] | {"timeout_s": 100 + number}
-            assert (await api.call("PUT", "/v1/agents/pid", spec)).json()["revision"] == number
+            begun = (await api.call("PUT", "/v1/agents/pid", spec)).json()
+            assert begun["rollout"]["to_revision"] == number
 
             async def is_replaced(number: int = number) -> bool:
                 revisions = [item["revision"] for item in (await api.get("/v1/replicas"))["items"]]
