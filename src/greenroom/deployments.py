@@ -8,6 +8,7 @@ from. Without the file none came from a manifest. Held by `node`.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -17,12 +18,14 @@ import msgspec
 from greenroom import errors, settings, telemetry
 from greenroom.core import agents, rollouts
 from greenroom.engine import contract, snapshots
+from greenroom.sdk import models
 from greenroom.security import secret_file
 from greenroom.store.directory import Entry
 from greenroom.store.rollouts import Begun, Decision, Limits, Rollout
 from greenroom.store.store import Store
 
 BY_MANIFEST = "the manifest"
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Deployments:
@@ -99,6 +102,10 @@ class Deployments:
         decision = await self._store.rollouts.decide(name, spec, digest=snapshot.digest, limits=self._limits)
         return decision, snapshot
 
+    async def bring(self, archive: bytes) -> models.Code:
+        """Store the code of an archive, to be deployed by its digest; raises `errors.AgentInvalid` for a bad one."""
+        return await asyncio.to_thread(_unpacked, archive, self.snapshots)
+
     async def snapshot(
         self, spec: settings.AgentSettings, *, folder: Path | None = None, code: str | None = None
     ) -> snapshots.Snapshot:
@@ -106,7 +113,7 @@ class Deployments:
         if code is None:
             return await self._snapshot(spec, folder or self._folder)
         path = self.snapshots / code
-        if not (code.isalnum() and path.is_dir()):
+        if not (_DIGEST.fullmatch(code) and path.is_dir()):
             raise errors.NotFound(f"cannot find the code {code[:64]}: bring it first (POST /v1/code)")
         return snapshots.Snapshot(code, path)
 
@@ -121,8 +128,7 @@ class Deployments:
         entry = store.directory.get(name)
         last = entry.rollout
         if last is not None and last.state.is_open and to in (None, last.from_revision):
-            await store.rollouts.put(last, rollouts.abort(last.state, f"{by} undid it"))
-            return await store.rollouts.get(last.id)
+            return await store.rollouts.move(last.id, lambda state: rollouts.abort(state, f"{by} undid it"))
         target = to if to is not None else await self._before(entry)
         if target == entry.agent.revision:
             return None
@@ -223,6 +229,18 @@ def revision_of(
         python=None if spec.python is None else str(folder / spec.python),
         retry_on=spec.retry_on,
     )
+
+
+def files_of(snapshot: Path) -> dict[str, Path]:
+    """Return the files of a snapshot by name. Blocks."""
+    found = {path.relative_to(snapshot): path for path in snapshot.rglob("*") if path.is_file()}
+    return {name.as_posix(): path for name, path in found.items() if "__pycache__" not in name.parts}
+
+
+def _unpacked(archive: bytes, into: Path) -> models.Code:
+    snapshot = snapshots.unpack(archive, into=into)
+    files = files_of(snapshot.path).values()
+    return models.Code(digest=snapshot.digest, files=len(files), bytes=sum(path.stat().st_size for path in files))
 
 
 def _check_names(name: str, spec: settings.AgentSettings, snapshot: snapshots.Snapshot) -> None:

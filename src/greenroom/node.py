@@ -19,7 +19,7 @@ import msgspec
 import uvicorn
 
 from greenroom import clock as clocks
-from greenroom import deployments, embeddings, errors, settings, telemetry
+from greenroom import deployments, embeddings, errors, planning, settings, telemetry
 from greenroom.api import connections
 from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
@@ -95,6 +95,7 @@ class Node:
         self.deployments = deployments.Deployments(
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
+        self.planning = planning.Planning(self.store, self.deployments, self.rehearsal, folder=options.folder)
         self.auth = Authenticator(self.store.principals, clock, pepper=self.secrets.pepper)
         self.services = Services(
             store=self.store,
@@ -105,7 +106,7 @@ class Node:
             metrics=self.metrics,
             node=self.id,
             started_at_us=database.microseconds(clock.now()),
-            deploy=self.deploy,
+            deployments=self,
             restart=self.host.restart,
             is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
@@ -217,10 +218,30 @@ class Node:
     ) -> Begun:
         """Begin to move an agent to *spec*; see `deployments.Deployments.add`."""
         begun = await self.deployments.add(name, spec, by=by, folder=folder, code=code)
+        self._stir()
+        return begun
+
+    async def plan(
+        self, name: str, spec: settings.AgentSettings, *, code: str | None = None, is_tried: bool = False
+    ) -> models.Plan:
+        """Return what `deploy` would do; see `planning.Planning.plan`."""
+        return await self.planning.plan(name, spec, code=code, is_tried=is_tried)
+
+    async def undo(self, name: str, *, to: int | None, by: str) -> Rollout | None:
+        """Let a revision serve again; see `deployments.Deployments.undo`."""
+        rollout = await self.deployments.undo(name, to=to, by=by)
+        self._stir()
+        return rollout
+
+    async def bring(self, archive: bytes) -> models.Code:
+        """Store the code of an archive; see `deployments.Deployments.bring`."""
+        return await self.deployments.bring(archive)
+
+    def _stir(self) -> None:
+        """Have the loops look: an agent is to become another one."""
         self.host.settled.clear()
         self.host.wakeup.set()
         self.reconciler.wakeup.set()
-        return begun
 
     async def rollout_at_rest(self, id: int) -> Rollout:
         """Wait until a rollout has ended or is paused, and return it."""

@@ -14,7 +14,7 @@ async def list_agents(call: Call) -> Answer:
     ready = views.ready(await call.store.agents.replicas())
     counts = await call.store.tasks.open_counts()
     entries = (await call.store.directory.refresh()).values()
-    items = [views.agent(entry, replicas=ready[entry.agent.name], open_counts=counts) for entry in entries]
+    items = [views.agent(entry, ready=ready, open_counts=counts) for entry in entries]
     return Answer({"items": items, "next_cursor": None})
 
 
@@ -24,17 +24,22 @@ async def show_agent(call: Call) -> Answer:
     entry = call.store.directory.get(call.path("name"))
     counts = await call.store.tasks.open_counts()
     ready = views.ready(await call.store.agents.replicas())
-    return Answer(views.agent(entry, replicas=ready[entry.agent.name], open_counts=counts))
+    return Answer(views.agent(entry, ready=ready, open_counts=counts))
 
 
 async def put_agent(call: Call) -> Answer:
-    """Deploy an agent: its spec as in the manifest, its code from the folder that the node was started in."""
+    """Deploy an agent: its spec as in the manifest, the node's own code or ``?code=``; a dry run begins nothing."""
     name = call.path("name")
     value = strict_json.loads(call.body)
     if not isinstance(value, dict):
         raise errors.BodyInvalid("cannot take the body: an agent's spec is an object")
     spec = settings.parse_agent(name, value)
-    await call.services.deploy(name, spec, by=call.principal.name)
+    code, is_tried = call.query("code"), call.flag("sessions")
+    if call.flag("dry_run"):
+        return Answer(await call.services.deployments.plan(name, spec, code=code, is_tried=is_tried))
+    if is_tried:
+        raise errors.QueryInvalid("cannot take ?sessions=true: it goes with dry_run=true")
+    await call.services.deployments.deploy(name, spec, by=call.principal.name, code=code)
     return await show_agent(call)
 
 

@@ -14,7 +14,7 @@ from greenroom.api.backlog import Backlog
 from greenroom.core import routing
 from greenroom.sdk import models
 from greenroom.settings import AgentSettings, Settings
-from greenroom.store.rollouts import Begun
+from greenroom.store.rollouts import Begun, Rollout
 from greenroom.store.store import Store
 
 
@@ -30,10 +30,22 @@ class Backups(Protocol):
         """Have one made now; False while one is."""
 
 
-class Deploy(Protocol):
-    """Begin to move an agent to a spec, with the node's own code or that of a digest; in the name of *by*."""
+class Deployments(Protocol):
+    """What the node does about deployments. *code* is a digest; None: the code of the node's own folder."""
 
-    async def __call__(self, name: str, spec: AgentSettings, *, by: str, code: str | None = None) -> Begun: ...
+    async def deploy(self, name: str, spec: AgentSettings, *, by: str, code: str | None = None) -> Begun:
+        """Begin to move an agent to a spec, in the name of *by*."""
+
+    async def plan(
+        self, name: str, spec: AgentSettings, *, code: str | None = None, is_tried: bool = False
+    ) -> models.Plan:
+        """Return what `deploy` would do; have the revision tried, too, if *is_tried*."""
+
+    async def undo(self, name: str, *, to: int | None, by: str) -> Rollout | None:
+        """Let the revision before serve again, or *to*; None where it does."""
+
+    async def bring(self, archive: bytes) -> models.Code:
+        """Store the code that an archive holds."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,7 +64,7 @@ class Services:
     metrics: telemetry.Metrics
     node: str
     started_at_us: int
-    deploy: Deploy
+    deployments: Deployments
     restart: Callable[[str], bool]
     is_ready: Callable[[], bool]
     backlog: Backlog

@@ -11,7 +11,7 @@ import dataclasses
 import enum
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from greenroom.store.news import News
 
 KEEP = 100  # ended rollouts of each agent
 MAX_REASON = 4_000  # characters
+TRIES = 10  # to move a rollout that others move, too
 
 
 class Rollout(msgspec.Struct, frozen=True):
@@ -231,7 +232,8 @@ async def _decide(tx: Reading, item: Begin) -> Decision:
         if last.state.is_open and number == last.to_revision:
             return dataclasses.replace(decision, do=Do.JOIN)
         if number == before and last.state.phase is not rollouts.Phase.FAILED:
-            return dataclasses.replace(decision, do=Do.STAY)
+            refusal = await _shortage(tx, item, decision.desired) if decision.desired > agent.replicas else None
+            return dataclasses.replace(decision, do=Do.STAY, refusal=refusal)
         if not item.judged_anew and before is not None and number == await _highest(tx, item.agent) != before:
             return dataclasses.replace(decision, do=Do.LEAVE)
         if number == before:
@@ -372,12 +374,8 @@ async def _refusal(tx: Reading, item: Begin, state: rollouts.Rollout, *, desired
     """Say what is missing, where this would be more than there may be."""
     if item.limits is None:
         return None
-    ((others,),) = await tx.fetch(_OTHERS, {"agent": item.agent})
-    if others + desired > item.limits.replicas:
-        return errors.Conflict(
-            f"cannot deploy {item.agent}: {others} replicas of other agents and {desired} of it "
-            f"are more than cluster.max_replicas ({item.limits.replicas})"
-        )
+    if (shortage := await _shortage(tx, item, desired)) is not None:
+        return shortage
     needed = _surge(state, desired)
     taken = sum(
         _surge(Rollout(*row).state, replicas) for *row, replicas in await tx.fetch(_SURGING, {"agent": item.agent})
@@ -389,6 +387,19 @@ async def _refusal(tx: Reading, item: Begin, state: rollouts.Rollout, *, desired
         f"cannot roll out {item.agent}: {item.spec.rollout.strategy} needs {needed} replicas beside its {desired}, "
         f"other rollouts have {taken}, and cluster.max_surge is {item.limits.surge}: {missing} are missing; wait for "
         "the others, use the strategy rolling with a smaller max_surge, or raise cluster.max_surge"
+    )
+
+
+async def _shortage(tx: Reading, item: Begin, desired: int) -> errors.Conflict | None:
+    """Say so where there is no room for *desired* replicas, whatever moves."""
+    if item.limits is None:
+        return None
+    ((others,),) = await tx.fetch(_OTHERS, {"agent": item.agent})
+    if others + desired <= item.limits.replicas:
+        return None
+    return errors.Conflict(
+        f"cannot deploy {item.agent}: {others} replicas of other agents and {desired} of it "
+        f"are more than cluster.max_replicas ({item.limits.replicas})"
     )
 
 
@@ -592,6 +603,20 @@ class Rollouts:
         """Move *rollout* to *state*; False if somebody else has moved it since it was read."""
         is_put: bool = await self._commits.write(put, Put(rollout.id, rollout.version, state))
         return is_put
+
+    async def move(self, id: int, by: Callable[[rollouts.Rollout], rollouts.Rollout]) -> Rollout:
+        """Move a rollout to what *by* makes of it, whatever it is by then, and return it.
+
+        Raises what *by* raises; `errors.Conflict` where somebody else moves it again and again meanwhile.
+        """
+        for _ in range(TRIES):
+            rollout = await self.get(id)
+            state = by(rollout.state)
+            if state == rollout.state:
+                return rollout
+            if await self.put(rollout, state):
+                return await self.get(id)
+        raise errors.Conflict(f"cannot move the rollout {id} now: it moves on all the time; look at it, and try again")
 
     async def switch(self, agent: str, *, generation: int, to: int, reason: str, by: str) -> int | None:
         """Let revision *to* serve at once, and return the rollout that says so.
