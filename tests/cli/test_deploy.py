@@ -87,8 +87,8 @@ def test_the_plan_is_shown_and_the_rollout_followed_to_its_end(
         "1 50 % 1 2",
         "2 100 % 2 1",
         "at most 1 replica beside its 2 meanwhile",
-        f"{MOVES}, canary 25 %, stage 2/4; 1/1 ready; 40 tasks, 0 errors, 1 slow; watched 12 of 60 s",
-        f"{MOVES}, canary 50 %, stage 3/4; 2/2 ready; watched 12 of 60 s",
+        f"{MOVES}, canary 25 %, stage 2/4; 1/1 ready; 40 tasks, 0 errors, 1 slow; watched for 60 s",
+        f"{MOVES}, canary 50 %, stage 3/4; 2/2 ready; watched for 60 s",
         "research: revision 4 serves everything, after 1.5s",
     ]
 

@@ -10,16 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from greenroom import errors
+from greenroom import clock, errors
 from greenroom.cli import render, rollout_report
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from rich import console, table
 
     from greenroom.sdk import client, models
 
 LOOK_EVERY_S = 0.25
 FRAMES_PER_S = 8.0
+TITLES = ("AGENT", "REVISION", "STATE", "STAGE", "TRAFFIC", "READY", "SEEN")
 
 Followed = dict[int, "models.Rollout"]  # by id, in the order of the deployment
 
@@ -69,23 +72,28 @@ def _table(followed: Mapping[int, models.Rollout]) -> table.Table:
     from rich import box, table
     from rich.text import Text
 
+    now = clock.SystemClock().now()
+    rows = [_row(rollout, now) for rollout in followed.values()]
     made = table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("AGENT", "REVISION", "STATE", "STAGE", "TRAFFIC", "READY"):
-        made.add_column(title, no_wrap=True)
-    made.add_column("SEEN", no_wrap=True, ratio=1, overflow="ellipsis")
-    for rollout in followed.values():
-        state = rollout_report.state(rollout)
-        told = "; ".join(part for part in (rollout_report.seen(rollout), rollout.reason) if part)
-        made.add_row(
-            Text(render.printable(rollout.agent)),
-            rollout_report.move(rollout),
-            Text(state, style=render.STYLES.get(state, "")),
-            rollout_report.stage(rollout),
-            Text(rollout_report.bar(rollout), style="cyan"),
-            rollout_report.ready(rollout),
-            Text(render.printable(told)),
-        )
+    for place, title in enumerate(TITLES):
+        widest = max(len(row[place]) for row in rows)
+        is_last = place == len(TITLES) - 1  # it gives way where the screen is narrow
+        made.add_column(title, no_wrap=True, overflow="ellipsis", min_width=None if is_last else widest)
+    for row in rows:
+        made.add_row(*(Text(cell, style=render.STYLES.get(cell, "")) for cell in row))
     return made
+
+
+def _row(rollout: models.Rollout, now: datetime) -> tuple[str, ...]:
+    return (
+        render.printable(rollout.agent),
+        rollout_report.move(rollout),
+        rollout_report.state(rollout),
+        rollout_report.stage(rollout),
+        rollout_report.bar(rollout),
+        rollout_report.ready(rollout),
+        render.printable(rollout_report.seen(rollout, now)),
+    )
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def _show(agent: str, id: int | None, given: options.Options) -> None:
     if given.json:
         render.json(found)
         return
-    rollout_report.show(found)
+    rollout_report.show(found, clock.SystemClock().now())
 
 
 @app.command

@@ -12,6 +12,8 @@ from greenroom.cli import render
 from greenroom.cli.render import Column
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from greenroom.sdk import models
 
 STAGE_COLUMNS = (
@@ -69,9 +71,13 @@ def bar(rollout: models.Rollout) -> str:
     return f"{'━' * full}{'─' * (BAR - full)} {rollout.weight_pct:>3} %"
 
 
-def seen(rollout: models.Rollout) -> str:
-    """Return what was counted of the new revision at this traffic, and for how long it is watched."""
-    return "; ".join(part for part in (_counted(rollout), _watched(rollout)) if part)
+def seen(rollout: models.Rollout, now: datetime) -> str:
+    """Return what was counted of the new revision at this traffic, for how long it was watched, and why it waits."""
+    current = _stage(rollout)
+    parts = [_counted(rollout), rollout.reason]
+    if current is not None and current.hold_s and (held_s := _held_s(rollout, now)) is not None:
+        parts.insert(1, f"watched {min(held_s, current.hold_s):.0f} of {current.hold_s:g} s")
+    return "; ".join(part for part in parts if part)
 
 
 def sentence(rollout: models.Rollout) -> str:
@@ -93,8 +99,11 @@ def progress(rollout: models.Rollout) -> str:
     parts = [f"{rollout.agent}: {sentence(rollout)}"]
     if counted := ready(rollout):
         parts.append(f"{counted} ready")
-    if rollout.state == "progressing" and (told := seen(rollout)):
+    if told := _counted(rollout):
         parts.append(told)
+    current = _stage(rollout)
+    if current is not None and current.hold_s and rollout.is_proven:
+        parts.append(f"watched for {current.hold_s:g} s")
     if rollout.is_open and rollout.reason:
         parts.append(render.printable(rollout.reason))
     return "; ".join(parts)
@@ -117,9 +126,9 @@ def stages(found: Sequence[models.Stage], marks: Sequence[str] = ()) -> None:
     render.table(columns, rows, empty="no stages")
 
 
-def show(rollout: models.Rollout) -> None:
+def show(rollout: models.Rollout, now: datetime) -> None:
     """Print all that is known of it."""
-    render.facts(_facts(rollout))
+    render.facts(_facts(rollout, now))
     if rollout.stages:
         render.line("")
         stages(rollout.stages, _marks(rollout))
@@ -158,20 +167,24 @@ def _counted(rollout: models.Rollout) -> str:
     if not tallies or tallies[-1].weight_pct != rollout.weight_pct:
         return ""
     tally = tallies[-1]
+    if not tally.tasks:
+        return ""
     rare = ((tally.refused, "refusals"), (tally.slow, "slow"), (tally.costly, "costly"))
     return ", ".join(
         [f"{tally.tasks} tasks", f"{tally.errors} errors", *(f"{count} {what}" for count, what in rare if count)]
     )
 
 
-def _watched(rollout: models.Rollout) -> str:
-    current = _stage(rollout)
-    if current is None or not current.hold_s or rollout.held_s is None or not rollout.is_open:
-        return ""
-    return f"watched {min(rollout.held_s, current.hold_s):.0f} of {current.hold_s:g} s"
+def _held_s(rollout: models.Rollout, now: datetime) -> float | None:
+    """Return for how long the stage has been watched: the node writes that down only when something else changes."""
+    if rollout.held_s is None or not rollout.is_open:
+        return None
+    if rollout.state != "progressing" or rollout.updated_at is None:
+        return rollout.held_s
+    return rollout.held_s + max(0.0, (now - rollout.updated_at).total_seconds())
 
 
-def _facts(rollout: models.Rollout) -> Iterator[tuple[str, object]]:
+def _facts(rollout: models.Rollout, now: datetime) -> Iterator[tuple[str, object]]:
     yield "rollout", rollout.id
     yield "agent", rollout.agent
     yield "state", state(rollout)
@@ -182,7 +195,8 @@ def _facts(rollout: models.Rollout) -> Iterator[tuple[str, object]]:
     if rollout.is_open:
         yield "ready", f"{ready(rollout)} replicas of this stage" if rollout.stages else None
         yield "proven", "yes" if rollout.is_proven else f"not yet, for {render.span(rollout.waited_s)}"
-        yield "watched", None if rollout.held_s is None else render.span(rollout.held_s)
+        held_s = _held_s(rollout, now)
+        yield "watched", None if held_s is None else render.span(held_s)
     yield "begun", render.moment(rollout.created_at)
     yield "by", rollout.begun_by or None
     yield "ended", render.moment(rollout.ended_at)
