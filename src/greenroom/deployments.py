@@ -51,7 +51,8 @@ class Deployments:
     async def start(self) -> list[int]:
         """Deploy the manifest's agents, and drop those that have left it: their tasks stay, their replicas do not.
 
-        Return the rollouts that were begun. Raises `errors.StartRefused`, and has changed nothing, if there would be more replicas than there may be.
+        Return the rollouts that were begun. Raises `errors.StartRefused`, and has changed nothing, if there would be
+        more replicas than there may be.
         """
         manifest = self._settings.agents
         others = [entry for name, entry in (await self._store.directory.refresh()).items() if name not in manifest]
