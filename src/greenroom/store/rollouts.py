@@ -210,7 +210,7 @@ async def _begin(tx: Transaction, news: News, item: Begin) -> Begun | Exception:
     match decision.do:
         case Do.JOIN:
             assert last is not None
-            return await _join(tx, item, last)
+            return await _join(tx, item, decision)
         case Do.STAY:
             return await _stay(tx, news, item, decision)
         case Do.LEAVE:
@@ -306,8 +306,11 @@ async def _add_revision(tx: Transaction, item: Begin, number: int) -> None:
     await tx.execute_many(_NEW_REVISION, [params | {"identity": _identity(item), "now": tx.now_us}])
 
 
-async def _join(tx: Transaction, item: Begin, last: Rollout) -> Begun:
+async def _join(tx: Transaction, item: Begin, decision: Decision) -> Begun:
     """It is on its way already; what is no part of a revision is taken as it is wanted now."""
+    last = decision.last
+    assert last is not None
+    await _resize(tx, item.agent, decision.desired, is_restarted=False)
     await tx.execute_many(_PUT_SPEC, [{"id": last.id, "spec": _encode(item.spec)}])
     return Begun(last.id, last.to_revision, is_new=False)
 
