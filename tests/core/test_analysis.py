@@ -203,6 +203,12 @@ def test_after_a_switch_of_all_traffic_a_revision_that_fails_everything_is_found
             assert (finding.verdict is Verdict.FAIL) is (tasks >= 4)
 
 
+def test_two_bad_tasks_are_believed_of_nobody() -> None:
+    for bad, verdict in ((2, Verdict.INCONCLUSIVE), (3, Verdict.FAIL)):
+        stage = Stage(5, serving=Tally(tasks=1000), candidate=Tally(tasks=bad, errors=bad))
+        assert analysis.judge([stage]).verdict is verdict
+
+
 def test_a_stage_of_all_traffic_is_compared_with_what_was_before() -> None:
     before = Stage(50, serving=Tally(tasks=200, errors=40), candidate=Tally(tasks=200, errors=40))
     assert analysis.judge([before, Stage(100, candidate=Tally(tasks=200, errors=40))]).verdict is Verdict.PASS

@@ -92,10 +92,10 @@ class Share:
 
 
 class Tally(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """The tasks of one revision that began in one stage; those of an earlier stage that end in it are left out.
+    """The tasks of one revision that began in one stage: those of an earlier one that end in it must be left out.
 
     Of the *tasks* that have ended, *timed* and *metered* were compared with a limit, and *slow* and *costly* are over
-    it. *running* ones are for the current stage alone.
+    it. How many are *running* has to be known of the current stage alone.
     """
 
     tasks: int = 0
@@ -206,7 +206,7 @@ ALPHA: Final = {Kind.ERROR: 0.005, Kind.REFUSED: 0.001, Kind.SLOW: 0.001, Kind.C
 ALONE: Final = 0.25  # of ALPHA, for the test without a revision beside it
 
 # What the test bets on, in equal parts: rates of the serving revision, and of a candidate that is worse. One that is a
-# third slower has about three times as many slow tasks: by these bets it may go on, however long it is watched.
+# third slower has about three times as many slow tasks: by these bets it mostly goes on, however long it is watched.
 _FAULTS: Final = (
     *((0.001, worse) for worse in (0.01, 0.1, 0.5)),
     *((0.01, worse) for worse in (0.03, 0.2, 0.7)),
