@@ -20,8 +20,10 @@ from greenroom.core import agents, rollouts
 from greenroom.engine import contract, snapshots
 from greenroom.sdk import models
 from greenroom.security import secret_file
+from greenroom.store.agents import Revision
+from greenroom.store.deployments import Decision, Deployed, Deployment, Limits
 from greenroom.store.directory import Entry
-from greenroom.store.rollouts import Begun, Decision, Limits, Rollout
+from greenroom.store.rollouts import Rollout, spec_of
 from greenroom.store.store import Store
 
 BY_MANIFEST = "the manifest"
@@ -66,11 +68,13 @@ class Deployments:
         for entry in dropped:
             await self._drop(entry)
         begun = [
-            await self._store.rollouts.begin(name, spec, digest=taken[name].digest, by=BY_MANIFEST, judged_anew=False)
+            await self._store.deployments.deploy(
+                Deployment(agent=name, digest=taken[name].digest, spec=spec, by=BY_MANIFEST, judged_anew=False)
+            )
             for name, spec in manifest.items()
         ]
         await self._store.directory.refresh()
-        return [each.rollout for each in begun if each.is_new]
+        return [each.rollout for each in begun if each.is_under_way]
 
     async def add(
         self,
@@ -80,28 +84,37 @@ class Deployments:
         by: str,
         folder: Path | None = None,
         code: str | None = None,
-    ) -> Begun:
+        rollout: settings.Rollout | None = None,
+    ) -> Deployed:
         """Begin to move an agent to *spec*, with the code in *folder* or that of the digest *code*.
 
-        From here on it is no more the manifest's. Raises `errors.Conflict` where there is no room, `errors.NotFound`
-        for a digest that nobody has brought, and `errors.AgentInvalid` for code or names that cannot be.
+        *rollout*, if given, goes before the spec's for this time. From here on it is no more the manifest's. Raises
+        `errors.Conflict` where there is no room, `errors.NotFound` for a digest that nobody has brought, and
+        `errors.AgentInvalid` for code or names that cannot be.
         """
         snapshot = await self.snapshot(spec, folder=folder, code=code)
         _check_names(name, spec, snapshot)
-        begun = await self._store.rollouts.begin(name, spec, digest=snapshot.digest, by=by, limits=self._limits)
+        deployed = await self._store.deployments.deploy(
+            Deployment(agent=name, digest=snapshot.digest, spec=spec, by=by, limits=self._limits, rollout=rollout)
+        )
         if name in self._listed:
             self._write(self._listed - {name})
         await self._store.directory.refresh()
-        return begun
+        return deployed
 
     async def decide(
-        self, name: str, spec: settings.AgentSettings, *, code: str | None = None
+        self,
+        name: str,
+        spec: settings.AgentSettings,
+        *,
+        code: str | None = None,
+        rollout: settings.Rollout | None = None,
     ) -> tuple[Decision, snapshots.Snapshot]:
         """Return what `add` would do, and the code that it would run."""
         snapshot = await self.snapshot(spec, code=code)
         _check_names(name, spec, snapshot)
-        decision = await self._store.rollouts.decide(name, spec, digest=snapshot.digest, limits=self._limits)
-        return decision, snapshot
+        item = Deployment(agent=name, digest=snapshot.digest, spec=spec, by="", limits=self._limits, rollout=rollout)
+        return await self._store.deployments.decide(item), snapshot
 
     async def bring(self, archive: bytes) -> models.Code:
         """Store the code of an archive, to be deployed by its digest; raises `errors.AgentInvalid` for a bad one."""
@@ -121,18 +134,27 @@ class Deployments:
     async def undo(self, name: str, *, to: int | None, by: str) -> Rollout | None:
         """Let a revision serve again that is kept: the one before, or *to*; None where nothing has to be done.
 
-        At once while it stands with all its replicas, else by a rollout as the agent's strategy has it. A rollout that
-        is on its way to another one is aborted.
+        At once while it stands with all its replicas after its rollout, else by a rollout: without questions to one
+        that has succeeded with a task before, as the agent's strategy has it to any other. A rollout that is on its way
+        from it is aborted.
         """
         store = self._store
         await store.directory.refresh()
         entry = store.directory.get(name)
         last = entry.rollout
         if last is not None and last.state.is_open and to in (None, last.from_revision):
-            return await store.rollouts.move(last.id, lambda state: rollouts.abort(state, f"{by} undid it"))
+            aborted = await store.rollouts.move(last.id, lambda state: rollouts.abort(state, f"{by} undid it"))
+            if aborted.phase != rollouts.Phase.COMPLETE:
+                return aborted
+            await store.directory.refresh()
+            entry, last = store.directory.get(name), aborted  # it was faster
         target = to if to is not None else await self._before(entry)
         if target == entry.agent.revision:
             return None
+        if last is not None and last.state.is_open and target == last.to_revision:
+            raise errors.Conflict(
+                f"cannot go to revision {target} of {name} at once: its rollout is on its way; wait, or promote it"
+            )
         revision = await store.agents.revision(name, target)
         if await self._stands(entry, target):
             reason = f"{by} went back from revision {entry.agent.revision}"
@@ -140,11 +162,25 @@ class Deployments:
             if id is None:
                 raise errors.Conflict(f"cannot undo {name}: somebody has changed it meanwhile; look at it again")
             return await store.rollouts.get(id)
-        spec = settings.with_revision_part(entry.spec, msgspec.json.decode(revision.spec, type=settings.AgentSettings))
         if not (self.snapshots / revision.digest).is_dir():
             raise errors.Conflict(f"cannot undo {name}: the code of revision {target} is gone; deploy it again")
-        begun = await store.rollouts.begin(name, spec, digest=revision.digest, by=by, limits=self._limits)
-        return await store.rollouts.get(begun.rollout)
+        return await self._go_back(entry, revision, by=by)
+
+    async def _go_back(self, entry: Entry, revision: Revision, *, by: str) -> Rollout:
+        """Begin a rollout to a revision of before; one that is proven needs no more evidence, and no leave for room."""
+        proven = settings.Rollout(strategy="blue-green", scale_down_delay_s=entry.spec.rollout.scale_down_delay_s)
+        is_proven = revision.proven_at is not None
+        deployed = await self._store.deployments.deploy(
+            Deployment(
+                agent=revision.agent,
+                digest=revision.digest,
+                spec=settings.with_revision_part(entry.spec, spec_of(revision.spec)),
+                by=by,
+                limits=None if is_proven else self._limits,
+                rollout=proven if is_proven else None,
+            )
+        )
+        return await self._store.rollouts.get(deployed.rollout)
 
     async def _before(self, entry: Entry) -> int:
         """Return the revision that served before the one that does."""
@@ -160,11 +196,14 @@ class Deployments:
 
     async def _stands(self, entry: Entry, revision: int) -> bool:
         """Whether *revision* has all the replicas, ready, that the agent should have."""
-        if entry.rollout is None or revision not in entry.rollout.state.standing:
+        last = entry.rollout
+        if last is None or last.state.is_open or revision not in last.state.standing:
             return False
         replicas = await self._store.agents.replicas()
+        board = self._store.board
         its = [each for each in replicas if (each.agent, each.revision) == (entry.agent.name, revision)]
-        return sum(each.state == "ready" for each in its) >= entry.agent.replicas
+        ready = sum(each.state == "ready" and not board.runs_alone(each.id) for each in its)
+        return ready >= entry.agent.replicas
 
     async def _snapshot(self, spec: settings.AgentSettings, folder: Path) -> snapshots.Snapshot:
         return await asyncio.to_thread(  # it reads a whole folder

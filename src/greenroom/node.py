@@ -39,9 +39,10 @@ from greenroom.sdk import models
 from greenroom.security import secret_file
 from greenroom.store import database, submissions
 from greenroom.store import store as stores
+from greenroom.store.deployments import Deployed
 from greenroom.store.directory import Entry
 from greenroom.store.news import News
-from greenroom.store.rollouts import Begun, Rollout
+from greenroom.store.rollouts import Rollout
 
 GRACE_S = 20.0  # how long running tasks may go on after SIGTERM
 FIRST_ROLLOUTS_S = 10.0  # how long a node is not ready for the sake of the rollouts of its start
@@ -184,11 +185,11 @@ class Node:
         """Take no more, let running tasks end within *grace_s*, hand the rest back, and close everything."""
         self.services.stopping.set()
         self.facts.emit(telemetry.NodeChanged(self.id, "draining"))
+        self.reconciler.stop()
         await self.host.drain_all(grace_s=grace_s)
         if self.failure is None:
             await self.host.leave()
         await self.dispatcher.close()
-        await self.reconciler.close()
         if self._loops is not None:
             self._loops.cancel()
             await asyncio.wait([self._loops])
@@ -215,7 +216,7 @@ class Node:
         by: str,
         folder: Path | None = None,
         code: str | None = None,
-    ) -> Begun:
+    ) -> Deployed:
         """Begin to move an agent to *spec*; see `deployments.Deployments.add`."""
         begun = await self.deployments.add(name, spec, by=by, folder=folder, code=code)
         self._stir()

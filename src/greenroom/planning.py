@@ -18,10 +18,10 @@ from msgspec import structs
 from greenroom import deployments, errors, settings
 from greenroom.api import views
 from greenroom.control.rehearsal import Rehearsal
-from greenroom.core import rollouts
+from greenroom.core import rollouts, strategies
 from greenroom.engine import snapshots
 from greenroom.sdk import models
-from greenroom.store.rollouts import Decision, Do
+from greenroom.store.deployments import Action, Decision
 from greenroom.store.store import Store
 
 
@@ -52,7 +52,7 @@ class Planning:
         old = None if before is None else self._deployer.snapshots / before.digest
         plan = models.Plan(
             agent=name,
-            action=decision.do.name.lower(),
+            action=decision.action.value,
             to_revision=decision.number,
             is_new_revision=not decision.is_known,
             from_revision=decision.number if state is None else state.from_revision,
@@ -69,7 +69,7 @@ class Planning:
             plan,
             strategy="first" if is_first else spec.rollout.strategy,
             stages=views.stages(state, desired=decision.desired),
-            surge=0 if is_first else rollouts.surge(state.stages, decision.desired),
+            surge=0 if is_first else strategies.surge(state.stages, decision.desired),
         )
 
     async def _tried(
@@ -99,13 +99,13 @@ class Planning:
 
 def _state(decision: Decision) -> rollouts.Rollout | None:
     """Return the rollout that would move the agent, or does so already; None if it stays."""
-    match decision.do:
-        case Do.BEGIN:
+    match decision.action:
+        case Action.BEGIN:
             return decision.state
-        case Do.JOIN:
+        case Action.JOIN:
             assert decision.last is not None
             return decision.last.state
-        case Do.STAY | Do.LEAVE:
+        case Action.STAY | Action.LEAVE:
             return None
 
 

@@ -24,7 +24,7 @@ from greenroom.core import rollouts
 from greenroom.engine import snapshots
 from greenroom.sdk.async_client import AsyncClient
 from greenroom.sdk.models import Agent
-from greenroom.store.rollouts import Begun
+from greenroom.store.deployments import Deployed
 
 BY = "this program"
 DEPLOY_TIMEOUT_S = 120.0
@@ -121,12 +121,12 @@ class ProductionMultiAgentSystem:
             raise errors.AgentInvalid("cannot deploy " + "; ".join(wrong))
         return [await self._client(self.token).agent(name) for name in plan]
 
-    async def _outcome(self, started: node.Node, name: str, begun: Begun) -> str | None:
+    async def _outcome(self, started: node.Node, name: str, begun: Deployed) -> str | None:
         """Wait until the rollout has ended and the agent is settled; return what is wrong, if something is."""
         rollout = await started.rollout_at_rest(begun.rollout)
         if rollout.phase == rollouts.Phase.PAUSED:
             return f"rollout {rollout.id} is paused: {rollout.reason}"
-        if rollout.phase != rollouts.Phase.COMPLETE and begun.is_new:
+        if rollout.phase != rollouts.Phase.COMPLETE and begun.is_under_way:
             return rollout.reason
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DEPLOY_TIMEOUT_S):

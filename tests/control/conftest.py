@@ -17,6 +17,7 @@ from greenroom.control.janitor import Janitor
 from greenroom.control.reconciler import Reconciler
 from greenroom.engine import contract
 from greenroom.store import submissions
+from greenroom.store.deployments import Deployment
 from greenroom.store.directory import Entry
 from greenroom.store.rows import Task
 from greenroom.store.store import Store
@@ -72,7 +73,7 @@ class Loops:
     async def deploy(self, agent: str = "agent", *, replicas: int = 1, digest: str = "d", **spec: Any) -> None:
         scaling = {"scaling": {"min_replicas": replicas}}
         parsed = settings.parse_agent(agent, {"factory": "module:agent", **scaling, **spec})
-        await self.store.rollouts.begin(agent, parsed, digest=digest, by="ann")
+        await self.store.deployments.deploy(Deployment(agent=agent, digest=digest, spec=parsed, by="ann"))
         await self.step(times=2)
 
     async def submit(self, agent: str = "agent", **given: Any) -> str:
@@ -118,5 +119,5 @@ async def loops(tmp_path: Path) -> AsyncIterator[Loops]:
         made = Loops(scratch, store, engine, host, reconciler, dispatcher, janitor, facts)
         facts.subscribe(made.facts.append)
         yield made
-        await reconciler.close()
+        reconciler.stop()
         await dispatcher.close()

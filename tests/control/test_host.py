@@ -11,6 +11,7 @@ import pytest
 from greenroom import errors, settings, telemetry
 from greenroom.core import failures, recovery, rollouts
 from greenroom.engine import contract, protocol
+from greenroom.store.deployments import Deployment
 from greenroom.store.recovery import Noted
 
 if TYPE_CHECKING:
@@ -354,7 +355,9 @@ async def test_who_is_deployed_in_the_place_of_a_removed_agent_is_judged_anew(lo
     loops.engine.refusal = ""
     spec = (await loops.store.directory.refresh())["agent"].spec
     await loops.store.rollouts.remove("agent")
-    await loops.store.rollouts.begin("agent", spec, digest="d", by="ann")  # before any step has seen it gone
+    await loops.store.deployments.deploy(
+        Deployment(agent="agent", digest="d", spec=spec, by="ann")
+    )  # before any step has seen it gone
     if not lives_on:
         loops.host = loops.another_host()
     await loops.step(times=3)

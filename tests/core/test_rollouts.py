@@ -10,8 +10,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from greenroom.core import analysis, rollouts
-from greenroom.core.rollouts import Death, Phase, Proof, Rollout, Seen, Stage, Strategy
+from greenroom.core import analysis, rollouts, strategies
+from greenroom.core.rollouts import Death, Phase, Proof, Rollout, Seen
+from greenroom.core.strategies import Stage, Strategy
 
 KINDS = ("rolling", "blue-green", "canary")
 
@@ -20,7 +21,7 @@ def begun(kind: str = "rolling", *, desired: int = 4, deadline_s: float = 120.0,
     return Rollout(
         from_revision=1,
         to_revision=2,
-        stages=rollouts.stages(Strategy(kind=kind, **wanted), desired),
+        stages=strategies.stages(Strategy(kind=kind, **wanted), desired),
         progress_deadline_s=deadline_s,
         evidence=(analysis.Stage(weight_pct=0),),
     )
@@ -97,9 +98,10 @@ def test_a_canary_takes_more_and_more_of_the_traffic() -> None:
 def test_batches_keep_to_surge_and_unavailable_bounds(
     desired: int, surge: int, unavailable: int, expected: list[tuple[int, int]]
 ) -> None:
-    stages = rollouts.stages(Strategy(kind="rolling", surge=surge, unavailable=unavailable), desired)
+    stages = strategies.stages(Strategy(kind="rolling", surge=surge, unavailable=unavailable), desired)
     found = [
-        (rollouts.replicas(stage.capacity_pct, desired), rollouts.replicas(stage.old_pct, desired)) for stage in stages
+        (strategies.replicas(stage.capacity_pct, desired), strategies.replicas(stage.old_pct, desired))
+        for stage in stages
     ]
     assert found == expected
     assert stages[-1].weight_pct == 100
@@ -107,10 +109,10 @@ def test_batches_keep_to_surge_and_unavailable_bounds(
 
 @given(st.integers(1, 300), st.integers(0, 300), st.integers(0, 300))
 def test_every_batch_is_within_its_bounds(desired: int, surge: int, unavailable: int) -> None:
-    stages = rollouts.stages(Strategy(kind="rolling", surge=surge, unavailable=unavailable), desired)
+    stages = strategies.stages(Strategy(kind="rolling", surge=surge, unavailable=unavailable), desired)
     moved = 0
     for stage in stages:
-        new, old = rollouts.replicas(stage.capacity_pct, desired), rollouts.replicas(stage.old_pct, desired)
+        new, old = strategies.replicas(stage.capacity_pct, desired), strategies.replicas(stage.old_pct, desired)
         assert moved < new <= desired
         assert old >= 1
         assert old + moved >= min(desired, desired - unavailable)  # what serves while the new ones come
@@ -124,11 +126,11 @@ def test_every_batch_is_within_its_bounds(desired: int, surge: int, unavailable:
 
 def test_an_unknown_strategy_is_refused() -> None:
     with pytest.raises(ValueError, match="no strategy is called 'purple'"):
-        rollouts.stages(Strategy(kind="purple"), 1)
+        strategies.stages(Strategy(kind="purple"), 1)
 
 
 def test_surge_is_the_most_that_stands_beside_what_there_should_be() -> None:
-    assert [rollouts.surge(begun(kind, desired=10).stages, 10) for kind in KINDS] == [1, 10, 10]
+    assert [strategies.surge(begun(kind, desired=10).stages, 10) for kind in KINDS] == [1, 10, 10]
 
 
 # --- proof and time
@@ -183,8 +185,33 @@ def test_a_canary_without_tasks_is_rolled_back_after_its_hold_and_the_deadline()
     state, _ = rollouts.step(state, proven(4), 119)
     assert (state.phase, state.reason) == (
         Phase.ROLLED_BACK,
-        "no evidence: no task ended on it within 120 s (progress_deadline_s)",
+        "no evidence: no task has run on it within 120 s (hold_s, and progress_deadline_s after it)",
     )
+
+
+def test_a_canary_whose_tasks_take_longer_than_its_deadline_waits_for_them() -> None:
+    state, _ = rollouts.step(begun("canary"), proven(4), 0)
+    running = rollouts.with_tallies(state, {2: analysis.Tally(running=1)})
+    after, next_s = rollouts.step(running, proven(4), 1e6)
+    assert (after.is_open, next_s) == (True, None)
+
+
+def test_a_quiet_time_after_good_stages_rolls_no_canary_back() -> None:
+    state, _ = rollouts.step(begun("canary"), proven(4), 0)
+    for _ in range(3):
+        state, _ = rollouts.step(with_good_tasks(state) if not state.stage else state, proven(4), 0)
+    assert (state.stage, state.is_proven) == (1, True)
+    after, _ = rollouts.step(state, proven(4), 1e6)
+    assert after.is_open
+
+
+def test_counting_alone_is_no_move() -> None:
+    state, _ = rollouts.step(begun("canary"), proven(4), 0)
+    before, _ = rollouts.step(with_good_tasks(state, 3), proven(4), 1)
+    after, _ = rollouts.step(with_good_tasks(state, 5), proven(4), 1)
+    assert before.reason != after.reason
+    assert not rollouts.has_moved(before, after)
+    assert rollouts.has_moved(before, rollouts.pause(after))
 
 
 def test_a_canary_with_too_few_tasks_holds_for_as_long_as_it_takes() -> None:
@@ -221,6 +248,7 @@ def test_deaths_from_outside_doom_nobody_and_a_refusal_does_at_once() -> None:
     assert rollouts.doom([Death("killed", ""), Death("refused", "cannot import")]) == "cannot import"
     told = "3 of its replicas have died; the last one: exit code 1"
     assert rollouts.doom([Death("crashed", "exit code 1")] * 3) == told
+    assert rollouts.doom([Death("crashed", "exit code 1")] * 3, [Death("oom", "")] * 3) is None
 
 
 # --- the first revision
@@ -261,6 +289,18 @@ def test_a_manual_rollout_waits_for_promotion_before_each_stage() -> None:
     promoted = rollouts.promote(states[-1])
     assert run(promoted, proven(4))[-1].phase is Phase.COMPLETE
     assert rollouts.resume(states[-1]) == promoted
+
+
+def test_who_was_paused_in_a_stage_that_waits_for_promotion_goes_on_waiting_for_evidence() -> None:
+    state, _ = rollouts.step(begun("canary", needs_promotion=True), proven(4), 0)
+    state, _ = rollouts.step(with_good_tasks(state, 3), proven(4), 100)
+    resumed = rollouts.resume(rollouts.pause(state))
+    assert (resumed.phase, resumed.stage) == (Phase.PROGRESSING, 0)
+
+
+def test_a_person_who_ends_a_first_rollout_aborts_it_and_it_serves_on() -> None:
+    state = rollouts.abort(rollouts.first(1, has_checks=False), "ann undid it")
+    assert (state.phase, state.serving, state.shares) == (Phase.ABORTED, 1, {1: 100})
 
 
 def test_a_paused_rollout_stays_where_it_is_but_fails_all_the_same() -> None:
@@ -341,7 +381,7 @@ def test_whatever_happens_the_agent_stays_served(
         seen = Seen(desired, ready, proof, failure)
         state, next_s = rollouts.step(before, seen, elapsed_s)
         if state.is_open and state.weight_pct > before.weight_pct:
-            wanted = rollouts.replicas(state.stages[state.stage].capacity_pct, desired)
+            wanted = strategies.replicas(state.stages[state.stage].capacity_pct, desired)
             assert ready >= wanted
             assert proof is Proof.PASSED
             has_been_proven.add(state.stage)

@@ -14,7 +14,8 @@ from greenroom.api.backlog import Backlog
 from greenroom.core import routing
 from greenroom.sdk import models
 from greenroom.settings import AgentSettings, Settings
-from greenroom.store.rollouts import Begun, Rollout
+from greenroom.store.deployments import Deployed
+from greenroom.store.rollouts import Rollout
 from greenroom.store.store import Store
 
 
@@ -33,7 +34,7 @@ class Backups(Protocol):
 class Deployments(Protocol):
     """What the node does about deployments. *code* is a digest; None: the code of the node's own folder."""
 
-    async def deploy(self, name: str, spec: AgentSettings, *, by: str, code: str | None = None) -> Begun:
+    async def deploy(self, name: str, spec: AgentSettings, *, by: str, code: str | None = None) -> Deployed:
         """Begin to move an agent to a spec, in the name of *by*."""
 
     async def plan(

@@ -11,7 +11,7 @@ import msgspec
 
 from greenroom import settings
 from greenroom.api import schemas
-from greenroom.core import agents, health, rollouts
+from greenroom.core import agents, health, rollouts, strategies
 from greenroom.sdk import models
 from greenroom.store import database
 from greenroom.store.agents import Replica, Revision
@@ -236,7 +236,7 @@ def stages(state: rollouts.Rollout, *, desired: int) -> tuple[models.Stage, ...]
     has_old = state.from_revision is not None
 
     def count(pct: float) -> int:
-        return rollouts.replicas(pct, desired) if desired else 0
+        return strategies.replicas(pct, desired) if desired else 0
 
     return tuple(
         models.Stage(

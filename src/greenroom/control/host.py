@@ -251,7 +251,7 @@ class Host:
                 case plans.DrainReplica(id, hands_over):
                     if (replica := self._replicas.get(id)) is not None:  # it may have died since
                         # Where no task may run twice, none is handed over.
-                        self._drain(replica, hands_over=hands_over and entry.spec.on_replica_loss != "fail")
+                        self._drain(replica, hands_over=hands_over and not replica.runs_once)
 
     async def _reconcile_alone(self, entry: Entry, *, is_suspected: bool) -> None:
         """Have one more replica while tasks have to run alone, and none when none has."""
@@ -280,6 +280,7 @@ class Host:
             slots=1 if for_suspects else spec.concurrency,
             timeout_s=spec.timeout_s,
             max_attempts=1 if spec.on_replica_loss == "fail" else spec.max_attempts,
+            runs_once=spec.on_replica_loss == "fail",
             hang_after_s=spec.hang_after_s,
             started_at_us=database.microseconds(self._clock.now()),
             started_s=self._clock.monotonic_s(),

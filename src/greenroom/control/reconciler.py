@@ -9,17 +9,15 @@ lives, and written now and then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-from msgspec.structs import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from greenroom import clock as clocks
-from greenroom import settings, telemetry
+from greenroom import telemetry
 from greenroom.control.evidence import Evidence
-from greenroom.control.trials import ReplicaGone, Trials
-from greenroom.core import rollouts
+from greenroom.control.proving import Proving, Wanted
+from greenroom.control.trials import Trials
+from greenroom.core import rollouts, strategies
 from greenroom.engine.contract import Engine
 from greenroom.store.agents import Replica
 from greenroom.store.directory import Entry
@@ -37,18 +35,11 @@ MAX_DEATHS = 50  # looked at, of one agent
 class _Course:
     """A rollout on its way, as this node knows it beyond what is stored."""
 
+    proving: Proving
     version: int  # that *state* goes on from
     state: rollouts.Rollout
     at_s: float
     written_s: float
-    wanted: settings.AgentSettings
-    probes: dict[str, asyncio.Task[str | None]] = field(default_factory=dict)  # by replica
-    check: asyncio.Task[str | None] | None = None
-    checked_stage: int = -1  # the stage whose checks *check* are
-
-    def close(self) -> None:
-        for trial in (*self.probes.values(), *([self.check] if self.check is not None else [])):
-            trial.cancel()
 
 
 class Reconciler:
@@ -60,15 +51,18 @@ class Reconciler:
         self.trials = Trials(engine, clock)
         self._evidence = Evidence(facts)
         self._courses: dict[int, _Course] = {}
+        self._is_stopping = False
         store.hub.subscribe(self._hear)
 
     async def step(self) -> float:
+        if self._is_stopping:
+            return IDLE_S
         entries = await self._store.directory.refresh()
         moving = {
             entry.rollout.id: entry for entry in entries.values() if entry.rollout and _is_moving(entry.rollout.state)
         }
         for gone in self._courses.keys() - moving.keys():
-            self._courses.pop(gone).close()
+            self._courses.pop(gone).proving.close()
         self._evidence.keep(entries.keys(), watched={entry.agent.name for entry in moving.values()})
         if not moving:
             return IDLE_S
@@ -76,10 +70,11 @@ class Reconciler:
         delays_s = [await self._move(entry, replicas) for entry in moving.values()]
         return min(STEP_EVERY_S, *delays_s)
 
-    async def close(self) -> None:
-        """End all trials."""
+    def stop(self) -> None:
+        """Move nothing more, and end all trials: what is drained from here on says nothing about its revision."""
+        self._is_stopping = True
         for course in self._courses.values():
-            course.close()
+            course.proving.close()
 
     def _hear(self, news: News) -> None:
         if news.traffic or news.replicas:
@@ -99,7 +94,7 @@ class Reconciler:
             seen = await self._see(entry, course, replicas)
             after, delay_s = rollouts.step(before, seen, now_s - course.at_s)
             course.at_s = now_s
-            if not _has_moved(course.state, after):
+            if not rollouts.has_moved(course.state, after):
                 course.state = after
                 if now_s >= course.written_s + WRITE_EVERY_S and after != rollout.state:
                     await self._write(entry, course, after)
@@ -107,11 +102,8 @@ class Reconciler:
             if not await self._write(entry, course, after):
                 return 0.0  # somebody else has moved it: the next step sees how
             entries = await self._store.directory.refresh()
-            if (
-                (current := entries.get(agent.name)) is None
-                or current.rollout is None
-                or current.rollout.id != rollout.id
-            ):
+            current = entries.get(agent.name)
+            if current is None or current.rollout is None or current.rollout.id != rollout.id:
                 return 0.0
             entry, rollout = current, current.rollout
             if not _is_moving(rollout.state):
@@ -123,9 +115,8 @@ class Reconciler:
         assert rollout is not None
         course = self._courses.get(rollout.id)
         if course is None:
-            course = self._courses[rollout.id] = _Course(
-                rollout.version, rollout.state, now_s, now_s, entry.spec_of(rollout.to_revision)
-            )
+            proving = Proving(self.trials, woken=self.wakeup.set)
+            course = self._courses[rollout.id] = _Course(proving, rollout.version, rollout.state, now_s, now_s)
         elif course.version != rollout.version:
             course.version, course.state, course.at_s = rollout.version, rollout.state, now_s
         return course
@@ -134,7 +125,7 @@ class Reconciler:
         assert entry.rollout is not None
         is_put = await self._store.rollouts.put(entry.rollout, after)
         course.written_s = self._clock.monotonic_s()
-        if is_put and _has_moved(entry.rollout.state, after):
+        if is_put and rollouts.has_moved(entry.rollout.state, after):
             self._facts.emit(
                 telemetry.RolloutMoved(
                     entry.agent.name,
@@ -158,91 +149,35 @@ class Reconciler:
             replica.id
             for replica in replicas
             if (replica.agent, replica.revision, replica.state) == (agent.name, state.to_revision, "ready")
+            and not self._store.board.runs_alone(replica.id)
         ]
-        failure = rollouts.doom([_death(each) for each in await self._deaths(entry)])
+        deaths = await self._store.recovery.failures(agent=agent.name, limit=MAX_DEATHS)
+        failure = rollouts.doom(*(_deaths(deaths, of, state) for of in (state.to_revision, state.from_revision)))
         proof = rollouts.Proof.PENDING
         if failure is None and not state.is_proven:
-            proof, failure = self._try(course, ready, desired=agent.replicas)
-        return rollouts.Seen(agent.replicas, len(ready), proof, failure)
-
-    async def _deaths(self, entry: Entry) -> Sequence[Failure]:
-        """Return how replicas of the new revision have died since the rollout began, first ones first."""
-        rollout = entry.rollout
-        assert rollout is not None
-        latest = await self._store.recovery.failures(agent=entry.agent.name, limit=MAX_DEATHS)
-        return [
-            death
-            for death in reversed(latest)
-            if death.revision == rollout.to_revision and death.at >= rollout.created_at
-        ]
-
-    def _try(self, course: _Course, ready: Sequence[str], *, desired: int) -> tuple[rollouts.Proof, str | None]:
-        """Have replicas tried that have not been; return what is proven, and what is wrong, if something is."""
-        stage = course.state.stages[course.state.stage]
-        for gone in course.probes.keys() - set(ready):
-            course.probes.pop(gone).cancel()
-        for replica in ready:
-            if replica not in course.probes:
-                course.probes[replica] = self._begin(self.trials.probe(replica), f"probe-{replica}")
-        passed = []
-        for replica, probe in list(course.probes.items()):
-            if probe.done():
-                wrong = _outcome(probe)
-                if wrong is _GONE:
-                    del course.probes[replica]
-                elif wrong is not None:
-                    return rollouts.Proof.PENDING, f"{replica}: {wrong}"
-                else:
-                    passed.append(replica)
-        if len(passed) < rollouts.replicas(stage.capacity_pct, desired):
-            return rollouts.Proof.PENDING, None
-        return self._check(course, passed[-1]) if stage.has_checks else (rollouts.Proof.PASSED, None)
-
-    def _check(self, course: _Course, replica: str) -> tuple[rollouts.Proof, str | None]:
-        """Run the manifest's checks once for the stage."""
-        wanted = course.wanted.rollout
-        if not (wanted.checks or wanted.examples):
-            return rollouts.Proof.PASSED, None
-        if course.check is None or course.checked_stage != course.state.stage:
-            timeout_s = min(course.wanted.timeout_s, wanted.progress_deadline_s)
-            running = self.trials.check(replica, wanted, timeout_s=timeout_s)
-            course.check, course.checked_stage = self._begin(running, f"check-{replica}"), course.state.stage
-        if not course.check.done():
-            return rollouts.Proof.PENDING, None
-        wrong = _outcome(course.check)
-        if wrong is _GONE:
-            course.check = None  # once more, on one that is there
-            self.wakeup.set()
-            return rollouts.Proof.PENDING, None
-        return rollouts.Proof.PASSED if wrong is None else rollouts.Proof.PENDING, wrong
-
-    def _begin(self, trial: Coroutine[Any, Any, str | None], name: str) -> asyncio.Task[str | None]:
-        task = asyncio.create_task(trial, name=name)
-        task.add_done_callback(lambda _: self.wakeup.set())
-        return task
+            proof, failure = course.proving.look(_wanted(entry, state), ready)
+        return rollouts.Seen(agent.replicas, len(ready), proof, failure, max((each.seq for each in deaths), default=0))
 
 
-_GONE = "its replica has gone"
+def _wanted(entry: Entry, state: rollouts.Rollout) -> Wanted:
+    """Return what the rollout's stage has to prove."""
+    stage, spec = state.stages[state.stage], entry.spec_of(state.to_revision)
+    return Wanted(
+        state.stage,
+        strategies.replicas(stage.capacity_pct, entry.agent.replicas),
+        spec.rollout if stage.has_checks else None,
+        min(spec.timeout_s, state.progress_deadline_s),
+    )
 
 
-def _outcome(trial: asyncio.Task[str | None]) -> str | None:
-    """Return what is wrong, None if nothing is, or `_GONE` where nothing is known."""
-    if trial.cancelled() or isinstance(trial.exception(), ReplicaGone):
-        return _GONE
-    return trial.result()
+def _deaths(latest: Sequence[Failure], revision: int | None, state: rollouts.Rollout) -> list[rollouts.Death]:
+    """Return how replicas of *revision* have died that speak of this stage, first ones first."""
+    return [
+        rollouts.Death(death.kind, death.reason)
+        for death in reversed(latest)
+        if death.revision == revision and death.seq > state.deaths_after
+    ]
 
 
 def _is_moving(state: rollouts.Rollout) -> bool:
     return state.is_open or not state.is_retired
-
-
-def _has_moved(before: rollouts.Rollout, after: rollouts.Rollout) -> bool:
-    """Whether more has changed than what waiting and counting change."""
-    if (before.held_s is None) != (after.held_s is None):
-        return True
-    same = replace(after, waited_s=before.waited_s, held_s=before.held_s, evidence=before.evidence)
-    return same != before
-
-
-def _death(failure: Failure) -> rollouts.Death:
-    return rollouts.Death(failure.kind, failure.reason)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
+from msgspec.structs import replace
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
@@ -40,8 +41,18 @@ class Case:
     bereaved: deque[tuple[str, int]] = field(default_factory=deque)  # dead replicas that none is started for yet
     failures: list[NewFailure] = field(default_factory=list)
     recovered: list[Recovered] = field(default_factory=list)
-    proven: int | None = None
+    proven: set[int] = field(default_factory=set)
     written: Record | None = None
+
+    def take_up(self, revision: int, *, generation: int, fallback: int | None) -> None:
+        """Judge the agent anew; where another revision serves now, both keep what they have shown."""
+        gone, came = self.record, self.others.get(revision)
+        self.record = recovery.judged_anew(gone, revision, generation=generation, fallback=fallback)
+        if came is not None:
+            is_proven = self.record.is_proven or came.is_proven
+            self.record = replace(self.record, is_proven=is_proven, interpreter=came.interpreter)
+        if gone.revision != revision:
+            self.others[gone.revision] = Record(gone.revision, is_proven=gone.is_proven, interpreter=gone.interpreter)
 
 
 class Recovery:
@@ -73,10 +84,9 @@ class Recovery:
             if case is None:
                 case = self._cases[name] = Case(Record())
             if case.record.generation != agent.generation or case.record.revision != agent.revision:
-                fallback = await self._store.agents.fallback(name, agent.revision)
-                case.record = recovery.judged_anew(
-                    case.record, agent.revision, generation=agent.generation, fallback=fallback
-                )
+                before = entry.rollout.from_revision if entry.rollout is not None else None
+                fallback = await self._store.agents.fallback(name, agent.revision, before=before)
+                case.take_up(agent.revision, generation=agent.generation, fallback=fallback)
             beside = entry.capacity.keys() - {agent.revision}
             case.others = {number: case.others.get(number, Record(number)) for number in beside}
         for gone in self._cases.keys() - entries.keys():
@@ -124,10 +134,12 @@ class Recovery:
             return
         if (other := case.others.get(revision)) is not None:
             case.others[revision] = recovery.after_success(other, revision, started_s=started_s)
+            if not other.is_proven:
+                case.proven.add(revision)
         record = recovery.after_success(case.record, revision, started_s=started_s)
         if record is not case.record:
             if not case.record.is_proven or revision != record.revision:
-                case.proven = revision
+                case.proven.add(revision)
             case.record = record
 
     def on_settled(self, agent: str) -> None:
@@ -153,25 +165,26 @@ class Recovery:
         for agent, case in list(self._cases.items()):
             alarm = recovery.alarm(case.record, agent, now_s=now_s)
             is_told = (alarm and alarm.kind) == (case.alarm and case.alarm.kind)
-            if is_told and case.record is case.written and not case.failures and not case.recovered:
+            is_quiet = not (case.failures or case.recovered or case.proven)
+            if is_told and case.record is case.written and is_quiet:
                 continue
             failures, case.failures = case.failures, []
             recovered, case.recovered = case.recovered, []
-            proven, case.proven = case.proven, None
+            proven, case.proven = case.proven, set()
             record = case.record
             noted = Noted(
                 agent,
                 msgspec.json.encode(recovery.moved(record, -now_s)),
                 tuple(failures),
                 tuple(recovered),
-                proven,
+                tuple(sorted(proven)),
                 None if is_told else _alert(agent, alarm),
             )
             try:
                 await self._write(noted)
             except errors.StoreUnavailable:
                 case.failures[:0], case.recovered[:0] = failures, recovered
-                case.proven = proven
+                case.proven |= proven
                 raise
             case.written, case.alarm = record, alarm
 

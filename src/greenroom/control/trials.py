@@ -52,10 +52,10 @@ class Trials:
             if at == replica and not future.done():
                 future.set_result(message)
 
-    def on_exit(self, replica: str, exit: contract.Exit) -> None:  # noqa: ARG002 - however it ended
+    def on_exit(self, replica: str, exit: contract.Exit) -> None:
         for at, future in self._open.values():
             if at == replica and not future.done():
-                future.set_exception(ReplicaGone(replica))
+                future.set_exception(ReplicaGone(exit.detail or exit.reason))
 
     # --- trials
 
@@ -102,7 +102,7 @@ class Trials:
         self._open[task] = replica, future
         try:
             if not self._engine.invoke(replica, message(task)):
-                raise ReplicaGone(replica)
+                raise ReplicaGone("it is gone")
             async with asyncio.timeout(timeout_s + GRACE_S):
                 return await future
         except TimeoutError:

@@ -1,9 +1,9 @@
 """Rollouts: how capacity and traffic move from one revision of an agent to the next. Pure.
 
-A strategy is a tuple of stages, so that blue-green, rolling and canary are one machine. Each stage brings up replicas
-of the new revision, has them proven, gives them traffic, and watches them for a while; the revision before stays until
-the last of them has passed, so that whatever fails is undone by one write. `control.reconciler` asks `step` what to do
-and writes the answer down; the API asks for what people want; nobody else moves a rollout.
+Each stage of its strategy brings up replicas of the new revision, has them proven, gives them traffic, and watches them
+for a while; the revision before stays until the last of them has passed, so that whatever fails is undone by one write.
+`control.reconciler` asks `step` what to do and writes the answer down; the API asks for what people want; nobody else
+moves a rollout.
 
 Time is given as what has passed since the last step: a clock that jumps, or a node that was down, ends no rollout.
 """
@@ -11,14 +11,13 @@ Time is given as what has passed since the last step: a clock that jumps, or a n
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 from msgspec.structs import replace
 
-from greenroom.core import analysis
+from greenroom.core import analysis, strategies
 from greenroom.core.failures import Failure
 
 
@@ -63,26 +62,12 @@ OPEN = frozenset({Phase.PROGRESSING, Phase.PAUSED})
 UNDONE = frozenset({Phase.ROLLED_BACK, Phase.ABORTED, Phase.SUPERSEDED})
 
 
-class Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """*capacity_pct* and *old_pct* are shares of the replicas that the agent should have: of the new revision, and of
-    the one before. *weight_pct* is the traffic that the new one gets as soon as that capacity is ready and proven.
-    """
-
-    weight_pct: int
-    capacity_pct: float
-    old_pct: float = 100.0
-    hold_s: float = 0.0  # how long it is watched then
-    has_checks: bool = True  # beside the probe of each replica
-    needs_samples: bool = False  # it goes on only with evidence from users' tasks
-    needs_promotion: bool = False
-
-
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """A rollout as the store has it. *from_revision* is what served when it began; None: nothing did."""
 
     from_revision: int | None
     to_revision: int
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[strategies.Stage, ...] = ()
     progress_deadline_s: float = 120.0
     scale_down_delay_s: float = 5.0
     phase: Phase = Phase.PROGRESSING
@@ -90,6 +75,9 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     weight_pct: int = 0
     waited_s: float = 0.0  # for this stage's capacity and proof; after the end: for what is to go
     held_s: float | None = None  # since the proof, while the capacity was there; None: there is no proof yet
+    awaits_promotion: bool = False  # its stage has done all but be promoted
+    replicas_after: int | None = None  # how many the agent should have when it is complete; None: as many as now
+    deaths_after: int = 0  # the number of the last death that says nothing about this stage
     is_retired: bool = False  # what the rollout has left behind is gone, or goes
     reason: str = ""
     evidence: tuple[analysis.Stage, ...] = ()  # one for each weight that there was
@@ -142,99 +130,32 @@ class Seen:
     ready: int
     proof: Proof = Proof.PENDING  # of as many replicas as this stage has
     failure: str | None = None
+    last_death: int = 0  # the number of the latest death of a replica
 
 
-# --- strategies
+# --- beginnings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Strategy:
-    """What is wanted of a rollout. *surge* and *unavailable* are numbers of replicas."""
+def first(
+    to_revision: int, *, has_checks: bool, is_served: bool = False, progress_deadline_s: float = 120.0
+) -> Rollout:
+    """Return the rollout of an agent's first revision: nothing else serves, so it does at once, or after its checks.
 
-    kind: str  # "rolling", "blue-green" or "canary"
-    hold_s: float = 0.0
-    weights: tuple[int, ...] = (5, 25, 50, 100)
-    surge: int = 1
-    unavailable: int = 0
-    needs_promotion: bool = False
-
-
-def bound(given: int | str, desired: int) -> int:
-    """Return a number of replicas that is given as one, or as a percentage of *desired*, rounded up.
-
-    >>> bound(2, 10), bound("25%", 10), bound("0%", 10)
-    (2, 3, 0)
+    *is_served*: it serves already, and has failed as the first one before; that it goes on doing.
     """
-    if isinstance(given, int):
-        return given
-    return math.ceil(desired * int(given.removesuffix("%")) / 100)
-
-
-def stages(strategy: Strategy, desired: int) -> tuple[Stage, ...]:
-    """Return what *strategy* does with *desired* replicas.
-
-    >>> [(stage.weight_pct, stage.capacity_pct, stage.old_pct) for stage in stages(Strategy(kind="rolling"), 4)]
-    [(25, 25.0, 100.0), (50, 50.0, 75.0), (75, 75.0, 50.0), (100, 100.0, 25.0)]
-    """
-    gate = strategy.needs_promotion
-    match strategy.kind:
-        case "blue-green":
-            return (
-                Stage(weight_pct=0, capacity_pct=100, needs_promotion=gate),
-                Stage(weight_pct=100, capacity_pct=100, hold_s=strategy.hold_s, has_checks=False),
-            )
-        case "canary":
-            return tuple(
-                Stage(
-                    weight_pct=weight_pct,
-                    capacity_pct=weight_pct,
-                    hold_s=strategy.hold_s,
-                    has_checks=place == 0,
-                    needs_samples=weight_pct < 100,
-                    needs_promotion=gate and weight_pct < 100,
-                )
-                for place, weight_pct in enumerate(strategy.weights)
-            )
-        case "rolling":
-            return _batches(strategy, desired)
-        case _:
-            raise ValueError(f"no strategy is called {strategy.kind!r}")
-
-
-def _batches(strategy: Strategy, desired: int) -> tuple[Stage, ...]:
-    """Return one stage for each batch: at most *surge* replicas too many, and *unavailable* too few, at any time.
-
-    One replica of the revision before stays to the end, whatever the bounds: the agent is always served.
-    """
-    surge = strategy.surge or (0 if strategy.unavailable else 1)  # or nothing could move
-    batch = surge + strategy.unavailable
-    found, moved = [], 0
-    while moved < desired:
-        new = min(desired, moved + batch)
-        old = max(1, desired - moved - max(0, new - moved - surge))
-        found.append(
-            Stage(
-                weight_pct=100 * new // desired,
-                capacity_pct=100 * new / desired,
-                old_pct=100 * old / desired,
-                hold_s=strategy.hold_s,
-                needs_promotion=strategy.needs_promotion and new < desired,
-            )
-        )
-        moved = new
-    return tuple(found)
-
-
-def first(to_revision: int, *, has_checks: bool, progress_deadline_s: float = 120.0) -> Rollout:
-    """Return the rollout of an agent's first revision: nothing else serves, so it does at once, or after its checks."""
-    stage = Stage(weight_pct=100, capacity_pct=100, has_checks=has_checks)
+    stage = strategies.Stage(weight_pct=100, capacity_pct=100, has_checks=has_checks)
     return Rollout(
         from_revision=None,
         to_revision=to_revision,
         stages=(stage,),
         progress_deadline_s=progress_deadline_s,
-        weight_pct=0 if has_checks else 100,
+        weight_pct=0 if has_checks and not is_served else 100,
     )
+
+
+def adopted(revision: int) -> Rollout:
+    """Return the rollout that an agent has behind it which has none, for it is from before there were any."""
+    return Rollout(from_revision=None, to_revision=revision, phase=Phase.COMPLETE, weight_pct=100, is_retired=True)
 
 
 def switched(from_revision: int, to_revision: int, reason: str) -> Rollout:
@@ -252,36 +173,17 @@ def switched(from_revision: int, to_revision: int, reason: str) -> Rollout:
 # --- capacity
 
 
-def replicas(pct: float, desired: int) -> int:
-    """Return *pct* percent of *desired* replicas, rounded up, and one at least.
-
-    >>> replicas(5, 10), replicas(100 / 3, 3), replicas(0, 3)
-    (1, 1, 1)
-    """
-    return max(1, math.ceil(desired * pct / 100 - 1e-9))
-
-
 def capacity(rollout: Rollout, desired: int) -> dict[int, int]:
     """Return how many replicas each revision should have, of an agent that should have *desired*."""
     if not desired or rollout.from_revision is None or rollout.is_retired:
         return {rollout.serving: desired}
     stage = rollout.stages[rollout.stage]
     if rollout.phase is Phase.COMPLETE:
-        return {rollout.to_revision: desired, rollout.from_revision: replicas(stage.old_pct, desired)}
+        return {rollout.to_revision: desired, rollout.from_revision: strategies.replicas(stage.old_pct, desired)}
     return {
-        rollout.from_revision: replicas(stage.old_pct, desired),
-        rollout.to_revision: replicas(stage.capacity_pct, desired),
+        rollout.from_revision: strategies.replicas(stage.old_pct, desired),
+        rollout.to_revision: strategies.replicas(stage.capacity_pct, desired),
     }
-
-
-def surge(stages: Sequence[Stage], desired: int) -> int:
-    """Return how many replicas more than *desired* there are when it is most."""
-    if not desired:
-        return 0
-    return max(
-        (replicas(stage.old_pct, desired) + replicas(stage.capacity_pct, desired) - desired for stage in stages),
-        default=0,
-    )
 
 
 # --- the machine
@@ -302,11 +204,13 @@ def step(rollout: Rollout, seen: Seen, elapsed_s: float) -> tuple[Rollout, float
     if rollout.phase is Phase.PAUSED:
         return rollout, None
     stage = rollout.stages[rollout.stage]
-    if seen.ready < replicas(stage.capacity_pct, seen.desired) or not (rollout.is_proven or seen.proof is Proof.PASSED):
+    if seen.ready < strategies.replicas(stage.capacity_pct, seen.desired) or not (
+        rollout.is_proven or seen.proof is Proof.PASSED
+    ):
         return _wait(rollout, seen, elapsed_s)
     if rollout.held_s is None:
         return _weighted(rollout, stage.weight_pct), 0.0
-    return _hold(replace(rollout, waited_s=0.0, held_s=rollout.held_s + elapsed_s), finding)
+    return _hold(replace(rollout, waited_s=0.0, held_s=rollout.held_s + elapsed_s), finding, seen)
 
 
 def _wind_up(rollout: Rollout, elapsed_s: float) -> tuple[Rollout, float | None]:
@@ -322,7 +226,7 @@ def _wind_up(rollout: Rollout, elapsed_s: float) -> tuple[Rollout, float | None]
 
 def _wait(rollout: Rollout, seen: Seen, elapsed_s: float) -> tuple[Rollout, float | None]:
     """Wait for the stage's capacity and proof, for as long as it may take."""
-    wanted = replicas(rollout.stages[rollout.stage].capacity_pct, seen.desired)
+    wanted = strategies.replicas(rollout.stages[rollout.stage].capacity_pct, seen.desired)
     what = f"{seen.ready} of {wanted} replicas were ready" if seen.ready < wanted else "its checks were not through"
     waited_s = rollout.waited_s + elapsed_s
     left_s = rollout.progress_deadline_s - waited_s
@@ -332,7 +236,7 @@ def _wait(rollout: Rollout, seen: Seen, elapsed_s: float) -> tuple[Rollout, floa
     return replace(rollout, waited_s=waited_s), left_s
 
 
-def _hold(rollout: Rollout, finding: analysis.Finding) -> tuple[Rollout, float | None]:
+def _hold(rollout: Rollout, finding: analysis.Finding, seen: Seen) -> tuple[Rollout, float | None]:
     """Watch a stage that is proven, and leave it when that is over and there is evidence."""
     assert rollout.held_s is not None
     stage = rollout.stages[rollout.stage]
@@ -340,13 +244,18 @@ def _hold(rollout: Rollout, finding: analysis.Finding) -> tuple[Rollout, float |
         return rollout, stage.hold_s - rollout.held_s
     if stage.needs_samples and finding.verdict is not analysis.Verdict.PASS:
         left_s = stage.hold_s + rollout.progress_deadline_s - rollout.held_s
-        if not finding.samples and left_s <= 0:
-            deadline = f"{rollout.progress_deadline_s:g} s (progress_deadline_s)"
-            return roll_back(rollout, f"no evidence: no task ended on it within {deadline}"), 0.0
+        if left_s <= 0 and _is_untried(rollout):
+            waited = f"{rollout.held_s:.0f} s (hold_s, and progress_deadline_s after it)"
+            return roll_back(rollout, f"no evidence: no task has run on it within {waited}"), 0.0
         return replace(rollout, reason=finding.reason), left_s if left_s > 0 else None
     if stage.needs_promotion:
-        return _moved(rollout, Move.PAUSE, reason="it waits for promotion"), None
-    return _advanced(rollout), 0.0
+        return _moved(replace(rollout, awaits_promotion=True), Move.PAUSE, reason="it waits for promotion"), None
+    return replace(_advanced(rollout), deaths_after=seen.last_death), 0.0
+
+
+def _is_untried(rollout: Rollout) -> bool:
+    """Whether no user's task has ended or runs on the new revision."""
+    return not any(stage.candidate.tasks or stage.candidate.running for stage in rollout.evidence)
 
 
 def _weighted(rollout: Rollout, weight_pct: int) -> Rollout:
@@ -365,14 +274,29 @@ def _advanced(rollout: Rollout) -> Rollout:
     return replace(moved, stage=rollout.stage + 1, waited_s=0.0, held_s=None)
 
 
+def has_moved(before: Rollout, after: Rollout) -> bool:
+    """Whether more has changed than what waiting and counting change."""
+    if (before.held_s is None) != (after.held_s is None):
+        return True
+    counted = replace(after, waited_s=before.waited_s, held_s=before.held_s, evidence=before.evidence)
+    if after.phase is before.phase is Phase.PROGRESSING:
+        counted = replace(counted, reason=before.reason)  # it tells what was counted
+    return counted != before
+
+
 def _moved(rollout: Rollout, by: Move, *, reason: str) -> Rollout:
-    return replace(rollout, phase=TRANSITIONS[rollout.phase, by], reason=reason)
+    awaits_promotion = rollout.awaits_promotion and by is Move.PAUSE
+    return replace(rollout, phase=TRANSITIONS[rollout.phase, by], reason=reason, awaits_promotion=awaits_promotion)
 
 
 def _undone(rollout: Rollout, by: Move, reason: str) -> Rollout:
-    """Give everything back to the revision before, at once; it has all its capacity again as soon as that can be."""
+    """Give everything back to the revision before, at once; it has all its capacity again as soon as that can be.
+
+    Where there is none before, it is left as it is.
+    """
     if rollout.from_revision is None and by is not Move.SUPERSEDE:
-        return replace(_moved(rollout, Move.FAIL, reason=reason), is_retired=True)
+        by = Move.FAIL if by is Move.ROLL_BACK else by
+        return replace(_moved(rollout, by, reason=reason), is_retired=True)
     return replace(_moved(rollout, by, reason=reason), weight_pct=0, is_retired=True, waited_s=0.0)
 
 
@@ -415,17 +339,9 @@ def resume(rollout: Rollout) -> Rollout:
         raise Refused(f"it is {rollout.phase} already")
     if rollout.phase is not Phase.PAUSED:
         return rollout
-    if is_waiting_for_promotion(rollout):
+    if rollout.awaits_promotion:
         return promote(rollout)
     return _moved(replace(rollout, waited_s=0.0), Move.RESUME, reason="")
-
-
-def is_waiting_for_promotion(rollout: Rollout) -> bool:
-    """Whether it is paused because its stage has done all but be promoted."""
-    if rollout.phase is not Phase.PAUSED or rollout.held_s is None:
-        return False
-    stage = rollout.stages[rollout.stage]
-    return stage.needs_promotion and rollout.held_s >= stage.hold_s
 
 
 def promote(rollout: Rollout) -> Rollout:
@@ -448,19 +364,20 @@ def promote(rollout: Rollout) -> Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A replica of the new revision that died."""
+    """A replica that died, as a word of `core.failures`, and for people."""
 
-    kind: str  # of `core.failures`
+    kind: str
     reason: str
-    was_asked_for: bool = False  # somebody killed it from outside
 
 
 MOST_DEATHS = 3  # by itself: one may be an accident, and two are what one task that kills its replicas causes
 _AT_ONCE = frozenset({Failure.REFUSED, Failure.LATE})  # it would be the same again
 
 
-def doom(deaths: Sequence[Death]) -> str | None:
+def doom(deaths: Sequence[Death], others: Sequence[Death] = ()) -> str | None:
     """Say why a revision whose replicas have died so can never be promoted; None while it may be.
+
+    *others* are the deaths of the serving one meanwhile: who dies no more often than that is no worse.
 
     >>> doom([Death("killed", "by SIGKILL")] * 10)
     >>> doom([Death("refused", "cannot import agents")])
@@ -469,8 +386,8 @@ def doom(deaths: Sequence[Death]) -> str | None:
     for death in deaths:
         if death.kind in _AT_ONCE:
             return death.reason
-    own = [death for death in deaths if death.kind != Failure.KILLED]
-    if len(own) >= MOST_DEATHS:
+    own, usual = ([death for death in those if death.kind != Failure.KILLED] for those in (deaths, others))
+    if len(own) >= MOST_DEATHS and len(own) > len(usual):
         return f"{len(own)} of its replicas have died; the last one: {own[-1].reason}"
     return None
 

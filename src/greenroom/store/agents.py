@@ -100,8 +100,10 @@ update agent set replicas = :replicas, generation = generation + 1, updated_at =
 returning name"""
 _REMOVE = "delete from agent where name = :agent returning name"
 _FALLBACK = """
-select max(number) from revision where agent = :agent and number < :number and proven_at is not null
-    and not exists (select 1 from revision where agent = :agent and number = :number and proven_at is not null)"""
+select number from revision
+where agent = :agent and proven_at is not null and number <> :number and (number < :number or number = :before)
+    and not exists (select 1 from revision where agent = :agent and number = :number and proven_at is not null)
+order by case when number = :before then 1 else 0 end desc, number desc limit 1"""
 _REVISIONS = f"select {_columns(Revision)} from revision where agent = :agent order by number desc limit 100"
 REVISION = f"select {_columns(Revision)} from revision where agent = :agent and number = :number"
 _PUT_REPLICA = f"""
@@ -162,10 +164,12 @@ class Agents:
         if not await self._commits.write(release, Release(agent)):
             raise errors.NotFound(f"cannot find the agent {agent[:64]}")
 
-    async def fallback(self, agent: str, number: int) -> int | None:
-        """Return the latest revision before *number* that has succeeded with a task, unless *number* has, too."""
-        ((before,),) = await self._db.lookup(_FALLBACK, {"agent": agent, "number": number})
-        return None if before is None else int(before)
+    async def fallback(self, agent: str, number: int, *, before: int | None = None) -> int | None:
+        """Return a revision that has succeeded with a task, unless *number* has, too: the one *before*, else the latest
+        of lower numbers.
+        """
+        rows = await self._db.lookup(_FALLBACK, {"agent": agent, "number": number, "before": before or -1})
+        return int(rows[0][0]) if rows else None
 
     async def observe(
         self, agent: str, *, state: str, reason: str, adapter: str | None = None, generation: int | None = None

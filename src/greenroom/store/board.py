@@ -70,10 +70,14 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """How many of a hundred tasks each revision of an agent gets; what has a higher *version* was written later."""
+    """How many of a hundred tasks each revision of an agent gets; what has a higher *version* was written later.
+
+    What another one than *serving* cannot take goes to that; what is its own waits for it.
+    """
 
     version: tuple[int, int]
     shares: Mapping[int, int]
+    serving: int | None = None
 
 
 class Board:
@@ -136,7 +140,7 @@ class Board:
     def ranges(self, agent: str) -> Mapping[int, tuple[int, int]]:
         """Return the buckets of each revision: from the first number to below the second.
 
-        What a revision without replicas would get goes to the others that have a share.
+        What a new revision without replicas would get goes to the serving one.
         """
         if (found := self._ranges.get(agent)) is None:
             found = self._ranges[agent] = self._shared_out(agent)
@@ -153,19 +157,24 @@ class Board:
             return {}
         if traffic is None:  # of somebody who knows no rollouts: all to the newest
             return {max(lines): (0, BUCKETS)} if lines else {}
-        shares = {revision: share for revision, share in traffic.shares.items() if share and revision in lines}
-        whole, low, found = sum(shares.values()), 0, {}
-        for revision in sorted(shares, reverse=True):
-            high = low + shares[revision] * BUCKETS // whole
-            found[revision] = low, high
+        low, found = 0, {}
+        for revision in sorted(traffic.shares, key=lambda revision: (revision == traffic.serving, revision)):
+            share = traffic.shares[revision] * BUCKETS // 100
+            is_last = revision == traffic.serving
+            high = BUCKETS if is_last and share else low + (share if revision in lines or is_last else 0)
+            if high > low and revision in lines:
+                found[revision] = low, high
             low = high
-        if found:
-            found[min(shares)] = found[min(shares)][0], BUCKETS
         return found
 
     def busy(self, replica: str) -> int:
         line = self._lines.get(replica)
         return line.busy if line is not None else 0
+
+    def runs_alone(self, replica: str) -> bool:
+        """Whether *replica* is beside its agent's number, for tasks that are suspected to kill."""
+        line = self._lines.get(replica)
+        return line is not None and line.queue[1]
 
     def attempts(self, replica: str) -> int:
         """Return how many attempts *replica* has, waiting ones too: it may go when there are none."""

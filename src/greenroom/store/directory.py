@@ -10,14 +10,12 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-import msgspec
-
 from greenroom import errors, settings
 from greenroom.core import agents, rollouts, routing
 from greenroom.store import database
 from greenroom.store.agents import Agent
 from greenroom.store.board import Traffic
-from greenroom.store.rollouts import Rollout
+from greenroom.store.rollouts import Rollout, spec_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class Entry:
         """Return the spec that replicas of *revision*, one of those that stand, are run by."""
         if self.rollout is None or revision == self.agent.revision:
             return self.spec
-        return _decode(self.rollout.spec if revision == self.rollout.to_revision else self.rollout.from_spec)
+        return spec_of(self.rollout.spec if revision == self.rollout.to_revision else self.rollout.from_spec)
 
 
 _AGENTS = Agent.__struct_fields__
@@ -63,7 +61,7 @@ class Directory:
             entry = known.get(row.name)
             is_same = entry is not None and entry.agent.spec == row.spec
             rollout = None if rest[0] is None else Rollout(*rest)
-            entries[row.name] = Entry(row, entry.spec if entry and is_same else _decode(row.spec), rollout)
+            entries[row.name] = Entry(row, entry.spec if entry and is_same else spec_of(row.spec), rollout)
             if rollout is not None:
                 self._route(row.name, rollout.traffic)
         if _routable(known) != _routable(entries):
@@ -96,6 +94,3 @@ class Directory:
 
 def _routable(entries: Mapping[str, Entry]) -> dict[str, settings.AgentSettings]:
     return {name: entry.spec for name, entry in entries.items() if entry.agent.state != agents.State.DROPPED}
-
-
-_decode = functools.lru_cache(maxsize=64)(msgspec.json.Decoder(settings.AgentSettings).decode)

@@ -9,6 +9,7 @@ from greenroom import errors
 from greenroom.store import (
     agents,
     database,
+    deployments,
     directory,
     news,
     principals,
@@ -40,6 +41,7 @@ class Store:
                 *transitions.ORDER,
                 sessions.remove,
                 *agents.ORDER,
+                *deployments.ORDER,
                 *rollouts.ORDER,
                 *principals.ORDER,
                 *recovery.ORDER,
@@ -53,6 +55,7 @@ class Store:
         self.agents = agents.Agents(db, self.commits)
         self.recovery = recovery.Recovery(db, self.commits)
         self.rollouts = rollouts.Rollouts(db, self.commits)
+        self.deployments = deployments.Deployments(db, self.commits)
         self.directory = directory.Directory(db, route=self.board.route)
         self.principals = principals.Principals(db, self.commits)
 

@@ -154,6 +154,7 @@ async def _submit_one(tx: Transaction, news: News, item: NewTask, placing: Placi
     if item.session is not None:
         key = {"tenant": item.tenant, "agent": item.agent, "session": item.session}
         ((pin, is_blocked),) = await tx.fetch(_SESSION, key)
+        pin = None if is_blocked else pin  # it gets one when it may be claimed
     if await _insert(tx, [item], [_insertion(item, placing, tx.now_us, is_blocked=bool(is_blocked), pin=pin)]):
         return _accepted(news, item, placing, tx.now_us)
     return await _replayed(tx, item)

@@ -12,7 +12,8 @@ import pytest
 from greenroom import errors
 from greenroom.core import rollouts
 from greenroom.core.rollouts import Phase
-from greenroom.store.rollouts import Limits, Rollout
+from greenroom.store.deployments import Deployment, Limits
+from greenroom.store.rollouts import Rollout
 from greenroom.store.rows import Claim
 from greenroom.testing.databases import Scratch
 from greenroom.testing.store_contract import AGENT, TENANT, Node
@@ -69,7 +70,7 @@ class RolloutsContract:
 
     async def test_the_first_revision_serves_at_once(self, node: Node) -> None:
         begun = await node.begin("one")
-        assert (begun.revision, begun.is_new, await serving(node)) == (1, True, 1)
+        assert (begun.revision, begun.action, await serving(node)) == (1, "begin", 1)
         state = (await last(node)).state
         assert (state.from_revision, state.shares) == (None, {1: 100})
 
@@ -95,7 +96,7 @@ class RolloutsContract:
         await node.deploy("one")
         begun = await node.begin("one", description="finds sources", scaling={"min_replicas": 3})
         entry = (await node.store.directory.refresh())[AGENT]
-        assert (begun.is_new, begun.revision) == (False, 1)
+        assert (begun.action, begun.revision) == ("stay", 1)
         assert (entry.spec.description, entry.agent.replicas) == ("finds sources", 3)
 
     async def test_a_scaled_agent_keeps_its_number_of_replicas(self, node: Node) -> None:
@@ -108,7 +109,7 @@ class RolloutsContract:
         await node.deploy("one")
         first = await node.begin("two")
         again = await node.begin("two", description="new")
-        assert (again.rollout, again.is_new) == (first.rollout, False)
+        assert (again.rollout, again.action) == (first.rollout, "join")
         await node.deploy("two", description="new")
         assert (await node.store.directory.refresh())[AGENT].spec.description == "new"
 
@@ -135,7 +136,7 @@ class RolloutsContract:
         begun = await node.begin("two", rollout={"strategy": "blue-green", "hold_s": 60})
         await move(node, until=weight_pct)
         again = await node.begin("one")
-        assert (again.revision, again.is_new, await serving(node)) == (1, False, 1)
+        assert (again.revision, again.action, await serving(node)) == (1, "stay", 1)
         assert (await node.store.rollouts.get(begun.rollout)).phase == Phase.ABORTED
 
     async def test_a_first_revision_that_has_failed_is_tried_again(self, node: Node) -> None:
@@ -143,7 +144,7 @@ class RolloutsContract:
         failed = rollouts.roll_back((await last(node)).state, "its check failed")
         assert await node.store.rollouts.put(await last(node), failed)
         again = await node.begin("one", rollout={"checks": ["module:check"]}, judged_anew=False)
-        assert (again.revision, again.is_new) == (1, True)
+        assert (again.revision, again.action) == (1, "begin")
         assert again.rollout != begun.rollout
         assert (await node.begin("two")).revision == 2
         assert ((await last(node)).from_revision, await serving(node)) == (None, 2)
@@ -153,7 +154,8 @@ class RolloutsContract:
 
         async def begin(digest: str, limits: Limits) -> None:
             spec = node.store.directory.entries[AGENT].spec
-            await node.store.rollouts.begin(AGENT, spec, digest=digest, by="ann", limits=limits)
+            item = Deployment(agent=AGENT, digest=digest, spec=spec, by="ann", limits=limits)
+            await node.store.deployments.deploy(item)
 
         await node.store.directory.refresh()
         with pytest.raises(errors.Conflict, match=r"are more than cluster.max_replicas \(3\)"):

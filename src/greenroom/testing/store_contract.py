@@ -17,8 +17,8 @@ import pytest
 from greenroom import errors, settings
 from greenroom.core import rollouts, tasks
 from greenroom.store import agents, recovery, transitions
+from greenroom.store.deployments import Deployed, Deployment
 from greenroom.store.recovery import NewFailure, Noted, Raised, Recovered, Resolved
-from greenroom.store.rollouts import Begun
 from greenroom.store.rows import Accepted, Call, Cancel, Claim, Event, Finish, Lease, NewTask, StoredEvent
 from greenroom.store.store import Store
 from greenroom.testing.databases import Scratch
@@ -82,10 +82,11 @@ class Node:
         end = Finish(claim.id, claim.epoch, state, "ok", claim.replica, **given | changes)
         return self.store.tasks.finish(end)
 
-    async def begin(self, digest: str, *, judged_anew: bool = True, **given: Any) -> Begun:
+    async def begin(self, digest: str, *, judged_anew: bool = True, **given: Any) -> Deployed:
         """Deploy code that is told by its digest."""
         spec = settings.parse_agent(AGENT, {"factory": "module:agent", **given})
-        return await self.store.rollouts.begin(AGENT, spec, digest=digest, by="ann", judged_anew=judged_anew)
+        item = Deployment(agent=AGENT, digest=digest, spec=spec, by="ann", judged_anew=judged_anew)
+        return await self.store.deployments.deploy(item)
 
     async def deploy(self, digest: str, **given: Any) -> int:
         """Deploy it and have it serve everything, at once; return the revision's number."""
@@ -974,7 +975,7 @@ class StoreContract:
         for digest in ("one", "two", "three"):
             await node.deploy(digest)
         assert await rows.fallback(AGENT, 3) is None
-        await node.store.recovery.note(Noted(AGENT, b"{}", proven=1))
+        await node.store.recovery.note(Noted(AGENT, b"{}", proven=(1,)))
         assert await rows.fallback(AGENT, 3) == 1
         (agent,) = await rows.list()
         back_to = functools.partial(node.store.rollouts.switch, AGENT, to=1, reason="it dies", by="recovery")
@@ -982,7 +983,7 @@ class StoreContract:
         assert await back_to(generation=agent.generation) is not None
         (back,) = await rows.list()
         assert (back.revision, back.generation) == (1, agent.generation + 1)
-        await node.store.recovery.note(Noted(AGENT, b"{}", proven=3))
+        await node.store.recovery.note(Noted(AGENT, b"{}", proven=(3,)))
         assert await rows.fallback(AGENT, 3) is None
 
     async def test_a_node_that_starts_leaves_what_was_undone_as_it_is(self, node: Node) -> None:
@@ -991,7 +992,7 @@ class StoreContract:
         (agent,) = await node.store.agents.list()
         undone = await node.store.rollouts.switch(AGENT, generation=agent.generation, to=1, reason="ann", by="ann")
         begun = await node.begin("two", judged_anew=False)
-        assert (begun.revision, begun.rollout, begun.is_new) == (1, undone, False)
+        assert (begun.revision, begun.rollout, begun.action) == (1, undone, "leave")
         assert (await node.begin("two")).revision == 2
         assert (await node.begin("three", judged_anew=False)).revision == 3
 

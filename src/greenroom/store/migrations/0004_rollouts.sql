@@ -29,4 +29,4 @@ update revision set retired_at = created_at
 
 alter table session add column pin integer;         -- the revision that it keeps to, until that one is retired
 alter table task add column pin integer;            -- the same, of a task that may be claimed
-create index task_pinned on task (agent, pin) where state = 'queued' and pin is not null;
+create index task_pinned on task (agent, pin, priority desc, seq) where state = 'queued' and pin is not null;

@@ -31,6 +31,7 @@ from greenroom.control.reconciler import Reconciler
 from greenroom.core import plans
 from greenroom.engine import contract
 from greenroom.store import database, store, submissions
+from greenroom.store.deployments import Deployment
 from greenroom.store.directory import Entry
 from greenroom.store.rows import StoredEvent, Task
 from greenroom.testing import fakes
@@ -171,7 +172,7 @@ class Incarnation:
         await self.host.drain_all(grace_s=GRACE_S)
         await self.host.leave()
         await self.dispatcher.close()
-        await self.reconciler.close()
+        self.reconciler.stop()
         await self.store.commits.close()
 
     async def die(self) -> None:
@@ -378,9 +379,9 @@ class World:
 
     @staticmethod
     async def deploy(node: Incarnation, agent: _Agent, *, judged_anew: bool = True) -> None:
-        await node.store.rollouts.begin(
-            agent.name, agent.spec, digest=f"d{agent.digest}", by="world", judged_anew=judged_anew
-        )
+        digest = f"d{agent.digest}"
+        item = Deployment(agent=agent.name, digest=digest, spec=agent.spec, by="world", judged_anew=judged_anew)
+        await node.store.deployments.deploy(item)
         await node.store.directory.refresh()
         node.host.wakeup.set()
         node.reconciler.wakeup.set()
