@@ -82,6 +82,7 @@ class Board:
         self._by_queue: dict[Queue, dict[str, Line]] = {}
         self._queues: dict[str, set[Queue]] = {}  # of each agent: those that ever had a line
         self._traffic: dict[str, Traffic] = {}
+        self._doubted: set[str] = set()  # agents of whose traffic nobody knows whether it was changed
         self._ranges: dict[
             str, dict[int, tuple[int, int]]
         ] = {}  # the buckets of each revision, until something changes
@@ -118,9 +119,15 @@ class Board:
     def route(self, agent: str, traffic: Traffic) -> None:
         """Share out the tasks of *agent* so from now on, unless what is known was written later."""
         known = self._traffic.get(agent)
-        if known is None or known.version < traffic.version:
+        if known is None or known.version < traffic.version or agent in self._doubted:
+            self._doubted.discard(agent)
             self._traffic[agent] = traffic
             self._reroute(agent)
+
+    def doubt(self, agent: str) -> None:
+        """Share out nothing of *agent* until `route` says how: a commit may have changed it, or not."""
+        self._doubted.add(agent)
+        self._reroute(agent)
 
     def _reroute(self, agent: str) -> None:
         self._ranges.pop(agent, None)
@@ -142,6 +149,8 @@ class Board:
             if not run_alone and any(line.open for line in self._by_queue[agent, run_alone, revision].values())
         }
         traffic = self._traffic.get(agent)
+        if agent in self._doubted:
+            return {}
         if traffic is None:  # of somebody who knows no rollouts: all to the newest
             return {max(lines): (0, BUCKETS)} if lines else {}
         shares = {revision: share for revision, share in traffic.shares.items() if share and revision in lines}

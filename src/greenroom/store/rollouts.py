@@ -152,7 +152,8 @@ update agent set generation = generation + 1, state = 'starting', reason = '', u
 where name = :agent"""
 _STAND = """
 update revision set retired_at = null
-where agent = :agent and (number = :one or number = :other) and retired_at is not null"""
+where agent = :agent and (number = :one or number = :other) and retired_at is not null returning number"""
+_FORGET_PINS = "update session set pin = null where agent = :agent and pin = :number"
 _RETIRE = """
 update revision set retired_at = :now
 where agent = :agent and number <> :one and number <> :other and retired_at is null"""
@@ -179,7 +180,7 @@ class Do(enum.Enum):
     BEGIN = enum.auto()
     JOIN = enum.auto()  # the rollout to it is on its way
     STAY = enum.auto()  # it serves already
-    LEAVE = enum.auto()  # it was undone, and nobody asks for it anew
+    LEAVE = enum.auto()  # it was undone, or is about to be, and nobody asks for it anew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,10 +231,11 @@ async def _decide(tx: Reading, item: Begin) -> Decision:
     if agent is not None and last is not None and is_known:
         if last.state.is_open and number == last.to_revision:
             return dataclasses.replace(decision, do=Do.JOIN)
+        is_left = before is not None and (number != before or last.state.is_open)  # nothing newer has taken its place
+        if not item.judged_anew and is_left and number == await _highest(tx, item.agent):
+            return dataclasses.replace(decision, do=Do.LEAVE)
         if number == before and last.state.phase is not rollouts.Phase.FAILED:
             return dataclasses.replace(decision, do=Do.STAY)
-        if not item.judged_anew and before is not None and number == await _highest(tx, item.agent) != before:
-            return dataclasses.replace(decision, do=Do.LEAVE)
         if number == before:
             before = None  # it has failed as the first one, and is tried again
     state = _planned(item, before, number, desired=decision.desired)
@@ -450,10 +452,14 @@ async def _follow(tx: Transaction, news: News, rollout: Rollout) -> None:
 
 
 async def _stand(tx: Transaction, agent: str, standing: frozenset[int]) -> None:
-    """Retire all revisions but *standing*: the sessions that kept to them go wherever they are given to."""
+    """Retire all revisions but *standing*: the sessions that kept to them go wherever they are given to.
+
+    One that was retired and stands again gets none of them back: it may have to prove itself first.
+    """
     one, other = min(standing, default=-1), max(standing, default=-1)
     params = {"agent": agent, "one": one, "other": other}
-    await tx.execute_many(_STAND, [params])
+    again = await tx.fetch(_STAND, params)
+    await tx.execute_many(_FORGET_PINS, [{"agent": agent, "number": number} for (number,) in again])
     await tx.execute_many(_RETIRE, [params | {"now": tx.now_us}])
     await tx.execute_many(_UNPIN, [params])
 

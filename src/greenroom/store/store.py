@@ -76,9 +76,12 @@ class Store:
 
     def _settle(self, facts: news.News, committed: bool) -> None:
         self.claims.settle(facts, committed=committed)
-        if committed:
-            for agent, traffic in facts.traffic.items():
+        for agent, traffic in facts.traffic.items():
+            if committed:
                 self.board.route(agent, traffic)
+            else:  # it may be stored all the same, and then a revision that is retired must get nothing more
+                self.board.doubt(agent)
+        if committed:
             self.hub.publish(facts)
 
 

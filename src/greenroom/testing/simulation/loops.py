@@ -219,7 +219,7 @@ class World:
         """A transaction has ended: what it has stored is there to see."""
         assert self.node is not None
         changed = []
-        for row in (SeenRow(*row) for row in _at_once(self.node.db.lookup(_ROWS, {}))):
+        for row in (SeenRow(*row) for row in at_once(self.node.db.lookup(_ROWS, {}))):
             if self._rows.get(row.id) != row:
                 self._rows[row.id] = row
                 changed.append(row)
@@ -526,7 +526,7 @@ def _ends_of(task: Task, events: Sequence[StoredEvent]) -> Iterator[checks.End]:
         yield checks.End(epoch, reason, after < charged)
 
 
-def _at_once(read: Coroutine[Any, Any, T]) -> T:
+def at_once(read: Coroutine[Any, Any, T]) -> T:
     """Run a look-up, which never waits on SQLite, where nothing can happen in between."""
     try:
         read.send(None)
