@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import functools
 import itertools
 import random
@@ -17,25 +16,24 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from unittest import mock
 
 import msgspec
 
 from greenroom import errors, random_bits, settings, telemetry
-from greenroom.control import supervisor
-from greenroom.control.dispatcher import Dispatcher
-from greenroom.control.host import Host
-from greenroom.control.janitor import Janitor
-from greenroom.control.reconciler import Reconciler
 from greenroom.core import plans
 from greenroom.engine import contract
+<<<<<<< HEAD
 from greenroom.store import database, store, submissions
 from greenroom.store.deployments import Deployment
 from greenroom.store.directory import Entry
+=======
+from greenroom.store import database, submissions
+>>>>>>> r-sim
 from greenroom.store.rows import StoredEvent, Task
 from greenroom.testing import fakes
-from greenroom.testing.simulation import checks, replicas
+from greenroom.testing.simulation import checks, incarnations, replicas
 from greenroom.testing.simulation.checks import Checks, Violation
 from greenroom.testing.simulation.core import Run
 from greenroom.testing.simulation.faults import Fault
@@ -65,6 +63,7 @@ PLANNED: Mapping[Fault, float] = {
 }
 
 T = TypeVar("T")
+Incarnation: TypeAlias = incarnations.Incarnation[replicas.ScriptedEngine]
 TENANT = "acme"
 FAULTS_S = 30.0
 CALM_S = 150.0
@@ -72,14 +71,11 @@ STORE_FAULTS = 0.025  # of each of two kinds, of the transactions
 READ_FAULTS = 0.02  # of the look-ups
 CALLER_TIMEOUT_S = 5.0
 UNWRITTEN_S = 6.0  # what a host has noted, and weather has kept it from writing
-STOP_S = 1.0  # what is cancelled ends within this
-GRACE_S = 3.0  # of a node that leaves in order
 
 _ROWS = """
 select id, seq, agent, session, idempotency_key, parent, state, epoch, attempts_charged, kills, restores, max_attempts,
     output, error
 from task order by seq"""
-_node: contextvars.ContextVar[dict[asyncio.Task[Any], None] | None] = contextvars.ContextVar("node", default=None)
 
 
 class SeenRow(msgspec.Struct, frozen=True):
@@ -122,6 +118,7 @@ class _WatchedDatabase(fakes.FaultyDatabase):
             self._changed()
 
 
+<<<<<<< HEAD
 class Incarnation:
     """One node from its start to its end; `tasks` are all that it has begun."""
 
@@ -192,6 +189,8 @@ class Incarnation:
         return contract.Revision(row.agent, row.number, Path("/nowhere"), entry.spec.factory)
 
 
+=======
+>>>>>>> r-sim
 class _Agent(msgspec.Struct):
     name: str
     spec: settings.AgentSettings
@@ -299,7 +298,7 @@ class World:
         """A transaction has ended: what it has stored is there to see."""
         assert self.node is not None
         changed = []
-        for row in (SeenRow(*row) for row in _at_once(self.node.db.lookup(_ROWS, {}))):
+        for row in (SeenRow(*row) for row in at_once(self.node.db.lookup(_ROWS, {}))):
             if self._rows.get(row.id) != row:
                 self._rows[row.id] = row
                 changed.append(row)
@@ -363,9 +362,7 @@ class World:
         """Start another one whenever the last has ended, as an init system does."""
         while True:
             self.node = node = Incarnation(self, next(self._incarnations))
-            token = _node.set(node.tasks)
-            serving = asyncio.create_task(node.live(), name=node.id)
-            _node.reset(token)
+            serving = node.start()
             await asyncio.wait([serving])
             if not serving.cancelled() and (error := serving.exception()) is not None:
                 if not isinstance(error, errors.StoreUnavailable):  # at its start
@@ -376,6 +373,16 @@ class World:
     async def _end_node(self) -> None:
         if self.node is not None and self.node.tasks:
             await self.node.die()
+
+    def engine(self) -> replicas.ScriptedEngine:
+        return replicas.ScriptedEngine(self.script)
+
+    def watched(self, db: database.Database) -> database.Database:
+        return _WatchedDatabase(db, draw=self.draw_weather, draw_read=self.draw_read_weather, changed=self.look)
+
+    async def welcome(self, node: Incarnation) -> None:
+        for agent in self.agents.values():
+            await self.deploy(node, agent, judged_anew=False)
 
     @staticmethod
     async def deploy(node: Incarnation, agent: _Agent, *, judged_anew: bool = True) -> None:
@@ -598,7 +605,7 @@ def _ends_of(task: Task, events: Sequence[StoredEvent]) -> Iterator[checks.End]:
         yield checks.End(epoch, reason, after < charged)
 
 
-def _at_once(read: Coroutine[Any, Any, T]) -> T:
+def at_once(read: Coroutine[Any, Any, T]) -> T:
     """Run a look-up, which never waits on SQLite, where nothing can happen in between."""
     try:
         read.send(None)
@@ -612,15 +619,6 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def _in_its_node(loop: asyncio.AbstractEventLoop, coroutine: Any, **given: Any) -> asyncio.Task[Any]:
-    """Make a task, and note it with the node that it is of: what a task starts is of its own node."""
-    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **given)
-    if (tasks := _node.get()) is not None:
-        tasks[task] = None
-        task.add_done_callback(tasks.pop)
-    return task
-
-
 def run(seed: int, *, is_traced: bool = False) -> Run:
     """Run one seed; what is not a violation is raised."""
     bits, latency = random.Random(f"{seed} ids"), random.Random(f"{seed} disk")
@@ -629,7 +627,7 @@ def run(seed: int, *, is_traced: bool = False) -> Run:
     with contextlib.ExitStack() as stack:
         folder = tempfile.TemporaryDirectory(prefix="greenroom-", dir=memory if memory.is_dir() else None)
         loop = VirtualLoop(lambda: latency.uniform(0.0005, 0.004))
-        loop.set_task_factory(_in_its_node)
+        loop.set_task_factory(incarnations.in_its_node)
         world = World(seed, Path(stack.enter_context(folder)), loop, is_traced=is_traced)
         draw = mock.patch.object(random_bits, "token_hex", lambda count: f"{bits.getrandbits(8 * count):0{2 * count}x}")
         plan = mock.patch.object(plans, "plan", functools.partial(world.checked_plan, plan=plans.plan))
