@@ -111,7 +111,7 @@ class Incarnation(Generic[E]):
         await self.host.drain_all(grace_s=GRACE_S)
         await self.host.leave()
         await self.dispatcher.close()
-        await self.reconciler.close()
+        self.reconciler.stop()
         await self.store.commits.close()
 
     def fall(self) -> None:

@@ -24,13 +24,8 @@ import msgspec
 from greenroom import errors, random_bits, settings, telemetry
 from greenroom.core import plans
 from greenroom.engine import contract
-<<<<<<< HEAD
-from greenroom.store import database, store, submissions
-from greenroom.store.deployments import Deployment
-from greenroom.store.directory import Entry
-=======
 from greenroom.store import database, submissions
->>>>>>> r-sim
+from greenroom.store.deployments import Deployment
 from greenroom.store.rows import StoredEvent, Task
 from greenroom.testing import fakes
 from greenroom.testing.simulation import checks, incarnations, replicas
@@ -118,79 +113,6 @@ class _WatchedDatabase(fakes.FaultyDatabase):
             self._changed()
 
 
-<<<<<<< HEAD
-class Incarnation:
-    """One node from its start to its end; `tasks` are all that it has begun."""
-
-    def __init__(self, world: World, number: int) -> None:
-        self.id = f"node-{number}"
-        self.is_up = False
-        self.tasks: dict[asyncio.Task[Any], None] = {}  # in the order in which they were begun
-        self.store = store.open(world.url, clock=world.clock, owner=self.id)
-        self.db = self.store.db
-        weather = _WatchedDatabase(
-            self.db, draw=world.draw_weather, draw_read=world.draw_read_weather, changed=world.look
-        )
-        self.store = store.Store(weather, owner=self.id)
-        self.engine = replicas.ScriptedEngine(world.script)
-        self.facts = telemetry.Telemetry()
-        self.facts.subscribe(world.hear, telemetry.ServiceCrashed)
-        self._world = world
-        jitter = world.jitter
-        self.host = Host(
-            self.store,
-            self.engine,
-            world.clock,
-            self.facts,
-            node=self.id,
-            revision_of=self._revision_of,
-            jitter=jitter,
-        )
-        self.dispatcher = Dispatcher(self.store, self.engine, world.clock, self.facts, jitter=jitter)
-        self.reconciler = Reconciler(self.store, self.engine, world.clock, self.facts)
-        self.janitor = Janitor(self.store, world.clock, jitter=jitter)
-
-    async def live(self) -> None:
-        """Start as `greenroom.node` does, and serve until the end."""
-        await self.store.start()
-        await self.store.tasks.rescue(not_owner=self.id)
-        await self.store.agents.close_nodes(only=self.id)
-        for agent in self._world.agents.values():
-            await self._world.deploy(self, agent, judged_anew=False)
-        self.is_up = True
-        self._world.note("%s is up", self.id)
-        loops = (self.host, self.host.checks, self.reconciler, self.dispatcher, self.janitor)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(supervisor.supervise(loops, self._world.clock, self.facts))
-            group.create_task(self.store.commits.ended())
-
-    async def leave(self) -> None:
-        """Stop in order: what has ended is stored."""
-        await self.host.drain_all(grace_s=GRACE_S)
-        await self.host.leave()
-        await self.dispatcher.close()
-        self.reconciler.stop()
-        await self.store.commits.close()
-
-    async def die(self) -> None:
-        """End in the middle of everything."""
-        self.is_up = False
-        self.engine.vanish()
-        while self.tasks:
-            for task in list(self.tasks):
-                task.cancel()
-            await asyncio.wait(self.tasks, timeout=STOP_S)
-            self._world.note_survivors(self)
-        await self.db.close()
-
-    async def _revision_of(self, entry: Entry, number: int) -> contract.Revision:
-        """Look the revision up, as `greenroom.node` does: it may not be told."""
-        row = await self.store.agents.revision(entry.agent.name, number)
-        return contract.Revision(row.agent, row.number, Path("/nowhere"), entry.spec.factory)
-
-
-=======
->>>>>>> r-sim
 class _Agent(msgspec.Struct):
     name: str
     spec: settings.AgentSettings

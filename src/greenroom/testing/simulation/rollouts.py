@@ -27,6 +27,7 @@ from greenroom import errors, random_bits, telemetry
 from greenroom.core import rollouts
 from greenroom.engine import protocol
 from greenroom.store import database, submissions
+from greenroom.store.deployments import Deployment
 from greenroom.store.rollouts import Rollout
 from greenroom.testing import fakes
 from greenroom.testing.fake_engine import FakeReplica
@@ -477,9 +478,8 @@ class World:
         )
 
     async def _begin(self, node: Incarnation, revision: int, *, judged_anew: bool) -> None:
-        await node.store.rollouts.begin(
-            AGENT, self._spec, digest=f"d{revision}", by="somebody", judged_anew=judged_anew
-        )
+        item = Deployment(agent=AGENT, digest=f"d{revision}", spec=self._spec, by="somebody", judged_anew=judged_anew)
+        await node.store.deployments.deploy(item)
         await node.store.directory.refresh()
         node.host.wakeup.set()
         node.reconciler.wakeup.set()
