@@ -63,8 +63,11 @@ class Rehearsal:
                 await self._migrate(replica, revision, rehearsed)
         except TimeoutError:
             rehearsed.error = f"it was not ready within {START_S:g} s"
-        except (errors.AgentInvalid, ReplicaGone) as error:
-            rehearsed.error = rehearsed.error or str(error)
+        except errors.AgentInvalid as error:
+            rehearsed.error = str(error)
+        except ReplicaGone as error:
+            what = "its replica went while it was tried: " if started.done() and not started.exception() else ""
+            rehearsed.error = f"{what}{error}"
         finally:
             del self._starting[replica]
             await self._engine.stop(replica, grace_s=0)
@@ -74,9 +77,11 @@ class Rehearsal:
         rehearsed.stored = await self._store.sessions.count(revision.agent)
         deadline_s = self._clock.monotonic_s() + MAX_S
         behind = None
-        while rehearsed.tried < MAX_SESSIONS and self._clock.monotonic_s() < deadline_s:
+        while rehearsed.tried < MAX_SESSIONS:
             page = await self._store.sessions.states(revision.agent, behind=behind, limit=PAGE)
             for start in range(0, len(page), AT_ONCE):
+                if self._clock.monotonic_s() >= deadline_s:
+                    return
                 some = page[start : start + AT_ONCE]
                 found = await asyncio.gather(
                     *(

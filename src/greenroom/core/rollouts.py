@@ -186,6 +186,15 @@ def capacity(rollout: Rollout, desired: int) -> dict[int, int]:
     }
 
 
+def beside(rollout: Rollout, desired: int) -> int:
+    """Return how many replicas more than *desired* there may be, until what *rollout* leaves behind is gone."""
+    if rollout.from_revision is None or rollout.is_retired:
+        return 0
+    if rollout.is_open:
+        return strategies.surge(rollout.stages, desired)
+    return max(0, sum(capacity(rollout, desired).values()) - desired)
+
+
 # --- the machine
 
 

@@ -101,9 +101,9 @@ update agent set generation = generation + 1, state = 'starting', reason = '', u
 where name = :agent"""
 _READY = "select count(*) from replica where agent = :agent and revision = :number and state = 'ready'"
 _OTHERS = "select coalesce(sum(replicas), 0) from agent where name <> :agent"
-_SURGING = f"""
+_OTHERS_ROLLOUTS = f"""
 select {rows.ROW}, agent.replicas from rollout join agent on agent.rollout = rollout.id
-where rollout.ended_at is null and agent.name <> :agent"""
+where agent.name <> :agent"""
 
 _encode = msgspec.json.encode
 
@@ -232,11 +232,11 @@ async def _crowding(
     tx: Reading, item: Deployment, decision: Decision, state: rollouts.Rollout
 ) -> errors.Conflict | None:
     """Say what is missing, where the rollout would need more replicas beside those than there may be."""
-    if item.limits is None or state.from_revision is None or decision.agent is None:
+    if item.limits is None or decision.agent is None:
         return None
-    has_now = decision.agent.replicas
-    needed = strategies.surge(state.stages, has_now)
-    taken = sum(_surge(Rollout(*row), replicas) for *row, replicas in await tx.fetch(_SURGING, {"agent": item.agent}))
+    has_now, others = decision.agent.replicas, await tx.fetch(_OTHERS_ROLLOUTS, {"agent": item.agent})
+    needed = rollouts.beside(state, has_now)
+    taken = sum(rollouts.beside(Rollout(*row).state, replicas) for *row, replicas in others)
     missing = taken + needed - item.limits.surge
     if not needed or missing <= 0:
         return None
@@ -245,10 +245,6 @@ async def _crowding(
         f"other rollouts have {taken}, and cluster.max_surge is {item.limits.surge}: {missing} are missing; wait for "
         "the others, use the strategy rolling with a smaller max_surge, or raise cluster.max_surge"
     )
-
-
-def _surge(rollout: Rollout, replicas: int) -> int:
-    return 0 if rollout.from_revision is None else strategies.surge(rollout.state.stages, replicas)
 
 
 # --- carried out
