@@ -12,6 +12,7 @@ import pytest
 from greenroom import errors
 from greenroom.core import rollouts
 from greenroom.core.rollouts import Phase
+from greenroom.store.agents import Replica
 from greenroom.store.deployments import Deployment, Limits
 from greenroom.store.rollouts import Rollout
 from greenroom.store.rows import Claim
@@ -39,6 +40,14 @@ async def move(node: Node, *, until: int | None = None, elapsed_s: float = 0.0) 
         assert await node.store.rollouts.put(rollout, state)
         if until is None or state.weight_pct >= until:
             return await last(node)
+
+
+async def put_ready_replica(node: Node, *, revision: int) -> None:
+    replica = Replica(
+        id="r", agent=AGENT, revision=revision, node="n", pid=1, state="ready", grade="healthy", reason="", slots=1,
+        memory_mb=None, restarts=0, started_at=1,
+    )  # fmt: skip
+    await node.store.agents.put_replica(replica)
 
 
 async def standing(node: Node) -> list[int]:
@@ -104,6 +113,49 @@ class RolloutsContract:
         await node.store.agents.scale(AGENT, 4)
         await node.deploy("two")
         assert (await node.store.directory.refresh())[AGENT].agent.replicas == 4
+
+    async def test_another_number_of_replicas_comes_with_the_revision_and_not_before(self, node: Node) -> None:
+        await node.deploy("one", scaling={"min_replicas": 6})
+        await node.begin("two", scaling={"min_replicas": 2})
+        entry = (await node.store.directory.refresh())[AGENT]
+        assert (entry.agent.replicas, entry.capacity[1]) == (6, 6)
+        undone = rollouts.roll_back((await last(node)).state, "it broke")
+        assert await node.store.rollouts.put(await last(node), undone)
+        entry = (await node.store.directory.refresh())[AGENT]
+        assert (entry.agent.replicas, entry.spec.scaling.min_replicas, entry.capacity) == (6, 6, {1: 6})
+        await node.deploy("three", scaling={"min_replicas": 2})
+        entry = (await node.store.directory.refresh())[AGENT]
+        assert (entry.agent.replicas, entry.spec.scaling.min_replicas) == (2, 2)
+
+    async def test_who_joins_with_another_number_of_replicas_gets_it_in_the_end(self, node: Node) -> None:
+        await node.deploy("one")
+        await node.begin("two")
+        await node.begin("two", scaling={"min_replicas": 5})
+        await node.deploy("two", scaling={"min_replicas": 5})
+        entry = (await node.store.directory.refresh())[AGENT]
+        assert (entry.agent.replicas, entry.spec.scaling.min_replicas) == (5, 5)
+
+    async def test_a_first_revision_that_serves_although_it_has_failed_goes_on_serving(self, node: Node) -> None:
+        await node.begin("one")
+        assert await node.store.rollouts.put(await last(node), rollouts.roll_back((await last(node)).state, "late"))
+        await put_ready_replica(node, revision=1)
+        await node.begin("one", rollout={"checks": ["module:check"]})
+        assert (await last(node)).state.shares == {1: 100}
+
+    async def test_an_agent_of_a_schema_without_rollouts_has_one_behind_it(self, node: Node) -> None:
+        await node.deploy("one")
+        async with node.store.db.transaction() as tx:
+            for statement in (
+                "delete from rollout",
+                "update agent set rollout = null",
+                "update revision set identity = null",
+            ):
+                await tx.execute_many(statement, [{}])
+        begun = await node.begin("one", judged_anew=False)
+        assert (begun.revision, begun.action) == (1, "stay")
+        assert ((await last(node)).phase, (await last(node)).strategy) == ("complete", "first")
+        assert (await node.begin("two")).revision == 2
+        assert ((await last(node)).from_revision, await serving(node)) == (1, 1)
 
     async def test_what_is_on_its_way_already_is_joined(self, node: Node) -> None:
         await node.deploy("one")
