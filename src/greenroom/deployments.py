@@ -289,7 +289,7 @@ def _check_names(name: str, spec: settings.AgentSettings, snapshot: snapshots.Sn
     What another interpreter than the node's is to read may be of another Python: there nothing is certain.
     """
     for check in spec.rollout.checks if spec.python is None else ():
-        if (wrong := snapshots.defines(snapshot.path, check)) is not None:
+        if (wrong := snapshots.missing(snapshot.path, check)) is not None:
             raise errors.AgentInvalid(f"cannot deploy {name}: rollout.checks names {check}, and {wrong}")
 
 

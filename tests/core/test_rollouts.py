@@ -80,7 +80,7 @@ def test_rolling_moves_traffic_as_its_batches_are_proven() -> None:
 
 def test_a_canary_takes_more_and_more_of_the_traffic() -> None:
     weights = {state.weight_pct for state in run(begun("canary", desired=10), proven(10, desired=10))}
-    assert weights == {0, 5, 25, 50, 100}
+    assert weights == {0, 10, 25, 50, 100}
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_replica_lost_late_in_a_long_hold_does_not_roll_back() -> None:
     state, _ = rollouts.step(state, proven(1), 100)
     state, _ = rollouts.step(state, proven(1), 7000)
     state, next_s = rollouts.step(state, Seen(4, 0), 10)
-    assert (state.phase, state.weight_pct, next_s) == (Phase.PROGRESSING, 5, 110)
+    assert (state.phase, state.weight_pct, next_s) == (Phase.PROGRESSING, 10, 110)
 
 
 def test_a_stage_is_held_for_its_hold() -> None:

@@ -14,7 +14,7 @@ def missing(tmp_path: Path, source: str, reference: str, *, file: str = "agents.
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(textwrap.dedent(source))
-    return snapshots.defines(tmp_path, reference)
+    return snapshots.missing(tmp_path, reference)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Strategy:
 
     kind: str  # "rolling", "blue-green" or "canary"
     hold_s: float = 0.0
-    weights: tuple[int, ...] = (5, 25, 50, 100)
+    weights: tuple[int, ...] = (10, 25, 50, 100)
     surge: int = 1
     unavailable: int = 0
     needs_promotion: bool = False

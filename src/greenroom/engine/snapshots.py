@@ -68,7 +68,7 @@ def unpack(archive: bytes, *, into: Path) -> Snapshot:
     return _store(files, into)
 
 
-defines = definitions.missing  # why a reference certainly names nothing in a snapshot
+missing = definitions.missing
 
 
 def _store(files: dict[str, bytes], into: Path) -> Snapshot:

@@ -235,7 +235,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     checks: Annotated[tuple[Factory, ...], Meta(max_length=20)] = ()
     """Functions of the agent's code, run against the new revision before it gets traffic."""
     examples: Annotated[tuple[Example, ...], Meta(max_length=50)] = ()
-    weights: Annotated[tuple[WeightPct, ...], Meta(min_length=1, max_length=20)] = (5, 25, 50, 100)
+    weights: Annotated[tuple[WeightPct, ...], Meta(min_length=1, max_length=20)] = (10, 25, 50, 100)
     """Of canary: the new revision's part of the traffic, in percent, stage by stage."""
     max_surge: Share = "25%"
     """Of rolling: replicas beside the wanted ones, a number or a percentage of them."""

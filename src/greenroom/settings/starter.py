@@ -50,7 +50,7 @@ examples = ["Say hello to Ada"]
 
 # [agents.hello.rollout]                 # how a new revision takes over
 # strategy = "canary"                    # or "blue-green"; else "rolling", with max_surge and max_unavailable
-# weights = [5, 25, 50, 100]             # percent of the traffic, stage by stage
+# weights = [10, 25, 50, 100]            # percent of the traffic, stage by stage
 # hold_s = 30                            # how long each is watched
 # promotion = "manual"                   # each waits for a person
 # checks = ["agents:smoke"]              # functions that are run against it before it gets traffic
