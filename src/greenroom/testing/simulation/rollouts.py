@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import functools
 import itertools
 import random
-import re
 import tempfile
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 from unittest import mock
@@ -29,13 +26,13 @@ from greenroom.engine import protocol
 from greenroom.store import database, submissions
 from greenroom.store.deployments import Deployment
 from greenroom.store.rollouts import Rollout
-from greenroom.testing import fakes
 from greenroom.testing.fake_engine import FakeReplica
 from greenroom.testing.simulation import incarnations, loops, rollout_replicas
 from greenroom.testing.simulation.checks import Checks, Violation
 from greenroom.testing.simulation.rollout_checks import RolloutChecks, RolloutRow, View
 from greenroom.testing.simulation.rollout_replicas import RolloutEngine
 from greenroom.testing.simulation.scenarios import AGENT, Plot, Scenario
+from greenroom.testing.simulation.strikes import Blow, Point, Strike, StruckDatabase
 from greenroom.testing.simulation.virtual import VirtualClock, VirtualLoop
 
 T = TypeVar("T")
@@ -46,49 +43,15 @@ DISK_S = 0.002
 DOWN_S = 0.5  # from a node's death to the next one's start
 ANSWER_S = 0.5  # how long people wait for one
 LOOK_EVERY_S = 0.05
+SLOW_S = 0.3  # people are: what they see is no longer quite so
 WARM_S = 1.0  # of traffic, before anything is deployed
 REST_S = 90.0  # to come to rest; deadlines and evidence are in it
 DRAIN_S = 30.0  # for the last tasks to end
 
-_MOVES = re.compile(r"\s*(?:insert into|update|delete from) (?:rollout|agent|revision|replica|failure)\b")
 _AGENT = "select revision from agent"
 _ROLLOUTS = f"select {', '.join(RolloutRow.__struct_fields__)} from rollout where agent = '{AGENT}' order by id desc"
 _STANDING = "select number from revision where retired_at is null"
 _DRAINING = "select id from replica where state = 'draining'"
-
-
-class Strike(enum.StrEnum):
-    """What happens at a commit."""
-
-    NODE_BEFORE = "node killed before a commit"
-    NODE_AFTER = "node killed after a commit"
-    COMMIT_FAILS = "commit fails"
-    ANSWER_LOST = "commit's answer lost"
-    NEW_KILLED = "new replicas killed"
-    OLD_KILLED = "old replicas killed"
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A commit that moves something; whether there are replicas then that can be killed."""
-
-    number: int
-    has_new: bool
-    has_old: bool
-
-    @property
-    def strikes(self) -> list[Strike]:
-        given = {Strike.NEW_KILLED: self.has_new, Strike.OLD_KILLED: self.has_old}
-        return [strike for strike in Strike if given.get(strike, True)]
-
-
-@dataclass(frozen=True, slots=True)
-class Blow:
-    strike: Strike
-    number: int  # the point's
-
-    def __str__(self) -> str:
-        return f"{self.strike.name.lower()}@{self.number}"
 
 
 class SeenRow(loops.SeenRow, frozen=True):
@@ -102,61 +65,6 @@ _COLUMNS = ", ".join(
     {"key": "idempotency_key", "charged": "attempts_charged"}.get(n, n) for n in SeenRow.__struct_fields__
 )
 _TASKS = f"select {_COLUMNS} from task where seq >= :seq order by seq"
-
-
-@functools.lru_cache(maxsize=512)
-def _is_move(sql: str) -> bool:
-    return _MOVES.match(sql) is not None
-
-
-@dataclass
-class _Noting:
-    """A transaction; *is_move*: it has written what a rollout consists of."""
-
-    tx: database.Transaction
-    is_move: bool = False
-
-    def __post_init__(self) -> None:
-        self.now_us = self.tx.now_us
-
-    async def fetch(self, sql: str, params: database.Params) -> Sequence[database.Row]:
-        self.is_move |= _is_move(sql)
-        return await self.tx.fetch(sql, params)
-
-    async def fetch_many(self, sql: str, rows: Iterable[database.Params]) -> Sequence[database.Row]:
-        self.is_move |= _is_move(sql)
-        return await self.tx.fetch_many(sql, rows)
-
-    async def execute_many(self, sql: str, rows: Iterable[database.Params]) -> None:
-        self.is_move |= _is_move(sql)
-        await self.tx.execute_many(sql, rows)
-
-
-class _StruckDatabase(fakes.FaultyDatabase):
-    def __init__(self, db: database.Database, world: World) -> None:
-        super().__init__(db)
-        self._world = world
-
-    @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[database.Transaction]:
-        world, strike = self._world, None
-        try:
-            async with self._db.transaction() as tx:
-                noting = _Noting(tx)
-                yield noting
-                strike = world.strike_now() if noting.is_move else None
-                if strike is Strike.NODE_BEFORE:
-                    await world.fell()
-                if strike is Strike.COMMIT_FAILS:
-                    raise errors.StoreUnavailable("cannot commit: a scenario said so")
-        finally:
-            world.look()
-        if strike is Strike.NODE_AFTER:
-            await world.fell()
-        if strike is Strike.ANSWER_LOST:
-            raise errors.StoreUnavailable("cannot tell whether it was committed: a scenario said so")
-        if strike in (Strike.NEW_KILLED, Strike.OLD_KILLED):
-            world.kill(is_new=strike is Strike.NEW_KILLED)
 
 
 class World:
@@ -256,7 +164,6 @@ class World:
     # --- what happens at a commit
 
     def strike_now(self) -> Strike | None:
-        """A commit that moves something is about to become durable: count it, and say what happens to it."""
         if not self._is_armed or self._node is None or self._is_closing:
             return None
         revisions = [replica.revision.number for replica in self._node.engine.replicas.values()]
@@ -269,14 +176,12 @@ class World:
         return self._blow.strike
 
     async def fell(self) -> None:
-        """The node dies here and now."""
         assert self._node is not None
         self._node.fall()
         self.rollouts.struck(self._loop.now_s)
         await asyncio.sleep(0)  # whoever commits is cancelled with all the others
 
     def kill(self, *, is_new: bool) -> None:
-        """All replicas of the revisions after the first, or of the first, are killed at once."""
         assert self._node is not None
         node, self._node = self._node, None  # nobody counts before all are gone
         for id, replica in list(node.engine.replicas.items()):
@@ -297,7 +202,6 @@ class World:
             self._broken = self._broken or broken
 
     def look(self) -> None:
-        """A transaction has ended: what it has stored is there to see."""
         assert self._node is not None
         db, engine = self._node.db, self._node.engine
         serving = loops.at_once(db.lookup(_AGENT, {}))
@@ -353,7 +257,7 @@ class World:
         return RolloutEngine(self._scenario.bad, self.evidence, self, self.note)
 
     def watched(self, db: database.Database) -> database.Database:
-        return _StruckDatabase(db, self)
+        return StruckDatabase(db, self)
 
     async def welcome(self, node: Incarnation) -> None:
         if self._wanted is not None:
@@ -394,8 +298,8 @@ class World:
                 await asyncio.sleep(TASK_EVERY_S)
 
     async def _submit(self, number: int) -> None:
-        """Submit one task; every third is of a session, of which there are two at a time for some seconds."""
-        session = f"s{number // 30}{'ab'[number % 2]}" if number % 3 == 0 else None
+        """Submit one task; every second is of a session, of which there are two at a time for three seconds."""
+        session = f"s{number // 16}{'ab'[number // 2 % 2]}" if number % 2 == 0 else None
 
         async def submit(node: Incarnation) -> str:
             task = submissions.new_task(
@@ -435,20 +339,21 @@ class World:
         await self._deploy(2)
         if scenario.stage is not None:
             await self._until_at(scenario.stage)
+            await asyncio.sleep(SLOW_S)
         await self._meddle()
 
     async def _meddle(self) -> None:
         match self._scenario.plot:
             case Plot.ABORTED:
-                await asyncio.gather(self._abort(), self._abort())
+                await asyncio.gather(self._abort(), self._abort(), self._ask_for(rollouts.pause))
                 before = self.rollouts.view.rollouts
                 await self._abort()
                 if [row.record for row in self.rollouts.view.rollouts] != [row.record for row in before]:
                     raise Violation("I37", "a further abort has changed something")
             case Plot.PAUSED:
-                await self._asked(functools.partial(self._move, act=rollouts.pause))
+                await self._ask_for(rollouts.pause)
                 await asyncio.sleep(WARM_S)
-                await self._asked(functools.partial(self._move, act=rollouts.resume))
+                await self._ask_for(rollouts.resume)
             case Plot.PROMOTED:
                 await self._promote_all()
             case Plot.UNDONE:
@@ -503,14 +408,17 @@ class World:
 
     async def _abort(self) -> None:
         self.note("somebody aborts")
-        await self._asked(functools.partial(self._move, act=lambda state: rollouts.abort(state, "somebody wants it")))
+        await self._ask_for(lambda state: rollouts.abort(state, "somebody wants it"))
+
+    async def _ask_for(self, act: Callable[[rollouts.Rollout], rollouts.Rollout]) -> None:
+        await self._asked(functools.partial(self._move, act=act))
 
     async def _promote_all(self) -> None:
         while True:
             await self._until(lambda last: last is not None and last.phase != "progressing")
             if not self.rollouts.view.rollouts[0].is_open:
                 return
-            await self._asked(functools.partial(self._move, act=rollouts.promote))
+            await self._ask_for(rollouts.promote)
 
     async def _undo(self, *, to: int) -> None:
         """Go back as `greenroom.deployments` does, when what is on its way is complete: at once where *to* stands."""
@@ -570,44 +478,3 @@ def run(scenario: Scenario, blow: Blow | None = None, *, is_traced: bool = False
                 world.note("%s", broken)
     tasks = len(world.checks.tasks)
     return Run(scenario, blow, world.points, world.has_struck, tasks, violation, world.trace)
-
-
-@dataclass
-class Report:
-    scenarios: int = 0
-    points: int = 0
-    planned: int = 0  # strikes
-    tasks: int = 0
-    struck: Counter[Strike] = field(default_factory=Counter)
-    failures: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, run: Run) -> None:
-        self.tasks += run.tasks
-        name = run.scenario.name if run.blow is None else f"{run.scenario.name} {run.blow}"
-        if run.blow is not None:
-            self.planned += 1
-            if run.has_struck:
-                self.struck[run.blow.strike] += 1
-        if run.violation is not None:
-            self.failures.append((name, str(run.violation)))
-
-    def merge(self, other: Report) -> None:
-        self.scenarios += other.scenarios
-        self.points += other.points
-        self.planned += other.planned
-        self.tasks += other.tasks
-        self.struck.update(other.struck)
-        self.failures += other.failures
-
-
-def run_every_point(scenario: Scenario, strikes: Iterable[Strike] = Strike) -> Report:
-    """Run *scenario* undisturbed, and with each of *strikes* at each of its points."""
-    chosen, report, first = set(strikes), Report(scenarios=1), run(scenario)
-    report.add(first)
-    report.points = len(first.points)
-    if first.violation is None:
-        for point in first.points:
-            for strike in point.strikes:
-                if strike in chosen:
-                    report.add(run(scenario, Blow(strike, point.number)))
-    return report
