@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Collection
-from typing import Any
 
 import msgspec
 import pytest
 
-from greenroom.control.reconciler import Reconciler
-from greenroom.core import analysis
+from greenroom.control.proving import Proving, Wanted
+from greenroom.core import analysis, strategies
 from greenroom.core import rollouts as machine
 from greenroom.store import rollouts as stored
 from greenroom.store.board import Board
@@ -115,32 +114,32 @@ def test_a_move_from_what_is_no_longer_so_is_found(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_a_revision_that_has_proven_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def believe(self: Reconciler, course: Any, ready: Collection[str], *, desired: int) -> tuple[machine.Proof, None]:
-        del self, course, ready, desired
+    def believe(self: Proving, wanted: Wanted, ready: Collection[str]) -> tuple[machine.Proof, None]:
+        del self, wanted, ready
         return machine.Proof.PASSED, None
 
-    monkeypatch.setattr(Reconciler, "_try", believe)
+    monkeypatch.setattr(Proving, "look", believe)
     assert _broken("blue-green/good/2") == "I36"
     assert _broken("rolling/check-fails/2") == "I36"
 
 
 @pytest.mark.slow
 def test_a_canary_without_samples_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stages(strategy: machine.Strategy, desired: int) -> tuple[machine.Stage, ...]:
+    def stages(strategy: strategies.Strategy, desired: int) -> tuple[strategies.Stage, ...]:
         return tuple(msgspec.structs.replace(stage, needs_samples=False) for stage in found(strategy, desired))
 
-    found = machine.stages
-    monkeypatch.setattr(machine, "stages", stages)
+    found = strategies.stages
+    monkeypatch.setattr(strategies, "stages", stages)
     assert _broken("canary/good/2") == "I36"
 
 
 @pytest.mark.slow
 def test_a_switch_to_a_revision_that_is_half_there_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stages(strategy: machine.Strategy, desired: int) -> tuple[machine.Stage, ...]:
+    def stages(strategy: strategies.Strategy, desired: int) -> tuple[strategies.Stage, ...]:
         return tuple(msgspec.structs.replace(stage, capacity_pct=50) for stage in found(strategy, desired))
 
-    found = machine.stages
-    monkeypatch.setattr(machine, "stages", stages)
+    found = strategies.stages
+    monkeypatch.setattr(strategies, "stages", stages)
     assert _broken("blue-green/good/4") == "I36"
 
 
