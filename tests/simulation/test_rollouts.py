@@ -176,7 +176,7 @@ def test_a_bad_revision_that_nobody_rolls_back_is_found(monkeypatch: pytest.Monk
 @pytest.mark.slow
 def test_sessions_that_keep_to_what_is_retired_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "_UNPIN", stored._UNPIN.replace("set pin = null", "set pin = pin"))
-    assert _broken("canary/aborted@1/2", Strike.NEW_KILLED) == "I7"
+    assert _broken("canary/undone/2/manifest", Strike.NEW_KILLED) == "I7"
 
 
 @pytest.mark.slow
