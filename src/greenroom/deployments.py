@@ -51,7 +51,8 @@ class Deployments:
     async def start(self) -> list[int]:
         """Deploy the manifest's agents, and drop those that have left it: their tasks stay, their replicas do not.
 
-        Return the rollouts that were begun. Raises `errors.StartRefused`, and has changed nothing, if there would be more replicas than there may be.
+        Return the rollouts that were begun. Raises `errors.StartRefused`, and has changed nothing, if there would be
+        more replicas than there may be.
         """
         manifest = self._settings.agents
         others = [entry for name, entry in (await self._store.directory.refresh()).items() if name not in manifest]
@@ -132,6 +133,11 @@ class Deployments:
         target = to if to is not None else await self._before(entry)
         if target == entry.agent.revision:
             return None
+        if last is not None and last.state.is_open and target == last.to_revision:
+            raise errors.Conflict(
+                f"cannot undo {name}: rollout {last.id} is on its way to revision {target}, which has to prove itself; "
+                f"promote it when it has (`greenroom rollout promote {name}`)"
+            )
         revision = await store.agents.revision(name, target)
         if await self._stands(entry, target):
             reason = f"{by} went back from revision {entry.agent.revision}"

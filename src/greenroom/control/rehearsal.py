@@ -47,6 +47,7 @@ class Rehearsal:
     def __init__(self, store: Store, engine: contract.Engine, trials: Trials, clock: clocks.Clock) -> None:
         self._store, self._engine, self._trials, self._clock = store, engine, trials, clock
         self._starting: dict[str, asyncio.Future[None]] = {}
+        self._ends: dict[str, str] = {}  # what is known of replicas that went while they were tried
         engine.subscribe(self)
 
     async def run(self, revision: contract.Revision, *, keeps_sessions: bool) -> Rehearsed:
@@ -63,10 +64,13 @@ class Rehearsal:
                 await self._migrate(replica, revision, rehearsed)
         except TimeoutError:
             rehearsed.error = f"it was not ready within {START_S:g} s"
-        except (errors.AgentInvalid, ReplicaGone) as error:
-            rehearsed.error = rehearsed.error or str(error)
+        except errors.AgentInvalid as error:
+            rehearsed.error = str(error)
+        except ReplicaGone as error:
+            rehearsed.error = self._ends.get(replica, str(error))
         finally:
             del self._starting[replica]
+            self._ends.pop(replica, None)
             await self._engine.stop(replica, grace_s=0)
         return rehearsed
 
@@ -97,8 +101,12 @@ class Rehearsal:
             started.set_result(None)
 
     def on_exit(self, replica: str, exit: contract.Exit) -> None:
-        if (started := self._starting.get(replica)) is not None and not started.done():
-            started.set_exception(ReplicaGone(exit.detail or exit.reason))
+        if (started := self._starting.get(replica)) is None:
+            return
+        what = exit.detail or exit.reason
+        self._ends[replica] = f"its replica went while it was tried: {what}" if started.done() else what
+        if not started.done():
+            started.set_exception(ReplicaGone(what))
 
     def on_log(self, replica: str, stream: str, line: str) -> None:
         """Nothing of it counts."""

@@ -284,6 +284,15 @@ def surge(stages: Sequence[Stage], desired: int) -> int:
     )
 
 
+def beside(rollout: Rollout, desired: int) -> int:
+    """Return how many replicas more than *desired* there may be from here on, until what *rollout* leaves is gone."""
+    if rollout.from_revision is None or rollout.is_retired:
+        return 0
+    if rollout.is_open:
+        return surge(rollout.stages, desired)
+    return max(0, sum(capacity(rollout, desired).values()) - desired)
+
+
 # --- the machine
 
 

@@ -83,6 +83,14 @@ class Directory:
         """Return how many replicas the agents should have together, those of *besides* not counted."""
         return sum(entry.agent.replicas for name, entry in self.entries.items() if name not in besides)
 
+    def beside(self, *, besides: AbstractSet[str]) -> int:
+        """Return how many replicas more the rollouts of the agents may have, those of *besides* not counted."""
+        return sum(
+            rollouts.beside(entry.rollout.state, entry.agent.replicas)
+            for name, entry in self.entries.items()
+            if entry.rollout is not None and name not in besides
+        )
+
     @functools.cached_property
     def index(self) -> routing.Index:
         """What requests that name no agent are routed by."""

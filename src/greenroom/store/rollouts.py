@@ -164,7 +164,7 @@ _READY = "select count(*) from replica where agent = :agent and revision = :numb
 _OTHERS = "select coalesce(sum(replicas), 0) from agent where name <> :agent"
 _SURGING = f"""
 select {_columns(Rollout, of="rollout.")}, agent.replicas from rollout join agent on agent.rollout = rollout.id
-where rollout.ended_at is null and agent.name <> :agent"""
+where agent.name <> :agent"""
 _FORGET = """
 delete from rollout where agent = :agent and id < (
     select min(id) from (select id from rollout where agent = :agent order by id desc limit :keep) as kept)"""
@@ -210,7 +210,7 @@ async def _begin(tx: Transaction, news: News, item: Begin) -> Begun | Exception:
     match decision.do:
         case Do.JOIN:
             assert last is not None
-            return await _join(tx, item, last)
+            return await _join(tx, item, last, desired=decision.desired)
         case Do.STAY:
             return await _stay(tx, news, item, decision)
         case Do.LEAVE:
@@ -230,7 +230,9 @@ async def _decide(tx: Reading, item: Begin) -> Decision:
     )
     if agent is not None and last is not None and is_known:
         if last.state.is_open and number == last.to_revision:
-            return dataclasses.replace(decision, do=Do.JOIN)
+            desired = _desired(agent, item.spec, since=last.spec)
+            refusal = await _refusal(tx, item, last.state, desired=desired) if desired > agent.replicas else None
+            return dataclasses.replace(decision, do=Do.JOIN, desired=desired, refusal=refusal)
         if number == before and last.state.phase is not rollouts.Phase.FAILED:
             refusal = await _shortage(tx, item, decision.desired) if decision.desired > agent.replicas else None
             return dataclasses.replace(decision, do=Do.STAY, refusal=refusal)
@@ -267,10 +269,13 @@ async def _found(tx: Reading, agent: str) -> Agent | None:
     return Agent(*rows[0]) if rows else None
 
 
-def _desired(agent: Agent | None, spec: settings.AgentSettings) -> int:
-    """Return how many replicas there should be: those that there are, unless the wanted number has changed."""
+def _desired(agent: Agent | None, spec: settings.AgentSettings, *, since: bytes | None = None) -> int:
+    """Return how many replicas there should be: those that there are, unless the wanted number has changed.
+
+    That is, from what the spec *since* has, default: the agent's.
+    """
     wanted = spec.scaling.min_replicas
-    if agent is None or not agent.replicas or wanted != _spec(agent.spec).scaling.min_replicas:
+    if agent is None or not agent.replicas or wanted != _spec(since or agent.spec).scaling.min_replicas:
         return wanted
     return agent.replicas
 
@@ -306,8 +311,9 @@ async def _add_revision(tx: Transaction, item: Begin, number: int) -> None:
     await tx.execute_many(_NEW_REVISION, [params | {"identity": _identity(item), "now": tx.now_us}])
 
 
-async def _join(tx: Transaction, item: Begin, last: Rollout) -> Begun:
+async def _join(tx: Transaction, item: Begin, last: Rollout, *, desired: int) -> Begun:
     """It is on its way already; what is no part of a revision is taken as it is wanted now."""
+    await _resize(tx, item.agent, desired, is_restarted=False)
     await tx.execute_many(_PUT_SPEC, [{"id": last.id, "spec": _encode(item.spec)}])
     return Begun(last.id, last.to_revision, is_new=False)
 
@@ -376,10 +382,8 @@ async def _refusal(tx: Reading, item: Begin, state: rollouts.Rollout, *, desired
         return None
     if (shortage := await _shortage(tx, item, desired)) is not None:
         return shortage
-    needed = _surge(state, desired)
-    taken = sum(
-        _surge(Rollout(*row).state, replicas) for *row, replicas in await tx.fetch(_SURGING, {"agent": item.agent})
-    )
+    needed, others = rollouts.beside(state, desired), await tx.fetch(_SURGING, {"agent": item.agent})
+    taken = sum(rollouts.beside(Rollout(*row).state, replicas) for *row, replicas in others)
     missing = taken + needed - item.limits.surge
     if not needed or missing <= 0:
         return None
@@ -401,10 +405,6 @@ async def _shortage(tx: Reading, item: Begin, desired: int) -> errors.Conflict |
         f"cannot deploy {item.agent}: {others} replicas of other agents and {desired} of it "
         f"are more than cluster.max_replicas ({item.limits.replicas})"
     )
-
-
-def _surge(state: rollouts.Rollout, desired: int) -> int:
-    return 0 if state.from_revision is None else rollouts.surge(state.stages, desired)
 
 
 # --- moves
