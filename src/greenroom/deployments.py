@@ -153,7 +153,8 @@ class Deployments:
             return None
         if last is not None and last.state.is_open and target == last.to_revision:
             raise errors.Conflict(
-                f"cannot go to revision {target} of {name} at once: its rollout is on its way; wait, or promote it"
+                f"cannot undo {name}: rollout {last.id} is on its way to revision {target}, which has to prove itself; "
+                f"promote it when it has (`greenroom rollout promote {name}`)"
             )
         revision = await store.agents.revision(name, target)
         if await self._stands(entry, target):

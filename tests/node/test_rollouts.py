@@ -251,12 +251,16 @@ async def test_a_deployment_that_joins_a_rollout_is_given_the_replicas_that_it_w
         id = (await _put(api, new, promotion="manual", strategy="blue-green"))["id"]
         await _until(api, id, lambda rollout: rollout["state"] == "paused")
         assert (await _put(api, new | {"scaling": {"min_replicas": 2}}, strategy="blue-green"))["id"] == id
-        assert (await api.get("/v1/agents/echo"))["replicas"]["desired"] == 2
+        assert (await api.get("/v1/agents/echo"))["replicas"]["desired"] == 1  # until it is complete
         refused = await api.call("PUT", "/v1/agents/echo", new | {"scaling": {"min_replicas": 4}})
         assert refused.status_code == 409
         await _move(api, id, "promote")
         assert (await _ended(api, id))["state"] == "complete"
-        assert (await api.get("/v1/agents/echo"))["replicas"] == {"desired": 2, "ready": 2}
+
+        async def has_both() -> bool:
+            return bool((await api.get("/v1/agents/echo"))["replicas"] == {"desired": 2, "ready": 2})
+
+        await nodes.eventually(has_both)
 
 
 async def test_scaling_in_the_middle_of_a_rollout_keeps_to_the_surge(data_dir: Path) -> None:

@@ -166,7 +166,7 @@ def _wanted(entry: Entry, state: rollouts.Rollout) -> Wanted:
         state.stage,
         strategies.replicas(stage.capacity_pct, entry.agent.replicas),
         spec.rollout if stage.has_checks else None,
-        min(spec.timeout_s, state.progress_deadline_s),
+        min(spec.timeout_s, state.progress_deadline_s / 2),  # so that a check that hangs is named
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from greenroom import clock as clocks
 from greenroom import settings
+from greenroom.control import patterns
 from greenroom.core import examples, failures
 from greenroom.engine import contract, protocol
 
@@ -85,15 +86,18 @@ class Trials:
         ended = await self._ask(replica, _example(example, timeout_s), timeout_s)
         if ended is None or ended.output is None:
             return _why(ended)
-        return examples.mismatch(
+        wrong = examples.mismatch(
             ended.output,
             self._clock.monotonic_s() - began_s,
             equals=example.equals,
             contains=example.contains,
             not_contains=example.not_contains,
-            matches=example.matches,
             within_s=example.within_s,
         )
+        if wrong is not None or example.matches is None:
+            return wrong
+        is_found = await patterns.is_found(example.matches, examples.searched(ended.output))
+        return None if is_found else examples.unmatched(example.matches, ended.output, is_known=is_found is not None)
 
     async def _ask(self, replica: str, message: Callable[[str], protocol.ToReplica], timeout_s: float) -> Answer | None:
         """Send a message that `Ended` answers; None where there is no answer in time."""

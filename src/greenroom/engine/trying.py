@@ -199,8 +199,7 @@ class Check(Trial):
         if self._function is None or isinstance(error, factories.LoadFailed | values.Unfit | contract.Failure):
             return super()._failed(error)
         told = failures.describe(error, frozenset())
-        line = next((line for line in told.message.splitlines() if line.strip()), "")
-        message = line or _place_of(error, self._settings.snapshot)
+        message = told.message.strip() or _place_of(error, self._settings.snapshot)
         remedy = advice.remedy(error, self._settings)
         message = message if remedy is None else failures.followed_by(message, remedy)
         return self._ended(error_type=told.type, error_message=message)

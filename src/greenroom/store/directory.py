@@ -61,9 +61,12 @@ class Directory:
             entry = known.get(row.name)
             is_same = entry is not None and entry.agent.spec == row.spec
             rollout = None if rest[0] is None else Rollout(*rest)
-            entries[row.name] = Entry(row, entry.spec if entry and is_same else spec_of(row.spec), rollout)
-            if rollout is not None:
-                self._route(row.name, rollout.traffic)
+            try:
+                entries[row.name] = Entry(row, entry.spec if entry and is_same else spec_of(row.spec), rollout)
+                if rollout is not None:
+                    self._route(row.name, rollout.traffic)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise errors.StoreDamaged(f"cannot read how {row.name[:64]!r} is to be: {error}") from None
         if _routable(known) != _routable(entries):
             self.__dict__.pop("index", None)
         self.entries = entries
