@@ -80,8 +80,8 @@ def test_one_rollout_is_shown_with_its_stages_and_the_evidence(capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("found", "mark", "verbs"),
     [
-        (rollout("paused", reason="it waits for promotion"), "paused", ["promote", "abort"]),
-        (rollout("paused", reason="it was paused"), "paused", ["resume", "abort"]),
+        (rollout("paused", reason="ann looks at it", awaits_promotion=True), "paused", ["promote", "abort"]),
+        (rollout("paused", reason="it was paused before its promotion"), "paused", ["resume", "abort"]),
         (rollout("rolled_back", weight_pct=0, reason="it died"), "rolled back", ["history"]),
         (rollout("complete", stage=4, weight_pct=100), "done", ["history"]),
     ],

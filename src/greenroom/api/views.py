@@ -221,6 +221,7 @@ def rollout(row: Rollout, *, desired: int, ready: Ready) -> models.Rollout:
         ready=len(ready[row.agent, row.to_revision]),
         reason=row.reason,
         is_proven=state.is_proven,
+        awaits_promotion=state.awaits_promotion,
         held_s=state.held_s,
         waited_s=state.waited_s,
         evidence=tuple(_tallies(state)),

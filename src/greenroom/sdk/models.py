@@ -181,7 +181,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """The move of an agent from one revision to another; *from_revision* None: there was none before.
 
     *state* is progressing, paused, complete, rolled_back, aborted, superseded or failed; *reason* says why it waits, or
-    why it ended so. *stage* counts from 1; *ready* are replicas of the new revision.
+    why it ended so. *stage* counts from 1; *ready* are replicas of the new revision; *awaits_promotion*: its stage has
+    done all but be promoted.
     """
 
     id: int
@@ -196,6 +197,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     ready: int = 0
     reason: str = ""
     is_proven: bool = False
+    awaits_promotion: bool = False
     held_s: float | None = None
     waited_s: float = 0.0
     evidence: tuple[Tally, ...] = ()
