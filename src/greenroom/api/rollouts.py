@@ -79,18 +79,7 @@ async def _move(
     except rollouts.Refused as refused:
         raise errors.Conflict(f"cannot {verb} rollout {before.id} of {before.agent}: {refused}") from None
     if after.version != before.version:
-        state = after.state
-        call.services.facts.emit(
-            telemetry.RolloutMoved(
-                after.agent,
-                after.id,
-                state.phase,
-                revision=state.to_revision,
-                stage=state.stage + 1,
-                weight_pct=state.weight_pct,
-                reason=state.reason,
-            )
-        )
+        call.services.facts.emit(telemetry.RolloutMoved.to(after.state, agent=after.agent, rollout=after.id))
     return await _shown(call, after)
 
 
