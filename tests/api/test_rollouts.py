@@ -302,7 +302,19 @@ async def test_a_dry_run_of_what_is_on_its_way_joins_it(api: nodes.Api) -> None:
         await put(api, "joined", spec | {"timeout_s": 5})
         plan = await put(api, "joined", spec | {"timeout_s": 5}, "?dry_run=true")
         assert (plan["action"], plan["from_revision"], plan["to_revision"]) == ("join", 1, 2)
-        assert (await put(api, "joined", spec, "?dry_run=true"))["action"] == "stay"
+        assert (plan["strategy"], plan["ends_rollout"]) == ("blue-green", None)
+
+
+@pytest.mark.slow
+async def test_a_dry_run_tells_which_rollout_the_deployment_would_end(api: nodes.Api) -> None:
+    spec = nodes.agent("echo", rollout=MANUAL)
+    async with deployed(api, "ending", spec):
+        assert (await put(api, "ending", spec | {"timeout_s": 5}, "?dry_run=true"))["ends_rollout"] is None
+        id = (await put(api, "ending", spec | {"timeout_s": 5}))["rollout"]["id"]
+        for timeout_s, action in ((300, "stay"), (6, "begin")):
+            plan = await put(api, "ending", spec | {"timeout_s": timeout_s}, "?dry_run=true")
+            assert (plan["action"], plan["ends_rollout"]) == (action, id)
+        assert (await api.get(f"/v1/rollouts/{id}"))["state"] != "aborted"
 
 
 @pytest.mark.parametrize("query", ["dry_run=yes", "dry_run=1", "sessions=true", "dry_run=true&sessions=no"])

@@ -142,6 +142,18 @@ def test_what_serves_already_stays_and_is_not_followed(fake: FakeNode, capsys: p
     assert not fake.asked(ROLLOUT.format(7))
 
 
+@pytest.mark.parametrize(
+    ("action", "headline"),
+    [("begin", "new revision 4 in the place of 3, rolling"), ("stay", "revision 3 serves and stays")],
+)
+def test_the_plan_names_the_rollout_that_the_deployment_ends(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], action: str, headline: str
+) -> None:
+    fake.put(PLAN.format("research"), plan(action, digest=digest(Path.cwd()), changes=[], ends_rollout=5))
+    _, out, _ = run(capsys, "research", "--no-watch")
+    assert out.splitlines()[:2] == [f"research: {headline}", "rollout 5, which is on its way, is undone"]
+
+
 def test_one_refused_agent_stops_them_all(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     why = "cannot roll out writing: blue-green needs 10 replicas beside its 10"
     fake.put(PLAN.format("writing"), plan(agent="writing", digest=digest(Path.cwd()), refusal=why))

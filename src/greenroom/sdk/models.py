@@ -233,6 +233,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     *files* are those of the code that differ: added, changed, removed. *refusal* says why it would be refused, *error*
     why its revision cannot run, *sessions* how stored ones were taken over: the latter two where they were tried.
+    *ends_rollout* is the one on its way that would be undone.
     """
 
     agent: str
@@ -247,6 +248,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     stages: tuple[Stage, ...] = ()
     surge: int = 0
     replicas: int = 0
+    ends_rollout: int | None = None
     refusal: str | None = None
     error: str | None = None
     sessions: SessionsTried | None = None
