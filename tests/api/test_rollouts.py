@@ -59,8 +59,8 @@ async def act(api: nodes.Api, id: int, verb: str) -> Any:
     return response.json()
 
 
-async def refusal(api: nodes.Api, id: int, verb: str) -> str:
-    response = await api.call("POST", f"/v1/rollouts/{id}/{verb}")
+async def refusal(api: nodes.Api, id: int, verb: str, body: Any = None) -> str:
+    response = await api.call("POST", f"/v1/rollouts/{id}/{verb}", body)
     assert (response.status_code, response.json()["type"]) == (409, "conflict")
     return str(response.json()["detail"])
 
@@ -186,6 +186,42 @@ async def test_what_has_not_proven_itself_is_not_promoted(api: nodes.Api, gate: 
         assert refused.startswith(f"cannot promote rollout {id} of unproven: revision 2 has not proven itself")
         gate.touch()
         await until(api, "unproven", id=id, state="complete")
+
+
+@pytest.mark.slow
+async def test_a_stage_is_promoted_only_by_who_means_it(api: nodes.Api) -> None:
+    spec = nodes.agent("echo", rollout=MANUAL)
+    async with deployed(api, "meant", spec):
+        await put(api, "meant", spec | {"timeout_s": 5})
+        id = (await until(api, "meant", state="paused"))["id"]
+        refused = await refusal(api, id, "promote", {"stage": 2})
+        assert refused == f"cannot promote rollout {id} of meant: it is in stage 1, and not in stage 2"
+        promoted = await api.call("POST", f"/v1/rollouts/{id}/promote", {"stage": 1})
+        assert (promoted.status_code, promoted.json()["stage"]) == (200, 2)
+        assert "not in stage 1" in await refusal(api, id, "promote", {"stage": 1})
+        bodies: list[Any] = [{"stage": 0}, {"stage": "1"}, {"revision": 1}, []]
+        for body in bodies:
+            assert (await api.call("POST", f"/v1/rollouts/{id}/promote", body)).status_code == 422
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["promote", "resume"])
+async def test_what_has_lost_its_replicas_is_not_promoted(api: nodes.Api, gate: Path, verb: str) -> None:
+    spec = nodes.agent("late", arguments={"gate": str(gate)}, rollout=MANUAL)
+    name = f"lost-{verb}"
+    gate.touch()
+    async with deployed(api, name, spec):
+        await put(api, name, spec | {"timeout_s": 5})
+        id = (await until(api, name, state="paused", awaits_promotion=True))["id"]
+        gate.unlink()  # the next one is not ready before it is there again
+        (replica,) = [each for each in await api.replicas(name) if each["revision"] == 2]
+        await api.call("POST", f"/v1/replicas/{replica['id']}/restart")
+        await until(api, name, ready=0)
+        refused = await refusal(api, id, verb)
+        assert refused == f"cannot {verb} rollout {id} of {name}: only 0 of 1 replicas are ready"
+        gate.touch()
+        await until(api, name, ready=1)
+        assert (await act(api, id, verb))["stage"] == 2
 
 
 @pytest.mark.slow

@@ -190,6 +190,14 @@ def test_people_decide_on_the_last_rollout(
     assert json.loads(run(capsys, "rollout", verb, "research", "--json")[1])["state"] == answer["state"]
 
 
+def test_the_stage_that_was_looked_at_is_the_one_that_is_promoted(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.put("POST /v1/rollouts/7/promote", rollout(stage=3))
+    assert run(capsys, "rollout", "promote", "research")[0] == 0
+    assert fake.last_body == {"stage": 2}
+
+
 def test_what_cannot_be_decided_is_said_as_the_node_says_it(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     why = "cannot promote rollout 7: revision 4 has not proven itself in this stage yet"
     fake.put("POST /v1/rollouts/7/promote", problem(409, "conflict", why))
