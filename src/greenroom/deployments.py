@@ -21,7 +21,7 @@ from greenroom.engine import contract, snapshots
 from greenroom.sdk import models
 from greenroom.security import secret_file
 from greenroom.store.agents import Revision
-from greenroom.store.deployments import Decision, Deployed, Deployment, Limits
+from greenroom.store.deployments import Action, Decision, Deployed, Deployment, Limits
 from greenroom.store.directory import Entry
 from greenroom.store.rollouts import Rollout, spec_of
 from greenroom.store.store import Store
@@ -73,6 +73,9 @@ class Deployments:
             )
             for name, spec in manifest.items()
         ]
+        for each in begun:
+            if each.action is Action.BEGIN:
+                self._tell(await self._store.rollouts.get(each.rollout))
         await self._store.directory.refresh()
         return [each.rollout for each in begun if each.is_under_way]
 
@@ -100,6 +103,8 @@ class Deployments:
         if name in self._listed:
             self._write(self._listed - {name})
         await self._store.directory.refresh()
+        if deployed.action is Action.BEGIN:
+            self._tell(await self._store.rollouts.get(deployed.rollout))
         return deployed
 
     async def decide(
@@ -145,6 +150,7 @@ class Deployments:
         if last is not None and last.state.is_open and to in (None, last.from_revision):
             aborted = await store.rollouts.move(last.id, lambda state: rollouts.abort(state, f"{by} undid it"))
             if aborted.phase != rollouts.Phase.COMPLETE:
+                self._tell(aborted)
                 return aborted
             await store.directory.refresh()
             entry, last = store.directory.get(name), aborted  # it was faster
@@ -162,7 +168,9 @@ class Deployments:
             id = await store.rollouts.switch(name, generation=entry.agent.generation, to=target, reason=reason, by=by)
             if id is None:
                 raise errors.Conflict(f"cannot undo {name}: somebody has changed it meanwhile; look at it again")
-            return await store.rollouts.get(id)
+            switched = await store.rollouts.get(id)
+            self._tell(switched)
+            return switched
         if not (self.snapshots / revision.digest).is_dir():
             raise errors.Conflict(f"cannot undo {name}: the code of revision {target} is gone; deploy it again")
         return await self._go_back(entry, revision, by=by)
@@ -181,7 +189,13 @@ class Deployments:
                 rollout=proven if is_proven else None,
             )
         )
-        return await self._store.rollouts.get(deployed.rollout)
+        begun = await self._store.rollouts.get(deployed.rollout)
+        if deployed.action is Action.BEGIN:
+            self._tell(begun)
+        return begun
+
+    def _tell(self, moved: Rollout) -> None:
+        self._facts.emit(telemetry.RolloutMoved.to(moved.state, agent=moved.agent, rollout=moved.id))
 
     async def _before(self, entry: Entry) -> int:
         """Return the revision that served before the one that does."""

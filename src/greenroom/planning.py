@@ -61,6 +61,7 @@ class Planning:
             files=await asyncio.to_thread(_differences, old, snapshot.path),
             replicas=decision.desired,
             refusal=None if decision.refusal is None else str(decision.refusal),
+            ends_rollout=_ended(decision),
         )
         if state is None:
             return plan
@@ -105,8 +106,18 @@ def _state(decision: Decision) -> rollouts.Rollout | None:
         case Action.JOIN:
             assert decision.last is not None
             return decision.last.state
-        case Action.STAY | Action.LEAVE:
+        case Action.STAY:
             return None
+        case Action.LEAVE:
+            raise AssertionError("who plans asks anew, and is left alone by nobody")
+
+
+def _ended(decision: Decision) -> int | None:
+    """Return the rollout on its way that ends before its time: superseded by the next one, or aborted."""
+    last = decision.last
+    if last is None or not last.state.is_open or decision.action is Action.JOIN:
+        return None
+    return last.id
 
 
 def _changes(before: bytes, after: settings.AgentSettings) -> tuple[models.Change, ...]:

@@ -10,13 +10,13 @@ import logging
 import sys
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import msgspec
 import prometheus_client as prometheus
 import structlog
 
-from greenroom.core import failures, health
+from greenroom.core import failures, health, rollouts
 
 
 class TaskAccepted(msgspec.Struct, frozen=True):
@@ -114,6 +114,18 @@ class RolloutMoved(msgspec.Struct, frozen=True):
     stage: int
     weight_pct: int
     reason: str = ""
+
+    @classmethod
+    def to(cls, state: rollouts.Rollout, *, agent: str, rollout: int) -> Self:
+        return cls(
+            agent,
+            rollout,
+            state.phase,
+            revision=state.to_revision,
+            stage=state.stage + 1,
+            weight_pct=state.weight_pct,
+            reason=state.reason,
+        )
 
 
 class AlertChanged(msgspec.Struct, frozen=True):

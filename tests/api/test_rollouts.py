@@ -59,8 +59,8 @@ async def act(api: nodes.Api, id: int, verb: str) -> Any:
     return response.json()
 
 
-async def refusal(api: nodes.Api, id: int, verb: str) -> str:
-    response = await api.call("POST", f"/v1/rollouts/{id}/{verb}")
+async def refusal(api: nodes.Api, id: int, verb: str, body: Any = None) -> str:
+    response = await api.call("POST", f"/v1/rollouts/{id}/{verb}", body)
     assert (response.status_code, response.json()["type"]) == (409, "conflict")
     return str(response.json()["detail"])
 
@@ -80,7 +80,7 @@ async def test_a_rollout_is_shown_stage_by_stage_with_who_began_it(api: nodes.Ap
         paused = await until(api, "shown", state="paused")
         assert (paused["from_revision"], paused["to_revision"], paused["weight_pct"]) == (1, 2, 0)
         assert (paused["strategy"], paused["stage"], paused["ready"]) == ("blue-green", 1, 1)
-        assert "promotion" in paused["reason"]
+        assert (paused["awaits_promotion"], first["awaits_promotion"]) == (True, False)
         assert paused["stages"] == [
             {"weight_pct": 0, "replicas": 1, "old_replicas": 1, "hold_s": 0.0},
             {"weight_pct": 100, "replicas": 1, "old_replicas": 1, "hold_s": 60.0},
@@ -186,6 +186,42 @@ async def test_what_has_not_proven_itself_is_not_promoted(api: nodes.Api, gate: 
         assert refused.startswith(f"cannot promote rollout {id} of unproven: revision 2 has not proven itself")
         gate.touch()
         await until(api, "unproven", id=id, state="complete")
+
+
+@pytest.mark.slow
+async def test_a_stage_is_promoted_only_by_who_means_it(api: nodes.Api) -> None:
+    spec = nodes.agent("echo", rollout=MANUAL)
+    async with deployed(api, "meant", spec):
+        await put(api, "meant", spec | {"timeout_s": 5})
+        id = (await until(api, "meant", state="paused"))["id"]
+        refused = await refusal(api, id, "promote", {"stage": 2})
+        assert refused == f"cannot promote rollout {id} of meant: it is in stage 1, and not in stage 2"
+        promoted = await api.call("POST", f"/v1/rollouts/{id}/promote", {"stage": 1})
+        assert (promoted.status_code, promoted.json()["stage"]) == (200, 2)
+        assert "not in stage 1" in await refusal(api, id, "promote", {"stage": 1})
+        bodies: list[Any] = [{"stage": 0}, {"stage": "1"}, {"revision": 1}, []]
+        for body in bodies:
+            assert (await api.call("POST", f"/v1/rollouts/{id}/promote", body)).status_code == 422
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["promote", "resume"])
+async def test_what_has_lost_its_replicas_is_not_promoted(api: nodes.Api, gate: Path, verb: str) -> None:
+    spec = nodes.agent("late", arguments={"gate": str(gate)}, rollout=MANUAL)
+    name = f"lost-{verb}"
+    gate.touch()
+    async with deployed(api, name, spec):
+        await put(api, name, spec | {"timeout_s": 5})
+        id = (await until(api, name, state="paused", awaits_promotion=True))["id"]
+        gate.unlink()  # the next one is not ready before it is there again
+        (replica,) = [each for each in await api.replicas(name) if each["revision"] == 2]
+        await api.call("POST", f"/v1/replicas/{replica['id']}/restart")
+        await until(api, name, ready=0)
+        refused = await refusal(api, id, verb)
+        assert refused == f"cannot {verb} rollout {id} of {name}: only 0 of 1 replicas are ready"
+        gate.touch()
+        await until(api, name, ready=1)
+        assert (await act(api, id, verb))["stage"] == 2
 
 
 @pytest.mark.slow
@@ -302,7 +338,19 @@ async def test_a_dry_run_of_what_is_on_its_way_joins_it(api: nodes.Api) -> None:
         await put(api, "joined", spec | {"timeout_s": 5})
         plan = await put(api, "joined", spec | {"timeout_s": 5}, "?dry_run=true")
         assert (plan["action"], plan["from_revision"], plan["to_revision"]) == ("join", 1, 2)
-        assert (await put(api, "joined", spec, "?dry_run=true"))["action"] == "stay"
+        assert (plan["strategy"], plan["ends_rollout"]) == ("blue-green", None)
+
+
+@pytest.mark.slow
+async def test_a_dry_run_tells_which_rollout_the_deployment_would_end(api: nodes.Api) -> None:
+    spec = nodes.agent("echo", rollout=MANUAL)
+    async with deployed(api, "ending", spec):
+        assert (await put(api, "ending", spec | {"timeout_s": 5}, "?dry_run=true"))["ends_rollout"] is None
+        id = (await put(api, "ending", spec | {"timeout_s": 5}))["rollout"]["id"]
+        for timeout_s, action in ((300, "stay"), (6, "begin")):
+            plan = await put(api, "ending", spec | {"timeout_s": timeout_s}, "?dry_run=true")
+            assert (plan["action"], plan["ends_rollout"]) == (action, id)
+        assert (await api.get(f"/v1/rollouts/{id}"))["state"] != "aborted"
 
 
 @pytest.mark.parametrize("query", ["dry_run=yes", "dry_run=1", "sessions=true", "dry_run=true&sessions=no"])

@@ -142,6 +142,18 @@ def test_what_serves_already_stays_and_is_not_followed(fake: FakeNode, capsys: p
     assert not fake.asked(ROLLOUT.format(7))
 
 
+@pytest.mark.parametrize(
+    ("action", "headline"),
+    [("begin", "new revision 4 in the place of 3, rolling"), ("stay", "revision 3 serves and stays")],
+)
+def test_the_plan_names_the_rollout_that_the_deployment_ends(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], action: str, headline: str
+) -> None:
+    fake.put(PLAN.format("research"), plan(action, digest=digest(Path.cwd()), changes=[], ends_rollout=5))
+    _, out, _ = run(capsys, "research", "--no-watch")
+    assert out.splitlines()[:2] == [f"research: {headline}", "rollout 5, which is on its way, is undone"]
+
+
 def test_one_refused_agent_stops_them_all(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     why = "cannot roll out writing: blue-green needs 10 replicas beside its 10"
     fake.put(PLAN.format("writing"), plan(agent="writing", digest=digest(Path.cwd()), refusal=why))
@@ -316,14 +328,15 @@ def test_the_first_failure_ends_the_following_and_the_others_go_on(
     assert out.endswith("research: rollout 7 to revision 4, canary 25 %, stage 2/4; it goes on\n")
 
 
-@pytest.mark.parametrize(("reason", "verb"), [("it waits for promotion", "promote"), ("it was paused", "resume")])
+@pytest.mark.parametrize(("awaits_promotion", "verb"), [(True, "promote"), (False, "resume")])
 def test_a_rollout_that_waits_for_a_person_exits_with_nought_and_says_what_to_do(
-    fake: FakeNode, capsys: pytest.CaptureFixture[str], reason: str, verb: str
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], awaits_promotion: bool, verb: str
 ) -> None:
-    fake.put(ROLLOUT.format(7), rollout(), rollout("paused", reason=reason))
+    paused = rollout("paused", reason="it waits for a promotion", awaits_promotion=awaits_promotion)
+    fake.put(ROLLOUT.format(7), rollout(), paused)
     code, out, err = run(capsys, "research")
     assert code == 0
-    assert out.splitlines()[-1] == f"research: rollout 7 to revision 4, canary 25 %, stage 2/4, paused: {reason}"
+    assert out.splitlines()[-1] == f"{MOVES}, canary 25 %, stage 2/4, paused: it waits for a promotion"
     assert err == f"next: greenroom rollout {verb} research\n"
 
 

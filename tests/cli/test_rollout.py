@@ -80,8 +80,8 @@ def test_one_rollout_is_shown_with_its_stages_and_the_evidence(capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("found", "mark", "verbs"),
     [
-        (rollout("paused", reason="it waits for promotion"), "paused", ["promote", "abort"]),
-        (rollout("paused", reason="it was paused"), "paused", ["resume", "abort"]),
+        (rollout("paused", reason="ann looks at it", awaits_promotion=True), "paused", ["promote", "abort"]),
+        (rollout("paused", reason="it was paused before its promotion"), "paused", ["resume", "abort"]),
         (rollout("rolled_back", weight_pct=0, reason="it died"), "rolled back", ["history"]),
         (rollout("complete", stage=4, weight_pct=100), "done", ["history"]),
     ],
@@ -188,6 +188,14 @@ def test_people_decide_on_the_last_rollout(
     assert out.endswith(f"{told}\n")
     assert err == ("" if then == "none" else f"next: greenroom rollout {then} research\n")
     assert json.loads(run(capsys, "rollout", verb, "research", "--json")[1])["state"] == answer["state"]
+
+
+def test_the_stage_that_was_looked_at_is_the_one_that_is_promoted(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.put("POST /v1/rollouts/7/promote", rollout(stage=3))
+    assert run(capsys, "rollout", "promote", "research")[0] == 0
+    assert fake.last_body == {"stage": 2}
 
 
 def test_what_cannot_be_decided_is_said_as_the_node_says_it(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import nodes
-from greenroom import errors
+from greenroom import errors, telemetry
 from greenroom.engine import archives
 from greenroom.sdk import models
 from greenroom.sdk.async_client import AsyncClient
@@ -91,8 +91,12 @@ async def test_a_bad_revision_is_rolled_back_and_its_rollout_says_why(data_dir: 
     spec = nodes.agent("echo")
     async with nodes.opened(data_dir, {"echo": spec}) as api:
         client = _client(api)
+        told: list[telemetry.RolloutMoved] = []
+        api.running.facts.subscribe(told.append, telemetry.RolloutMoved)
         begun = await client.put_agent("echo", spec | {"timeout_s": 5} | change)
         assert begun.rollout is not None
+        move = next(each for each in told if each.rollout == begun.rollout.id)
+        assert move == telemetry.RolloutMoved("echo", move.rollout, "progressing", 2, stage=1, weight_pct=0)
         await _ended(client, "echo")
         ended = await client.rollout(begun.rollout.id)
         assert (ended.state, ended.from_revision, ended.to_revision) == ("rolled_back", 1, 2)
@@ -133,8 +137,11 @@ async def test_undoing_is_at_once_while_the_revision_before_stands(data_dir: Pat
         client = _client(api)
         await client.put_agent("echo", spec | {"timeout_s": 5})
         await _ended(client, "echo")
+        told: list[telemetry.RolloutMoved] = []
+        api.running.facts.subscribe(told.append, telemetry.RolloutMoved)
         undone = await client.roll_back("echo")
         assert (undone.state, undone.to_revision) == ("complete", 1)
+        assert [(each.rollout, each.phase, each.revision) for each in told] == [(undone.id, "complete", 1)]
         assert (await client.submit(1, "echo", wait_s=30)).revision == 1
 
 

@@ -174,6 +174,8 @@ def test_the_routes_of_rollouts(fake: FakeNode, node: client.Client) -> None:
     for act in (node.promote_rollout, node.pause_rollout, node.resume_rollout, node.abort_rollout):
         assert act(7).id == 7
         assert fake.last.url.path == f"/v1/rollouts/7/{act.__name__.partition('_')[0]}"
+    node.promote_rollout(7, 2)
+    assert fake.last_body == {"stage": 2}
     assert node.roll_back("research").id == 7
     assert fake.last_body == {}
     node.roll_back("research", 2)
@@ -186,7 +188,7 @@ def test_a_deployment_brings_its_code_and_is_planned_before(fake: FakeNode, node
     assert node.upload_code(b"archive").digest == "d"
     assert fake.last.headers["content-type"] == "application/gzip"
     assert fake.requests[-1][1] == b"archive"
-    fake.put("PUT /v1/agents/research", {"agent": "research", "action": "begin", "to_revision": 3})
+    fake.put("PUT /v1/agents/research?dry_run", {"agent": "research", "action": "begin", "to_revision": 3})
     assert node.plan_agent("research", spec, code="d").action == "begin"
     assert dict(fake.last.query_params) == {"code": "d", "dry_run": "true"}
     node.plan_agent("research", spec, sessions=True)
@@ -200,7 +202,7 @@ def test_a_deployment_brings_its_code_and_is_planned_before(fake: FakeNode, node
 
 async def test_the_asynchronous_client_deploys_and_rolls_back(fake: FakeNode, tmp_path: Path) -> None:
     fake.put("POST /v1/code", {"digest": "d"})
-    fake.put("PUT /v1/agents/research", {"agent": "research", "action": "stay", "to_revision": 3})
+    fake.put("PUT /v1/agents/research?dry_run", {"agent": "research", "action": "stay", "to_revision": 3})
     fake.put("GET /v1/agents/research/rollouts", {"items": [ROLLOUT]})
     for route in ("rollouts/7/promote", "rollouts/7/pause", "rollouts/7/resume", "rollouts/7/abort"):
         fake.put(f"POST /v1/{route}", ROLLOUT)
@@ -231,7 +233,7 @@ async def test_the_asynchronous_client_deploys_and_rolls_back(fake: FakeNode, tm
         (calls.plan_agent("a", {}), True),
         (calls.plan_agent("a", {}, sessions=True), False),  # the first may go on, and there is one at a time
         (calls.upload_code(b""), True),
-        (calls.promote_rollout(1), False),
+        (calls.promote_rollout(1, None), False),
         (calls.resume_rollout(1), False),  # it may be a promotion
         (calls.pause_rollout(1), True),
         (calls.abort_rollout(1), True),

@@ -13,7 +13,7 @@ from greenroom.store.rollouts import Rollout
 
 async def list_agents(call: Call) -> Answer:
     """List agents with their replicas and queues."""
-    ready = views.ready(await call.store.agents.replicas())
+    ready = views.ready(await call.store.agents.replicas(), call.store.board)
     counts = await call.store.tasks.open_counts()
     entries = (await call.store.directory.refresh()).values()
     items = [views.agent(entry, ready=ready, open_counts=counts) for entry in entries]
@@ -25,7 +25,7 @@ async def show_agent(call: Call) -> Answer:
     await call.store.directory.refresh()
     entry = call.store.directory.get(call.path("name"))
     counts = await call.store.tasks.open_counts()
-    ready = views.ready(await call.store.agents.replicas())
+    ready = views.ready(await call.store.agents.replicas(), call.store.board)
     return Answer(views.agent(entry, ready=ready, open_counts=counts))
 
 

@@ -131,6 +131,7 @@ def _bodies() -> dict[str, Any]:
         schemas.Batch,
         schemas.Scale,
         schemas.Rollback,
+        schemas.Promotion,
         schemas.NewKey,
         settings.AgentSettings,
     ]

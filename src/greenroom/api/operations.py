@@ -27,7 +27,7 @@ async def status(call: Call) -> Answer:
     for counts in tasks.values():
         totals.update(counts)
     entries = (await store.directory.refresh()).values()
-    ready = views.ready(replicas)
+    ready = views.ready(replicas, store.board)
     return Answer(
         schemas.Status(
             environment=services.settings.environment,

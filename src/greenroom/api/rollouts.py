@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from greenroom import errors, telemetry
 from greenroom.api import schemas, views
 from greenroom.api.request import Answer, Call
-from greenroom.core import rollouts
+from greenroom.core import rollouts, strategies
 from greenroom.sdk import models
 from greenroom.store.rollouts import Rollout
 
@@ -33,12 +33,21 @@ async def show(call: Call) -> Answer:
 
 
 async def promote(call: Call) -> Answer:
-    """Leave the stage that a rollout is in, now; its revision has to have proven itself there."""
+    """Leave the stage that a rollout is in, now; its revision has to have proven itself there, and be there in full."""
+    wanted = schemas.read(call.body, schemas.Promotion) if call.body else schemas.Promotion()
     seen = await _asked_for(call)
+    missing = await _missing(call, seen)
 
     def promoted(rollout: rollouts.Rollout) -> rollouts.Rollout:
+        if rollout.is_open and wanted.stage not in (None, rollout.stage + 1):
+            raise rollouts.Refused(f"it is in stage {rollout.stage + 1}, and not in stage {wanted.stage}")
         # What has left the stage meanwhile is not pushed out of the next one, which nobody has seen.
-        return rollouts.promote(rollout) if rollout.stage == seen.state.stage else rollout
+        if rollout.stage != seen.state.stage:
+            return rollout
+        after = rollouts.promote(rollout)
+        if missing is not None:
+            raise rollouts.Refused(missing)
+        return after
 
     return await _move(call, seen, "promote", by=promoted)
 
@@ -50,7 +59,15 @@ async def pause(call: Call) -> Answer:
 
 async def resume(call: Call) -> Answer:
     """Let a rollout go on; where it waits for a person, this promotes it."""
-    return await _move(call, await _asked_for(call), "resume", by=rollouts.resume)
+    seen = await _asked_for(call)
+    missing = await _missing(call, seen)
+
+    def resumed(rollout: rollouts.Rollout) -> rollouts.Rollout:
+        if rollout.is_open and rollout.awaits_promotion and missing is not None:
+            raise rollouts.Refused(missing)
+        return rollouts.resume(rollout)
+
+    return await _move(call, seen, "resume", by=resumed)
 
 
 async def abort(call: Call) -> Answer:
@@ -79,19 +96,19 @@ async def _move(
     except rollouts.Refused as refused:
         raise errors.Conflict(f"cannot {verb} rollout {before.id} of {before.agent}: {refused}") from None
     if after.version != before.version:
-        state = after.state
-        call.services.facts.emit(
-            telemetry.RolloutMoved(
-                after.agent,
-                after.id,
-                state.phase,
-                revision=state.to_revision,
-                stage=state.stage + 1,
-                weight_pct=state.weight_pct,
-                reason=state.reason,
-            )
-        )
+        call.services.facts.emit(telemetry.RolloutMoved.to(after.state, agent=after.agent, rollout=after.id))
     return await _shown(call, after)
+
+
+async def _missing(call: Call, row: Rollout) -> str | None:
+    """Say so where fewer of the new replicas are ready than the rollout's stage is to have."""
+    if not row.state.is_open:
+        return None
+    entry = (await call.store.directory.refresh()).get(row.agent)
+    desired = 0 if entry is None else entry.agent.replicas
+    wanted = strategies.replicas(row.state.stages[row.state.stage].capacity_pct, desired)
+    ready = len(views.ready(await call.store.agents.replicas(), call.store.board)[row.agent, row.to_revision])
+    return f"only {ready} of {wanted} replicas are ready" if ready < wanted else None
 
 
 async def _asked_for(call: Call) -> Rollout:
@@ -108,7 +125,7 @@ async def _shown(call: Call, row: Rollout) -> Answer:
 
 
 async def _documents(call: Call, rows: Sequence[Rollout]) -> list[models.Rollout]:
-    ready = views.ready(await call.store.agents.replicas())
+    ready = views.ready(await call.store.agents.replicas(), call.store.board)
     entries = call.store.directory.entries
     desired = {name: entry.agent.replicas for name, entry in entries.items()}
     return [views.rollout(row, desired=desired.get(row.agent, 0), ready=ready) for row in rows]

@@ -73,6 +73,12 @@ class Rollback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     to: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
 
 
+class Promotion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The stage, counted from 1, that is to be left; without one it is the one that the rollout is in."""
+
+    stage: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+
+
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A key to create; its text is in the answer, once."""
 

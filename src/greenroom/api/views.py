@@ -15,6 +15,7 @@ from greenroom.core import agents, health, rollouts, strategies
 from greenroom.sdk import models
 from greenroom.store import database
 from greenroom.store.agents import Replica, Revision
+from greenroom.store.board import Board
 from greenroom.store.directory import Entry
 from greenroom.store.recovery import Alert, Failure
 from greenroom.store.rollouts import Rollout
@@ -97,11 +98,14 @@ def event(row: StoredEvent) -> dict[str, Any]:
     return {"seq": row.seq, "type": row.type, "at": _at(row.at), "data": msgspec.Raw(row.data)}
 
 
-def ready(rows: Iterable[Replica]) -> Ready:
-    """Return the replicas that are ready, by agent and revision; of those without any, none."""
+def ready(rows: Iterable[Replica], board: Board) -> Ready:
+    """Return the replicas that are ready, by agent and revision; of those without any, none.
+
+    Not those that run one suspect alone: they are beside their agent's number.
+    """
     found: Ready = defaultdict(list)
     for row in rows:
-        if row.state == "ready":
+        if row.state == "ready" and not board.runs_alone(row.id):
             found[row.agent, row.revision].append(health.Graded(row.id, health.Grade(row.grade), row.reason))
     return found
 
@@ -221,6 +225,7 @@ def rollout(row: Rollout, *, desired: int, ready: Ready) -> models.Rollout:
         ready=len(ready[row.agent, row.to_revision]),
         reason=row.reason,
         is_proven=state.is_proven,
+        awaits_promotion=state.awaits_promotion,
         held_s=state.held_s,
         waited_s=state.waited_s,
         evidence=tuple(_tallies(state)),

@@ -25,6 +25,8 @@ WIDEST_VALUE = 200  # characters, also where no screen cuts
 def show(plan: models.Plan) -> None:
     """Print *plan*."""
     render.line(f"{plan.agent}: {_headline(plan)}", style="bold")
+    if plan.ends_rollout is not None:
+        render.line(f"rollout {plan.ends_rollout}, which is on its way, is undone")
     if plan.changes:
         render.line("")
         rows = ((change.key, _value(change.before), _value(change.after)) for change in plan.changes)
@@ -56,6 +58,8 @@ def faults(plan: models.Plan) -> Iterator[str]:
 
 def _headline(plan: models.Plan) -> str:
     match plan.action:
+        case "stay" if plan.ends_rollout is not None:
+            return f"revision {plan.to_revision} serves and stays"
         case "stay" if plan.changes:
             return f"revision {plan.to_revision} serves already and stays; these settings change at once"
         case "stay":

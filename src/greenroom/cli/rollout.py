@@ -101,7 +101,8 @@ def promote(agent: str, /, *, given: options.Options = options.DEFAULT) -> None:
         The agent's name.
     """
     with given.connect() as node:
-        found = node.promote_rollout(_last(node, agent, doing="promote").id)
+        seen = _last(node, agent, doing="promote")
+        found = node.promote_rollout(seen.id, seen.stage or None)
     _report(found, given)
 
 

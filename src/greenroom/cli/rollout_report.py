@@ -152,7 +152,7 @@ def print_end(rollout: models.Rollout) -> None:
         return
     if rollout.state == "paused":
         render.line(f"{name}: {sentence(rollout)}{_because(rollout)}")
-        render.say(f"next: greenroom rollout {'promote' if _waits_for_promotion(rollout) else 'resume'} {name}")
+        render.say(f"next: greenroom rollout {_onward(rollout)} {name}")
         return
     render.line(f"{name}: {sentence(rollout)}; it goes on")
     render.say(f"next: greenroom rollout status {name}")
@@ -226,14 +226,15 @@ def _evidence(tally: models.Tally) -> tuple[object, ...]:
 
 def _next(rollout: models.Rollout) -> tuple[str, ...]:
     if rollout.state == "paused":
-        return ("promote" if _waits_for_promotion(rollout) else "resume", "abort")
+        return (_onward(rollout), "abort")
     if rollout.state == "progressing":
         return ("abort",)
     return ("history",)
 
 
-def _waits_for_promotion(rollout: models.Rollout) -> bool:
-    return "promotion" in rollout.reason
+def _onward(rollout: models.Rollout) -> str:
+    """Return the verb that lets a paused one go on."""
+    return "promote" if rollout.awaits_promotion else "resume"
 
 
 def _end(rollout: models.Rollout) -> str:

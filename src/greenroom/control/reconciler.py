@@ -126,17 +126,7 @@ class Reconciler:
         is_put = await self._store.rollouts.put(entry.rollout, after)
         course.written_s = self._clock.monotonic_s()
         if is_put and rollouts.has_moved(entry.rollout.state, after):
-            self._facts.emit(
-                telemetry.RolloutMoved(
-                    entry.agent.name,
-                    entry.rollout.id,
-                    after.phase,
-                    revision=after.to_revision,
-                    stage=after.stage + 1,
-                    weight_pct=after.weight_pct,
-                    reason=after.reason,
-                )
-            )
+            self._facts.emit(telemetry.RolloutMoved.to(after, agent=entry.agent.name, rollout=entry.rollout.id))
         return is_put
 
     # --- what is seen

@@ -230,8 +230,8 @@ class AsyncClient:
     async def rollout(self, id: int) -> Rollout:
         return await self._send(calls.rollout(id))
 
-    async def promote_rollout(self, id: int) -> Rollout:
-        return await self._send(calls.promote_rollout(id))
+    async def promote_rollout(self, id: int, stage: int | None = None) -> Rollout:
+        return await self._send(calls.promote_rollout(id, stage))
 
     async def pause_rollout(self, id: int) -> Rollout:
         return await self._send(calls.pause_rollout(id))

@@ -206,8 +206,9 @@ def rollout(id: int) -> Call[models.Rollout]:
     return Call("GET", f"/v1/rollouts/{id}", _rollout)
 
 
-def promote_rollout(id: int) -> Call[models.Rollout]:
-    return Call("POST", f"/v1/rollouts/{id}/promote", _rollout, repeatable=False)
+def promote_rollout(id: int, stage: int | None) -> Call[models.Rollout]:
+    body = strict_json.dumps({} if stage is None else {"stage": stage})
+    return Call("POST", f"/v1/rollouts/{id}/promote", _rollout, body=body, repeatable=False)
 
 
 def pause_rollout(id: int) -> Call[models.Rollout]:

@@ -274,9 +274,13 @@ class Client:
     def rollout(self, id: int) -> Rollout:
         return self._send(calls.rollout(id))
 
-    def promote_rollout(self, id: int) -> Rollout:
-        """Leave its stage now. Raises `errors.Conflict` where its revision has not proven itself, or it has ended."""
-        return self._send(calls.promote_rollout(id))
+    def promote_rollout(self, id: int, stage: int | None = None) -> Rollout:
+        """Leave its stage now. *stage*, counted from 1, is the one that is meant; None: whichever it is in.
+
+        Raises `errors.Conflict` where it has left that stage or has ended, and where its revision has not proven
+        itself or too few of its replicas are ready.
+        """
+        return self._send(calls.promote_rollout(id, stage))
 
     def pause_rollout(self, id: int) -> Rollout:
         """Stop it where it is; what fails is undone all the same."""

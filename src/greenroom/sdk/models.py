@@ -181,7 +181,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """The move of an agent from one revision to another; *from_revision* None: there was none before.
 
     *state* is progressing, paused, complete, rolled_back, aborted, superseded or failed; *reason* says why it waits, or
-    why it ended so. *stage* counts from 1; *ready* are replicas of the new revision.
+    why it ended so. *stage* counts from 1; *ready* are replicas of the new revision; *awaits_promotion*: its stage has
+    done all but be promoted.
     """
 
     id: int
@@ -196,6 +197,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     ready: int = 0
     reason: str = ""
     is_proven: bool = False
+    awaits_promotion: bool = False
     held_s: float | None = None
     waited_s: float = 0.0
     evidence: tuple[Tally, ...] = ()
@@ -231,6 +233,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     *files* are those of the code that differ: added, changed, removed. *refusal* says why it would be refused, *error*
     why its revision cannot run, *sessions* how stored ones were taken over: the latter two where they were tried.
+    *ends_rollout* is the one on its way that would be undone.
     """
 
     agent: str
@@ -245,6 +248,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     stages: tuple[Stage, ...] = ()
     surge: int = 0
     replicas: int = 0
+    ends_rollout: int | None = None
     refusal: str | None = None
     error: str | None = None
     sessions: SessionsTried | None = None
