@@ -96,7 +96,7 @@ def test_a_check_passes_unless_it_raises_or_returns_false(name: str) -> None:
         ),
     ],
 )
-def test_a_check_fails_with_a_line_that_says_why_and_its_replica_lives(name: str, type: str, message: str) -> None:
+def test_a_check_fails_with_words_that_say_why_and_its_replica_lives(name: str, type: str, message: str) -> None:
     source = (replicas.AGENTS / "checked.py").read_text().splitlines()
     line = next((n for n, text in enumerate(source, 1) if text.strip() == message.partition(": ")[2]), 0)
     with replicas.started(FACTORY) as replica:
@@ -104,7 +104,6 @@ def test_a_check_fails_with_a_line_that_says_why_and_its_replica_lives(name: str
         assert (ended.output, ended.cancelled) == (None, False)
         assert ended.error_type == type
         assert ended.error_message.startswith(message.format(line=line))
-        assert "\n" not in ended.error_message
         assert check(replica, "checked:plain", task="c2").output == b"true"
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+import msgspec
+
 from greenroom import errors, settings
 from greenroom.core import agents, rollouts, routing
 from greenroom.store import database
