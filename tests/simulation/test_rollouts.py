@@ -25,6 +25,7 @@ from greenroom.testing.simulation.strikes import Blow, Strike
 STRUCK = {
     "rolling/good/2": rollout_runs.EVERY,
     "rolling/errors/2": rollout_runs.EVERY,
+    "rolling/aborted@1/2": {Strike.ANSWER_LOST},
     "blue-green/good/1": rollout_runs.EVERY,
     "blue-green/undone/2": {Strike.NODE_BEFORE, Strike.NODE_AFTER, Strike.ANSWER_LOST},
     "canary/aborted@0/2": rollout_runs.EVERY,
@@ -130,7 +131,7 @@ def test_a_canary_without_samples_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
     found = strategies.stages
     monkeypatch.setattr(strategies, "stages", stages)
-    assert _broken("canary/good/2") == "I36"
+    assert _broken("canary/good/1") == "I36"
 
 
 @pytest.mark.slow
@@ -152,7 +153,7 @@ def test_an_old_revision_that_goes_before_the_new_one_is_there_is_found(monkeypa
     found = machine.capacity
     monkeypatch.setattr(machine, "capacity", capacity)
     assert _broken("rolling/good/2") == "I34"
-    assert _broken("canary/good/2") == "I34"
+    assert _broken("canary/good/1") == "I34"
 
 
 @pytest.mark.slow

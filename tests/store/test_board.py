@@ -75,6 +75,15 @@ def test_what_was_written_earlier_than_what_is_known_changes_no_traffic() -> Non
     assert board.ranges(AGENT) == {1: (0, BUCKETS)}
 
 
+def test_traffic_that_may_have_been_changed_is_shared_out_to_nobody_until_somebody_has_looked() -> None:
+    board = _two_revisions({1: 50, 2: 50})
+    board.doubt(AGENT)
+    assert board.ranges(AGENT) == {}
+    assert board.seat(AGENT, 2) == []
+    board.route(AGENT, Traffic((1, 1), {1: 50, 2: 50}, serving=1))  # it was not
+    assert board.ranges(AGENT).keys() == {1, 2}
+
+
 def test_what_a_new_revision_without_replicas_would_get_goes_to_the_serving_one() -> None:
     board = _two_revisions({1: 95, 2: 5})
     board.drain("new")

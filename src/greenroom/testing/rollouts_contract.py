@@ -191,6 +191,15 @@ class RolloutsContract:
         assert (again.revision, again.action, await serving(node)) == (1, "stay", 1)
         assert (await node.store.rollouts.get(begun.rollout)).phase == Phase.ABORTED
 
+    async def test_a_way_back_goes_on_when_its_node_starts_again(self, node: Node) -> None:
+        await node.deploy("one")
+        await node.deploy("two")
+        await node.begin("one")
+        begun = await node.begin("two", judged_anew=False)
+        assert (begun.revision, (await last(node)).phase, (await last(node)).to_revision) == (2, "progressing", 1)
+        await node.begin("two")
+        assert (await last(node)).phase == "aborted"
+
     async def test_a_first_revision_that_has_failed_is_tried_again(self, node: Node) -> None:
         begun = await node.begin("one", rollout={"checks": ["module:check"]})
         failed = rollouts.roll_back((await last(node)).state, "its check failed")
@@ -349,6 +358,17 @@ class RolloutsContract:
         await node.submit(session="t")
         assert await node.store.rollouts.put(await last(node), rollouts.abort((await last(node)).state, "ann"))
         assert (await claim_one(node, 1)).revision == 1
+
+    async def test_a_revision_that_stands_again_gets_no_session_back_before_it_has_proven_itself(
+        self, node: Node
+    ) -> None:
+        await self._begin_session(node)
+        await move(node)
+        await move(node, elapsed_s=1000)
+        await node.begin("one", rollout={"strategy": "blue-green"})
+        assert await standing(node) == [1, 2]
+        await node.submit(session="s")
+        assert (await claim_one(node, 1, 2)).revision == 2
 
     async def test_the_state_of_every_session_can_be_looked_through(self, node: Node) -> None:
         await self._begin_session(node)
