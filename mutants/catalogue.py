@@ -231,26 +231,12 @@ CATALOGUE = (
         ROLLOUTS,
     ),
     # --- rollouts
-    Mutant(
+    _mutant(
         "the version of a rollout that is moved",
-        (
-            Edit(
-                "store/rollouts.py",
-                "if before is None or before.version != item.version:",
-                "if before is None:",
-            ),
-            Edit(
-                "store/rollouts.py",
-                "where id = :id and version = :version returning agent",
-                "where id = :id and version >= :version returning agent",
-            ),
-            Edit(
-                "store/rollouts.py",
-                'params = {"id": item.id, "version": item.version, "phase"',
-                'params = {"id": item.id, "version": before.version, "phase"',
-            ),
-        ),
-        (ROLLOUTS,),
+        "store/rollouts.py",
+        "where id = :id and version = :version returning agent",
+        "where id = :id and version >= :version returning agent",
+        ROLLOUTS,
     ),
     _mutant(
         "the end of what has retired, in the same commit",
@@ -276,7 +262,7 @@ CATALOGUE = (
     ),
     _mutant(
         "the way back that a node's start leaves alone",
-        "store/rollouts.py",
+        "store/deployments.py",
         "(number != before or last.state.is_open)",
         "number != before",
         ROLLOUTS,
@@ -312,16 +298,16 @@ CATALOGUE = (
     _mutant(
         "the proof without which nothing moves on",
         "core/rollouts.py",
-        "or not (rollout.is_proven or seen.proof is Proof.PASSED)",
-        "",
+        "has_proof = rollout.is_proven or seen.proof is Proof.PASSED",
+        "has_proof = True",
         "tests/core/test_rollouts.py",
         STRUCK,
     ),
     _mutant(
         "the capacity without which nothing moves on",
         "core/rollouts.py",
-        "seen.ready < replicas(stage.capacity_pct, seen.desired) or",
-        "seen.ready < 0 or",
+        "has_capacity = seen.ready >= strategies.replicas(stage.capacity_pct, seen.desired)",
+        "has_capacity = True",
         "tests/core/test_rollouts.py",
     ),
     _mutant(
@@ -334,7 +320,7 @@ CATALOGUE = (
     ),
     _mutant(
         "the samples without which a canary gets no more",
-        "core/rollouts.py",
+        "core/strategies.py",
         "needs_samples=weight_pct < 100,",
         "needs_samples=False,",
         "tests/core/test_rollouts.py",
@@ -343,8 +329,8 @@ CATALOGUE = (
     _mutant(
         "the innocence of a revision whose replicas somebody has killed",
         "core/rollouts.py",
-        "own = [death for death in deaths if death.kind != Failure.KILLED]",
-        "own = list(deaths)",
+        "([death for death in those if death.kind != Failure.KILLED] for those in (deaths, others))",
+        "(list(deaths), ())",
         "tests/core/test_rollouts.py",
     ),
     # --- health

@@ -213,9 +213,9 @@ def step(rollout: Rollout, seen: Seen, elapsed_s: float) -> tuple[Rollout, float
     if rollout.phase is Phase.PAUSED:
         return rollout, None
     stage = rollout.stages[rollout.stage]
-    if seen.ready < strategies.replicas(stage.capacity_pct, seen.desired) or not (
-        rollout.is_proven or seen.proof is Proof.PASSED
-    ):
+    has_capacity = seen.ready >= strategies.replicas(stage.capacity_pct, seen.desired)
+    has_proof = rollout.is_proven or seen.proof is Proof.PASSED
+    if not (has_capacity and has_proof):
         return _wait(rollout, seen, elapsed_s)
     if rollout.held_s is None:
         return _weighted(rollout, stage.weight_pct), 0.0
