@@ -97,9 +97,9 @@ def words(agents: Sequence[str], *, watch: bool | None, known: Mapping[str, obje
 def reported(rollouts: Sequence[models.Rollout], given: options.Options) -> int:
     """Print how they ended, for programs only what went wrong; return the exit code."""
     for rollout in rollouts:
-        if not given.json or rollout_report.has_failed(rollout):
+        if not given.json or rollout.has_failed:
             rollout_report.print_end(rollout)
-    return 1 if any(map(rollout_report.has_failed, rollouts)) else 0
+    return 1 if any(rollout.has_failed for rollout in rollouts) else 0
 
 
 @dataclass(frozen=True, slots=True)
