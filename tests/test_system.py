@@ -208,6 +208,8 @@ async def test_a_next_revision_takes_over_by_the_strategy_that_is_asked_for(tmp_
         await running.deploy_agents([config])
         (agent,) = await running.deploy_agents([config | {"factory": "agents:pid"}], strategy=strategy)
         assert (agent.revision, agent.rollout and agent.rollout.strategy) == (2, strategy)
+        assert agent.spec is not None
+        assert agent.spec["rollout"]["strategy"] == "rolling"  # the other one was for once
         task = await running.process_request(running.token, 1, agent="echo")
         assert isinstance(await running.result(task["task_id"]), int)
         with pytest.raises(errors.AgentInvalid, match="the model is missing"):

@@ -216,17 +216,24 @@ class Node:
         by: str,
         folder: Path | None = None,
         code: str | None = None,
+        rollout: settings.Rollout | None = None,
     ) -> Deployed:
         """Begin to move an agent to *spec*; see `deployments.Deployments.add`."""
-        begun = await self.deployments.add(name, spec, by=by, folder=folder, code=code)
+        begun = await self.deployments.add(name, spec, by=by, folder=folder, code=code, rollout=rollout)
         self._stir()
         return begun
 
     async def plan(
-        self, name: str, spec: settings.AgentSettings, *, code: str | None = None, is_tried: bool = False
+        self,
+        name: str,
+        spec: settings.AgentSettings,
+        *,
+        code: str | None = None,
+        is_tried: bool = False,
+        rollout: settings.Rollout | None = None,
     ) -> models.Plan:
         """Return what `deploy` would do; see `planning.Planning.plan`."""
-        return await self.planning.plan(name, spec, code=code, is_tried=is_tried)
+        return await self.planning.plan(name, spec, code=code, is_tried=is_tried, rollout=rollout)
 
     async def undo(self, name: str, *, to: int | None, by: str) -> Rollout | None:
         """Let a revision serve again; see `deployments.Deployments.undo`."""

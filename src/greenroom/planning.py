@@ -34,18 +34,30 @@ class Planning:
         self._trials = itertools.count(1)
 
     async def plan(
-        self, name: str, spec: settings.AgentSettings, *, code: str | None = None, is_tried: bool = False
+        self,
+        name: str,
+        spec: settings.AgentSettings,
+        *,
+        code: str | None = None,
+        is_tried: bool = False,
+        rollout: settings.Rollout | None = None,
     ) -> models.Plan:
         """Return what deploying *spec* would do; have its revision tried, too, if *is_tried*.
 
         Raises as `deployments.Deployments.add` does, but where there is no room: the plan's refusal says so.
         """
-        decision, snapshot = await self._deployer.decide(name, spec, code=code)
-        plan = await self._told(name, spec, decision, snapshot)
+        decision, snapshot = await self._deployer.decide(name, spec, code=code, rollout=rollout)
+        plan = await self._told(name, spec, decision, snapshot, by=rollout or spec.rollout)
         return await self._tried(plan, spec, snapshot) if is_tried else plan
 
     async def _told(
-        self, name: str, spec: settings.AgentSettings, decision: Decision, snapshot: snapshots.Snapshot
+        self,
+        name: str,
+        spec: settings.AgentSettings,
+        decision: Decision,
+        snapshot: snapshots.Snapshot,
+        *,
+        by: settings.Rollout,
     ) -> models.Plan:
         agent, state = decision.agent, _state(decision)
         before = None if agent is None else await self._store.agents.revision(name, agent.revision)
@@ -66,9 +78,10 @@ class Planning:
         if state is None:
             return plan
         is_first = state.from_revision is None
+        joined = decision.last if decision.action is Action.JOIN else None
         return structs.replace(
             plan,
-            strategy="first" if is_first else spec.rollout.strategy,
+            strategy="first" if is_first else by.strategy if joined is None else joined.strategy,
             stages=views.stages(state, desired=decision.desired),
             surge=0 if is_first else strategies.surge(state.stages, decision.desired),
         )

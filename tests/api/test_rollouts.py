@@ -353,6 +353,41 @@ async def test_a_dry_run_tells_which_rollout_the_deployment_would_end(api: nodes
         assert (await api.get(f"/v1/rollouts/{id}"))["state"] != "aborted"
 
 
+@pytest.mark.slow
+async def test_a_rollout_can_be_another_one_for_once(api: nodes.Api) -> None:
+    spec = nodes.agent("echo", rollout={"strategy": "canary", "weights": [10, 100], "promotion": "manual"})
+    async with deployed(api, "once", spec):
+        query, changed = "strategy=blue-green&hold_s=60", spec | {"timeout_s": 5}
+        plan = await put(api, "once", changed, f"?dry_run=true&{query}")
+        assert (plan["strategy"], [change["key"] for change in plan["changes"]]) == ("blue-green", ["timeout_s"])
+        assert [(stage["weight_pct"], stage["hold_s"]) for stage in plan["stages"]] == [(0, 0.0), (100, 60.0)]
+        begun = (await put(api, "once", changed, f"?{query}"))["rollout"]
+        assert (begun["strategy"], begun["stages"][1]["hold_s"]) == ("blue-green", 60.0)
+        await until(api, "once", state="paused")
+        await act(api, begun["id"], "promote")
+        await act(api, (await until(api, "once", stage=2, is_proven=True))["id"], "promote")
+        await until(api, "once", state="complete")
+        shown = (await api.get("/v1/agents/once"))["spec"]["rollout"]
+        assert (shown["strategy"], shown["hold_s"], shown["weights"]) == ("canary", 0.0, [10, 100])
+
+
+@pytest.mark.parametrize(
+    ("query", "word"),
+    [
+        ("strategy=purple", "agents.asked.rollout.strategy"),
+        ("hold_s=-1", "agents.asked.rollout.hold_s"),
+        ("hold_s=nan", "agents.asked.rollout.hold_s"),
+        ("hold_s=long", 'got "long"'),
+    ],
+)
+@pytest.mark.parametrize("how", ["", "&dry_run=true"])
+async def test_a_rollout_for_once_is_checked_like_any_other(api: nodes.Api, query: str, word: str, how: str) -> None:
+    answer = await api.call("PUT", f"/v1/agents/asked?{query}{how}", nodes.agent("echo"))
+    assert (answer.status_code, answer.json()["type"]) == (422, "settings-invalid")
+    assert word in answer.json()["detail"]
+    assert (await api.http.get("/v1/agents/asked")).status_code == 404
+
+
 @pytest.mark.parametrize("query", ["dry_run=yes", "dry_run=1", "sessions=true", "dry_run=true&sessions=no"])
 async def test_a_query_that_says_nothing_is_refused(api: nodes.Api, query: str) -> None:
     answer = await api.call("PUT", f"/v1/agents/asked?{query}", nodes.agent("echo"))

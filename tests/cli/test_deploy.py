@@ -111,8 +111,10 @@ def test_all_agents_of_the_manifest_are_deployed_with_their_settings_and_the_cod
 
 def test_the_strategy_and_the_hold_can_be_another_for_once(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "research", "--strategy", "blue-green", "--hold-s", "2.5")[0] == 0
-    assert put(fake)[0]["rollout"]["strategy"] == "blue-green"
-    assert put(fake)[0]["rollout"]["hold_s"] == 2.5
+    for route in (PLAN, PUT):
+        (asked,) = fake.asked(route.format("research"))
+        assert (asked.query_params["strategy"], asked.query_params["hold_s"]) == ("blue-green", "2.5")
+    assert (put(fake)[0]["rollout"]["strategy"], put(fake)[0]["rollout"]["hold_s"]) == ("canary", 0)
 
 
 @pytest.mark.parametrize(

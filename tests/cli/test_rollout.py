@@ -175,7 +175,7 @@ def test_the_verbs_that_show_agents_tell_of_an_open_rollout(
         ("promote", rollout("complete", stage=4), "revision 4 serves everything, after 1.5s", "none"),
         ("pause", rollout("paused", reason="it was paused"), "canary 25 %, stage 2/4, paused: it was paused", "resume"),
         ("resume", rollout(), "canary 25 %, stage 2/4; it goes on", "status"),
-        ("abort", rollout("aborted"), "revision 3 serves everything; rollout 7 was undone", "status"),
+        ("abort", rollout("aborted"), "revision 3 serves everything; rollout 7 was aborted", "status"),
     ],
 )
 def test_people_decide_on_the_last_rollout(
@@ -250,15 +250,26 @@ def test_undoing_is_not_followed_where_nobody_wants_it(fake: FakeNode, capsys: p
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        (rollout("aborted", reason="owner undid it"), "revision 3 serves everything; rollout 7 was undone"),
-        (rollout("complete", to_revision=3, ended_at=None), "revision 3 serves everything"),
+        (rollout("aborted", reason="owner undid it"), "revision 3 serves everything; rollout 7 was aborted"),
+        (rollout("complete", to_revision=3), "revision 3 serves everything"),
+        (
+            rollout("aborted", from_revision=None, weight_pct=100),
+            "revision 4 goes on serving, for there was none before; rollout 7 was aborted",
+        ),
+        (
+            rollout("aborted", from_revision=None, weight_pct=0),
+            "nothing serves, for there was no revision before; rollout 7 was aborted",
+        ),
     ],
 )
 def test_undoing_at_once_says_what_serves(
     fake: FakeNode, capsys: pytest.CaptureFixture[str], answer: dict[str, Any], told: str
 ) -> None:
     fake.put("POST /v1/agents/research/rollback", answer)
+    fake.put("POST /v1/rollouts/7/abort", answer | {"ended_at": None})
     code, out, _ = run(capsys, "rollout", "undo", "research")
+    assert (code, out) == (0, f"research: {told}\n")
+    code, out, _ = run(capsys, "rollout", "abort", "research")
     assert (code, out) == (0, f"research: {told}\n")
 
 

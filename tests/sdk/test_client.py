@@ -193,7 +193,11 @@ def test_a_deployment_brings_its_code_and_is_planned_before(fake: FakeNode, node
     assert dict(fake.last.query_params) == {"code": "d", "dry_run": "true"}
     node.plan_agent("research", spec, sessions=True)
     assert dict(fake.last.query_params) == {"dry_run": "true", "sessions": "true"}
+    node.plan_agent("research", spec, strategy="canary", hold_s=2.5)
+    assert dict(fake.last.query_params) == {"strategy": "canary", "hold_s": "2.5", "dry_run": "true"}
     fake.put("PUT /v1/agents/research", agent(rollout=ROLLOUT))
+    node.put_agent("research", spec, strategy="canary", hold_s=2.5)
+    assert (dict(fake.last.query_params), fake.last_body) == ({"strategy": "canary", "hold_s": "2.5"}, spec)
     deployed = node.put_agent("research", spec, code="d")
     assert deployed.rollout is not None
     assert deployed.rollout.id == 7

@@ -30,19 +30,33 @@ async def show_agent(call: Call) -> Answer:
 
 
 async def put_agent(call: Call) -> Answer:
-    """Deploy an agent: its spec as in the manifest, the node's own code or ``?code=``; a dry run begins nothing."""
+    """Deploy an agent: its spec as in the manifest, the node's own code or ``?code=``; a dry run begins nothing.
+
+    With ``?strategy=`` and ``?hold_s=`` the rollout is another one for this time.
+    """
     name = call.path("name")
     value = strict_json.loads(call.body)
     if not isinstance(value, dict):
         raise errors.BodyInvalid("cannot take the body: an agent's spec is an object")
     spec = settings.parse_agent(name, value)
+    rollout = settings.rollout_for_once(name, value, strategy=call.query("strategy"), hold_s=_number(call, "hold_s"))
     code, is_tried = call.query("code"), call.flag("sessions")
     if call.flag("dry_run"):
-        return Answer(await call.services.deployments.plan(name, spec, code=code, is_tried=is_tried))
+        plan = await call.services.deployments.plan(name, spec, code=code, is_tried=is_tried, rollout=rollout)
+        return Answer(plan)
     if is_tried:
         raise errors.QueryInvalid("cannot take ?sessions=true: it goes with dry_run=true")
-    await call.services.deployments.deploy(name, spec, by=call.principal.name, code=code)
+    await call.services.deployments.deploy(name, spec, by=call.principal.name, code=code, rollout=rollout)
     return await show_agent(call)
+
+
+def _number(call: Call, name: str) -> float | str | None:
+    """Return a query parameter, as text where it is no number: the settings say what is wrong with it."""
+    text = call.query(name)
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 async def delete_agent(call: Call) -> Answer:

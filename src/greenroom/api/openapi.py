@@ -61,10 +61,18 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "cursor": (_NAME, "Go on where a list ended: its next_cursor."),
     "dry_run": (_SWITCH, "Begin nothing, and answer with the plan."),
+    "hold_s": (
+        {"type": "number", "minimum": 0},
+        "How long each stage is watched, in place of the spec's for this time.",
+    ),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many."),
     "session": (_NAME, "Only what is of this session."),
     "sessions": (_SWITCH, "With dry_run: try the revision, on the agent's stored sessions too; one at a time."),
     "state": ({"type": "string", "enum": list(tasks.State)}, "Only what is in this state."),
+    "strategy": (
+        {"type": "string", "enum": ["rolling", "blue-green", "canary"]},
+        "In place of the spec's for this time.",
+    ),
     "wait": (
         {"type": "number", "minimum": 0, "maximum": schemas.MAX_WAIT_S},
         "Answer when the task has ended, or after this many seconds.",

@@ -14,6 +14,7 @@ from greenroom.api.backlog import Backlog
 from greenroom.core import routing
 from greenroom.sdk import models
 from greenroom.settings import AgentSettings, Settings
+from greenroom.settings import Rollout as WantedRollout
 from greenroom.store.deployments import Deployed
 from greenroom.store.rollouts import Rollout
 from greenroom.store.store import Store
@@ -32,13 +33,30 @@ class Backups(Protocol):
 
 
 class Deployments(Protocol):
-    """What the node does about deployments. *code* is a digest; None: the code of the node's own folder."""
+    """What the node does about deployments.
 
-    async def deploy(self, name: str, spec: AgentSettings, *, by: str, code: str | None = None) -> Deployed:
+    *code* is a digest; None: the code of the node's own folder. *rollout* goes before the spec's for this time.
+    """
+
+    async def deploy(
+        self,
+        name: str,
+        spec: AgentSettings,
+        *,
+        by: str,
+        code: str | None = None,
+        rollout: WantedRollout | None = None,
+    ) -> Deployed:
         """Begin to move an agent to a spec, in the name of *by*."""
 
     async def plan(
-        self, name: str, spec: AgentSettings, *, code: str | None = None, is_tried: bool = False
+        self,
+        name: str,
+        spec: AgentSettings,
+        *,
+        code: str | None = None,
+        is_tried: bool = False,
+        rollout: WantedRollout | None = None,
     ) -> models.Plan:
         """Return what `deploy` would do; have the revision tried, too, if *is_tried*."""
 

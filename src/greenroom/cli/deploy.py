@@ -58,12 +58,11 @@ def deploy(
 
     found = settings.load(manifest, os.environ)
     names, is_watched = words(agents, watch=watch, known=found.agents)
-    specs = {
-        name: _overridden(name, found.agents[name], strategy=strategy, hold_s=hold_s)
-        for name in _chosen(names, found, manifest)
-    }
+    specs = {name: found.agents[name] for name in _chosen(names, found, manifest)}
+    how = How(strategy, hold_s)
+    how.check(specs)
     with given.connect() as node:
-        planner = Planner(node, folder=manifest.resolve().parent, data_dir=given.data_dir)
+        planner = Planner(node, folder=manifest.resolve().parent, data_dir=given.data_dir, how=how)
         with render.spinner("planning"):
             planned = [planner.planned(name, spec, tries=dry_run or sessions) for name, spec in specs.items()]
         if not given.json:
@@ -75,7 +74,7 @@ def deploy(
         if dry_run:
             _end_dry_run(plans, given)
             return 0
-        rollouts = _begun(node, planned)
+        rollouts = _begun(node, planned, how)
         if is_watched:
             rollouts = following.to_rest(node, rollouts, is_shown=not given.json)
     if given.json:
@@ -98,9 +97,26 @@ def words(agents: Sequence[str], *, watch: bool | None, known: Mapping[str, obje
 def reported(rollouts: Sequence[models.Rollout], given: options.Options) -> int:
     """Print how they ended, for programs only what went wrong; return the exit code."""
     for rollout in rollouts:
-        if not given.json or rollout_report.has_failed(rollout):
+        if not given.json or rollout.has_failed:
             rollout_report.print_end(rollout)
-    return 1 if any(map(rollout_report.has_failed, rollouts)) else 0
+    return 1 if any(rollout.has_failed for rollout in rollouts) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """What goes before the manifest's for this time; None: nothing does."""
+
+    strategy: Strategy | None = None
+    hold_s: float | None = None
+
+    def check(self, specs: Mapping[str, settings.AgentSettings]) -> None:
+        """Raise `settings.SettingsInvalid` where *specs* cannot be deployed so."""
+        import msgspec
+
+        from greenroom import settings
+
+        for name, spec in specs.items():
+            settings.rollout_for_once(name, msgspec.to_builtins(spec), strategy=self.strategy, hold_s=self.hold_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +130,11 @@ class Planned:
 class Planner:
     """Asks *node* for plans, and brings it the code of *folder* where it would run another."""
 
-    def __init__(self, node: client.Client, *, folder: Path, data_dir: Path | None) -> None:
+    def __init__(self, node: client.Client, *, folder: Path, data_dir: Path | None, how: How) -> None:
         from greenroom.sdk import discovery
 
         self._node, self._folder, self._data_dir = node, folder, discovery.data_dir(data_dir)
+        self._how = how
         self._brought: dict[str, str] = {}
 
     def planned(self, name: str, spec: settings.AgentSettings, *, tries: bool) -> Planned:
@@ -129,7 +146,7 @@ class Planner:
         table = msgspec.to_builtins(spec)
         digest = snapshots.digest_of(self._folder, include=spec.include, data_dir=self._data_dir)
         try:
-            plan = self._node.plan_agent(name, table)
+            plan = self._plan(name, table)
         except errors.AgentInvalid as invalid:  # its folder may lack what this one has
             try:
                 digest = self._bring(digest, spec.include)
@@ -140,7 +157,15 @@ class Planner:
                 digest = self._bring(digest, spec.include)
             elif not tries:
                 return Planned(table, plan)
-        return Planned(table, self._node.plan_agent(name, table, code=digest, sessions=tries))
+        return Planned(table, self._plan(name, table, code=digest, sessions=tries))
+
+    def _plan(
+        self, name: str, table: Mapping[str, Any], *, code: str | None = None, sessions: bool = False
+    ) -> models.Plan:
+        how = self._how
+        return self._node.plan_agent(
+            name, table, code=code, sessions=sessions, strategy=how.strategy, hold_s=how.hold_s
+        )
 
     def _bring(self, digest: str, include: Sequence[str]) -> str:
         from greenroom.engine import snapshots
@@ -167,29 +192,15 @@ def _chosen(names: Sequence[str], found: settings.Settings, manifest: Path) -> l
     return list(dict.fromkeys(names)) or list(found.agents)
 
 
-def _overridden(
-    name: str, spec: settings.AgentSettings, *, strategy: Strategy | None, hold_s: float | None
-) -> settings.AgentSettings:
-    """Return *spec* with another rollout for once; raises `settings.SettingsInvalid`."""
-    import msgspec
-
-    from greenroom import settings
-
-    table = msgspec.to_builtins(spec)
-    if strategy is not None:
-        table["rollout"] = settings.with_strategy(table["rollout"], strategy)
-    if hold_s is not None:
-        table["rollout"]["hold_s"] = hold_s
-    return settings.parse_agent(name, table)
-
-
-def _begun(node: client.Client, planned: Sequence[Planned]) -> list[models.Rollout]:
+def _begun(node: client.Client, planned: Sequence[Planned], how: How) -> list[models.Rollout]:
     """Carry out the plans; return the rollouts that they begin or join."""
     begun: list[models.Rollout] = []
     for each in planned:
         plan = each.plan
         try:
-            agent = node.put_agent(plan.agent, each.table, code=plan.digest or None)
+            agent = node.put_agent(
+                plan.agent, each.table, code=plan.digest or None, strategy=how.strategy, hold_s=how.hold_s
+            )
         except errors.GreenroomError as error:
             for rollout in begun:
                 error.add_note(f"{rollout_report.sentence(rollout)} of {rollout.agent} goes on")

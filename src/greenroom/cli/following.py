@@ -37,11 +37,11 @@ def to_rest(node: client.Client, begun: Sequence[models.Rollout], *, is_shown: b
             if is_shown and not out.is_terminal:
                 _tell(followed, told)
             now = followed.values()
-            if any(map(rollout_report.has_failed, now)) or all(map(rollout_report.is_at_rest, now)):
+            if any(each.has_failed for each in now) or all(each.is_at_rest for each in now):
                 return list(now)
             time.sleep(LOOK_EVERY_S)
             for id, rollout in list(followed.items()):
-                if not rollout_report.is_at_rest(rollout):
+                if not rollout.is_at_rest:
                     followed[id] = node.rollout(id)
 
 

@@ -184,10 +184,14 @@ def undo(
             (found,) = following.to_rest(node, [found], is_shown=not given.json)
     if given.json:
         render.json(found)
-    if was_open or found.state == "complete":
+    if was_open:
         return deploy.reported([found], given)
-    if not given.json:
-        _print_undone(found)
+    if given.json:
+        return 0
+    if found.has_failed:
+        rollout_report.print_undone(found)
+    else:  # it was one write, or nothing had to be done
+        render.line(f"{agent}: revision {found.to_revision} serves everything")
     return 0
 
 
@@ -251,15 +255,10 @@ def _last(node: client.Client, agent: str, *, doing: str) -> models.Rollout:
 def _report(found: models.Rollout, given: options.Options) -> None:
     if given.json:
         render.json(found)
-    elif found.is_open or found.state == "complete":
-        rollout_report.print_end(found)
+    elif found.has_failed:
+        rollout_report.print_undone(found)
     else:
-        _print_undone(found)
-
-
-def _print_undone(found: models.Rollout) -> None:
-    render.line(f"{found.agent}: revision {found.from_revision} serves everything; rollout {found.id} was undone")
-    render.say(f"next: greenroom rollout status {found.agent}")
+        rollout_report.print_end(found)
 
 
 def _row(found: models.Rollout) -> Sequence[object]:

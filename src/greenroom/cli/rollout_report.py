@@ -32,18 +32,7 @@ EVIDENCE_COLUMNS = (
     Column("SLOW", right=True),
     Column("COSTLY", right=True),
 )
-COME_THROUGH = frozenset({"progressing", "paused", "complete"})
 BAR = 10  # characters
-
-
-def has_failed(rollout: models.Rollout) -> bool:
-    """Whether it has ended, and its revision does not serve."""
-    return rollout.state not in COME_THROUGH
-
-
-def is_at_rest(rollout: models.Rollout) -> bool:
-    """Whether it has ended, or waits for a person."""
-    return rollout.state != "progressing"
 
 
 def state(rollout: models.Rollout) -> str:
@@ -146,7 +135,7 @@ def print_end(rollout: models.Rollout) -> None:
         took = render.took(rollout.created_at, rollout.ended_at)
         render.line(f"{name}: revision {rollout.to_revision} serves everything{f', after {took}' if took else ''}")
         return
-    if has_failed(rollout):
+    if rollout.has_failed:
         render.failure(f"cannot deploy {name}: {_end(rollout)}{_because(rollout)}")
         render.say(f"next: greenroom rollout status {name}")
         return
@@ -179,7 +168,7 @@ def _held_s(rollout: models.Rollout, now: datetime) -> float | None:
     """Return for how long the stage has been watched: the node writes that down only when something else changes."""
     if rollout.held_s is None or not rollout.is_open:
         return None
-    if rollout.state != "progressing" or rollout.updated_at is None:
+    if rollout.is_at_rest or rollout.updated_at is None:
         return rollout.held_s
     return rollout.held_s + max(0.0, (now - rollout.updated_at).total_seconds())
 
@@ -235,6 +224,20 @@ def _next(rollout: models.Rollout) -> tuple[str, ...]:
 def _onward(rollout: models.Rollout) -> str:
     """Return the verb that lets a paused one go on."""
     return "promote" if rollout.awaits_promotion else "resume"
+
+
+def print_undone(rollout: models.Rollout) -> None:
+    """Print what serves after somebody has undone it."""
+    render.line(f"{rollout.agent}: {_left(rollout)}; rollout {rollout.id} was {state(rollout)}")
+    render.say(f"next: greenroom rollout status {rollout.agent}")
+
+
+def _left(rollout: models.Rollout) -> str:
+    if rollout.from_revision is not None:
+        return f"revision {rollout.from_revision} serves everything"
+    if rollout.weight_pct:
+        return f"revision {rollout.to_revision} goes on serving, for there was none before"
+    return "nothing serves, for there was no revision before"
 
 
 def _end(rollout: models.Rollout) -> str:

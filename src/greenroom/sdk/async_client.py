@@ -177,13 +177,30 @@ class AsyncClient:
     async def agent(self, name: str) -> Agent:
         return await self._send(calls.agent(name))
 
-    async def put_agent(self, name: str, spec: Mapping[str, Any], *, code: str | None = None) -> Agent:
-        return await self._send(calls.put_agent(name, spec, code=code))
+    async def put_agent(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        code: str | None = None,
+        strategy: str | None = None,
+        hold_s: float | None = None,
+    ) -> Agent:
+        return await self._send(calls.put_agent(name, spec, code=code, strategy=strategy, hold_s=hold_s))
 
     async def plan_agent(
-        self, name: str, spec: Mapping[str, Any], *, code: str | None = None, sessions: bool = False
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        code: str | None = None,
+        sessions: bool = False,
+        strategy: str | None = None,
+        hold_s: float | None = None,
     ) -> Plan:
-        return await self._send(calls.plan_agent(name, spec, code=code, sessions=sessions))
+        return await self._send(
+            calls.plan_agent(name, spec, code=code, sessions=sessions, strategy=strategy, hold_s=hold_s)
+        )
 
     async def upload_code(self, archive: bytes) -> Code:
         return await self._send(calls.upload_code(archive))

@@ -166,19 +166,39 @@ def agent(name: str) -> Call[models.Agent]:
     return Call("GET", f"/v1/agents/{_segment(name)}", _agent)
 
 
-def put_agent(name: str, spec: Mapping[str, Any], *, code: str | None = None) -> Call[models.Agent]:
+def put_agent(
+    name: str,
+    spec: Mapping[str, Any],
+    *,
+    code: str | None = None,
+    strategy: str | None = None,
+    hold_s: float | None = None,
+) -> Call[models.Agent]:
+    query = {"code": code, "strategy": strategy, "hold_s": hold_s}
     body = strict_json.dumps(dict(spec))
-    return Call("PUT", f"/v1/agents/{_segment(name)}", _agent, query={"code": code}, body=body)
+    return Call("PUT", f"/v1/agents/{_segment(name)}", _agent, query=query, body=body)
 
 
 def plan_agent(
-    name: str, spec: Mapping[str, Any], *, code: str | None = None, sessions: bool = False
+    name: str,
+    spec: Mapping[str, Any],
+    *,
+    code: str | None = None,
+    sessions: bool = False,
+    strategy: str | None = None,
+    hold_s: float | None = None,
 ) -> Call[models.Plan]:
     return Call(
         "PUT",
         f"/v1/agents/{_segment(name)}",
         _plan,
-        query={"code": code, "dry_run": "true", "sessions": "true" if sessions else None},
+        query={
+            "code": code,
+            "strategy": strategy,
+            "hold_s": hold_s,
+            "dry_run": "true",
+            "sessions": "true" if sessions else None,
+        },
         body=strict_json.dumps(dict(spec)),
         repeatable=not sessions,  # the first one may go on, and there is one at a time
         wait_s=REHEARSAL_S if sessions else 0.0,

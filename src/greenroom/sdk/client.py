@@ -206,23 +206,38 @@ class Client:
     def agent(self, name: str) -> Agent:
         return self._send(calls.agent(name))
 
-    def put_agent(self, name: str, spec: Mapping[str, Any], *, code: str | None = None) -> Agent:
+    def put_agent(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        code: str | None = None,
+        strategy: str | None = None,
+        hold_s: float | None = None,
+    ) -> Agent:
         """Deploy the agent, or change it, and do not wait: its rollout tells how it goes.
 
         *spec* has the shape of the manifest's ``[agents.NAME]``. *code* is the digest of `upload_code`; None: the code
-        is what lies in the node's own folder.
+        is what lies in the node's own folder. *strategy* and *hold_s* go before the spec's for this time.
         """
-        return self._send(calls.put_agent(name, spec, code=code))
+        return self._send(calls.put_agent(name, spec, code=code, strategy=strategy, hold_s=hold_s))
 
     def plan_agent(
-        self, name: str, spec: Mapping[str, Any], *, code: str | None = None, sessions: bool = False
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        code: str | None = None,
+        sessions: bool = False,
+        strategy: str | None = None,
+        hold_s: float | None = None,
     ) -> Plan:
         """What `put_agent` would do; nothing is begun.
 
         With *sessions* the revision is tried, too: on a replica that gets no tasks, and on the states of the agent's
         stored sessions, of which nothing is kept. That takes as long as the agent takes; at most some minutes.
         """
-        return self._send(calls.plan_agent(name, spec, code=code, sessions=sessions))
+        return self._send(calls.plan_agent(name, spec, code=code, sessions=sessions, strategy=strategy, hold_s=hold_s))
 
     def upload_code(self, archive: bytes) -> Code:
         """Bring code to the node, a gzipped tar of an agent's folder; raises `errors.Forbidden` where it takes none."""

@@ -210,6 +210,16 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     def is_open(self) -> bool:
         return self.state in ("progressing", "paused")
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it has ended, or waits for a person."""
+        return self.state != "progressing"
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended, and not by giving everything to its revision."""
+        return not self.is_open and self.state != "complete"
+
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """A setting that a deployment changes."""
