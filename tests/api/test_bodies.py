@@ -219,7 +219,7 @@ async def test_a_body_of_another_type_is_415(api: nodes.Api, content_type: str |
     headers = {} if content_type is None else {"content-type": content_type}
     for route in routes.ROUTES:
         if route.body is not None:
-            path = route.path.replace("{name}", "echo")
+            path = route.path.replace("{name}", "echo").replace("{id}", "1")
             response = await api.http.request(route.method, path, content=_task(b"1"), headers=headers)
             assert assert_problem(response, 415)["type"] == "unsupported-media-type"
 
