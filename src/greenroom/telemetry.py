@@ -239,6 +239,13 @@ class Telemetry:
         for kind in kinds or FACTS:
             self._subscribers[kind].append(subscriber)
 
+    def unsubscribe(self, subscriber: Callable[[Any], None], kind: type[Fact]) -> None:
+        self._subscribers[kind].remove(subscriber)
+
+    def is_heard(self, kind: type[Fact]) -> bool:
+        """Whether anybody subscribes to *kind*: what each task would say is not made for nobody."""
+        return bool(self._subscribers[kind])
+
     def emit(self, fact: Fact) -> None:
         for subscriber in self._subscribers[type(fact)]:
             subscriber(fact)

@@ -93,7 +93,8 @@ class Dispatcher:
         attempt = Attempt(claim, now_s, now_s + attempts.timeout_s(claim))
         self._attempts[attempt.key] = attempt
         self._by_replica[claim.replica].add(attempt)
-        self._facts.emit(telemetry.AttemptBegan(claim.id, claim.epoch, claim.agent, claim.revision))
+        if self._facts.is_heard(telemetry.AttemptBegan):
+            self._facts.emit(telemetry.AttemptBegan(claim.id, claim.epoch, claim.agent, claim.revision))
         try:
             is_sent = self._engine.invoke(claim.replica, attempt.invocation())
         except ValueError as error:  # it does not fit a frame: no replica can ever take it

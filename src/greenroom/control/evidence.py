@@ -33,9 +33,9 @@ class _Account:
 
 class Evidence:
     def __init__(self, facts: telemetry.Telemetry) -> None:
+        self._facts = facts
         self._accounts: dict[str, _Account] = {}
         self._samples: dict[str, deque[analysis.Sample]] = defaultdict(lambda: deque(maxlen=MAX_SAMPLES))
-        facts.subscribe(self._begin, telemetry.AttemptBegan)
         facts.subscribe(self._end, telemetry.AttemptSeen)
 
     def watch(self, agent: str, id: int, rollout: rollouts.Rollout) -> None:
@@ -47,6 +47,8 @@ class Evidence:
             return
         is_same = account is not None and account.key[0] == id
         limits = account.limits if account is not None and is_same else analysis.limits(self._samples[agent])
+        if not self._accounts:
+            self._facts.subscribe(self._begin, telemetry.AttemptBegan)
         tallies = {rollout.from_revision: last.serving, rollout.to_revision: last.candidate}
         self._accounts[agent] = _Account(key, rollout.from_revision, tallies, limits)
 
@@ -56,6 +58,8 @@ class Evidence:
             del self._samples[gone]
         for gone in self._accounts.keys() - watched:
             del self._accounts[gone]
+            if not self._accounts:
+                self._facts.unsubscribe(self._begin, telemetry.AttemptBegan)
 
     def tallies(self, agent: str) -> Mapping[int, analysis.Tally]:
         """Return what was counted on each revision, those that still run included."""
