@@ -35,9 +35,10 @@ demo: $(VENV)/.demo ## Install what the demonstration needs, and run it
 test: $(VENV)/.test ## Run every test (WORKERS=2, PYTEST_ARGS="-k queue")
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
-simulate: $(VENV)/.test ## Inject faults from SEEDS=100000 seeds, into the real loops from a hundredth of them
+simulate: $(VENV)/.test ## Inject faults from SEEDS=100000 seeds, and strike rollouts at every commit
 	$(BIN)/python -m greenroom.testing.simulation core --seeds $(SEEDS) --workers $(WORKERS)
 	$(BIN)/python -m greenroom.testing.simulation loops --seeds $$((($(SEEDS) + 99) / 100)) --workers $(WORKERS)
+	$(BIN)/python -m greenroom.testing.simulation rollouts --workers $(WORKERS)
 
 check: $(VENV)/.test ## Check format, lint, imports and types
 	$(BIN)/ruff format --check .

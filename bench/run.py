@@ -20,6 +20,7 @@ from pathlib import Path
 from bench import figures, servers
 from bench.figures import Figure
 from bench.recovery import recovery
+from bench.rollouts import rollouts
 from bench.scale import FULL, QUICK, Scale
 
 ECHO = 'factory = "agents:echo"\nconcurrency = 500\nscaling = { min_replicas = 2 }'
@@ -117,7 +118,7 @@ def replicas(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 
 BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
-    bench.__name__: bench for bench in (sqlite, postgres, recovery, idle, start, replicas)
+    bench.__name__: bench for bench in (sqlite, postgres, recovery, rollouts, idle, start, replicas)
 }
 
 

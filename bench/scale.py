@@ -15,10 +15,33 @@ class Scale:
     kills: int  # of replicas
     hangs: int
     node_kills: int  # on each store
+    rollouts: int  # of each strategy
     starts: int
     idle_s: float
     replicas: int
 
 
-FULL = Scale(rounds=5, seconds=2.5, batches=60, kills=60, hangs=5, node_kills=7, starts=5, idle_s=10.0, replicas=200)
-QUICK = Scale(rounds=3, seconds=1.0, batches=30, kills=10, hangs=2, node_kills=2, starts=3, idle_s=3.0, replicas=30)
+FULL = Scale(
+    rounds=5,
+    seconds=2.5,
+    batches=60,
+    kills=60,
+    hangs=5,
+    node_kills=7,
+    rollouts=10,
+    starts=5,
+    idle_s=10.0,
+    replicas=200,
+)
+QUICK = Scale(
+    rounds=3,
+    seconds=1.0,
+    batches=30,
+    kills=10,
+    hangs=2,
+    node_kills=2,
+    rollouts=3,
+    starts=3,
+    idle_s=3.0,
+    replicas=30,
+)

@@ -37,6 +37,7 @@ CONTRACT, DISPATCHER, HOST = (
     "tests/control/test_host.py",
 )
 TRANSITIONS = "store/transitions.py"
+ROLLOUTS, STRUCK = "tests/store/test_rollouts.py", "tests/simulation/test_rollouts.py"
 
 CATALOGUE = (
     # --- fences, leases and ends
@@ -136,8 +137,8 @@ CATALOGUE = (
     _mutant(
         "the order of a session's tasks",
         "store/submissions.py",
-        "is_blocked = bool(await tx.fetch(_SESSION_IS_OPEN, key))",
-        "is_blocked = False and bool(await tx.fetch(_SESSION_IS_OPEN, key))",
+        "is_blocked=bool(is_blocked), pin=pin)",
+        "is_blocked=False, pin=pin)",
         CONTRACT,
     ),
     _mutant(
@@ -165,8 +166,8 @@ CATALOGUE = (
     _mutant(
         "the isolation of a task that has killed two replicas",
         "store/claims.py",
-        '_READY.format(whose=f"not ({IS_SUSPECT})")',
-        '_READY.format(whose="kills >= 0")',
+        '_READY.format(whose=f"not ({IS_SUSPECT}) {{}}")',
+        '_READY.format(whose="kills >= 0 {}")',
         CONTRACT,
         HOST,
     ),
@@ -203,8 +204,8 @@ CATALOGUE = (
     _mutant(
         "the readiness without which no action has succeeded",
         "control/recovery.py",
-        "        return case.bereaved.popleft() if case is not None and case.bereaved else None",
-        '        if case is None or not case.bereaved:\n            return None\n        case.recovered.append(Recovered(case.bereaved[0], "it was started"))\n        return case.bereaved.popleft()',
+        "                bereaved.remove(each)\n",
+        '                bereaved.remove(each)\n                self._cases[agent].recovered.append(Recovered(each[0], "it was started"))\n',
         HOST,
     ),
     _mutant(
@@ -223,10 +224,114 @@ CATALOGUE = (
     ),
     _mutant(
         "the fence of a rollback against somebody's deployment",
-        "store/agents.py",
-        "where name = :agent and generation = :generation returning name",
-        "where name = :agent and generation >= :generation returning name",
+        "store/rollouts.py",
+        "if agent is None or not revision or agent.generation != item.generation:",
+        "if agent is None or not revision:",
         CONTRACT,
+        ROLLOUTS,
+    ),
+    # --- rollouts
+    _mutant(
+        "the version of a rollout that is moved",
+        "store/rollouts.py",
+        "where id = :id and version = :version returning agent",
+        "where id = :id and version >= :version returning agent",
+        ROLLOUTS,
+    ),
+    _mutant(
+        "the end of what has retired, in the same commit",
+        "store/rollouts.py",
+        "    await _stand(tx, rollout.agent, rollout.state.standing)\n    news",
+        "    news",
+        ROLLOUTS,
+    ),
+    _mutant(
+        "the way of sessions from what has retired",
+        "store/rollouts.py",
+        "    await tx.execute_many(_UNPIN, [params])",
+        "",
+        ROLLOUTS,
+    ),
+    _mutant(
+        "the sessions' forgetting of what stands again",
+        "store/rollouts.py",
+        "    await tx.execute_many(_FORGET_PINS",
+        "    _ = again\n    await tx.execute_many(_FORGET_PINS + ' and pin < 0'",
+        ROLLOUTS,
+        STRUCK,
+    ),
+    _mutant(
+        "the way back that a node's start leaves alone",
+        "store/deployments.py",
+        "(number != before or last.state.is_open)",
+        "number != before",
+        ROLLOUTS,
+    ),
+    _mutant(
+        "the revision that a session keeps to",
+        "store/claims.py",
+        'format("and (pin is null or pin = :revision)")',
+        'format("and (pin is null or pin <> 0 * :revision)")',
+        ROLLOUTS,
+    ),
+    _mutant(
+        "the order of what is known of the traffic",
+        "store/board.py",
+        "known.version < traffic.version",
+        "known.version != traffic.version",
+        "tests/store/test_board.py",
+    ),
+    _mutant(
+        "the doubt about traffic that may have been changed",
+        "store/store.py",
+        "                self.board.doubt(agent)",
+        "                pass",
+        f"{STRUCK}::test_a_rollout_that_is_struck_comes_to_rest_as_it_would_have",
+    ),
+    _mutant(
+        "the proof without which nobody promotes",
+        "core/rollouts.py",
+        "    if not rollout.is_proven:\n",
+        "    if rollout.stage < 0:\n",
+        "tests/core/test_rollouts.py",
+    ),
+    _mutant(
+        "the proof without which nothing moves on",
+        "core/rollouts.py",
+        "has_proof = rollout.is_proven or seen.proof is Proof.PASSED",
+        "has_proof = True",
+        "tests/core/test_rollouts.py",
+        STRUCK,
+    ),
+    _mutant(
+        "the capacity without which nothing moves on",
+        "core/rollouts.py",
+        "has_capacity = seen.ready >= strategies.replicas(stage.capacity_pct, seen.desired)",
+        "has_capacity = True",
+        "tests/core/test_rollouts.py",
+    ),
+    _mutant(
+        "the deadline of a stage",
+        "core/rollouts.py",
+        "    left_s = rollout.progress_deadline_s - waited_s\n",
+        "    left_s = rollout.progress_deadline_s\n",
+        "tests/core/test_rollouts.py",
+        STRUCK,
+    ),
+    _mutant(
+        "the samples without which a canary gets no more",
+        "core/strategies.py",
+        "needs_samples=weight_pct < 100,",
+        "needs_samples=False,",
+        "tests/core/test_rollouts.py",
+        STRUCK,
+    ),
+    _mutant(
+        "the innocence of a revision whose replicas somebody has killed",
+        "core/rollouts.py",
+        "([death for death in those if death.kind != Failure.KILLED] for those in (deaths, others))",
+        "(list(deaths), ())",
+        "tests/core/test_rollouts.py",
     ),
     # --- health
     _mutant(

@@ -9,7 +9,8 @@ import hypothesis
 import pytest
 
 # Before anybody imports them: their assertions are to be explained.
-pytest.register_assert_rewrite("greenroom.testing.store_contract", "greenroom.testing.engine_contract")
+pytest.register_assert_rewrite("greenroom.testing.store_contract", "greenroom.testing.rollouts_contract")
+pytest.register_assert_rewrite("greenroom.testing.engine_contract")
 
 _FOREIGN = ("GREENROOM_", "LLAMA_ARG_", "OPENAI_")
 

@@ -57,6 +57,58 @@ def agent(name: str = "research", **fields: Any) -> dict[str, Any]:
     }
 
 
+def rollout(state: str = "progressing", **fields: Any) -> dict[str, Any]:
+    """A canary from revision 3 to 4 in its second stage of four, or where it ended."""
+    return {
+        "id": 7,
+        "agent": "research",
+        "strategy": "canary",
+        "from_revision": 3,
+        "to_revision": 4,
+        "state": state,
+        "stage": 2,
+        "stages": [
+            {"weight_pct": weight_pct, "replicas": replicas, "old_replicas": 4, "hold_s": 60.0}
+            for weight_pct, replicas in ((5, 1), (25, 1), (50, 2), (100, 4))
+        ],
+        "weight_pct": 25,
+        "ready": 1,
+        "is_proven": True,
+        "held_s": 12.3,
+        "evidence": [
+            {"revision": 3, "weight_pct": 95, "tasks": 500, "errors": 2},
+            {"revision": 4, "weight_pct": 5, "tasks": 25},
+            {"revision": 3, "weight_pct": 75, "tasks": 120},
+            {"revision": 4, "weight_pct": 25, "tasks": 40, "slow": 1},
+        ],
+        "begun_by": "owner",
+        "created_at": AT,
+        "ended_at": None if state in ("progressing", "paused") else LATER,
+        **fields,
+    }
+
+
+def plan(action: str = "begin", **fields: Any) -> dict[str, Any]:
+    """A plan to move an agent from revision 3 to 4, or to let it be."""
+    return {
+        "agent": "research",
+        "action": action,
+        "from_revision": 3,
+        "to_revision": 4 if action == "begin" else 3,
+        "strategy": "rolling",
+        "digest": "d" * 64,
+        "changes": [{"key": "timeout_s", "before": 300.0, "after": 60.0}],
+        "files": {"changed": ["agents.py"], "added": [f"tool_{number}.py" for number in range(9)]},
+        "stages": [
+            {"weight_pct": 50, "replicas": 1, "old_replicas": 2},
+            {"weight_pct": 100, "replicas": 2, "old_replicas": 1},
+        ],
+        "surge": 1,
+        "replicas": 2,
+        **fields,
+    }
+
+
 def problem(status: int, code: str, detail: str, **fields: Any) -> Response:
     body = {"type": f"greenroom:{code}", "title": code, "status": status, "detail": detail, **fields}
     headers = {"Retry-After": "0"} if status in (429, 503) else None
@@ -68,8 +120,14 @@ def event(seq: int, type: str, data: Any) -> bytes:
     return f"id: {seq}\nevent: {type}\ndata: {body}\n\n".encode()
 
 
+def route_of(request: Request) -> str:
+    """``METHOD /path``, and after it ``?dry_run`` where nothing is to be done."""
+    dry_run = "?dry_run" if "dry_run" in request.query_params else ""
+    return f"{request.method} {request.url.path}{dry_run}"
+
+
 class FakeNode:
-    """Answers each ``METHOD /path`` with what was put there, in turn, the last one for ever."""
+    """Answers each route (`route_of`) with what was put there, in turn, the last one for ever."""
 
     def __init__(self) -> None:
         self.answers: dict[str, list[Answer]] = {}
@@ -96,7 +154,7 @@ class FakeNode:
         return json.loads(self.requests[-1][1])
 
     def asked(self, route: str) -> list[Request]:
-        return [request for request, _ in self.requests if f"{request.method} {request.url.path}" == route]
+        return [request for request, _ in self.requests if route_of(request) == route]
 
     async def _answer(self, request: Request) -> Response:
         self.requests.append((request, await request.body()))
@@ -105,7 +163,7 @@ class FakeNode:
             if isinstance(stream, Response):
                 return stream
             return StreamingResponse(self._chunks(stream), media_type="text/event-stream")
-        answers = self.answers.get(f"{request.method} {request.url.path}")
+        answers = self.answers.get(route_of(request))
         if answers is None:
             return problem(404, "not-found", f"cannot find {request.url.path}: there is no such thing")
         answer = answers.pop(0) if len(answers) > 1 else answers[0]

@@ -153,7 +153,7 @@ async def opened(
     """A node without a socket, with *agents* ready, and its owner's API."""
     async with node.opened(options(data_dir, agents, **given), grace_s=grace_s) as running:
         if is_settled:
-            await asyncio.wait_for(running.host.settled.wait(), DEADLINE_S)
+            await asyncio.wait_for(running.ready.wait(), DEADLINE_S)
         key = (data_dir / "local.key").read_text().strip()
         async with _client(running, key) as http:
             yield Api(http, running)

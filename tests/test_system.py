@@ -201,6 +201,25 @@ async def test_a_failed_deployment_raises_with_the_reasons_and_can_be_mended(tmp
         assert await running.result(task["task_id"]) == 1
 
 
+@pytest.mark.parametrize("strategy", ["rolling", "blue-green"])
+async def test_a_next_revision_takes_over_by_the_strategy_that_is_asked_for(tmp_path: Path, strategy: str) -> None:
+    async with system.ProductionMultiAgentSystem(data_dir=tmp_path / "data") as running:
+        config = {"name": "echo", "factory": "agents:echo", "rollout": {"scale_down_delay_s": 0}}
+        await running.deploy_agents([config])
+        (agent,) = await running.deploy_agents([config | {"factory": "agents:pid"}], strategy=strategy)
+        assert (agent.revision, agent.rollout and agent.rollout.strategy) == (2, strategy)
+        assert agent.spec is not None
+        assert agent.spec["rollout"]["strategy"] == "rolling"  # the other one was for once
+        task = await running.process_request(running.token, 1, agent="echo")
+        assert isinstance(await running.result(task["task_id"]), int)
+        with pytest.raises(errors.AgentInvalid, match="the model is missing"):
+            await running.deploy_agents([config | {"factory": "agents:raising"}], strategy=strategy)
+        with pytest.raises(errors.SettingsInvalid, match="strategy"):
+            await running.deploy_agents([config], strategy="purple")
+        task = await running.process_request(running.token, 1, agent="echo")
+        assert isinstance(await running.result(task["task_id"]), int)
+
+
 async def test_a_failed_task_raises_with_its_error(tmp_path: Path) -> None:
     async with system.ProductionMultiAgentSystem(data_dir=tmp_path / "data") as running:
         await running.deploy_agents([{"name": "failing", "factory": "agents:failing"}])

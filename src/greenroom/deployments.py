@@ -1,12 +1,14 @@
-"""Deployments: what the manifest names when a node starts, and what the API and programs add to it.
+"""Deployments: what the manifest names when a node starts, and what the API and programs ask for.
 
-The store does not know where an agent came from. A file in the data directory does: it names those that a manifest
-deployed; who deploys an agent last is where it comes from. Without the file none came from a manifest. Held by `node`.
+Takes the snapshot of the code, and has the store begin the rollout. The store does not know where an agent came from. A
+file in the data directory does: it names those that a manifest deployed; who deploys an agent last is where it comes
+from. Without the file none came from a manifest. Held by `node`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -14,11 +16,18 @@ from pathlib import Path
 import msgspec
 
 from greenroom import errors, settings, telemetry
-from greenroom.core import agents
+from greenroom.core import agents, rollouts
 from greenroom.engine import contract, snapshots
+from greenroom.sdk import models
 from greenroom.security import secret_file
+from greenroom.store.agents import Revision
+from greenroom.store.deployments import Action, Decision, Deployed, Deployment, Limits
 from greenroom.store.directory import Entry
+from greenroom.store.rollouts import Rollout, spec_of
 from greenroom.store.store import Store
+
+BY_MANIFEST = "the manifest"
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Deployments:
@@ -34,56 +43,194 @@ class Deployments:
         data_dir: Path,
     ) -> None:
         self._store, self._settings, self._facts = store, found, facts
-        self._folder, self._snapshots = folder, data_dir / "snapshots"
+        self._folder, self.snapshots = folder, data_dir / "snapshots"
         self._list = data_dir / "manifest-agents.json"
         self._listed: frozenset[str] = frozenset()
+        most = found.cluster.max_replicas
+        surge = found.cluster.max_surge
+        self._limits = Limits(most, most if surge is None else surge)
 
-    async def start(self) -> None:
+    async def start(self) -> list[int]:
         """Deploy the manifest's agents, and drop those that have left it: their tasks stay, their replicas do not.
 
-        Raises `errors.StartRefused`, and has changed nothing, if there would be more replicas than there may be.
+        Return the rollouts that were begun. Raises `errors.StartRefused`, and has changed nothing, if there would be
+        more replicas than there may be.
         """
         manifest = self._settings.agents
         others = [entry for name, entry in (await self._store.directory.refresh()).items() if name not in manifest]
         listed = self._read()
         dropped = [entry for entry in others if entry.agent.name in listed]
         self._check_room([entry for entry in others if entry.agent.name not in listed])
+        taken = {name: await self._snapshot(spec, self._folder) for name, spec in manifest.items()}
+        for name, spec in manifest.items():
+            _check_names(name, spec, taken[name])
         self._write(manifest.keys() | {entry.agent.name for entry in dropped})
         for entry in dropped:
             await self._drop(entry)
-        for name, spec in manifest.items():
-            await self._deploy(name, spec, folder=self._folder, judged_anew=False)
+        begun = [
+            await self._store.deployments.deploy(
+                Deployment(agent=name, digest=taken[name].digest, spec=spec, by=BY_MANIFEST, judged_anew=False)
+            )
+            for name, spec in manifest.items()
+        ]
+        for each in begun:
+            if each.action is Action.BEGIN:
+                self._tell(await self._store.rollouts.get(each.rollout))
         await self._store.directory.refresh()
+        return [each.rollout for each in begun if each.is_under_way]
 
-    async def add(self, name: str, spec: settings.AgentSettings, *, folder: Path | None = None) -> int:
-        """Deploy an agent that no manifest names, or no more; return the number of its serving revision."""
-        number = await self._deploy(name, spec, folder=folder or self._folder)
+    async def add(
+        self,
+        name: str,
+        spec: settings.AgentSettings,
+        *,
+        by: str,
+        folder: Path | None = None,
+        code: str | None = None,
+        rollout: settings.Rollout | None = None,
+    ) -> Deployed:
+        """Begin to move an agent to *spec*, with the code in *folder* or that of the digest *code*.
+
+        *rollout*, if given, goes before the spec's for this time. From here on it is no more the manifest's. Raises
+        `errors.Conflict` where there is no room, `errors.NotFound` for a digest that nobody has brought, and
+        `errors.AgentInvalid` for code or names that cannot be.
+        """
+        snapshot = await self.snapshot(spec, folder=folder, code=code)
+        _check_names(name, spec, snapshot)
+        deployed = await self._store.deployments.deploy(
+            Deployment(agent=name, digest=snapshot.digest, spec=spec, by=by, limits=self._limits, rollout=rollout)
+        )
         if name in self._listed:
             self._write(self._listed - {name})
         await self._store.directory.refresh()
-        return number
+        if deployed.action is Action.BEGIN:
+            self._tell(await self._store.rollouts.get(deployed.rollout))
+        return deployed
 
-    async def _deploy(self, name: str, spec: settings.AgentSettings, *, folder: Path, judged_anew: bool = True) -> int:
-        before = self._store.directory.entries.get(name)
-        snapshot = await asyncio.to_thread(  # it reads a whole folder
-            snapshots.take, folder, include=spec.include, into=self._snapshots
+    async def decide(
+        self,
+        name: str,
+        spec: settings.AgentSettings,
+        *,
+        code: str | None = None,
+        rollout: settings.Rollout | None = None,
+    ) -> tuple[Decision, snapshots.Snapshot]:
+        """Return what `add` would do, and the code that it would run."""
+        snapshot = await self.snapshot(spec, code=code)
+        _check_names(name, spec, snapshot)
+        item = Deployment(agent=name, digest=snapshot.digest, spec=spec, by="", limits=self._limits, rollout=rollout)
+        return await self._store.deployments.decide(item), snapshot
+
+    async def bring(self, archive: bytes) -> models.Code:
+        """Store the code of an archive, to be deployed by its digest; raises `errors.AgentInvalid` for a bad one."""
+        return await asyncio.to_thread(_unpacked, archive, self.snapshots)
+
+    async def snapshot(
+        self, spec: settings.AgentSettings, *, folder: Path | None = None, code: str | None = None
+    ) -> snapshots.Snapshot:
+        """Return the code of *folder* (default: the node's own), or what was brought as *code*."""
+        if code is None:
+            return await self._snapshot(spec, folder or self._folder)
+        path = self.snapshots / code
+        if not (_DIGEST.fullmatch(code) and path.is_dir()):
+            raise errors.NotFound(f"cannot find the code {code[:64]}: bring it first (POST /v1/code)")
+        return snapshots.Snapshot(code, path)
+
+    async def undo(self, name: str, *, to: int | None, by: str) -> Rollout | None:
+        """Let a revision serve again that is kept: the one before, or *to*; None where nothing has to be done.
+
+        At once while it stands with all its replicas after its rollout, else by a rollout: without questions to one
+        that has succeeded with a task before, as the agent's strategy has it to any other. A rollout that is on its way
+        from it is aborted.
+        """
+        store = self._store
+        await store.directory.refresh()
+        entry = store.directory.get(name)
+        last = entry.rollout
+        if last is not None and last.state.is_open and to in (None, last.from_revision):
+            aborted = await store.rollouts.move(last.id, lambda state: rollouts.abort(state, f"{by} undid it"))
+            if aborted.phase != rollouts.Phase.COMPLETE:
+                self._tell(aborted)
+                return aborted
+            await store.directory.refresh()
+            entry, last = store.directory.get(name), aborted  # it was faster
+        target = to if to is not None else await self._before(entry)
+        if target == entry.agent.revision:
+            return None
+        if last is not None and last.state.is_open and target == last.to_revision:
+            raise errors.Conflict(
+                f"cannot undo {name}: rollout {last.id} is on its way to revision {target}, which has to prove itself; "
+                f"promote it when it has (`greenroom rollout promote {name}`)"
+            )
+        revision = await store.agents.revision(name, target)
+        if await self._stands(entry, target):
+            reason = f"{by} went back from revision {entry.agent.revision}"
+            id = await store.rollouts.switch(name, generation=entry.agent.generation, to=target, reason=reason, by=by)
+            if id is None:
+                raise errors.Conflict(f"cannot undo {name}: somebody has changed it meanwhile; look at it again")
+            switched = await store.rollouts.get(id)
+            self._tell(switched)
+            return switched
+        if not (self.snapshots / revision.digest).is_dir():
+            raise errors.Conflict(f"cannot undo {name}: the code of revision {target} is gone; deploy it again")
+        return await self._go_back(entry, revision, by=by)
+
+    async def _go_back(self, entry: Entry, revision: Revision, *, by: str) -> Rollout:
+        """Begin a rollout to a revision of before; one that is proven needs no more evidence, and no leave for room."""
+        proven = settings.Rollout(strategy="blue-green", scale_down_delay_s=entry.spec.rollout.scale_down_delay_s)
+        is_proven = revision.proven_at is not None
+        deployed = await self._store.deployments.deploy(
+            Deployment(
+                agent=revision.agent,
+                digest=revision.digest,
+                spec=settings.with_revision_part(entry.spec, spec_of(revision.spec)),
+                by=by,
+                limits=None if is_proven else self._limits,
+                rollout=proven if is_proven else None,
+            )
         )
-        number = await self._store.agents.deploy(
-            name,
-            digest=snapshot.digest,
-            spec=msgspec.json.encode(spec),
-            replicas=spec.scaling.min_replicas,
-            judged_anew=judged_anew,
+        begun = await self._store.rollouts.get(deployed.rollout)
+        if deployed.action is Action.BEGIN:
+            self._tell(begun)
+        return begun
+
+    def _tell(self, moved: Rollout) -> None:
+        self._facts.emit(telemetry.RolloutMoved.to(moved.state, agent=moved.agent, rollout=moved.id))
+
+    async def _before(self, entry: Entry) -> int:
+        """Return the revision that served before the one that does."""
+        name, serving = entry.agent.name, entry.agent.revision
+        for rollout in await self._store.rollouts.history(name):
+            is_it = rollout.to_revision == serving and rollout.phase == rollouts.Phase.COMPLETE
+            if is_it and rollout.from_revision is not None:
+                return rollout.from_revision
+        raise errors.Conflict(
+            f"cannot undo {name}: nothing is known to have served before revision {serving}; name one of "
+            f"`greenroom rollout history {name}` with --to"
         )
-        if before is not None and _is_dropped(before):  # where nothing else has changed it would stay as it is
-            await self._store.agents.scale(name, spec.scaling.min_replicas)
-            await self._store.agents.observe(name, state=agents.State.STARTING, reason="")
-        return number
+
+    async def _stands(self, entry: Entry, revision: int) -> bool:
+        """Whether *revision* has all the replicas, ready, that the agent should have."""
+        last = entry.rollout
+        if last is None or last.state.is_open or revision not in last.state.standing:
+            return False
+        replicas = await self._store.agents.replicas()
+        board = self._store.board
+        its = [each for each in replicas if (each.agent, each.revision) == (entry.agent.name, revision)]
+        ready = sum(each.state == "ready" and not board.runs_alone(each.id) for each in its)
+        return ready >= entry.agent.replicas
+
+    async def _snapshot(self, spec: settings.AgentSettings, folder: Path) -> snapshots.Snapshot:
+        return await asyncio.to_thread(  # it reads a whole folder
+            snapshots.take, folder, include=spec.include, into=self.snapshots
+        )
 
     async def _drop(self, entry: Entry) -> None:
         if _is_dropped(entry):
             return
         name = entry.agent.name
+        if entry.rollout is not None and entry.rollout.state.is_open:
+            await self._store.rollouts.put(entry.rollout, rollouts.abort(entry.rollout.state, "it left the manifest"))
         await self._store.agents.scale(name, 0)
         reason = (
             "it is not in the manifest: it has no replicas and its tasks stay queued; "
@@ -137,6 +284,28 @@ def revision_of(
         python=None if spec.python is None else str(folder / spec.python),
         retry_on=spec.retry_on,
     )
+
+
+def files_of(snapshot: Path) -> dict[str, Path]:
+    """Return the files of a snapshot by name. Blocks."""
+    found = {path.relative_to(snapshot): path for path in snapshot.rglob("*") if path.is_file()}
+    return {name.as_posix(): path for name, path in found.items() if "__pycache__" not in name.parts}
+
+
+def _unpacked(archive: bytes, into: Path) -> models.Code:
+    snapshot = snapshots.unpack(archive, into=into)
+    files = files_of(snapshot.path).values()
+    return models.Code(digest=snapshot.digest, files=len(files), bytes=sum(path.stat().st_size for path in files))
+
+
+def _check_names(name: str, spec: settings.AgentSettings, snapshot: snapshots.Snapshot) -> None:
+    """Raise `errors.AgentInvalid` for checks that are certainly not in the code, before anything is begun.
+
+    What another interpreter than the node's is to read may be of another Python: there nothing is certain.
+    """
+    for check in spec.rollout.checks if spec.python is None else ():
+        if (wrong := snapshots.missing(snapshot.path, check)) is not None:
+            raise errors.AgentInvalid(f"cannot deploy {name}: rollout.checks names {check}, and {wrong}")
 
 
 def _is_dropped(entry: Entry) -> bool:

@@ -19,7 +19,7 @@ import msgspec
 import uvicorn
 
 from greenroom import clock as clocks
-from greenroom import deployments, embeddings, errors, settings, telemetry
+from greenroom import deployments, embeddings, errors, planning, settings, telemetry
 from greenroom.api import connections
 from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
@@ -30,16 +30,23 @@ from greenroom.control import backups, supervisor
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
-from greenroom.core import routing
+from greenroom.control.reconciler import Reconciler
+from greenroom.control.rehearsal import Rehearsal
+from greenroom.core import rollouts, routing
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
 from greenroom.sdk import models
 from greenroom.security import secret_file
 from greenroom.store import database, submissions
 from greenroom.store import store as stores
+from greenroom.store.deployments import Deployed
 from greenroom.store.directory import Entry
+from greenroom.store.news import News
+from greenroom.store.rollouts import Rollout
 
 GRACE_S = 20.0  # how long running tasks may go on after SIGTERM
+FIRST_ROLLOUTS_S = 10.0  # how long a node is not ready for the sake of the rollouts of its start
+LOOK_EVERY_S = 1.0  # wakeups are hints; this is the guarantee
 TENANT = "default"
 
 
@@ -82,11 +89,14 @@ class Node:
             revision_of=self._revision_of,
             health_checks=options.settings.cluster.health_checks,
         )
+        self.reconciler = Reconciler(self.store, self.engine, clock, self.facts)
+        self.rehearsal = Rehearsal(self.store, self.engine, self.reconciler.trials, clock)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
         self.janitor = Janitor(self.store, clock)
         self.deployments = deployments.Deployments(
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
+        self.planning = planning.Planning(self.store, self.deployments, self.rehearsal, folder=options.folder)
         self.auth = Authenticator(self.store.principals, clock, pepper=self.secrets.pepper)
         self.services = Services(
             store=self.store,
@@ -97,14 +107,17 @@ class Node:
             metrics=self.metrics,
             node=self.id,
             started_at_us=database.microseconds(clock.now()),
-            deploy=self.deploy,
+            deployments=self,
             restart=self.host.restart,
-            is_ready=lambda: self.host.has_settled and self.failure is None,
+            is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
             backlog=Backlog(self.store, clock, limit=options.settings.server.max_queued_tasks),
             similarity=_similarity(),
         )
         self.app = App(self.services)
+        self._moved = asyncio.Event()  # a rollout has
+        self.store.hub.subscribe(self._hear)
+        self.ready = asyncio.Event()  # every agent has settled, and what has changed since the node's last life serves
         self.failure: BaseException | None = None  # what ended the loops; nothing runs without them
         self._loops: asyncio.Task[None] | None = None
 
@@ -118,16 +131,36 @@ class Node:
         await self.store.agents.close_nodes(only=self.id)
         await self.auth.refresh()
         await self._mint_owner_key()
-        await self.deployments.start()
-        loops = (self.host, self.host.checks, self.dispatcher, self.janitor, self.backups.loop)
-        self._loops = asyncio.create_task(self._run(loops), name="greenroom-loops")
+        begun = await self.deployments.start()
+        loops = (
+            self.host,
+            self.host.checks,
+            self.reconciler,
+            self.dispatcher,
+            self.janitor,
+            self.backups.loop,
+        )
+        self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
 
-    async def _run(self, loops: Sequence[supervisor.Loop]) -> None:
+    async def _run(self, loops: Sequence[supervisor.Loop], begun: Sequence[int]) -> None:
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._await_ready(begun))
             group.create_task(supervisor.supervise(loops, self.clock, self.facts))
             group.create_task(self.store.commits.ended())
             group.create_task(self._check_store())
+
+    async def _await_ready(self, begun: Sequence[int]) -> None:
+        """Be ready when every agent has settled and the rollouts of the start are through, if that is soon.
+
+        Whoever starts a node on changed code wants that code; but a canary may take for as long as it likes.
+        """
+        await self.host.settled.wait()
+        with contextlib.suppress(TimeoutError, errors.StoreUnavailable, errors.NotFound):
+            async with asyncio.timeout(FIRST_ROLLOUTS_S):
+                for id in begun:
+                    await self.rollout_at_rest(id)
+        self.ready.set()
 
     async def _check_store(self) -> None:
         """Look through a large file while the node serves: what is damaged must not be served for long."""
@@ -152,6 +185,7 @@ class Node:
         """Take no more, let running tasks end within *grace_s*, hand the rest back, and close everything."""
         self.services.stopping.set()
         self.facts.emit(telemetry.NodeChanged(self.id, "draining"))
+        self.reconciler.stop()
         await self.host.drain_all(grace_s=grace_s)
         if self.failure is None:
             await self.host.leave()
@@ -174,19 +208,73 @@ class Node:
                     raise error from None
             raise
 
-    async def deploy(self, name: str, spec: settings.AgentSettings, *, folder: Path | None = None) -> int:
-        """Snapshot *folder* (default: the node's own), make it and *spec* the serving revision, return its number."""
-        number = await self.deployments.add(name, spec, folder=folder)
+    async def deploy(
+        self,
+        name: str,
+        spec: settings.AgentSettings,
+        *,
+        by: str,
+        folder: Path | None = None,
+        code: str | None = None,
+        rollout: settings.Rollout | None = None,
+    ) -> Deployed:
+        """Begin to move an agent to *spec*; see `deployments.Deployments.add`."""
+        begun = await self.deployments.add(name, spec, by=by, folder=folder, code=code, rollout=rollout)
+        self._stir()
+        return begun
+
+    async def plan(
+        self,
+        name: str,
+        spec: settings.AgentSettings,
+        *,
+        code: str | None = None,
+        is_tried: bool = False,
+        rollout: settings.Rollout | None = None,
+    ) -> models.Plan:
+        """Return what `deploy` would do; see `planning.Planning.plan`."""
+        return await self.planning.plan(name, spec, code=code, is_tried=is_tried, rollout=rollout)
+
+    async def undo(self, name: str, *, to: int | None, by: str) -> Rollout | None:
+        """Let a revision serve again; see `deployments.Deployments.undo`."""
+        rollout = await self.deployments.undo(name, to=to, by=by)
+        self._stir()
+        return rollout
+
+    async def bring(self, archive: bytes) -> models.Code:
+        """Store the code of an archive; see `deployments.Deployments.bring`."""
+        return await self.deployments.bring(archive)
+
+    def _stir(self) -> None:
+        """Have the loops look: an agent is to become another one."""
         self.host.settled.clear()
         self.host.wakeup.set()
-        return number
+        self.reconciler.wakeup.set()
 
-    async def _revision_of(self, entry: Entry) -> contract.Revision:
-        """Return what the engine needs to run the serving revision of *entry*."""
-        agent, spec = entry.agent, entry.spec
-        row = await self.store.agents.revision(agent.name, agent.revision)
-        snapshot = self.options.data_dir / "snapshots" / row.digest
-        return deployments.revision_of(agent.name, agent.revision, spec, snapshot=snapshot, folder=self.options.folder)
+    async def rollout_at_rest(self, id: int) -> Rollout:
+        """Wait until a rollout has ended or is paused, and return it."""
+        while True:
+            moved = self._moved
+            rollout = await self.store.rollouts.get(id)
+            if rollout.phase != rollouts.Phase.PROGRESSING:
+                return rollout
+            await self.clock.sleep(LOOK_EVERY_S, moved)
+
+    def _hear(self, news: News) -> None:
+        if news.traffic:
+            self._moved.set()
+            self._moved = asyncio.Event()
+
+    async def _revision_of(self, entry: Entry, number: int) -> contract.Revision:
+        """Return what the engine needs to run a revision of *entry* that stands."""
+        row = await self.store.agents.revision(entry.agent.name, number)
+        return deployments.revision_of(
+            row.agent,
+            number,
+            entry.spec_of(number),
+            snapshot=self.deployments.snapshots / row.digest,
+            folder=self.options.folder,
+        )
 
     async def _mint_owner_key(self) -> None:
         path = self.options.data_dir / "local.key"
@@ -318,7 +406,7 @@ async def serve(options: Options, *, on_ready: Callable[[Node], None]) -> None:
 
 async def _until_stopped(node: Node, stop: asyncio.Event, on_ready: Callable[[Node], None]) -> None:
     async def announce() -> None:
-        await node.host.settled.wait()
+        await node.ready.wait()
         await node.store.directory.refresh()  # whoever is told looks at the agents' states
         node.facts.emit(telemetry.NodeChanged(node.id, "ready", node.url))
         on_ready(node)

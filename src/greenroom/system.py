@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -20,17 +21,29 @@ from typing import Any, Self, TypeAlias
 import httpx
 
 from greenroom import errors, node, settings
+from greenroom.core import rollouts
 from greenroom.engine import snapshots
 from greenroom.sdk.async_client import AsyncClient
 from greenroom.sdk.models import Agent
+from greenroom.store.deployments import Deployed
 
+BY = "this program"
 DEPLOY_TIMEOUT_S = 120.0
 _SPEC_KEYS = frozenset(settings.AgentSettings.__struct_fields__)
 _NO_MODULE = re.compile(r"No module named '(\w+)'")
 _UNKNOWN = "unknown:unknown"  # in the place of a factory that cannot be had, to look at the rest
 
-Plan: TypeAlias = dict[str, tuple[settings.AgentSettings, Path | None]]
-"""By the agents' names: what is to run, and the folder of its code (None: the system's own)."""
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to run. *folder* has its code; None: the system's own. *rollout* goes before the spec's for this time."""
+
+    spec: settings.AgentSettings
+    folder: Path | None = None
+    rollout: settings.Rollout | None = None
+
+
+Plan: TypeAlias = dict[str, Wanted]  # by the agents' names
 
 
 class ProductionMultiAgentSystem:
@@ -94,8 +107,10 @@ class ProductionMultiAgentSystem:
         assert created.key is not None, "a new key comes with its text"
         return created.key
 
-    async def deploy_agents(self, configs: Sequence[Mapping[str, Any]]) -> list[Agent]:
-        """Deploy agents and wait until they are ready.
+    async def deploy_agents(self, configs: Sequence[Mapping[str, Any]], *, strategy: str | None = None) -> list[Agent]:
+        """Deploy agents and wait until their new revisions serve everything, however long their rollouts take.
+
+        *strategy* ("rolling", "blue-green" or "canary") goes before what their ``rollout`` says.
 
         Each config has a ``name``, an ``agent_class`` (or factory function, defined at the top level of a module or of
         the running script) or a ``factory`` ("module:attribute"), any key of the manifest's agent table, and whatever
@@ -104,21 +119,33 @@ class ProductionMultiAgentSystem:
         with every agent that cannot run, and why.
         """
         started = self._started()
-        plan = _read_all(configs)
+        plan = _read_all(configs, strategy)
         await self._check_room(started, plan)
         await self._check_folders(started, plan)
-        for name, (spec, folder) in plan.items():
-            await started.deploy(name, spec, folder=folder)
-        try:
-            async with asyncio.timeout(DEPLOY_TIMEOUT_S):
-                await started.host.settled.wait()
-        except TimeoutError:
-            pass  # the states below say which agent is late
-        agents = [await self._client(self.token).agent(name) for name in plan]
-        wrong = [f"{agent.name}: {_explained(agent.reason or '')}" for agent in agents if agent.state != "ready"]
+        begun = {
+            name: await started.deploy(name, each.spec, by=BY, folder=each.folder, rollout=each.rollout)
+            for name, each in plan.items()
+        }
+        wrong = []
+        for name, each in begun.items():
+            if (reason := await self._outcome(started, name, each)) is not None:
+                wrong.append(f"{name}: {_explained(reason)}")
         if wrong:
             raise errors.AgentInvalid("cannot deploy " + "; ".join(wrong))
-        return agents
+        return [await self._client(self.token).agent(name) for name in plan]
+
+    async def _outcome(self, started: node.Node, name: str, begun: Deployed) -> str | None:
+        """Wait until the rollout has ended and the agent is settled; return what is wrong, if something is."""
+        rollout = await started.rollout_at_rest(begun.rollout)
+        if rollout.state.is_open:
+            return f"rollout {rollout.id} is paused: {rollout.reason}"
+        if rollout.phase != rollouts.Phase.COMPLETE and begun.is_under_way:
+            return rollout.reason
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DEPLOY_TIMEOUT_S):
+                await started.host.settled.wait()  # where nothing was begun, its replicas may still be on their way
+        agent = await self._client(self.token).agent(name)
+        return None if agent.state == "ready" else agent.reason or ""
 
     async def process_request(self, token: str, request: Any, **options: Any) -> dict[str, Any]:
         """Submit *request* as who *token* proves; without ``agent=`` it is routed by its text.
@@ -143,7 +170,7 @@ class ProductionMultiAgentSystem:
     async def _check_room(self, started: node.Node, plan: Plan) -> None:
         await started.store.directory.refresh()
         others = started.store.directory.replicas(besides=plan.keys())
-        wanted = sum(spec.scaling.min_replicas for spec, _ in plan.values())
+        wanted = sum(each.spec.scaling.min_replicas for each in plan.values())
         most = self.settings.cluster.max_replicas
         if others + wanted > most:
             raise errors.Conflict(
@@ -153,7 +180,7 @@ class ProductionMultiAgentSystem:
 
     async def _check_folders(self, started: node.Node, plan: Plan) -> None:
         """Take each snapshot once before the first is deployed: what cannot be taken stops them all."""
-        needed = {(folder or started.options.folder, spec.include) for spec, folder in plan.values()}
+        needed = {(each.folder or started.options.folder, each.spec.include) for each in plan.values()}
         for folder, include in needed:
             await asyncio.to_thread(snapshots.take, folder, include=include, into=self._data_dir / "snapshots")
 
@@ -186,7 +213,7 @@ def _explained(reason: str) -> str:
     return f"{why}: put it there, or install it"
 
 
-def _read_all(configs: Sequence[Mapping[str, Any]]) -> Plan:
+def _read_all(configs: Sequence[Mapping[str, Any]], strategy: str | None) -> Plan:
     """Read every config; raises `settings.SettingsInvalid` with all that is wrong in any of them."""
     plan: Plan = {}
     problems: list[tuple[str, str]] = []
@@ -197,16 +224,14 @@ def _read_all(configs: Sequence[Mapping[str, Any]]) -> Plan:
         elif name in plan:
             problems.append((f"configs[{place}].name", f"{name!r} stands twice; each agent has one config"))
         else:
-            plan[name] = _read(name, config, problems)
+            plan[name] = _read(name, config, problems, strategy=strategy)
     if problems:
         raise settings.SettingsInvalid(settings.Problem(*problem) for problem in problems)
     return plan
 
 
-def _read(
-    name: str, config: Mapping[str, Any], problems: list[tuple[str, str]]
-) -> tuple[settings.AgentSettings, Path | None]:
-    """Return the agent's spec and the folder of its code (None: the system's own); adds to *problems*."""
+def _read(name: str, config: Mapping[str, Any], problems: list[tuple[str, str]], *, strategy: str | None) -> Wanted:
+    """Return what *config* wants; adds to *problems*."""
     given = {key: value for key, value in config.items() if key in _SPEC_KEYS}
     extra = {key: value for key, value in config.items() if key not in {*_SPEC_KEYS, "name", "agent_class"}}
     arguments = given.get("arguments") or {}
@@ -222,10 +247,11 @@ def _read(
             problems.append((f"agents.{name}.agent_class", str(error)))
             given["factory"] = _UNKNOWN
     try:
-        return settings.parse_agent(name, given), folder
+        spec = settings.parse_agent(name, given)
+        return Wanted(spec, folder, settings.rollout_for_once(name, given, strategy=strategy))
     except settings.SettingsInvalid as error:
         problems.extend(error.problems)
-        return settings.AgentSettings(factory=_UNKNOWN), None
+        return Wanted(settings.AgentSettings(factory=_UNKNOWN))
 
 
 def _reference(agent_class: Any) -> tuple[str, Path]:

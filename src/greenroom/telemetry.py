@@ -10,13 +10,13 @@ import logging
 import sys
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import msgspec
 import prometheus_client as prometheus
 import structlog
 
-from greenroom.core import failures, health
+from greenroom.core import failures, health, rollouts
 
 
 class TaskAccepted(msgspec.Struct, frozen=True):
@@ -32,6 +32,26 @@ class AttemptEnded(msgspec.Struct, frozen=True):
     reason: str
     duration_s: float
     replica: str
+
+
+class AttemptBegan(msgspec.Struct, frozen=True, gc=False):
+    task: str
+    epoch: int
+    agent: str
+    revision: int
+
+
+class AttemptSeen(msgspec.Struct, frozen=True, gc=False):
+    """How an attempt ended, for who compares revisions. Never logged: *output*, JSON, is its caller's."""
+
+    task: str
+    epoch: int
+    agent: str
+    reason: str
+    duration_s: float
+    tokens: int
+    output: bytes | None
+    error_type: str | None
 
 
 class ReplicaReady(msgspec.Struct, frozen=True):
@@ -82,6 +102,30 @@ class AgentRolledBack(msgspec.Struct, frozen=True):
     revision: int
     to: int
     reason: str
+
+
+class RolloutMoved(msgspec.Struct, frozen=True):
+    """It has come to *stage* (from 1), with *weight_pct* of the traffic for *revision*, or to its end."""
+
+    agent: str
+    rollout: int
+    phase: str
+    revision: int
+    stage: int
+    weight_pct: int
+    reason: str = ""
+
+    @classmethod
+    def to(cls, state: rollouts.Rollout, *, agent: str, rollout: int) -> Self:
+        return cls(
+            agent,
+            rollout,
+            state.phase,
+            revision=state.to_revision,
+            stage=state.stage + 1,
+            weight_pct=state.weight_pct,
+            reason=state.reason,
+        )
 
 
 class AlertChanged(msgspec.Struct, frozen=True):
@@ -161,6 +205,8 @@ class NodeChanged(msgspec.Struct, frozen=True):
 Fact = (
     TaskAccepted
     | AttemptEnded
+    | AttemptBegan
+    | AttemptSeen
     | ReplicaReady
     | ReplicaExited
     | ReplicaGraded
@@ -169,6 +215,7 @@ Fact = (
     | AgentFailing
     | AgentDropped
     | AgentRolledBack
+    | RolloutMoved
     | AlertChanged
     | ServiceCrashed
     | StoreTrouble
@@ -191,6 +238,13 @@ class Telemetry:
         """Call *subscriber* with every fact of *kinds*, of every kind if none is named."""
         for kind in kinds or FACTS:
             self._subscribers[kind].append(subscriber)
+
+    def unsubscribe(self, subscriber: Callable[[Any], None], kind: type[Fact]) -> None:
+        self._subscribers[kind].remove(subscriber)
+
+    def is_heard(self, kind: type[Fact]) -> bool:
+        """Whether anybody subscribes to *kind*: what each task would say is not made for nobody."""
+        return bool(self._subscribers[kind])
 
     def emit(self, fact: Fact) -> None:
         for subscriber in self._subscribers[type(fact)]:
@@ -307,6 +361,7 @@ _LEVELS: dict[type[Fact], int] = {
     AgentFailing: logging.ERROR,
     AgentDropped: logging.WARNING,
     AgentRolledBack: logging.ERROR,
+    RolloutMoved: logging.INFO,
     AlertChanged: logging.ERROR,
     ServiceCrashed: logging.ERROR,
     StoreTrouble: logging.WARNING,

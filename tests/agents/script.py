@@ -7,10 +7,12 @@ import typing
 
 import script  # type: ignore[import-not-found]  # itself, by its own name: it must not run twice
 
+Words = str
+
 
 @dataclasses.dataclass
 class Answer:
-    text: str
+    text: Words
 
 
 class Agent:

@@ -19,6 +19,7 @@ AGENTS = {
     "parent": nodes.agent("parent"),
     "queue": nodes.agent("gated", description="Finds and summarises sources", skills=["research"]),
 }
+SERVER = {"accept_code": True}
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +38,11 @@ def server(request: pytest.FixtureRequest) -> databases.Server | None:
 async def api(server: databases.Server | None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[nodes.Api]:
     folder = tmp_path_factory.mktemp("api")
     if server is None:
-        async with nodes.opened(folder / "data", AGENTS) as opened:
+        async with nodes.opened(folder / "data", AGENTS, server=SERVER) as opened:
             yield opened
         return
-    async with server.scratch() as scratch, nodes.opened(folder / "data", AGENTS, store_url=scratch.url) as opened:
+    async with (
+        server.scratch() as scratch,
+        nodes.opened(folder / "data", AGENTS, server=SERVER, store_url=scratch.url) as opened,
+    ):
         yield opened

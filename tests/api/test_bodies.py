@@ -219,7 +219,7 @@ async def test_a_body_of_another_type_is_415(api: nodes.Api, content_type: str |
     headers = {} if content_type is None else {"content-type": content_type}
     for route in routes.ROUTES:
         if route.body is not None:
-            path = route.path.replace("{name}", "echo")
+            path = route.path.replace("{name}", "echo").replace("{id}", "1")
             response = await api.http.request(route.method, path, content=_task(b"1"), headers=headers)
             assert assert_problem(response, 415)["type"] == "unsupported-media-type"
 
@@ -334,6 +334,10 @@ async def test_hostile_names_and_ids_reach_nothing(api: nodes.Api, name: str) ->
         ("DELETE", "/v1/agents/{}", None),
         ("GET", "/v1/agents/{}/revisions", None),
         ("POST", "/v1/agents/{}/release", None),
+        ("GET", "/v1/agents/{}/rollouts", None),
+        ("POST", "/v1/agents/{}/rollback", None),
+        ("GET", "/v1/rollouts/{}", None),
+        ("POST", "/v1/rollouts/{}/abort", None),
         ("POST", "/v1/alerts/{}/ack", None),
         ("POST", "/v1/replicas/{}/restart", None),
         ("DELETE", "/v1/keys/{}", None),

@@ -16,6 +16,7 @@ import pytest
 
 import nodes
 from greenroom.api import openapi, routes
+from greenroom.engine import archives
 from greenroom.store.recovery import Noted, Raised
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -191,6 +192,7 @@ async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Pa
     await call("POST /v1/replicas/{id}/restart", id=restarted["id"])
     await call("POST /v1/replicas/{id}/drain", id=drained["id"])
     await call("DELETE /v1/agents/{name}", name="described")
+    await rollouts_answer(reader)
 
     made = (await call("POST /v1/keys", {"name": "described", "expires_in_s": 60})).json()
     await call("DELETE /v1/keys/{id}", id=made["id"])
@@ -202,6 +204,36 @@ async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Pa
 
     described = {(f"{route.method} {route.path}", str(status)) for route in EVERY for status in route.gives}
     assert described <= reader.answered, described - reader.answered
+
+
+async def rollouts_answer(reader: Reader) -> None:
+    call = reader.call
+    archive = archives.pack({"agents.py": b"async def echo(input):\n    return input\n"})
+    gzip = {"content-type": "application/gzip"}
+    brought = (await call("POST /v1/code", content=archive, headers=gzip)).json()
+    rollout = {"strategy": "blue-green", "promotion": "manual", "hold_s": 60}
+    spec = nodes.agent("echo", rollout=rollout)
+    name = {"name": "rolled"}
+    await call("PUT /v1/agents/{name}", spec, "?dry_run=true&sessions=true", **name)
+    await call("PUT /v1/agents/{name}", spec, **name)
+
+    async def rollout_is(state: str) -> dict[str, Any] | None:
+        last = (await call("GET /v1/agents/{name}", **name)).json()["rollout"]
+        return last if last["state"] == state else None
+
+    await nodes.eventually(lambda: rollout_is("complete"))
+    changed = spec | {"timeout_s": 5, "arguments": {}}
+    await call("PUT /v1/agents/{name}", changed, f"?dry_run=true&code={brought['digest']}", **name)
+    await call("PUT /v1/agents/{name}", changed, f"?code={brought['digest']}", **name)
+    await call("GET /v1/status")
+    id = (await nodes.eventually(lambda: rollout_is("paused")))["id"]
+    for verb in ("promote", "pause", "resume", "abort"):
+        await call(f"POST /v1/rollouts/{{id}}/{verb}", id=id)
+    await call("GET /v1/rollouts/{id}", id=id)
+    await call("GET /v1/agents/{name}/rollouts", **name)
+    await call("GET /v1/agents/{name}/revisions", **name)
+    await call("POST /v1/agents/{name}/rollback", {"to": 1}, **name)
+    await call("DELETE /v1/agents/{name}", **name)
 
 
 async def backups_rest(api: nodes.Api) -> None:
@@ -225,7 +257,10 @@ async def test_every_route_refuses_as_it_is_described(api: nodes.Api, route: rou
     assert (stranger.status_code, stranger.headers["www-authenticate"]) == (401, "Bearer")
     garbage: dict[str, Any] = {"content": b"{", "headers": {"content-type": "application/json"}} if route.body else {}
     refused = await Reader(api).call(name, **names, **garbage)
-    assert refused.status_code == (400 if route.body else 404 if names else next(iter(route.gives)))
+    is_json = route.body is not None and route.body is not bytes
+    assert refused.status_code == (
+        400 if is_json else 415 if route.body is bytes else 404 if names else next(iter(route.gives))
+    )
 
 
 async def test_the_document_describes_every_route_once(api: nodes.Api) -> None:

@@ -41,7 +41,8 @@ async def test_an_agent_is_put_changed_and_removed(api: nodes.Api) -> None:
     assert (made.status_code, made.json()["revision"]) == (200, 1)
     assert (await api.run("put", 1))["revision"] == 1
     assert (await api.call("PUT", "/v1/agents/put", spec)).json()["revision"] == 1
-    assert (await api.call("PUT", "/v1/agents/put", spec | {"timeout_s": 7})).json()["revision"] == 2
+    changed = (await api.call("PUT", "/v1/agents/put", spec | {"timeout_s": 7})).json()
+    assert changed["rollout"]["to_revision"] == 2
     await nodes.eventually(lambda: _served_by(api, "put", 2))
     assert (await api.http.delete("/v1/agents/put")).status_code == 204
     assert (await api.http.delete("/v1/agents/put")).status_code == 404

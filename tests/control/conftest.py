@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from greenroom import settings, telemetry
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
+from greenroom.control.reconciler import Reconciler
 from greenroom.engine import contract
 from greenroom.store import submissions
+from greenroom.store.deployments import Deployment
 from greenroom.store.directory import Entry
 from greenroom.store.rows import Task
 from greenroom.store.store import Store
@@ -34,6 +35,7 @@ class Loops:
     store: Store
     engine: FakeEngine
     host: Host
+    reconciler: Reconciler
     dispatcher: Dispatcher
     janitor: Janitor
     told: telemetry.Telemetry
@@ -44,10 +46,15 @@ class Loops:
         self.engine._listeners.remove(self.host)
         return _host(self.scratch, self.store, self.engine, self.told)
 
+    def another_reconciler(self) -> None:
+        """Let one go on that knows nothing but what the store does."""
+        self.reconciler = Reconciler(self.store, self.engine, self.scratch.clock, self.told)
+
     async def step(self, *, times: int = 1) -> None:
         for _ in range(times):
             await self.host.checks.step()
             await self.host.step()
+            await self.reconciler.step()
             await self.dispatcher.step()
             await self.janitor.step()
             await self.settle()
@@ -64,8 +71,9 @@ class Loops:
         await self.step(times=2)
 
     async def deploy(self, agent: str = "agent", *, replicas: int = 1, digest: str = "d", **spec: Any) -> None:
-        parsed = settings.parse_agent(agent, {"factory": "module:agent", **spec})
-        await self.store.agents.deploy(agent, digest=digest, spec=msgspec.json.encode(parsed), replicas=replicas)
+        scaling = {"scaling": {"min_replicas": replicas}}
+        parsed = settings.parse_agent(agent, {"factory": "module:agent", **scaling, **spec})
+        await self.store.deployments.deploy(Deployment(agent=agent, digest=digest, spec=parsed, by="ann"))
         await self.step(times=2)
 
     async def submit(self, agent: str = "agent", **given: Any) -> str:
@@ -92,8 +100,8 @@ class Loops:
         return told[-1]
 
 
-async def _revision_of(entry: Entry) -> contract.Revision:
-    return contract.Revision(entry.agent.name, entry.agent.revision, Path("/nowhere"), entry.spec.factory)
+async def _revision_of(entry: Entry, number: int) -> contract.Revision:
+    return contract.Revision(entry.agent.name, number, Path("/nowhere"), entry.spec_of(number).factory)
 
 
 def _host(scratch: databases.Scratch, store: Store, engine: FakeEngine, facts: telemetry.Telemetry) -> Host:
@@ -106,7 +114,10 @@ async def loops(tmp_path: Path) -> AsyncIterator[Loops]:
         store, engine, facts = await scratch.open(), FakeEngine(is_eager=True), telemetry.Telemetry()
         host = _host(scratch, store, engine, facts)
         dispatcher = Dispatcher(store, engine, scratch.clock, facts, jitter=lambda: 0.5)
-        made = Loops(scratch, store, engine, host, dispatcher, Janitor(store, scratch.clock), facts)
+        reconciler = Reconciler(store, engine, scratch.clock, facts)
+        janitor = Janitor(store, scratch.clock)
+        made = Loops(scratch, store, engine, host, reconciler, dispatcher, janitor, facts)
         facts.subscribe(made.facts.append)
         yield made
+        reconciler.stop()
         await dispatcher.close()

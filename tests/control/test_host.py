@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from greenroom import errors, telemetry
-from greenroom.core import failures, recovery
+from greenroom import errors, settings, telemetry
+from greenroom.core import failures, recovery, rollouts
 from greenroom.engine import contract, protocol
+from greenroom.store.deployments import Deployment
 from greenroom.store.recovery import Noted
 
 if TYPE_CHECKING:
@@ -82,19 +83,39 @@ async def test_a_revision_that_has_succeeded_once_is_not_blamed_for_what_dies_at
     assert await _state(loops) == ("ready", "")
 
 
-async def test_the_work_of_an_old_revision_does_not_excuse_a_new_one_which_is_rolled_back(loops: Loops) -> None:
+async def test_the_work_of_an_old_revision_does_not_excuse_a_new_one_that_never_gets_ready(loops: Loops) -> None:
     await loops.deploy()
     (old,) = loops.engine.replicas
     loops.engine.is_eager = False
     await loops.deploy(digest="new")
-    for number in range(recovery.INTENSITY):
+    for number in range(rollouts.MOST_DEATHS):
         (fresh,) = set(loops.engine.replicas) - {old}
         loops.engine.die(fresh, "crashed", "broken")
         loops.engine.succeed(loops.replica_of(await loops.submit()))
         await loops.advance(recovery.BASE_S * 2.0**number)
     assert set(loops.engine.replicas) == {old}
     assert await _state(loops) == ("ready", "")
-    assert (await loops.store.directory.refresh())["agent"].agent.revision == 1
+    entry = (await loops.store.directory.refresh())["agent"]
+    assert (entry.agent.revision, entry.rollout and entry.rollout.phase) == (1, "rolled_back")
+    (alert,) = await loops.store.recovery.alerts()
+    told = "the rollout of agent to revision 2 has failed and revision 1 serves: 3 of its replicas have died; "
+    assert (alert.state, alert.severity, alert.reason) == ("firing", "warning", f"{told}the last one: broken")
+
+
+async def test_a_new_revision_that_serves_and_survives_no_task_is_rolled_back(loops: Loops) -> None:
+    await loops.deploy(max_attempts=100, retry_backoff_s=0)
+    loops.engine.succeed(loops.replica_of(await loops.submit()))
+    await loops.step(times=2)
+    await loops.deploy(digest="new", max_attempts=100, retry_backoff_s=0)
+    await loops.advance(6)
+    for _ in range(recovery.INTENSITY):
+        await loops.advance(recovery.CAP_S)
+        await loops.submit()
+        for fresh in [each.id for each in loops.engine.replicas.values() if each.revision.number == 2]:
+            loops.engine.die(fresh, "crashed", "broken")
+    await loops.step(times=3)
+    entry = (await loops.store.directory.refresh())["agent"]
+    assert (entry.agent.revision, entry.rollout and entry.rollout.begun_by) == (1, "recovery")
     assert [fact.to for fact in loops.facts if isinstance(fact, telemetry.AgentRolledBack)] == [1]
     (alert,) = await loops.store.recovery.alerts()
     assert (alert.state, alert.severity, "revision 2 of agent was rolled back to 1: broken" in alert.reason) == (
@@ -102,8 +123,7 @@ async def test_the_work_of_an_old_revision_does_not_excuse_a_new_one_which_is_ro
         "warning",
         True,
     )
-    latest, *_ = await loops.store.recovery.failures()
-    assert (latest.rung, latest.recovered_by) == ("roll_back", None)
+    assert "roll_back" in {failure.rung for failure in await loops.store.recovery.failures()}
 
 
 async def test_the_ladder_is_written_down_rung_by_rung_with_the_incarnation_that_each_led_to(loops: Loops) -> None:
@@ -256,7 +276,7 @@ async def test_a_store_that_does_not_answer_while_a_replica_is_started_costs_a_s
     loops.engine.die(next(iter(loops.engine.replicas)), "killed")
     revision_of = loops.host._revision_of
 
-    async def away(_: object) -> contract.Revision:
+    async def away(_: object, __: int) -> contract.Revision:
         raise errors.StoreUnavailable("away")
 
     monkeypatch.setattr(loops.host, "_revision_of", away)
@@ -333,9 +353,11 @@ async def test_who_is_deployed_in_the_place_of_a_removed_agent_is_judged_anew(lo
         await loops.advance(60)
     assert (await _state(loops))[0] == "quarantined"
     loops.engine.refusal = ""
-    spec = (await loops.store.directory.refresh())["agent"].agent.spec
-    await loops.store.agents.remove("agent")
-    await loops.store.agents.deploy("agent", digest="d", spec=spec, replicas=1)  # before any step has seen it gone
+    spec = (await loops.store.directory.refresh())["agent"].spec
+    await loops.store.rollouts.remove("agent")
+    await loops.store.deployments.deploy(
+        Deployment(agent="agent", digest="d", spec=spec, by="ann")
+    )  # before any step has seen it gone
     if not lives_on:
         loops.host = loops.another_host()
     await loops.step(times=3)
@@ -515,13 +537,15 @@ async def test_a_new_revision_is_ready_before_the_old_one_goes_and_no_task_is_cu
     loops.engine.succeed(old, b'"kept"')
     await loops.settle()
     await loops.step(times=2)
+    assert set(loops.engine.replicas) == {old, fresh}  # for an instant way back
+    await loops.advance(settings.Rollout().scale_down_delay_s)
     assert set(loops.engine.replicas) == {fresh}
     assert (await loops.task(id)).output == b'"kept"'
 
 
 async def test_the_replicas_of_a_removed_agent_go_and_its_record_too(loops: Loops) -> None:
     await loops.deploy()
-    await loops.store.agents.remove("agent")
+    await loops.store.rollouts.remove("agent")
     await loops.step(times=3)
     assert not loops.engine.replicas
     assert not await loops.store.recovery.records()

@@ -28,6 +28,8 @@ _to_replica = st.one_of(
     st.builds(protocol.Cancel, _text, _count),
     st.builds(protocol.CallEnded, _text, _count, _count, st.none() | _bytes),
     st.builds(protocol.Probe, _count),
+    st.builds(protocol.Check, _text, _count, st.floats(0, 9), st.none() | _text),
+    st.builds(protocol.Migrate, _text, _count, _bytes, _count, st.floats(0, 9)),
 )
 
 

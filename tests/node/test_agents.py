@@ -127,7 +127,8 @@ async def test_an_agent_that_dies_in_idleness_is_quarantined_and_a_new_deploymen
 
 
 async def test_a_new_spec_replaces_the_replicas_and_no_request_is_lost(data_dir: Path, store_url: str | None) -> None:
-    agents = {"pid": nodes.agent("pid", scaling={"min_replicas": 2}, concurrency=4)}
+    at_once = {"scale_down_delay_s": 0}
+    agents = {"pid": nodes.agent("pid", scaling={"min_replicas": 2}, concurrency=4, rollout=at_once)}
     async with nodes.opened(data_dir, agents, store_url=store_url) as api:
         seen: list[Any] = []
         done = asyncio.Event()
@@ -141,7 +142,7 @@ async def test_a_new_spec_replaces_the_replicas_and_no_request_is_lost(data_dir:
         loads = [asyncio.create_task(load()) for _ in range(4)]
         for number in (2, 3):
             spec = agents["pid"] | {"timeout_s": 100 + number}
-            assert (await api.call("PUT", "/v1/agents/pid", spec)).json()["revision"] == number
+            assert (await api.call("PUT", "/v1/agents/pid", spec)).status_code == 200
 
             async def is_replaced(number: int = number) -> bool:
                 revisions = [item["revision"] for item in (await api.get("/v1/replicas"))["items"]]

@@ -157,6 +157,98 @@ def test_the_other_routes(fake: FakeNode, node: client.Client) -> None:
     assert len(fake.asked("GET /readyz")) == 1
 
 
+ROLLOUT = {"id": 7, "agent": "research", "strategy": "canary", "to_revision": 3, "state": "paused", "mood": "newer"}
+
+
+def test_the_routes_of_rollouts(fake: FakeNode, node: client.Client) -> None:
+    fake.put("GET /v1/agents/research/revisions", {"items": [{"agent": "research", "number": 3}]})
+    fake.put("GET /v1/agents/research/rollouts", {"items": [ROLLOUT]})
+    fake.put("GET /v1/rollouts/7", ROLLOUT)
+    for verb in ("promote", "pause", "resume", "abort"):
+        fake.put(f"POST /v1/rollouts/7/{verb}", ROLLOUT)
+    fake.put("POST /v1/agents/research/rollback", ROLLOUT)
+    assert node.revisions("research")[0].number == 3
+    assert node.rollouts("research", limit=5)[0].is_open
+    assert dict(fake.last.query_params) == {"limit": "5"}
+    assert node.rollout(7).to_revision == 3
+    for act in (node.promote_rollout, node.pause_rollout, node.resume_rollout, node.abort_rollout):
+        assert act(7).id == 7
+        assert fake.last.url.path == f"/v1/rollouts/7/{act.__name__.partition('_')[0]}"
+    node.promote_rollout(7, 2)
+    assert fake.last_body == {"stage": 2}
+    assert node.roll_back("research").id == 7
+    assert fake.last_body == {}
+    node.roll_back("research", 2)
+    assert fake.last_body == {"to": 2}
+
+
+def test_a_deployment_brings_its_code_and_is_planned_before(fake: FakeNode, node: client.Client) -> None:
+    spec = {"factory": "a:b"}
+    fake.put("POST /v1/code", {"digest": "d", "files": 1, "bytes": 2})
+    assert node.upload_code(b"archive").digest == "d"
+    assert fake.last.headers["content-type"] == "application/gzip"
+    assert fake.requests[-1][1] == b"archive"
+    fake.put("PUT /v1/agents/research?dry_run", {"agent": "research", "action": "begin", "to_revision": 3})
+    assert node.plan_agent("research", spec, code="d").action == "begin"
+    assert dict(fake.last.query_params) == {"code": "d", "dry_run": "true"}
+    node.plan_agent("research", spec, sessions=True)
+    assert dict(fake.last.query_params) == {"dry_run": "true", "sessions": "true"}
+    node.plan_agent("research", spec, strategy="canary", hold_s=2.5)
+    assert dict(fake.last.query_params) == {"strategy": "canary", "hold_s": "2.5", "dry_run": "true"}
+    fake.put("PUT /v1/agents/research", agent(rollout=ROLLOUT))
+    node.put_agent("research", spec, strategy="canary", hold_s=2.5)
+    assert (dict(fake.last.query_params), fake.last_body) == ({"strategy": "canary", "hold_s": "2.5"}, spec)
+    deployed = node.put_agent("research", spec, code="d")
+    assert deployed.rollout is not None
+    assert deployed.rollout.id == 7
+    assert (dict(fake.last.query_params), fake.last_body) == ({"code": "d"}, spec)
+
+
+async def test_the_asynchronous_client_deploys_and_rolls_back(fake: FakeNode, tmp_path: Path) -> None:
+    fake.put("POST /v1/code", {"digest": "d"})
+    fake.put("PUT /v1/agents/research?dry_run", {"agent": "research", "action": "stay", "to_revision": 3})
+    fake.put("GET /v1/agents/research/rollouts", {"items": [ROLLOUT]})
+    for route in ("rollouts/7/promote", "rollouts/7/pause", "rollouts/7/resume", "rollouts/7/abort"):
+        fake.put(f"POST /v1/{route}", ROLLOUT)
+    fake.put("POST /v1/agents/research/rollback", ROLLOUT)
+    fake.put("GET /v1/rollouts/7", ROLLOUT)
+    fake.put("GET /v1/agents/research/revisions", {"items": []})
+    with fake.serving() as url:
+        async with async_client.AsyncClient(url, "k", data_dir=tmp_path) as node:
+            assert (await node.upload_code(b"archive")).digest == "d"
+            assert (await node.plan_agent("research", {}, code="d", sessions=True)).action == "stay"
+            assert [rollout.id for rollout in await node.rollouts("research")] == [7]
+            assert await node.revisions("research") == []
+            for act in (
+                node.rollout,
+                node.promote_rollout,
+                node.pause_rollout,
+                node.resume_rollout,
+                node.abort_rollout,
+            ):
+                assert (await act(7)).id == 7
+            assert (await node.roll_back("research", 2)).id == 7
+
+
+@pytest.mark.parametrize(
+    ("call", "is_repeatable"),
+    [
+        (calls.put_agent("a", {}), True),
+        (calls.plan_agent("a", {}), True),
+        (calls.plan_agent("a", {}, sessions=True), False),  # the first may go on, and there is one at a time
+        (calls.upload_code(b""), True),
+        (calls.promote_rollout(1, None), False),
+        (calls.resume_rollout(1), False),  # it may be a promotion
+        (calls.pause_rollout(1), True),
+        (calls.abort_rollout(1), True),
+        (calls.roll_back("a", None), False),  # twice leads back
+        (calls.roll_back("a", 2), True),
+    ],
+)
+def test_what_moves_a_rollout_twice_is_not_repeated(call: calls.Call[Any], is_repeatable: bool) -> None:
+    assert call.repeatable == is_repeatable
+
+
 @pytest.mark.parametrize("id", ["../keys", "a/b", "..", "?x", "é"])
 def test_an_id_stays_one_segment_of_the_path(fake: FakeNode, node: client.Client, id: str) -> None:
     with pytest.raises(errors.NotFound):

@@ -12,7 +12,7 @@ from greenroom import settings
 from greenroom.settings import AgentSettings, SettingsInvalid, rules
 from greenroom.settings.checking import Checker
 
-FULL = {
+FULL: dict[str, Any] = {
     "factory": "agents.team:build.it",
     "description": "Finds sources\nand sums them up",
     "skills": ["search", "summary"],
@@ -35,11 +35,26 @@ FULL = {
     "egress": ["any"],
     "scaling": {"min_replicas": 2, "max_replicas": None},
     "rollout": {
-        "strategy": "rolling",
-        "checks": [],
-        "hold_s": 0,
-        "scale_down_delay_s": 5,
-        "progress_deadline_s": 120,
+        "strategy": "canary",
+        "checks": ["agents:smoke"],
+        "examples": [
+            {
+                "input": {"task": "Rain?"},
+                "equals": None,
+                "contains": "rain",
+                "not_contains": ["sorry", "cannot"],
+                "matches": r"^\d+ sources",
+                "within_s": 30,
+            },
+            {"input": None},
+        ],
+        "weights": [10, 100],
+        "max_surge": "25%",
+        "max_unavailable": 0,
+        "promotion": "manual",
+        "hold_s": 60,
+        "scale_down_delay_s": 10,
+        "progress_deadline_s": 300,
     },
 }
 
@@ -69,6 +84,8 @@ def test_an_agent_needs_a_factory_only_and_the_rest_has_the_documented_defaults(
 
 def test_every_key_is_taken() -> None:
     assert set(FULL) == set(AgentSettings.__struct_fields__)
+    assert set(FULL["rollout"]) == set(settings.Rollout.__struct_fields__)
+    assert set(FULL["rollout"]["examples"][0]) == set(settings.Example.__struct_fields__)
     agent = settings.parse_agent("research", FULL)
     assert agent.skills == ("search", "summary")
     assert agent.arguments == FULL["arguments"]
@@ -96,7 +113,9 @@ def test_a_default_said_aloud_is_the_same_bytes() -> None:
 
 
 def test_null_is_absent() -> None:
-    nulls = {key: None for key in FULL if key != "factory"}
+    nulls: dict[str, Any] = {key: None for key in FULL if key != "factory"}
+    assert settings.parse_agent("a", {"factory": "a:b"} | nulls) == settings.parse_agent("a", {"factory": "a:b"})
+    nulls["rollout"] = dict.fromkeys(settings.Rollout.__struct_fields__)
     assert settings.parse_agent("a", {"factory": "a:b"} | nulls) == settings.parse_agent("a", {"factory": "a:b"})
 
 
@@ -222,9 +241,6 @@ def test_arguments_are_a_copy() -> None:
         ({"scaling": {"max_replicas": 10}}, "scaling.max_replicas"),
         ({"scaling": {"target_queue_per_replica": 6}}, "scaling.target_queue_per_replica"),
         ({"scaling": {"min_replicas": 0}}, "scaling.min_replicas"),
-        ({"rollout": {"strategy": "canary"}}, "rollout.strategy"),
-        ({"rollout": {"checks": ["agents:smoke"]}}, "rollout.checks"),
-        ({"rollout": {"hold_s": 1}}, "rollout.hold_s"),
     ],
 )
 def test_what_is_not_yet_built_is_refused_by_name(given: dict[str, Any], path: str) -> None:

@@ -10,6 +10,7 @@ from greenroom.settings import Environment, SettingsInvalid
 TABLE = {
     # key path: development, staging, production
     "cluster.max_replicas": (10, 50, 200),
+    "cluster.max_surge": (None, None, None),
     "cluster.autoscaling": (False, True, True),
     "cluster.cpu": (2.0, 4.0, 8.0),
     "cluster.memory_mb": (4096, 8192, 16384),
@@ -33,6 +34,7 @@ TABLE = {
 BUILT = {
     "cluster.scheduled_backups",
     "cluster.max_replicas",
+    "cluster.max_surge",
     "cluster.max_connections",
     "cluster.metrics",
     "cluster.health_checks",

@@ -213,7 +213,11 @@ def test_a_file_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
         ({"cluster": {"autoscaling": True}}, "cluster.autoscaling", "not yet built"),
         ({"cluster": {"cpu": 4}}, "cluster.cpu", "not yet built"),
         ({"cluster": {"tracing": True}}, "cluster.tracing", "not yet built"),
-        ({"server": {"accept_code": True}}, "server.accept_code", "not yet built"),
+        ({"cluster": {"max_surge": -1}}, "cluster.max_surge", "expected a whole number from 0 to 10000, got -1"),
+        ({"cluster": {"max_surge": "25%"}}, "cluster.max_surge", 'got "25%"'),
+        ({"server": {"accept_code": "yes"}}, "server.accept_code", "expected true or false"),
+        ({"server": {"max_code_bytes": 1023}}, "server.max_code_bytes", "bytes from 1024 to 67108864, got 1023"),
+        ({"server": {"max_code_bytes": 2**26 + 1}}, "server.max_code_bytes", "got 67108865"),
         ({"security": {"rate_limit_per_minute": 600}}, "security.rate_limit_per_minute", "not yet built"),
         ({"security": {"tls": True}}, "security.tls", "not yet built"),
         ({"security": {"audit_log": True}}, "security.audit_log", "not yet built"),
@@ -245,6 +249,17 @@ def test_loopback_needs_no_tls(host: str) -> None:
     assert settings.load(None, {}, overrides={"server": {"host": host}}).server.host == host
 
 
+def test_code_by_api_is_off_and_can_be_switched_on() -> None:
+    assert not settings.load(None, {}).server.accept_code
+    server = settings.load(None, {}, overrides={"server": {"accept_code": True, "max_code_bytes": 2048}}).server
+    assert (server.accept_code, server.max_code_bytes) == (True, 2048)
+
+
+def test_surge_is_bounded_where_somebody_says_so() -> None:
+    assert settings.load(None, {}).cluster.max_surge is None
+    assert settings.load(None, {"GREENROOM_CLUSTER__MAX_SURGE": "0"}).cluster.max_surge == 0
+
+
 def test_the_minimums_have_to_fit() -> None:
     agents = {name: {"factory": "a:b", "scaling": {"min_replicas": 6}} for name in ("a", "b")}
     problems = _problems(agents=agents)
@@ -272,6 +287,7 @@ def test_the_starter_manifest_is_valid_as_it_is_and_with_its_comments_made_real(
     lines = [line.removeprefix("# ") if " = " in line or line.startswith("# [") else line for line in text.splitlines()]
     everything = settings.load(write("\n".join(lines)), {})
     assert everything.agents["hello"].scaling.min_replicas == 2
+    assert everything.agents["hello"].rollout.examples[0].contains == ("Ada",)
     assert everything.cluster.max_connections == 128
 
 
@@ -316,5 +332,6 @@ def test_a_diff_has_what_changed_and_nothing_else() -> None:
     assert ("server.port", 7080, 1) in changes
     assert ("agents.a.concurrency", 1, 2) in changes
     assert ("agents.gone.factory", "a:b", None) in changes
-    assert not [change for change in changes if change.old == change.new and change.new is not None]
+    assert [change for change in changes if change.key == "agents.gone.arguments"] == []
+    assert not [change for change in changes if change.before == change.after and change.after is not None]
     assert settings.diff(old, old) == []

@@ -22,6 +22,7 @@ KEYS = st.sampled_from(
         *settings.Security.__struct_fields__,
         *settings.Scaling.__struct_fields__,
         *settings.Rollout.__struct_fields__,
+        *settings.Example.__struct_fields__,
         *AgentSettings.__struct_fields__,
     ]
 )
@@ -29,7 +30,7 @@ SCALARS = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(),
-    st.sampled_from([0, 1, 2**63, 10**4000, -(10**4000), 1e400, "agents:research", "any", "off", "INFO", "::1"]),
+    st.sampled_from([0, 1, 2**63, 10**4000, -(10**4000), 1e400, "agents:research", "any", "off", "INFO", "::1", "25%"]),
     st.floats(),
     SURROGATES,
     st.dates(),
@@ -41,6 +42,29 @@ VALUES = st.recursive(
     SCALARS,
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(KEYS | SURROGATES, inner, max_size=5)),
     max_leaves=20,
+)
+EXAMPLES = st.fixed_dictionaries(
+    {"input": VALUES},
+    optional={
+        "equals": VALUES,
+        "contains": st.text() | st.lists(st.text(), max_size=3) | VALUES,
+        "not_contains": st.text() | VALUES,
+        "matches": st.text("ab(?[<=\\\n\x85)]{*,9}") | st.text() | VALUES,
+        "within_s": st.floats(0, 90_000) | VALUES,
+    },
+)
+SHARES = st.integers(-1, 10_001) | st.integers(-1, 101).map("{}%".format) | VALUES
+ROLLOUTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "strategy": st.sampled_from(["rolling", "blue-green", "canary"]) | VALUES,
+        "checks": st.lists(st.just("a:smoke") | SURROGATES, max_size=2),
+        "examples": st.lists(EXAMPLES | VALUES, max_size=3) | VALUES,
+        "weights": st.lists(st.integers(0, 101), max_size=4).map(lambda weights: [*sorted(weights), 100]) | VALUES,
+        "max_surge": SHARES,
+        "max_unavailable": SHARES,
+        "promotion": st.sampled_from(["automatic", "manual"]) | VALUES,
+    },
 )
 TABLES = st.dictionaries(KEYS | SURROGATES, VALUES, max_size=5)
 AGENTS = st.dictionaries(
@@ -101,11 +125,13 @@ def test_arbitrary_tables_give_settings_or_their_mistakes(manifest: Mapping[str,
         assert all(settings.rows(loaded))
 
 
-@given(name=SURROGATES | st.just("a"), table=TABLES)
+@given(name=SURROGATES | st.just("a"), table=TABLES | st.fixed_dictionaries({"rollout": ROLLOUTS}))
 def test_arbitrary_agents_are_parsed_or_refused(name: str, table: dict[str, Any]) -> None:
     try:
         agent = settings.parse_agent(name, {"factory": "a:b"} | table)
     except SettingsInvalid as error:
         assert all(problem.path.startswith("agents.") for problem in error.problems)
+        assert all("\n" not in problem.message for problem in error.problems)
     else:
         assert settings.parse_agent(name, msgspec.to_builtins(agent)) == agent
+        assert msgspec.json.decode(msgspec.json.encode(agent), type=AgentSettings) == agent

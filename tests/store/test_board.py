@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from greenroom.store.board import MAX_CLAIMS, Board, Demand
+from greenroom.store.board import BUCKETS, MAX_CLAIMS, Board, Demand, Traffic
 from greenroom.store.database import RetryTransaction
 
 AGENT = "research"
@@ -21,7 +23,7 @@ def _board(*slots: int, revision: int = 1) -> Board:
 
 
 def _assign(board: Board, *sessions: str | None, homes: dict[str, str] | None = None) -> list[str]:
-    (demand,) = board.reserve()
+    demand = board.reserve()[0]
     keys = [None if session is None else ("acme", AGENT, session) for session in sessions]
     try:
         return board.assign(demand, keys, {("acme", AGENT, name): home for name, home in (homes or {}).items()})
@@ -44,18 +46,85 @@ def test_a_session_goes_to_its_home_and_elsewhere_if_that_is_full() -> None:
     assert _assign(board, "s", "s", "s", homes={"s": "r1"}) == ["r1", "r1", "r0"]
 
 
-def test_a_home_of_another_revision_is_no_home() -> None:
+def _two_revisions(shares: dict[int, int]) -> Board:
     board = _board(2)
     board.open("new", agent=AGENT, revision=2, slots=2)
-    assert _assign(board, "s", homes={"s": "r0"}) == ["new"]
+    board.route(AGENT, Traffic((1, 1), shares, serving=1))
+    return board
 
 
-def test_claims_bind_to_the_newest_revision_that_has_room() -> None:
+def test_a_home_of_another_revision_is_no_home() -> None:
+    board = _two_revisions({2: 100})
+    old, new = board.reserve()
+    board.settle(old)
+    assert board.assign(new, [SESSION], {SESSION: "r0"}) == ["new"]
+
+
+def test_each_revision_asks_for_its_share_of_the_tasks_and_all_for_those_that_keep_to_it() -> None:
+    board = _two_revisions({1: 95, 2: 5})
+    assert board.reserve() == [Demand(AGENT, 1, 2, low=5_000, high=BUCKETS), Demand(AGENT, 2, 2, low=0, high=5_000)]
+    board.route(AGENT, Traffic((1, 2), {2: 100}))
+    assert board.reserve() == [Demand(AGENT, 1, 2, low=0, high=0), Demand(AGENT, 2, 2)]
+
+
+def test_what_was_written_earlier_than_what_is_known_changes_no_traffic() -> None:
+    board = _two_revisions({2: 100})
+    board.route(AGENT, Traffic((1, 0), {1: 100}))
+    assert board.ranges(AGENT) == {2: (0, BUCKETS)}
+    board.route(AGENT, Traffic((2, 1), {1: 100}))
+    assert board.ranges(AGENT) == {1: (0, BUCKETS)}
+
+
+def test_traffic_that_may_have_been_changed_is_shared_out_to_nobody_until_somebody_has_looked() -> None:
+    board = _two_revisions({1: 50, 2: 50})
+    board.doubt(AGENT)
+    assert board.ranges(AGENT) == {}
+    assert board.seat(AGENT, 2) == []
+    board.route(AGENT, Traffic((1, 1), {1: 50, 2: 50}, serving=1))  # it was not
+    assert board.ranges(AGENT).keys() == {1, 2}
+
+
+def test_what_a_new_revision_without_replicas_would_get_goes_to_the_serving_one() -> None:
+    board = _two_revisions({1: 95, 2: 5})
+    board.drain("new")
+    assert board.ranges(AGENT) == {1: (0, BUCKETS)}
+
+
+def test_what_is_the_serving_revisions_waits_for_it() -> None:
+    board = _two_revisions({1: 95, 2: 5})
+    board.drain("r0")
+    assert board.ranges(AGENT) == {2: (0, 5_000)}
+    board.close("new")
+    assert board.ranges(AGENT) == {}
+
+
+def test_nobody_gets_tasks_before_its_traffic_begins() -> None:
     board = _board(2)
-    board.open("new", agent=AGENT, revision=2, slots=1)
-    assert board.reserve() == [Demand(AGENT, 2, 1)]
-    assert board.assign(Demand(AGENT, 2, 1), [None], {}) == ["new"]
-    assert board.reserve() == [Demand(AGENT, 1, 2)]
+    board.route(AGENT, Traffic((1, 1), {1: 0}))
+    assert board.ranges(AGENT) == {}
+    _assign(board)
+    assert board.seat(AGENT, 2) == []
+
+
+def test_new_tasks_are_spread_over_the_revisions_by_their_shares() -> None:
+    board = Board()
+    for revision in (1, 2):
+        board.open(f"r{revision}", agent=AGENT, revision=revision, slots=1000)
+    board.route(AGENT, Traffic((1, 1), {1: 75, 2: 25}))
+    for demand in board.reserve():
+        board.assign(demand, [], {})
+    seats = [seat for _ in range(200) for seat in board.seat(AGENT, 1)]
+    assert len(seats) == 200
+    assert abs(sum(revision == 2 for _, revision in seats) - 50) <= 1
+
+
+def test_a_full_revision_leaves_its_share_in_the_queue() -> None:
+    board = _board(1)
+    board.open("new", agent=AGENT, revision=2, slots=100)
+    board.route(AGENT, Traffic((1, 1), {1: 50, 2: 50}))
+    for demand in board.reserve():
+        board.assign(demand, [], {})
+    assert abs(len(board.seat(AGENT, 20)) - 11) <= 1
 
 
 def test_a_drained_replica_takes_no_more_but_lets_a_task_resume() -> None:
@@ -113,19 +182,19 @@ def test_one_commit_claims_a_bounded_number() -> None:
 def test_new_tasks_take_what_is_free_and_are_spread() -> None:
     board = _board(1, 2)
     _assign(board)
-    assert board.seat(AGENT, 2) == (["r0", "r1"], 1)
-    assert board.seat(AGENT, 2) == (["r1"], 1)
-    assert board.seat(AGENT, 1) == ([], 0)
-    assert board.seat("unknown", 1) == ([], 0)
+    assert board.seat(AGENT, 2) == [("r0", 1), ("r1", 1)]
+    assert board.seat(AGENT, 2) == [("r1", 1)]
+    assert board.seat(AGENT, 1) == []
+    assert board.seat("unknown", 1) == []
 
 
 def test_new_tasks_take_nothing_where_others_may_be_queued() -> None:
     board = _board(2)
-    assert board.seat(AGENT, 1) == ([], 1)
+    assert board.seat(AGENT, 1) == []
     (demand,) = board.reserve()
     board.assign(demand, [], {})
     board.mark([AGENT])
-    assert board.seat(AGENT, 1) == ([], 1)
+    assert board.seat(AGENT, 1) == []
 
 
 class BoardMachine(RuleBasedStateMachine):
@@ -137,6 +206,7 @@ class BoardMachine(RuleBasedStateMachine):
         self.slots: dict[str, int] = {}
         self.taken: list[str] = []  # slots held, by replica
         self.demands: list[Demand] = []
+        self.version = 0
 
     @rule(slots=st.integers(1, 3), revision=st.integers(1, 2))
     def open(self, slots: int, revision: int) -> None:
@@ -170,7 +240,12 @@ class BoardMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 4))
     def seat(self, count: int) -> None:
-        self.taken += self.board.seat(AGENT, count)[0]
+        self.taken += [replica for replica, _ in self.board.seat(AGENT, count)]
+
+    @rule(share=st.integers(0, 100))
+    def route(self, share: int) -> None:
+        self.version += 1
+        self.board.route(AGENT, Traffic((1, self.version), {1: 100 - share, 2: share}, serving=1))
 
     @rule(which=st.integers(0, 9))
     def release(self, which: int) -> None:
@@ -183,6 +258,14 @@ class BoardMachine(RuleBasedStateMachine):
             name = list(self.slots)[which % len(self.slots)]
             if self.board.try_occupy(name):
                 self.taken.append(name)
+
+    @invariant()
+    def every_task_is_for_one_revision_at_most(self) -> None:
+        ranges = self.board.ranges(AGENT)
+        spans = sorted(ranges.values())
+        assert all(high <= low for (_, high), (low, _) in itertools.pairwise(spans))
+        if 1 in ranges and self.version:
+            assert sum(high - low for low, high in spans) == BUCKETS
 
     @invariant()
     def no_replica_has_more_than_its_slots(self) -> None:

@@ -105,12 +105,17 @@ async def test_the_list_of_sessions_tells_how_large_their_state_is(node: Node) -
 
 
 _PLANNED: dict[str, tuple[str, dict[str, Any]]] = {
-    "the queue": (claims._TO_SHARE, {"agent": "a", "slots": 1}),
+    "the queue": (claims._ITS_OWN, {"agent": "a", "slots": 1, "revision": 1}),
+    "the sessions of a revision": (claims._PINNED, {"agent": "a", "slots": 1, "revision": 1}),
+    "the queue of a revision": (
+        claims._ITS_SHARE,
+        {"agent": "a", "slots": 1, "revision": 1, "low": 0, "high": 5_000},
+    ),
     "suspects": (claims._TO_RUN_ALONE, {"agent": "a", "slots": 1}),
     "who has suspects": (tasks._SUSPECTS, {}),
     "an attempt's end": (transitions._LEASED, {"id": "x", "epoch": 1}),
     "a key": (submissions._BY_KEY, {"tenant": "t", "idempotency_key": "k"}),
-    "a session": (submissions._SESSION_IS_OPEN, {"tenant": "t", "agent": "a", "session": "s"}),
+    "a session": (submissions._SESSION, {"tenant": "t", "agent": "a", "session": "s"}),
     "leases": (transitions._RENEW, {"owner": "o", "until": 1}),
     "what is lost": (transitions._LOST, {"now": 1, "not_owner": "o", "spared": "p", "most": 1}),
     "what is due": (transitions._NEXT_DUE, {}),

@@ -7,14 +7,16 @@ from msgspec import structs
 from greenroom import errors, settings, strict_json
 from greenroom.api import schemas, views
 from greenroom.api.request import Answer, Call
+from greenroom.core import rollouts
+from greenroom.store.rollouts import Rollout
 
 
 async def list_agents(call: Call) -> Answer:
     """List agents with their replicas and queues."""
-    ready = views.ready(await call.store.agents.replicas())
+    ready = views.ready(await call.store.agents.replicas(), call.store.board)
     counts = await call.store.tasks.open_counts()
     entries = (await call.store.directory.refresh()).values()
-    items = [views.agent(entry, replicas=ready[entry.agent.name], open_counts=counts) for entry in entries]
+    items = [views.agent(entry, ready=ready, open_counts=counts) for entry in entries]
     return Answer({"items": items, "next_cursor": None})
 
 
@@ -23,31 +25,43 @@ async def show_agent(call: Call) -> Answer:
     await call.store.directory.refresh()
     entry = call.store.directory.get(call.path("name"))
     counts = await call.store.tasks.open_counts()
-    ready = views.ready(await call.store.agents.replicas())
-    return Answer(views.agent(entry, replicas=ready[entry.agent.name], open_counts=counts))
+    ready = views.ready(await call.store.agents.replicas(), call.store.board)
+    return Answer(views.agent(entry, ready=ready, open_counts=counts))
 
 
 async def put_agent(call: Call) -> Answer:
-    """Deploy an agent: its spec as in the manifest, its code from the folder that the node was started in."""
+    """Deploy an agent: its spec as in the manifest, the node's own code or ``?code=``; a dry run begins nothing.
+
+    With ``?strategy=`` and ``?hold_s=`` the rollout is another one for this time.
+    """
     name = call.path("name")
     value = strict_json.loads(call.body)
     if not isinstance(value, dict):
         raise errors.BodyInvalid("cannot take the body: an agent's spec is an object")
     spec = settings.parse_agent(name, value)
-    others = call.store.directory.replicas(besides={name})
-    most = call.services.settings.cluster.max_replicas
-    if others + spec.scaling.min_replicas > most:
-        raise errors.Conflict(
-            f"cannot deploy {name}: {others} replicas of other agents and {spec.scaling.min_replicas} of it "
-            f"are more than cluster.max_replicas ({most})"
-        )
-    await call.services.deploy(name, spec)
+    rollout = settings.rollout_for_once(name, value, strategy=call.query("strategy"), hold_s=_number(call, "hold_s"))
+    code, is_tried = call.query("code"), call.flag("sessions")
+    if call.flag("dry_run"):
+        plan = await call.services.deployments.plan(name, spec, code=code, is_tried=is_tried, rollout=rollout)
+        return Answer(plan)
+    if is_tried:
+        raise errors.QueryInvalid("cannot take ?sessions=true: it goes with dry_run=true")
+    await call.services.deployments.deploy(name, spec, by=call.principal.name, code=code, rollout=rollout)
     return await show_agent(call)
+
+
+def _number(call: Call, name: str) -> float | str | None:
+    """Return a query parameter, as text where it is no number: the settings say what is wrong with it."""
+    text = call.query(name)
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 async def delete_agent(call: Call) -> Answer:
     """Remove an agent: its replicas drain, its queued tasks stay and can be cancelled."""
-    await call.store.agents.remove(call.path("name"))
+    await call.store.rollouts.remove(call.path("name"))
     await call.store.directory.refresh()
     return Answer(None, status=204)
 
@@ -55,7 +69,7 @@ async def delete_agent(call: Call) -> Answer:
 async def scale(call: Call) -> Answer:
     """Set how many replicas an agent should have."""
     name, wanted = call.path("name"), schemas.read(call.body, schemas.Scale)
-    call.store.directory.get(name)
+    entry = call.store.directory.get(name)
     if wanted.replicas == 0:
         raise errors.BodyInvalid(
             f"cannot scale {name}: 0 (scale to zero) is not yet built: nothing would start a replica again; "
@@ -67,8 +81,23 @@ async def scale(call: Call) -> Answer:
         raise errors.Conflict(
             f"cannot scale {name} to {wanted.replicas}: other agents have {others} and cluster.max_replicas is {most}"
         )
+    if entry.rollout is not None and wanted.replicas > entry.agent.replicas:
+        _check_surge(call, entry.rollout, wanted.replicas)
     await call.store.agents.scale(name, wanted.replicas)
     return await show_agent(call)
+
+
+def _check_surge(call: Call, rollout: Rollout, replicas: int) -> None:
+    """Raise `errors.Conflict` where *rollout* would need more beside *replicas* than there may be."""
+    cluster = call.services.settings.cluster
+    most = cluster.max_replicas if cluster.max_surge is None else cluster.max_surge
+    needed, taken = rollouts.beside(rollout.state, replicas), call.store.directory.beside(besides={rollout.agent})
+    if needed and taken + needed > most:
+        raise errors.Conflict(
+            f"cannot scale {rollout.agent} to {replicas}: rollout {rollout.id} would need {needed} replicas beside "
+            f"them, other rollouts have {taken}, and cluster.max_surge is {most}; wait for it, abort it, or raise "
+            "cluster.max_surge"
+        )
 
 
 async def release(call: Call) -> Answer:

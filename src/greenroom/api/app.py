@@ -88,12 +88,10 @@ class App:
             )
         if route.method != "GET" and (refusal := services.refusal) is not None:
             raise refusal
-        if (
-            route.body is not None
-            and headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json"
-        ):
-            raise UnsupportedMediaType("cannot read the body: send it with Content-Type: application/json")
-        body = await _body(scope, headers, receive, most=services.settings.server.max_body_bytes)
+        if route.body is not None:
+            _check_type(route, headers)
+        bound = "max_code_bytes" if route.body is bytes else "max_body_bytes"
+        body = await _body(scope, headers, receive, most=getattr(services.settings.server, bound), bound=bound)
         return await route.endpoint(Call(request_id, principal, services, scope, headers, path_params, body))
 
     def _match(self, path: str, method: str) -> tuple[Route, dict[str, str]]:
@@ -134,26 +132,37 @@ class MethodNotAllowed(errors.GreenroomError):
 
 
 class UnsupportedMediaType(errors.GreenroomError):
-    """The body is not declared as JSON."""
+    """The body is not declared as what this route takes."""
 
     code = "unsupported-media-type"
     status = 415
 
 
-async def _body(scope: Scope, headers: dict[bytes, bytes], receive: Receive, *, most: int) -> bytes:
+def _check_type(route: Route, headers: dict[bytes, bytes]) -> None:
+    if headers.get(b"content-type", b"").split(b";")[0].strip().lower() == route.media_type:
+        return
+    is_empty = headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
+    if not (route.body_is_optional and is_empty):
+        raise UnsupportedMediaType(f"cannot read the body: send it with Content-Type: {route.media_type.decode()}")
+
+
+async def _body(scope: Scope, headers: dict[bytes, bytes], receive: Receive, *, most: int, bound: str) -> bytes:
+    """Return the body, of at most *most* bytes; *bound* is the setting that says so."""
     length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length[:20]) > most:
-        raise errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.max_body_bytes)")
-    body = b""
+        raise errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
+    pieces, size = [], 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise errors.JsonRefused("cannot read the body: the client went away")
-        body += bytes(message.get("body", b""))
-        if len(body) > most:
-            raise errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.max_body_bytes)")
+        piece = bytes(message.get("body", b""))
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            raise errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
         if not message.get("more_body"):
-            return body
+            return b"".join(pieces)
 
 
 async def _send_answer(answer: Answer, send: Send) -> None:

@@ -16,8 +16,8 @@ import msgspec
 from greenroom import settings
 from greenroom.api import problems, routes, schemas
 from greenroom.api.request import Answer, Call
-from greenroom.api.routes import Page, Route
-from greenroom.core import agents, health, tasks
+from greenroom.api.routes import Given, Page, Route
+from greenroom.core import agents, health, rollouts, tasks
 from greenroom.core.admission import Permission
 from greenroom.engine import protocol
 from greenroom.sdk import models
@@ -51,13 +51,28 @@ _MEANINGS = {200: "done", 201: "made", 202: "accepted, and not at its end yet", 
 
 # What is given beside the body, by name: what it is, and what it does.
 _NAME, _COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
+_SWITCH = {"type": "boolean", "default": False}
 _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
     "after": (_COUNT, "Begin behind the event of this number."),
     "agent": (_NAME, "Only what is of this agent."),
+    "code": (
+        {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "The digest of code that was brought; without one it is that of the node's own folder.",
+    ),
     "cursor": (_NAME, "Go on where a list ended: its next_cursor."),
+    "dry_run": (_SWITCH, "Begin nothing, and answer with the plan."),
+    "hold_s": (
+        {"type": "number", "minimum": 0},
+        "How long each stage is watched, in place of the spec's for this time.",
+    ),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many."),
     "session": (_NAME, "Only what is of this session."),
+    "sessions": (_SWITCH, "With dry_run: try the revision, on the agent's stored sessions too; one at a time."),
     "state": ({"type": "string", "enum": list(tasks.State)}, "Only what is in this state."),
+    "strategy": (
+        {"type": "string", "enum": ["rolling", "blue-green", "canary"]},
+        "In place of the spec's for this time.",
+    ),
     "wait": (
         {"type": "number", "minimum": 0, "maximum": schemas.MAX_WAIT_S},
         "Answer when the task has ended, or after this many seconds.",
@@ -80,6 +95,9 @@ _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("Replica", "grade"): health.Grade,
     ("Agent", "grade"): health.Grade,
     ("AgentStatus", "grade"): health.Grade,
+    ("Rollout", "state"): rollouts.Phase,
+    ("RolloutStatus", "state"): (rollouts.Phase.PROGRESSING, rollouts.Phase.PAUSED),
+    ("Plan", "action"): ("begin", "join", "stay"),
 }
 _SOMETIMES = {
     "Task": {"routing"},
@@ -116,9 +134,20 @@ def document() -> dict[str, Any]:
 
 
 def _bodies() -> dict[str, Any]:
-    kinds = [schemas.Submission, schemas.Batch, schemas.Scale, schemas.NewKey, settings.AgentSettings]
+    kinds = [
+        schemas.Submission,
+        schemas.Batch,
+        schemas.Scale,
+        schemas.Rollback,
+        schemas.Promotion,
+        schemas.NewKey,
+        settings.AgentSettings,
+    ]
     (_, components) = msgspec.json.schema_components(kinds, ref_template=_SCHEMAS + "{name}")
-    for name in ("AgentSettings", "Scaling", "Rollout"):
+    # A rollout is something else where it is answered.
+    components["RolloutSettings"] = components.pop("Rollout") | {"title": "RolloutSettings"}
+    components["AgentSettings"]["properties"]["rollout"]["$ref"] = f"{_SCHEMAS}RolloutSettings"
+    for name in ("AgentSettings", "Scaling", "RolloutSettings", "Example"):
         components[name]["additionalProperties"] = False  # as `settings` has it
     components["Scale"]["properties"]["replicas"]["minimum"] = 1  # as the route has it
     components["Batch"]["properties"]["tasks"]["items"] = {"$ref": f"{_SCHEMAS}Submission"}
@@ -126,8 +155,8 @@ def _bodies() -> dict[str, Any]:
 
 
 def _answers(every: Iterable[Route]) -> dict[str, Any]:
-    given = [kind.item if isinstance(kind, Page) else kind for route in every for kind in route.gives.values()]
-    kinds = [models.Event, *{kind: None for kind in given if isinstance(kind, type)}]
+    given = [kind for route in every for answer in route.gives.values() for kind in _kinds(answer)]
+    kinds = [models.Event, *dict.fromkeys(given)]
     (_, components) = msgspec.json.schema_components(kinds, ref_template=_SCHEMAS + "{name}")
     for name, schema in components.items():
         schema["required"] = [key for key in schema["properties"] if key not in _SOMETIMES.get(name, ())]
@@ -139,6 +168,18 @@ def _answers(every: Iterable[Route]) -> dict[str, Any]:
     either = [{"$ref": f"{_SCHEMAS}Task"}, {"$ref": f"{_SCHEMAS}Problem"}]
     components["BatchResult"]["properties"]["items"]["items"] = {"anyOf": either}
     return components
+
+
+def _kinds(answer: Given) -> tuple[type[msgspec.Struct], ...]:
+    match answer:
+        case Page(item):
+            return (item,)
+        case None | str():
+            return ()
+        case tuple():
+            return answer
+        case _:
+            return (answer,)
 
 
 def _operation(route: Route) -> dict[str, Any]:
@@ -159,17 +200,22 @@ def _operation(route: Route) -> dict[str, Any]:
         },
     }
     if route.body is not None:
-        name = "AgentSettings" if route.body is dict else route.body.__name__
-        schema = {"$ref": f"{_SCHEMAS}{name}"}
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        content = {route.media_type.decode(): {"schema": _body_schema(route.body)}}
+        operation["requestBody"] = {"required": not route.body_is_optional, "content": content}
     return operation
+
+
+def _body_schema(body: type[Any]) -> dict[str, Any]:
+    if body is bytes:
+        return {"type": "string", "format": "binary"}
+    return {"$ref": f"{_SCHEMAS}{'AgentSettings' if body is dict else body.__name__}"}
 
 
 def _parameter(name: str, place: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
     return {"name": name, "in": place, "description": description, "schema": schema}
 
 
-def _response(status: int, kind: type[msgspec.Struct] | Page | str | None) -> dict[str, Any]:
+def _response(status: int, kind: Given) -> dict[str, Any]:
     response: dict[str, Any] = {"description": _MEANINGS[status]}
     match kind:
         case None:
@@ -183,6 +229,9 @@ def _response(status: int, kind: type[msgspec.Struct] | Page | str | None) -> di
             response["content"] = {kind: {"schema": {"type": "string"}}}
         case Page(item):
             response["content"] = {"application/json": {"schema": _page(item)}}
+        case tuple():
+            choices = [{"$ref": f"{_SCHEMAS}{each.__name__}"} for each in kind]
+            response["content"] = {"application/json": {"schema": {"anyOf": choices}}}
         case _:
             response["content"] = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}{kind.__name__}"}}}
     return response

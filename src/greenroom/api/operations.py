@@ -27,7 +27,7 @@ async def status(call: Call) -> Answer:
     for counts in tasks.values():
         totals.update(counts)
     entries = (await store.directory.refresh()).values()
-    ready = views.ready(replicas)
+    ready = views.ready(replicas, store.board)
     return Answer(
         schemas.Status(
             environment=services.settings.environment,
@@ -39,10 +39,7 @@ async def status(call: Call) -> Answer:
                 store=store.db.dialect,
                 isolation="T0: replicas run as this user, without a sandbox",
             ),
-            agents=[
-                views.agent_status(entry, replicas=ready[entry.agent.name], tasks=tasks.get(entry.agent.name, {}))
-                for entry in entries
-            ],
+            agents=[views.agent_status(entry, ready=ready, tasks=tasks.get(entry.agent.name, {})) for entry in entries],
             replicas=schemas.ReplicasStatus(
                 total=len(replicas),
                 by_state=Counter(row.state for row in replicas),

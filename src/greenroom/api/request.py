@@ -71,6 +71,13 @@ class Call:
             raise errors.QueryInvalid(f"cannot take ?{name}={text[:40]}: give a whole number from {least} to {most}")
         return int(text)
 
+    def flag(self, name: str) -> bool:
+        """Return whether a query parameter says true; False if it is not given."""
+        text = self.query(name)
+        if text not in {None, "true", "false"}:
+            raise errors.QueryInvalid(f"cannot take ?{name}={text[:40]}: give true or false")
+        return text == "true"
+
     def seconds(self, name: str, *, most: float) -> float:
         text = self.query(name)
         if text is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.api import agents, operations, recovery, schemas, sessions, tasks
+from greenroom.api import agents, code, operations, recovery, rollouts, schemas, sessions, tasks
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core.admission import Permission
 from greenroom.sdk import models
@@ -21,18 +21,29 @@ class Page:
     item: type[msgspec.Struct]
 
 
+Given = type[msgspec.Struct] | tuple[type[msgspec.Struct], ...] | Page | str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
-    """*gives* is by status: JSON of a struct or a page, another media type, or None where there is no body."""
+    """*gives* is by status: JSON of a struct, of one of several, or of a page; another media type; None where there is
+    no body. *body* is JSON of that type, and an archive where it is bytes.
+    """
 
     method: str
     path: str
     endpoint: Callable[[Call], Awaitable[Answer | Stream]]
     permission: Permission
-    gives: Mapping[int, type[msgspec.Struct] | Page | str | None]
+    gives: Mapping[int, Given]
     body: type[Any] | None = None
     query: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
+    body_is_optional: bool = False
+
+    @property
+    def media_type(self) -> bytes:
+        """What the body has to be declared as."""
+        return b"application/gzip" if self.body is bytes else b"application/json"
 
 
 READ, SUBMIT = Permission.READ, Permission.SUBMIT
@@ -40,6 +51,8 @@ OPERATE, DEPLOY, KEYS = Permission.OPERATE, Permission.DEPLOY, Permission.KEYS
 
 TASK, SESSION, AGENT, REPLICA, KEY = models.Task, models.Session, models.Agent, models.Replica, models.Key
 FAILURE, ALERT = models.Failure, models.Alert
+REVISION, ROLLOUT = models.Revision, models.Rollout
+AGENT_OR_PLAN = {200: (AGENT, models.Plan)}  # the latter for a dry run
 TASK_IN_TIME = {200: TASK, 202: TASK}  # it has ended, or not yet
 EVENTS, TEXT = "text/event-stream", "text/plain"
 ONCE = ("Idempotency-Key",)
@@ -69,11 +82,43 @@ ROUTES = (
     Route("DELETE", "/v1/sessions/{id}", sessions.remove, SUBMIT, GONE, None, ("agent",)),
     Route("GET", "/v1/agents", agents.list_agents, READ, {200: Page(AGENT)}),
     Route("GET", "/v1/agents/{name}", agents.show_agent, READ, {200: AGENT}),
-    Route("PUT", "/v1/agents/{name}", agents.put_agent, DEPLOY, {200: AGENT}, dict),
+    Route(
+        "PUT",
+        "/v1/agents/{name}",
+        agents.put_agent,
+        DEPLOY,
+        AGENT_OR_PLAN,
+        dict,
+        ("code", "strategy", "hold_s", "dry_run", "sessions"),
+    ),
     Route("DELETE", "/v1/agents/{name}", agents.delete_agent, DEPLOY, GONE),
     Route("PATCH", "/v1/agents/{name}/scale", agents.scale, OPERATE, {200: AGENT}, schemas.Scale),
     Route("POST", "/v1/agents/{name}/release", agents.release, OPERATE, {200: AGENT}),
-    Route("GET", "/v1/agents/{name}/revisions", agents.revisions, READ, {200: Page(schemas.Revision)}),
+    Route("GET", "/v1/agents/{name}/revisions", agents.revisions, READ, {200: Page(REVISION)}),
+    Route("GET", "/v1/agents/{name}/rollouts", rollouts.list_all, READ, {200: Page(ROLLOUT)}, None, ("limit",)),
+    Route(
+        "POST",
+        "/v1/agents/{name}/rollback",
+        rollouts.roll_back,
+        OPERATE,
+        {200: ROLLOUT},
+        schemas.Rollback,
+        body_is_optional=True,
+    ),
+    Route("GET", "/v1/rollouts/{id}", rollouts.show, READ, {200: ROLLOUT}),
+    Route(
+        "POST",
+        "/v1/rollouts/{id}/promote",
+        rollouts.promote,
+        OPERATE,
+        {200: ROLLOUT},
+        schemas.Promotion,
+        body_is_optional=True,
+    ),
+    Route("POST", "/v1/rollouts/{id}/pause", rollouts.pause, OPERATE, {200: ROLLOUT}),
+    Route("POST", "/v1/rollouts/{id}/resume", rollouts.resume, OPERATE, {200: ROLLOUT}),
+    Route("POST", "/v1/rollouts/{id}/abort", rollouts.abort, OPERATE, {200: ROLLOUT}),
+    Route("POST", "/v1/code", code.upload, DEPLOY, {201: models.Code}, bytes),
     Route("GET", "/v1/replicas", agents.list_replicas, READ, {200: Page(REPLICA)}),
     Route("POST", "/v1/replicas/{id}/restart", agents.restart_replica, OPERATE, {202: REPLICA}),
     Route("POST", "/v1/replicas/{id}/drain", agents.drain_replica, OPERATE, {202: REPLICA}),

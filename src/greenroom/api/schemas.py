@@ -67,6 +67,18 @@ class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     replicas: Annotated[int, Meta(ge=0, le=1000)]  # 0 is refused by the route, in words of its own
 
 
+class Rollback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The revision that is to serve again; without one it is the one before."""
+
+    to: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+
+
+class Promotion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The stage, counted from 1, that is to be left; without one it is the one that the rollout is in."""
+
+    stage: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+
+
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A key to create; its text is in the answer, once."""
 
@@ -86,8 +98,17 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     isolation: str
 
 
+class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A rollout on its way."""
+
+    id: int
+    state: str
+    to_revision: int
+    weight_pct: int
+
+
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent, with how many tasks it has and had, by their state."""
+    """An agent, with how many tasks it has and had, by their state; *rollout* is null where none is on its way."""
 
     name: str
     state: str
@@ -97,6 +118,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     revision: int
     replicas: models.ReplicaCount
     tasks: dict[str, int]
+    rollout: RolloutStatus | None
 
 
 class ReplicasStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,15 +144,6 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     alerts: dict[str, int]
     backups: models.Backups
     not_yet_built: dict[str, str]
-
-
-class Revision(msgspec.Struct, frozen=True, kw_only=True):
-    """An immutable, numbered snapshot of an agent; *digest* is its code's."""
-
-    agent: str
-    number: int
-    digest: str
-    created_at: models.Instant
 
 
 Body = TypeVar("Body", bound=msgspec.Struct)

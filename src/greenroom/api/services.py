@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +14,9 @@ from greenroom.api.backlog import Backlog
 from greenroom.core import routing
 from greenroom.sdk import models
 from greenroom.settings import AgentSettings, Settings
+from greenroom.settings import Rollout as WantedRollout
+from greenroom.store.deployments import Deployed
+from greenroom.store.rollouts import Rollout
 from greenroom.store.store import Store
 
 
@@ -29,9 +32,44 @@ class Backups(Protocol):
         """Have one made now; False while one is."""
 
 
+class Deployments(Protocol):
+    """What the node does about deployments.
+
+    *code* is a digest; None: the code of the node's own folder. *rollout* goes before the spec's for this time.
+    """
+
+    async def deploy(
+        self,
+        name: str,
+        spec: AgentSettings,
+        *,
+        by: str,
+        code: str | None = None,
+        rollout: WantedRollout | None = None,
+    ) -> Deployed:
+        """Begin to move an agent to a spec, in the name of *by*."""
+
+    async def plan(
+        self,
+        name: str,
+        spec: AgentSettings,
+        *,
+        code: str | None = None,
+        is_tried: bool = False,
+        rollout: WantedRollout | None = None,
+    ) -> models.Plan:
+        """Return what `deploy` would do; have the revision tried, too, if *is_tried*."""
+
+    async def undo(self, name: str, *, to: int | None, by: str) -> Rollout | None:
+        """Let the revision before serve again, or *to*; None where it does."""
+
+    async def bring(self, archive: bytes) -> models.Code:
+        """Store the code that an archive holds."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Services:
-    """*deploy* makes a spec the serving revision.
+    """What routes need.
 
     *restart* replaces a replica of this node; False if it has none of that id, or it goes already. *stopping* is set
     when nothing new is taken; *failure* says why where nobody asked the node to stop.
@@ -45,7 +83,7 @@ class Services:
     metrics: telemetry.Metrics
     node: str
     started_at_us: int
-    deploy: Callable[[str, AgentSettings], Awaitable[int]]
+    deployments: Deployments
     restart: Callable[[str], bool]
     is_ready: Callable[[], bool]
     backlog: Backlog

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,16 +11,20 @@ import msgspec
 
 from greenroom import settings
 from greenroom.api import schemas
-from greenroom.core import agents, health
+from greenroom.core import agents, health, rollouts, strategies
 from greenroom.sdk import models
 from greenroom.store import database
 from greenroom.store.agents import Replica, Revision
+from greenroom.store.board import Board
 from greenroom.store.directory import Entry
 from greenroom.store.recovery import Alert, Failure
+from greenroom.store.rollouts import Rollout
 from greenroom.store.rows import StoredEvent, Task
 from greenroom.store.sessions import Session, Summary
 
 _NULL = msgspec.Raw(b"null")
+
+Ready = defaultdict[tuple[str, int], list[health.Graded]]  # by agent and revision
 
 
 def _raw(value: bytes | None) -> msgspec.Raw:
@@ -94,27 +98,31 @@ def event(row: StoredEvent) -> dict[str, Any]:
     return {"seq": row.seq, "type": row.type, "at": _at(row.at), "data": msgspec.Raw(row.data)}
 
 
-def ready(rows: Iterable[Replica]) -> dict[str, list[health.Graded]]:
-    """Return each agent's replicas that are ready; of an agent without any, none."""
-    by_agent: dict[str, list[health.Graded]] = defaultdict(list)
+def ready(rows: Iterable[Replica], board: Board) -> Ready:
+    """Return the replicas that are ready, by agent and revision; of those without any, none.
+
+    Not those that run one suspect alone: they are beside their agent's number.
+    """
+    found: Ready = defaultdict(list)
     for row in rows:
-        if row.state == "ready":
-            by_agent[row.agent].append(health.Graded(row.id, health.Grade(row.grade), row.reason))
-    return by_agent
+        if row.state == "ready" and not board.runs_alone(row.id):
+            found[row.agent, row.revision].append(health.Graded(row.id, health.Grade(row.grade), row.reason))
+    return found
 
 
-def grade(entry: Entry, replicas: Sequence[health.Graded]) -> tuple[health.Grade, str]:
-    """Grade an agent by its *replicas* that are ready."""
+def grade(entry: Entry, ready: Ready) -> tuple[health.Grade, str]:
+    """Grade an agent by the replicas that are ready of those revisions that get its tasks."""
     row = entry.agent
+    shares = {} if entry.rollout is None else entry.rollout.state.shares
+    used = {row.revision, *(revision for revision, share in shares.items() if share)}
+    replicas = [replica for revision in sorted(used) for replica in ready[row.name, revision]]
     has_failed = row.state in (agents.State.FAILED, agents.State.QUARANTINED)
     return health.of_agent(row.replicas, replicas, failure=row.reason if has_failed else "")
 
 
-def agent(
-    entry: Entry, *, replicas: Sequence[health.Graded], open_counts: dict[tuple[str, str], int]
-) -> dict[str, Any]:
+def agent(entry: Entry, *, ready: Ready, open_counts: dict[tuple[str, str], int]) -> dict[str, Any]:
     row, spec = entry.agent, entry.spec
-    graded, why = grade(entry, replicas)
+    graded, why = grade(entry, ready)
     return {
         "name": row.name,
         "description": spec.description,
@@ -125,7 +133,7 @@ def agent(
         "revision": row.revision,
         "generation": row.generation,
         "adapter": row.adapter,
-        "replicas": {"desired": row.replicas, "ready": len(replicas)},
+        "replicas": {"desired": row.replicas, "ready": len(ready[row.name, row.revision])},
         "queued": open_counts.get((row.name, "queued"), 0),
         "running": open_counts.get((row.name, "running"), 0),
         "waiting": open_counts.get((row.name, "waiting"), 0),
@@ -135,12 +143,13 @@ def agent(
         "examples": spec.examples,
         "spec": _shown_spec(row.spec),
         "updated_at": _at(row.updated_at),
+        "rollout": None if entry.rollout is None else rollout(entry.rollout, desired=row.replicas, ready=ready),
     }
 
 
-def agent_status(entry: Entry, *, replicas: Sequence[health.Graded], tasks: dict[str, int]) -> schemas.AgentStatus:
+def agent_status(entry: Entry, *, ready: Ready, tasks: dict[str, int]) -> schemas.AgentStatus:
     row = entry.agent
-    graded, why = grade(entry, replicas)
+    graded, why = grade(entry, ready)
     return schemas.AgentStatus(
         name=row.name,
         state=row.state,
@@ -148,8 +157,17 @@ def agent_status(entry: Entry, *, replicas: Sequence[health.Graded], tasks: dict
         grade=graded,
         grade_reason=why,
         revision=row.revision,
-        replicas=models.ReplicaCount(desired=row.replicas, ready=len(replicas)),
+        replicas=models.ReplicaCount(desired=row.replicas, ready=len(ready[row.name, row.revision])),
         tasks=tasks,
+        rollout=_rollout_status(entry.rollout),
+    )
+
+
+def _rollout_status(row: Rollout | None) -> schemas.RolloutStatus | None:
+    if row is None or not row.state.is_open:
+        return None
+    return schemas.RolloutStatus(
+        id=row.id, state=row.phase, to_revision=row.to_revision, weight_pct=row.state.weight_pct
     )
 
 
@@ -180,10 +198,82 @@ def replica(row: Replica, *, busy: int) -> dict[str, Any]:
     }
 
 
-def revision(row: Revision) -> schemas.Revision:
-    return schemas.Revision(
-        agent=row.agent, number=row.number, digest=row.digest, created_at=database.instant(row.created_at)
+def revision(row: Revision) -> models.Revision:
+    return models.Revision(
+        agent=row.agent,
+        number=row.number,
+        digest=row.digest,
+        created_at=_at(row.created_at),
+        proven_at=_at(row.proven_at),
+        retired_at=_at(row.retired_at),
     )
+
+
+def rollout(row: Rollout, *, desired: int, ready: Ready) -> models.Rollout:
+    """Return the document of a rollout of an agent that should have *desired* replicas."""
+    state = row.state
+    return models.Rollout(
+        id=row.id,
+        agent=row.agent,
+        strategy=row.strategy,
+        from_revision=row.from_revision,
+        to_revision=row.to_revision,
+        state=row.phase,
+        stage=state.stage + 1 if state.stages else 0,
+        stages=stages(state, desired=desired),
+        weight_pct=state.weight_pct,
+        ready=len(ready[row.agent, row.to_revision]),
+        reason=row.reason,
+        is_proven=state.is_proven,
+        awaits_promotion=state.awaits_promotion,
+        held_s=state.held_s,
+        waited_s=state.waited_s,
+        evidence=tuple(_tallies(state)),
+        begun_by=row.begun_by,
+        created_at=_at(row.created_at),
+        updated_at=_at(row.updated_at),
+        ended_at=_at(row.ended_at),
+    )
+
+
+def stages(state: rollouts.Rollout, *, desired: int) -> tuple[models.Stage, ...]:
+    """Return the stages of a rollout as numbers of the *desired* replicas."""
+    has_old = state.from_revision is not None
+
+    def count(pct: float) -> int:
+        return strategies.replicas(pct, desired) if desired else 0
+
+    return tuple(
+        models.Stage(
+            weight_pct=stage.weight_pct,
+            replicas=count(stage.capacity_pct),
+            old_replicas=count(stage.old_pct) if has_old else 0,
+            hold_s=stage.hold_s,
+        )
+        for stage in state.stages
+    )
+
+
+def _tallies(state: rollouts.Rollout) -> Iterator[models.Tally]:
+    """Yield what was counted on both revisions, weight by weight; not of a revision that got nothing."""
+    if state.from_revision is None:
+        return
+    for each in state.evidence:
+        sides = (
+            (state.from_revision, 100 - each.weight_pct, each.serving),
+            (state.to_revision, each.weight_pct, each.candidate),
+        )
+        for revision, weight_pct, tally in sides:
+            if weight_pct or tally.tasks:
+                yield models.Tally(
+                    revision=revision,
+                    weight_pct=weight_pct,
+                    tasks=tally.tasks,
+                    errors=tally.errors,
+                    slow=tally.slow,
+                    refused=tally.refused,
+                    costly=tally.costly,
+                )
 
 
 def failure(row: Failure) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import cyclopts
 
 from greenroom import clock
-from greenroom.cli import options, render
+from greenroom.cli import options, render, rollout_report
 from greenroom.cli.render import Column
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def list_agents(name: str | None = None, /, *, given: options.Options = options.
     for agent in found:
         if reason := render.trouble(agent.state, agent.reason, grade=agent.grade, grade_reason=agent.grade_reason):
             render.say(f"{agent.name}: {reason}")
+        rollout_report.tell_if_open(agent.name, agent.rollout)
     return 0
 
 
@@ -99,6 +100,7 @@ def _agent(name: str, given: options.Options) -> int:
             ("examples", "\n".join(agent.examples) or None),
         ]
     )
+    rollout_report.tell_if_open(agent.name, agent.rollout)
     render.say(f"next: greenroom submit {agent.name} TEXT --wait")
     return 0
 

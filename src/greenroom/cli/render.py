@@ -23,10 +23,12 @@ GAP = 2  # columns between columns
 NARROWEST = 8  # a column that is cut, so that one can still guess
 
 STYLES = {
-    **dict.fromkeys(("succeeded", "ready", "healthy", "ok", "alive"), "green"),
-    **dict.fromkeys(("failed", "quarantined", "unhealthy", "expired", "critical"), "red"),
-    **dict.fromkeys(("cancelled", "degraded", "draining", "dropped", "starting", "warn", "warning"), "yellow"),
-    **dict.fromkeys(("running", "waiting"), "cyan"),
+    **dict.fromkeys(("succeeded", "ready", "healthy", "ok", "alive", "complete", "serves"), "green"),
+    **dict.fromkeys(("failed", "quarantined", "unhealthy", "expired", "critical", "rolled back"), "red"),
+    **dict.fromkeys(
+        ("cancelled", "aborted", "paused", "degraded", "draining", "dropped", "starting", "warn", "warning"), "yellow"
+    ),
+    **dict.fromkeys(("running", "waiting", "progressing"), "cyan"),
 }
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from greenroom.cli import options, render
+from greenroom.cli import options, render, rollout_report
 from greenroom.cli.render import Column
+
+if TYPE_CHECKING:
+    from greenroom.sdk import models
 
 COLUMNS = (
     Column("AGENT"),
@@ -33,6 +36,18 @@ def status(*, given: options.Options = options.DEFAULT) -> None:
         state, grade = agent.get("state"), agent.get("grade")
         if reason := render.trouble(state, agent.get("reason"), grade=grade, grade_reason=agent.get("grade_reason")):
             render.say(f"{agent['name']}: {reason}")
+        rollout_report.tell_if_open(agent["name"], _rollout(agent))
+
+
+def _rollout(agent: Mapping[str, Any]) -> models.Rollout | None:
+    """The agent's rollout, of which the status says less than all."""
+    import msgspec
+
+    from greenroom.sdk import models
+
+    if not (said := agent.get("rollout")):
+        return None
+    return msgspec.convert({"agent": agent["name"], "strategy": "", **said}, models.Rollout)
 
 
 def _row(agent: Mapping[str, Any]) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from greenroom import telemetry
 from greenroom.core import tasks
 from greenroom.engine import protocol
 from greenroom.engine.contract import Exit
@@ -147,6 +148,17 @@ def finish(
         revision=claim.revision,
         input_tokens=message.input_tokens if message is not None else 0,
         output_tokens=message.output_tokens if message is not None else 0,
+    )
+
+
+def seen(attempt: Attempt, reason: str, message: protocol.Ended | None, *, now_s: float) -> telemetry.AttemptSeen:
+    """Return what is seen of a revision by the end of an attempt on it."""
+    claim, duration_s = attempt.claim, now_s - attempt.started_s
+    if message is None:
+        return telemetry.AttemptSeen(*attempt.key, claim.agent, reason, duration_s, 0, None, None)
+    tokens = message.input_tokens + message.output_tokens
+    return telemetry.AttemptSeen(
+        *attempt.key, claim.agent, reason, duration_s, tokens, message.output, message.error_type
     )
 
 

@@ -93,6 +93,8 @@ class Dispatcher:
         attempt = Attempt(claim, now_s, now_s + attempts.timeout_s(claim))
         self._attempts[attempt.key] = attempt
         self._by_replica[claim.replica].add(attempt)
+        if self._facts.is_heard(telemetry.AttemptBegan):
+            self._facts.emit(telemetry.AttemptBegan(claim.id, claim.epoch, claim.agent, claim.revision))
         try:
             is_sent = self._engine.invoke(claim.replica, attempt.invocation())
         except ValueError as error:  # it does not fit a frame: no replica can ever take it
@@ -219,9 +221,10 @@ class Dispatcher:
                 restores=isinstance(end, tasks.ReplicaGone) and end.restores,
             )
         )
-        duration_s = self._clock.monotonic_s() - attempt.started_s
-        claim = attempt.claim
+        now_s, claim = self._clock.monotonic_s(), attempt.claim
+        duration_s = now_s - attempt.started_s
         self._facts.emit(telemetry.AttemptEnded(claim.agent, verdict.state, verdict.reason, duration_s, claim.replica))
+        self._facts.emit(attempts.seen(attempt, verdict.reason, message, now_s=now_s))
 
     def _write(self, finish: Finish) -> None:
         """Write the end of an attempt, together with those of this turn of the loop."""
@@ -277,7 +280,9 @@ class Dispatcher:
             stopped = set(news.stopped)
             for attempt in list(self._attempts.values()):
                 if attempt.claim.id in stopped:
-                    self._stop(attempt, self._clock.monotonic_s())
+                    now_s = self._clock.monotonic_s()
+                    self._facts.emit(attempts.seen(attempt, tasks.Reason.CANCELLED, None, now_s=now_s))
+                    self._stop(attempt, now_s)
 
     async def _renew(self) -> None:
         before = set(self._attempts)

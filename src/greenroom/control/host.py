@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
@@ -45,7 +45,7 @@ class Host:
         facts: telemetry.Telemetry,
         *,
         node: str,
-        revision_of: Callable[[Entry], Awaitable[contract.Revision]],
+        revision_of: Callable[[Entry, int], Awaitable[contract.Revision]],
         health_checks: bool = True,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -53,7 +53,6 @@ class Host:
         self._node, self._revision_of = node, revision_of
         self.wakeup = asyncio.Event()
         self.settled = asyncio.Event()  # every agent has its replicas ready, or has failed
-        self.has_settled = False  # it once was so: the node is ready, and stays so
         self._replicas: dict[str, Hosted] = {}
         self._recovery = Recovery(store, clock, facts, jitter=jitter)
         self._told: dict[str, tuple[str, str]] = {}  # each agent's state and reason, as the store has them
@@ -150,7 +149,8 @@ class Host:
         self.wakeup.set()
 
     def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
-        if isinstance(message, protocol.Ended) and message.output is not None:
+        # Epoch 0 is of a trial, which proves less than a task.
+        if isinstance(message, protocol.Ended) and message.output is not None and message.epoch:
             hosted = self._replicas.get(replica)
             if hosted is None:
                 return
@@ -199,7 +199,7 @@ class Host:
         self._recovery.on_death(death, failure, is_missed=is_missed)
 
     def _hear(self, news: News) -> None:
-        if news.suspects:
+        if news.suspects or news.traffic:
             self.wakeup.set()
 
     def _on_graded(self, replica: str) -> None:
@@ -210,23 +210,31 @@ class Host:
     # --- making it so
 
     async def _reconcile(self, entry: Entry) -> None:
-        name = entry.agent.name
-        record = self._recovery.record(name)
-        if record.rung is recovery.Rung.ROLL_BACK:
-            await self._recovery.roll_back(name)
+        if self._recovery.record(entry.agent.name).rung is recovery.Rung.ROLL_BACK:
+            await self._recovery.roll_back(entry.agent.name)
             self.wakeup.set()  # the next step sees the agent as it is then
             return
-        ours = [each for each in self._replicas.values() if each.agent == name and not each.for_suspects]
-        ready = [each for each in ours if each.serves(name, entry.agent.revision)]
+        ours = [each for each in self._replicas.values() if each.agent == entry.agent.name and not each.for_suspects]
+        wanted = entry.capacity
+        for number, count in wanted.items():
+            seen = [each for each in ours if each.revision == number]
+            if number == entry.agent.revision:  # it takes the place of those that should be no more
+                seen += [each for each in ours if each.revision not in wanted]
+            await self._reconcile_revision(entry, number, count, seen=seen)
+
+    async def _reconcile_revision(self, entry: Entry, number: int, count: int, *, seen: Sequence[Hosted]) -> None:
+        name = entry.agent.name
+        record = self._recovery.record(name, number)
+        ready = [each for each in seen if each.serves(name, number)]
         wanted = plans.Wanted(
             name,
-            entry.agent.revision,
-            entry.agent.replicas,
+            number,
+            count,
             may_start=self._may_start(record),
             one_by_one=recovery.is_tried_out(record, (each.started_s for each in ready)),
         )
         moved_at_s = record.moved_at_s
-        seen = [
+        found = [
             plans.Seen(
                 replica.id,
                 replica.revision,
@@ -234,16 +242,16 @@ class Host:
                 replica.state == "draining",
                 is_moving=moved_at_s is not None and replica.started_s < moved_at_s,
             )
-            for replica in ours
+            for replica in seen
         ]
-        for action in plans.plan(wanted, seen):
+        for action in plans.plan(wanted, found):
             match action:
                 case plans.StartReplica():
-                    await self._start(entry)
+                    await self._start(entry, number)
                 case plans.DrainReplica(id, hands_over):
                     if (replica := self._replicas.get(id)) is not None:  # it may have died since
                         # Where no task may run twice, none is handed over.
-                        self._drain(replica, hands_over=hands_over and entry.spec.on_replica_loss != "fail")
+                        self._drain(replica, hands_over=hands_over and not replica.runs_once)
 
     async def _reconcile_alone(self, entry: Entry, *, is_suspected: bool) -> None:
         """Have one more replica while tasks have to run alone, and none when none has."""
@@ -253,30 +261,31 @@ class Host:
             if not is_suspected or replica.revision != agent.revision:
                 self._drain(replica)
         if is_suspected and not alone and agent.replicas and self._may_start(self._recovery.record(agent.name)):
-            await self._start(entry, for_suspects=True)
+            await self._start(entry, agent.revision, for_suspects=True)
 
     def _may_start(self, record: recovery.Record) -> bool:
         is_time = self._clock.monotonic_s() >= record.start_not_before_s
         return is_time and not self._is_leaving and not record.is_halted
 
-    async def _start(self, entry: Entry, *, for_suspects: bool = False) -> None:
-        name, spec = entry.agent.name, entry.spec
+    async def _start(self, entry: Entry, number: int, *, for_suspects: bool = False) -> None:
+        name, spec = entry.agent.name, entry.spec_of(number)
         # First, for the store may not answer: then there is no replica, and the next step tries again.
         revision = dataclasses.replace(
-            await self._revision_of(entry), interpreter=self._recovery.record(name).interpreter
+            await self._revision_of(entry, number), interpreter=self._recovery.record(name, number).interpreter
         )
         hosted = Hosted(
             id=f"{name}-{submissions.new_id()[:8]}",
             agent=name,
-            revision=entry.agent.revision,
+            revision=number,
             slots=1 if for_suspects else spec.concurrency,
             timeout_s=spec.timeout_s,
             max_attempts=1 if spec.on_replica_loss == "fail" else spec.max_attempts,
+            runs_once=spec.on_replica_loss == "fail",
             hang_after_s=spec.hang_after_s,
             started_at_us=database.microseconds(self._clock.now()),
             started_s=self._clock.monotonic_s(),
             for_suspects=for_suspects,
-            replaces=None if for_suspects else self._recovery.successor_of(name),
+            replaces=None if for_suspects else self._recovery.successor_of(name, number),
         )
         self._replicas[hosted.id] = hosted
         self._unwritten.add(hosted)
@@ -314,7 +323,7 @@ class Host:
 
     def _end_late_starters(self) -> None:
         now_s = self._clock.monotonic_s()
-        for replica in self._replicas.values():
+        for replica in list(self._replicas.values()):
             if replica.state == "starting" and now_s >= replica.started_s + START_S:
                 self._engine.kill(replica.id, "late", f"it was not ready within {START_S:g} s")
 
@@ -369,16 +378,18 @@ class Host:
         # No deployment may have come in between.
         if is_settled and _generations(entries) == _generations(self._store.directory.entries):
             self.settled.set()
-            self.has_settled = True
 
     def _state_of(self, entry: Entry) -> tuple[str, str]:
         agent = entry.agent
-        ready = sum(replica.serves(agent.name, agent.revision) for replica in self._replicas.values())
         if agent.state == agents.State.DROPPED and not agent.replicas:
             return agents.State.DROPPED, agent.reason
-        if ready >= agent.replicas:
+        ready = sum(replica.serves(agent.name, agent.revision) for replica in self._replicas.values())
+        wanted = entry.capacity.get(agent.revision, agent.replicas)
+        if ready >= wanted:
             self._recovery.on_settled(agent.name)
-        return agents.standing(agent.name, self._recovery.record(agent.name), ready=ready, wanted=agent.replicas)
+        if entry.rollout is not None and (checking := agents.checking(entry.rollout.state)) is not None:
+            return checking
+        return agents.standing(agent.name, self._recovery.record(agent.name), ready=ready, wanted=wanted)
 
 
 def _generations(entries: Mapping[str, Entry]) -> dict[str, int]:

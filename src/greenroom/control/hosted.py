@@ -21,6 +21,7 @@ class Hosted:
     hang_after_s: float
     started_at_us: int
     started_s: float
+    runs_once: bool = False  # no task of it may run twice
     for_suspects: bool = False  # beside the agent's number: it runs what is suspected to kill, one by one
     replaces: str | None = None  # the replica whose death it is started for
     state: str = "starting"

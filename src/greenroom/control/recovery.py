@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
+from msgspec.structs import replace
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
@@ -22,20 +23,36 @@ from greenroom.store.directory import Entry
 from greenroom.store.recovery import NewFailure, Noted, Raised, Recovered, Resolved
 from greenroom.store.store import Store
 
+BY = "recovery"  # who has begun a rollout that the ladder has led to
+
 _decode = msgspec.json.Decoder(Record).decode
 
 
 @dataclass(slots=True)
 class Case:
-    """An agent's record, and what has happened since it was last written."""
+    """An agent's record, that of its serving revision, and what has happened since it was last written.
+
+    *others* are the records of revisions that stand beside it: of what becomes of those a rollout decides.
+    """
 
     record: Record
+    others: dict[int, Record] = field(default_factory=dict)
     alarm: recovery.Alarm | None = None  # what the store was told
-    bereaved: deque[str] = field(default_factory=deque)  # dead replicas that none is started for yet
+    bereaved: deque[tuple[str, int]] = field(default_factory=deque)  # dead replicas that none is started for yet
     failures: list[NewFailure] = field(default_factory=list)
     recovered: list[Recovered] = field(default_factory=list)
-    proven: int | None = None
+    proven: set[int] = field(default_factory=set)
     written: Record | None = None
+
+    def take_up(self, revision: int, *, generation: int, fallback: int | None) -> None:
+        """Judge the agent anew; where another revision serves now, both keep what they have shown."""
+        gone, came = self.record, self.others.get(revision)
+        self.record = recovery.judged_anew(gone, revision, generation=generation, fallback=fallback)
+        if came is not None:
+            is_proven = self.record.is_proven or came.is_proven
+            self.record = replace(self.record, is_proven=is_proven, interpreter=came.interpreter)
+        if gone.revision != revision:
+            self.others[gone.revision] = Record(gone.revision, is_proven=gone.is_proven, interpreter=gone.interpreter)
 
 
 class Recovery:
@@ -51,9 +68,12 @@ class Recovery:
         self._cases: dict[str, Case] = {}
         self._is_loaded = False
 
-    def record(self, agent: str) -> Record:
+    def record(self, agent: str, revision: int | None = None) -> Record:
+        """Return the record of the agent's serving revision, or of *revision*."""
         case = self._cases.get(agent)
-        return case.record if case is not None else Record()
+        if case is None:
+            return Record()
+        return case.record if revision is None else case.others.get(revision, case.record)
 
     async def judge(self, entries: Mapping[str, Entry]) -> None:
         """Take up what the store remembers, begin anew with what was deployed, scaled or released, forget the rest."""
@@ -64,10 +84,11 @@ class Recovery:
             if case is None:
                 case = self._cases[name] = Case(Record())
             if case.record.generation != agent.generation or case.record.revision != agent.revision:
-                fallback = await self._store.agents.fallback(name, agent.revision)
-                case.record = recovery.judged_anew(
-                    case.record, agent.revision, generation=agent.generation, fallback=fallback
-                )
+                before = entry.rollout.from_revision if entry.rollout is not None else None
+                fallback = await self._store.agents.fallback(name, agent.revision, before=before)
+                case.take_up(agent.revision, generation=agent.generation, fallback=fallback)
+            beside = entry.capacity.keys() - {agent.revision}
+            case.others = {number: case.others.get(number, Record(number)) for number in beside}
         for gone in self._cases.keys() - entries.keys():
             await self._write(Noted(gone, None, alert=Resolved(_alert_id(gone))))
             del self._cases[gone]
@@ -77,20 +98,30 @@ class Recovery:
     def on_death(self, death: recovery.Death, failure: NewFailure, *, is_missed: bool) -> None:
         """Note how a replica ended; *is_missed* where another is to take its place."""
         case = self._cases.setdefault(failure.agent, Case(Record()))
-        counts = recovery.weight(case.record, death) > 0
-        case.record = recovery.after_death(case.record, death, now_s=self._clock.monotonic_s(), jitter=self._jitter())
-        rung = case.record.rung if counts else None
+        other = case.others.get(death.revision)
+        before = case.record if other is None else other
+        counts = recovery.weight(before, death) > 0
+        record = recovery.after_death(before, death, now_s=self._clock.monotonic_s(), jitter=self._jitter())
+        if other is None:
+            case.record = record
+        else:
+            case.others[death.revision] = record
+        rung = record.rung if counts else None
         action = rung or (recovery.Rung.RESTART if is_missed else "none")
         case.failures.append(msgspec.structs.replace(failure, rung=action))
         if is_missed:
-            case.bereaved.append(failure.replica)
+            case.bereaved.append((failure.replica, failure.revision))
         if counts:
-            self._facts.emit(telemetry.AgentFailing(failure.agent, case.record.reason))
+            self._facts.emit(telemetry.AgentFailing(failure.agent, record.reason))
 
-    def successor_of(self, agent: str) -> str | None:
-        """Return the dead replica whose place the one takes that is started now."""
-        case = self._cases.get(agent)
-        return case.bereaved.popleft() if case is not None and case.bereaved else None
+    def successor_of(self, agent: str, revision: int) -> str | None:
+        """Return the dead replica whose place the one of *revision* takes that is started now."""
+        bereaved = self._cases[agent].bereaved if agent in self._cases else deque()
+        for each in bereaved:
+            if each[1] == revision:
+                bereaved.remove(each)
+                return each[0]
+        return None
 
     def on_ready(self, agent: str, replica: str, *, replaces: str | None) -> None:
         if replaces is not None and (case := self._cases.get(agent)) is not None:
@@ -101,10 +132,14 @@ class Recovery:
         # Where there is nothing to learn, nothing is asked: each task comes by here.
         if case is None or (case.record.is_proven and not case.record.deaths and case.record.revision == revision):
             return
+        if (other := case.others.get(revision)) is not None:
+            case.others[revision] = recovery.after_success(other, revision, started_s=started_s)
+            if not other.is_proven:
+                case.proven.add(revision)
         record = recovery.after_success(case.record, revision, started_s=started_s)
         if record is not case.record:
             if not case.record.is_proven or revision != record.revision:
-                case.proven = revision
+                case.proven.add(revision)
             case.record = record
 
     def on_settled(self, agent: str) -> None:
@@ -115,10 +150,12 @@ class Recovery:
         """Serve the revision before again, where the ladder has come to that; False where somebody was faster."""
         record = self.record(agent)
         assert record.fallback is not None
-        is_back = await self._store.agents.roll_back(agent, generation=record.generation, to=record.fallback)
-        if is_back:
+        is_back = await self._store.rollouts.switch(
+            agent, generation=record.generation, to=record.fallback, reason=record.reason, by=BY
+        )
+        if is_back is not None:
             self._facts.emit(telemetry.AgentRolledBack(agent, record.revision, record.fallback, record.reason))
-        return is_back
+        return is_back is not None
 
     # --- telling the store
 
@@ -128,25 +165,26 @@ class Recovery:
         for agent, case in list(self._cases.items()):
             alarm = recovery.alarm(case.record, agent, now_s=now_s)
             is_told = (alarm and alarm.kind) == (case.alarm and case.alarm.kind)
-            if is_told and case.record is case.written and not case.failures and not case.recovered:
+            is_quiet = not (case.failures or case.recovered or case.proven)
+            if is_told and case.record is case.written and is_quiet:
                 continue
             failures, case.failures = case.failures, []
             recovered, case.recovered = case.recovered, []
-            proven, case.proven = case.proven, None
+            proven, case.proven = case.proven, set()
             record = case.record
             noted = Noted(
                 agent,
                 msgspec.json.encode(recovery.moved(record, -now_s)),
                 tuple(failures),
                 tuple(recovered),
-                proven,
+                tuple(sorted(proven)),
                 None if is_told else _alert(agent, alarm),
             )
             try:
                 await self._write(noted)
             except errors.StoreUnavailable:
                 case.failures[:0], case.recovered[:0] = failures, recovered
-                case.proven = proven
+                case.proven |= proven
                 raise
             case.written, case.alarm = record, alarm
 
@@ -182,7 +220,7 @@ class Recovery:
         since_us = now_us - int(recovery.RECURRING_PERIOD_S * 1e6)
         for failure in await self._store.recovery.open_failures(after_us=since_us):
             if failure.agent in self._cases:
-                self._cases[failure.agent].bereaved.append(failure.replica)
+                self._cases[failure.agent].bereaved.append((failure.replica, failure.revision))
         for case in self._cases.values():
             case.bereaved = deque(case.bereaved)  # the latest; of those before, the rung has led to none
         self._is_loaded = True

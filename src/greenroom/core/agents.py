@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from greenroom.core import recovery
+from greenroom.core import recovery, rollouts
 
 
 class State(enum.StrEnum):
@@ -16,6 +16,13 @@ class State(enum.StrEnum):
 
 
 SETTLED = frozenset({State.READY, State.FAILED, State.QUARANTINED, State.DROPPED})
+
+
+def checking(rollout: rollouts.Rollout) -> tuple[State, str] | None:
+    """Return how an agent stands whose first revision gets no tasks before it has passed its checks; else None."""
+    if rollout.from_revision is not None or rollout.weight_pct:
+        return None
+    return (State.STARTING, "its checks run") if rollout.is_open else (State.FAILED, rollout.reason)
 
 
 def standing(name: str, record: recovery.Record, *, ready: int, wanted: int) -> tuple[State, str]:

@@ -1,7 +1,8 @@
 """Finds an agent's factory, and says what it is: the agent itself, a class, or a function that builds agents.
 
-Called by `engine.replica`: in the zygote to import the code, in the replica to build instances. Whatever is
-wrong with an agent's code is an error here that names the agent, what happened and the fix.
+Called by `engine.replica`: in the zygote to import the code, in the replica to build instances; and by `engine.trying`
+for functions that check the agent. Whatever is wrong with an agent's code is an error here that names the agent, what
+happened and the fix.
 """
 
 from __future__ import annotations
@@ -35,12 +36,25 @@ class LoadFailed(errors.AgentInvalid):
 
 def load(agent: str, reference: str, where: advice.Surroundings) -> object:
     """Import *reference*'s module from the snapshot, return the attribute; raises `LoadFailed`."""
+    return _load(f"agent {agent}", reference, where, role="factory")
+
+
+def load_check(agent: str, reference: str, where: advice.Surroundings) -> object:
+    """Return what *reference* names, as `load` does it for a factory: a function that checks the agent."""
+    return _load(f"the check {reference} of agent {agent}", reference, where, role="check function")
+
+
+def module_of(reference: str, where: advice.Surroundings) -> types.ModuleType | None:
+    """Return the module that *reference* names, if it is imported."""
+    name = reference.partition(":")[0]
+    return _imported_script(str(Path(where.snapshot, name))) if name.endswith(".py") else sys.modules.get(name)
+
+
+def _load(what: str, reference: str, where: advice.Surroundings, *, role: str) -> object:
     snapshot = where.snapshot
     module_name, _, attribute = reference.partition(":")
     if not attribute:
-        raise LoadFailed(
-            "ValueError", f"cannot load agent {agent}: the factory {reference!r} is not 'module:attribute'"
-        )
+        raise LoadFailed("ValueError", f"cannot load {what}: the {role} {reference!r} is not 'module:attribute'")
     if sys.path[:1] != [snapshot]:
         sys.path.insert(0, snapshot)
         importlib.invalidate_caches()
@@ -49,8 +63,8 @@ def load(agent: str, reference: str, where: advice.Surroundings) -> object:
     try:
         module = _import_script(snapshot, module_name) if module_name.endswith(".py") else _import(module_name)
     except BaseException as error:  # agent code: SystemExit and KeyboardInterrupt, too
-        raise _import_failed(agent, module_name, error, where) from error
-    return _attribute(agent, module, module_name, attribute)
+        raise _import_failed(what, module_name, error, where, role=role) from error
+    return _attribute(what, module, module_name, attribute)
 
 
 def _import(name: str) -> types.ModuleType:
@@ -60,35 +74,43 @@ def _import(name: str) -> types.ModuleType:
 def _import_script(snapshot: str, name: str) -> types.ModuleType:
     """Import a script under another name than ``__main__``, so that its guarded part does not run."""
     path = Path(snapshot, name)
-    known = sys.modules.get(SCRIPT_MODULE)
-    if known is not None and known.__file__ == str(path):
+    known = _imported_script(str(path))
+    if known is not None:
         return known
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {name} in the agent's folder")
-    spec = importlib.util.spec_from_file_location(SCRIPT_MODULE, path)
+    own_name = SCRIPT_MODULE if SCRIPT_MODULE not in sys.modules else f"{SCRIPT_MODULE}:{name}"
+    spec = importlib.util.spec_from_file_location(own_name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{name} is no Python file")
     module = importlib.util.module_from_spec(spec)
     stem = name[: -len(".py")]
-    sys.modules[SCRIPT_MODULE] = module
+    sys.modules[own_name] = module
     also = stem not in sys.modules and stem not in sys.stdlib_module_names
     if also:
         sys.modules[stem] = module  # who imports the script by its own name must not run it twice
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[SCRIPT_MODULE]
+        del sys.modules[own_name]
         if also:
             del sys.modules[stem]
         raise
     return module
 
 
-def _import_failed(agent: str, module_name: str, error: BaseException, where: advice.Surroundings) -> LoadFailed:
+def _imported_script(path: str) -> types.ModuleType | None:
+    scripts = (module for name, module in list(sys.modules.items()) if name.partition(":")[0] == SCRIPT_MODULE)
+    return next((module for module in scripts if module.__file__ == path), None)
+
+
+def _import_failed(
+    what: str, module_name: str, error: BaseException, where: advice.Surroundings, *, role: str
+) -> LoadFailed:
     name = type(error).__name__
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing is not None and (module_name == missing or module_name.startswith(missing + ".")):
-        fix = "check the factory's module name and that its file is in the agent's folder"
+        fix = f"check the {role}'s module name and that its file is in the agent's folder"
     elif missing is not None:
         fix = (
             f"install {missing!r} in the agent's environment, or name an interpreter that has it"
@@ -98,11 +120,11 @@ def _import_failed(agent: str, module_name: str, error: BaseException, where: ad
         fix = "an import must not exit: guard the module's main part with `if __name__ == '__main__':`"
     else:
         fix = advice.remedy(error, where) or "fix the module; importing it in its folder shows the same"
-    what = f"cannot load agent {agent}: importing {module_name} raised {name}: {failures.message_of(error)}"
-    return LoadFailed(name, failures.followed_by(what, fix), failures.short_traceback(error))
+    told = f"cannot load {what}: importing {module_name} raised {name}: {failures.message_of(error)}"
+    return LoadFailed(name, failures.followed_by(told, fix), failures.short_traceback(error))
 
 
-def _attribute(agent: str, module: types.ModuleType, module_name: str, attribute: str) -> object:
+def _attribute(what: str, module: types.ModuleType, module_name: str, attribute: str) -> object:
     found: object = module
     for part in attribute.split("."):
         try:
@@ -111,7 +133,7 @@ def _attribute(agent: str, module: types.ModuleType, module_name: str, attribute
             names = ", ".join(sorted(n for n in vars(module) if not n.startswith("_"))[:20]) or "nothing"
             raise LoadFailed(
                 type(error).__name__,
-                f"cannot load agent {agent}: {module_name} has no {attribute!r}; it has {names}",
+                f"cannot load {what}: {module_name} has no {attribute!r}; it has {names}",
             ) from error
     return found
 
@@ -119,8 +141,18 @@ def _attribute(agent: str, module: types.ModuleType, module_name: str, attribute
 class Factory:
     """What builds the instances of one agent. ``adapter`` is empty until an instance was built."""
 
-    def __init__(self, agent: str, took: str, build: Callable[[], Any], *, adapter: contract.Adapter | None) -> None:
+    def __init__(
+        self,
+        agent: str,
+        took: str,
+        build: Callable[[], Any],
+        *,
+        adapter: contract.Adapter | None,
+        target: object,
+        reference: str,
+    ) -> None:
         self.took = took
+        self.target, self.reference = target, reference  # what was loaded, and what names it
         self._agent, self._build = agent, build
         self._adapter = adapter
         self._is_fixed = adapter is not None
@@ -132,14 +164,23 @@ class Factory:
 
     async def build(self) -> contract.Instance:
         """Build an instance; raises what the agent's code raises, or `LoadFailed`."""
-        if self._is_fixed and self._adapter is not None:
-            return self._adapter.open(self._build())
+        return self.open(await self.make())
+
+    async def make(self) -> Any:
+        """Make the agent itself, of the code's own class; raises as `build` does."""
         agent = self._build()
+        if self._is_fixed:
+            return agent
         if inspect.isawaitable(agent):
             agent = await agent
         if self._adapter is None or not self._adapter.recognises(agent):
             self._adapter = _adapter_of(self._agent, agent)
         self._refuse_shared(agent, self._adapter)
+        return agent
+
+    def open(self, agent: Any) -> contract.Instance:
+        """Open what `make` has just made."""
+        assert self._adapter is not None
         return self._adapter.open(agent)
 
     async def check(self, where: advice.Surroundings) -> None:
@@ -182,7 +223,7 @@ def examine(target: object, *, agent: str, reference: str, arguments: dict[str, 
     if isinstance(target, type):
         _check_arguments(agent, reference, _signature(target), arguments)
         took = f"{reference} is a class: an instance for each task"
-        return Factory(agent, took, lambda: target(**arguments), adapter=None)
+        return Factory(agent, took, lambda: target(**arguments), adapter=None, target=target, reference=reference)
     adapter = _adapter_of(agent, target)
     if callable(target) and adapter.name == callables.NAME and not hasattr(target, "execute_task"):
         return _function(target, agent=agent, reference=reference, arguments=arguments)
@@ -205,7 +246,8 @@ def _ready_made(
             "TypeError",
             f"cannot build agent {agent}: {reference} is a built {kind}, which takes no arguments",
         )
-    return Factory(agent, f"{reference} is the agent itself: {adapter.took}", lambda: target, adapter=adapter)
+    took = f"{reference} is the agent itself: {adapter.took}"
+    return Factory(agent, took, lambda: target, adapter=adapter, target=target, reference=reference)
 
 
 def _function(target: Callable[..., Any], *, agent: str, reference: str, arguments: dict[str, Any]) -> Factory:
@@ -218,6 +260,8 @@ def _function(target: Callable[..., Any], *, agent: str, reference: str, argumen
             f"{reference} is called to build an agent for each task",
             lambda: target(**arguments),
             adapter=None,
+            target=target,
+            reference=reference,
         )
     inputs = [name for name in missing if name in callables.INPUT_NAMES]
     _refuse_missing(agent, reference, [n for n in missing if n not in {inputs[0], "context", "ctx"}])
@@ -225,7 +269,8 @@ def _function(target: Callable[..., Any], *, agent: str, reference: str, argumen
     convention = callables.convention_of(bound)
     how = "a coroutine function, called" if convention.is_async else "a function, called in a thread"
     took = f"{reference} is the agent itself: {how} with each task's {inputs[0]}"
-    return Factory(agent, took, lambda: bound, adapter=_adapter_of(agent, bound))
+    adapter = _adapter_of(agent, bound)
+    return Factory(agent, took, lambda: bound, adapter=adapter, target=target, reference=reference)
 
 
 def _adapter_of(agent: str, built: object) -> contract.Adapter:

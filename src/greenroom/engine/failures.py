@@ -28,8 +28,7 @@ class Description:
 
 def describe(error: BaseException, retry_on: Set[str]) -> Description:
     """Describe *error*; retryable if its ``retryable`` is True, or *retry_on* names its class or a base."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]  # a task group around one failure says less than the failure
+    error = sole(error)
     if isinstance(error, contract.Failure):
         retryable = error.retryable or not retry_on.isdisjoint(error.names)
         return Description(bounded(error.type, _MAX_TYPE_BYTES), bounded(error.message, MAX_MESSAGE_BYTES), retryable)
@@ -39,6 +38,13 @@ def describe(error: BaseException, retry_on: Set[str]) -> Description:
         message_of(error),
         _says_retryable(error) or not names.isdisjoint(retry_on),
     )
+
+
+def sole(error: BaseException) -> BaseException:
+    """Return *error*, or the only one that it groups: a task group around one failure says less than the failure."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def message_of(error: BaseException) -> str:

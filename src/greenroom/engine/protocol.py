@@ -41,6 +41,7 @@ class Invoke(Message, frozen=True, tag=1, array_like=True, gc=False):
     state: bytes | None = None  # the session's state as JSON, committed by its last task
     state_revision: int | None = None  # the revision that wrote it
     metadata: bytes | None = None  # JSON
+    is_check: bool = False  # an example task of a rollout, no user's: nothing is emitted, and no sub-task can be made
 
 
 class Cancel(Message, frozen=True, tag=2, array_like=True, gc=False):
@@ -66,6 +67,28 @@ class Probe(Message, frozen=True, tag=4, array_like=True, gc=False):
     """Are you there? Answered by `Alive` with the same number."""
 
     number: int
+
+
+class Check(Message, frozen=True, tag=5, array_like=True, gc=False):
+    """Try the agent without a user's task; answered by `Ended`, whose output is ``true`` when it has passed.
+
+    *function* is "module:attribute" of the revision's own code; None: build an instance as for a task, and close it.
+    """
+
+    task: str
+    epoch: int
+    remaining_s: float  # then it ends as ``check_timeout``
+    function: str | None = None
+
+
+class Migrate(Message, frozen=True, tag=6, array_like=True, gc=False):
+    """Try whether this revision can take over a session's state; answered as a `Check` is. Nothing of it is kept."""
+
+    task: str
+    epoch: int
+    state: bytes  # JSON
+    state_revision: int  # the revision that wrote it
+    remaining_s: float
 
 
 # --- replica to node
@@ -131,7 +154,7 @@ class Alive(Message, frozen=True, tag=21, array_like=True, gc=False):
     number: int = 0
 
 
-ToReplica = Invoke | Cancel | CallEnded | Probe
+ToReplica = Invoke | Cancel | CallEnded | Probe | Check | Migrate
 ToNode = Ready | Refused | Emitted | Called | Ended | Alive
 
 _encode_into = msgspec.msgpack.Encoder().encode

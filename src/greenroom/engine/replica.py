@@ -16,15 +16,16 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, NoReturn
 
 import msgspec
 
-from greenroom.engine import factories, output, protocol, running, task_context, threads
+from greenroom.engine import factories, output, protocol, running, task_context, threads, trying
 from greenroom.sdk import context as sdk_context
 
 LoadFailed = factories.LoadFailed
+_Asked = protocol.Invoke | protocol.Check | protocol.Migrate
 
 HEARTBEAT_S = 2.0
 STOP_GRACE_S = 2.0  # what running attempts get after SIGTERM
@@ -157,7 +158,11 @@ class _Replica(asyncio.Protocol):
     def _receive(self, message: protocol.ToReplica) -> None:
         match message:
             case protocol.Invoke():
-                self._invoke(message)
+                self._begin(message, running.Attempt)
+            case protocol.Check():
+                self._begin(message, trying.Check)
+            case protocol.Migrate():
+                self._begin(message, trying.Migration)
             case protocol.Cancel():
                 attempt = self._attempts.get((message.task, message.epoch))
                 if attempt is not None:
@@ -169,12 +174,12 @@ class _Replica(asyncio.Protocol):
             case protocol.Probe():
                 self.send(protocol.Alive(message.number))
 
-    def _invoke(self, invoke: protocol.Invoke) -> None:
+    def _begin(self, message: _Asked, kind: Callable[..., running.Attempt]) -> None:
         if self._is_stopping:
             return  # the node gives it to another replica when this one is gone
-        attempt = running.Attempt(invoke, self._config, factory=self._factory, send=self.send)
-        self._attempts[invoke.task, invoke.epoch] = attempt
-        self._track(self._run((invoke.task, invoke.epoch), attempt))
+        attempt = kind(message, self._config, factory=self._factory, send=self.send)
+        self._attempts[message.task, message.epoch] = attempt
+        self._track(self._run((message.task, message.epoch), attempt))
         if self._heartbeat is None:
             self._heartbeat = self._loop.call_later(HEARTBEAT_S, self._beat)
 

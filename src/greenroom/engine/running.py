@@ -1,8 +1,8 @@
 """Runs one attempt of a task: build the instance, load the session's state, run, save, and say how it ended.
 
 Called by `engine.replica`, one `Attempt` per `protocol.Invoke`. State is only ever sent with a success, so
-that a failed or cancelled run leaves the session as it was. Nothing that agent code raises or returns leaves
-this module as an exception.
+that a failed or cancelled run leaves the session as it was. State that another revision wrote goes through the
+agent's `migrate` first. Nothing that agent code raises or returns leaves this module as an exception.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from greenroom import errors
 from greenroom.adapters import contract
-from greenroom.engine import advice, factories, failures, output, protocol, task_context, values
+from greenroom.engine import advice, factories, failures, migrations, output, protocol, task_context, values
 from greenroom.sdk import context as sdk_context
 
 MAX_OUTPUT_BYTES = 8 * 1024 * 1024
-MAX_STATE_BYTES = 4 * 1024 * 1024
+MAX_STATE_BYTES = migrations.MAX_STATE_BYTES
 
 
 class AgentSettings(advice.Surroundings, Protocol):
@@ -25,13 +26,18 @@ class AgentSettings(advice.Surroundings, Protocol):
     @property
     def agent(self) -> str: ...
     @property
+    def revision(self) -> int: ...
+    @property
     def sessions(self) -> bool: ...
     @property
     def retry_on(self) -> tuple[str, ...]: ...
 
 
 class Attempt:
-    """One attempt. `run` answers with `Ended`, or with None if something of it cannot be ended from here."""
+    """One attempt. `run` answers with `Ended`, or with None if something of it cannot be ended from here.
+
+    `trying.Trial` is one that does other work.
+    """
 
     __slots__ = (
         "_cancel_grace_s",
@@ -39,7 +45,9 @@ class Attempt:
         "_instance",
         "_invoke",
         "_log",
+        "_second_signal",
         "_settings",
+        "_stored",
         "_task",
         "context",
     )
@@ -55,9 +63,11 @@ class Attempt:
         self.context = task_context.TaskContext(invoke, settings.agent, send)
         self._invoke, self._settings, self._factory = invoke, settings, factory
         self._log = output.TaskLog(self.context.publish_line)
+        self._stored = invoke.state
         self._instance: contract.Instance | None = None
         self._task: asyncio.Task[Any] | None = None
         self._cancel_grace_s: float | None = None
+        self._second_signal: asyncio.TimerHandle | None = None
 
     async def run(self) -> protocol.Ended | None:
         self._task = asyncio.current_task()
@@ -71,6 +81,8 @@ class Attempt:
         except BaseException as error:  # noqa: BLE001 - agent code, which may raise SystemExit as well
             ended = self._failed(error)
         if self._cancel_grace_s is not None:
+            if self._second_signal is not None:
+                self._second_signal.cancel()  # what it is for has ended; it would end the wait below
             if not await self._settled(self._cancel_grace_s / 2):
                 return None
             ended = self._ended(cancelled=True)
@@ -89,17 +101,18 @@ class Attempt:
                 self._instance.cancel()
             except Exception as error:  # noqa: BLE001 - agent code
                 self._log.write("stderr", f"cancel() raised {type(error).__name__}\n")
-        asyncio.get_running_loop().call_later(grace_s / 2, self._cancel_task)
+        self._second_signal = asyncio.get_running_loop().call_later(grace_s / 2, self._cancel_task)
 
     def _cancel_task(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
     async def _work(self) -> tuple[bytes, bytes | None]:
-        instance = self._instance = await self._factory.build()
+        agent = await self._factory.make()
+        instance = self._instance = self._factory.open(agent)
         try:
             if self._keeps_session and self._invoke.state is not None:
-                await self._load(instance, self._invoke.state)
+                await self._load(instance, agent, self._invoke.state)
             if self._cancel_grace_s is not None:
                 raise asyncio.CancelledError
             result = await instance.run(values.read(self._invoke.input), self.context)
@@ -113,23 +126,43 @@ class Attempt:
     def _keeps_session(self) -> bool:
         return self._settings.sessions and self._invoke.session is not None
 
-    async def _load(self, instance: contract.Instance, state: bytes) -> None:
+    async def _load(self, instance: contract.Instance, agent: object, stored: bytes) -> None:
+        migrate, written_by = self._migrate_of(agent), self._invoke.state_revision
         try:
-            await instance.load_state(values.read(state))
+            state = values.read(stored)
+        except errors.JsonRefused as error:
+            raise self._not_loadable(error) from error
+        if migrate is not None and written_by is not None:
+            self._stored = None  # even what comes out the same is this revision's from now on
+            state = await migrate(state, written_by, self._settings.revision)
+            if state is None:  # the session begins anew
+                return
+        try:
+            await instance.load_state(state)
         except Exception as error:
-            raise contract.Failure(
-                "state_not_loadable",
-                f"this revision cannot load the session's state, written by revision"
-                f" {self._invoke.state_revision}: {type(error).__name__}: {failures.message_of(error)};"
-                " deploy one that can, or remove the session",
-            ) from error
+            path = "" if migrate is None else f" and taken through {migrate.name}"
+            raise self._not_loadable(error, path) from error
+
+    def _migrate_of(self, agent: object) -> migrations.Migrate | None:
+        if self._invoke.state_revision in {None, self._settings.revision}:
+            return None
+        return migrations.find(agent, self._factory, self._settings)
+
+    def _not_loadable(self, error: Exception, path: str = "") -> contract.Failure:
+        what = (
+            f"this revision cannot load the session's state, written by revision {self._invoke.state_revision}{path}:"
+            f" {type(error).__name__}: {failures.message_of(error)}"
+        )
+        return contract.Failure(
+            "state_not_loadable", failures.followed_by(what, "deploy one that can, or remove the session")
+        )
 
     async def _save(self, instance: contract.Instance) -> bytes | None:
         state = await instance.save_state()
         if state is None:
             return None
         encoded = values.encode(state, "state", limit_bytes=MAX_STATE_BYTES)
-        return None if encoded == self._invoke.state else encoded
+        return None if encoded == self._stored else encoded
 
     async def _settled(self, timeout_s: float) -> bool:
         """End what the run has left behind, tools above all; False if a thread or a task does not end."""

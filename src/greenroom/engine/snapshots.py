@@ -1,6 +1,6 @@
-"""Takes the immutable, content-addressed copy of an agent's code that a revision runs.
+"""Takes the immutable, content-addressed copy of an agent's code that a revision runs, from a folder or an archive.
 
-Called when an agent is deployed. The digest is of names and contents alone, so the same folder gives the same
+Called when an agent is deployed. The digest is of names and contents alone, so the same files give the same
 digest on every machine. Bytecode is not part of it: compiling costs 1.4 ms a file, once for each zygote.
 """
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from greenroom import errors
+from greenroom.engine import archives, definitions
 
 MAX_FILES = 5_000
 MAX_BYTES = 64 * 1024 * 1024
@@ -38,12 +39,53 @@ def take(folder: Path, *, include: Sequence[str], into: Path) -> Snapshot:
     directory, which is *into*'s parent. Raises `errors.AgentInvalid` over `MAX_FILES` or `MAX_BYTES`, and for
     a pattern that names nothing.
     """
-    files = _read(folder, include, data_dir=into.parent)
+    return _store(_read(folder, include, data_dir=into.parent), into)
+
+
+def digest_of(folder: Path, *, include: Sequence[str], data_dir: Path) -> str:
+    """Return the digest that `take` would give, and write nothing; raises as `take` does."""
+    return _digest(_read(folder, include, data_dir=data_dir))
+
+
+def pack(folder: Path, *, include: Sequence[str], data_dir: Path) -> bytes:
+    """Return the files that `take` would copy, as an archive for `unpack` on another machine; raises as `take` does.
+
+    The same files give the same archive.
+    """
+    return archives.pack(_read(folder, include, data_dir=data_dir))
+
+
+def unpack(archive: bytes, *, into: Path) -> Snapshot:
+    """Store what *archive* holds as `take` would have done with its folder; nothing of a bad one is written.
+
+    Raises `errors.AgentInvalid` for what is no gzipped tar, or damaged; for whatever is in it and neither a regular
+    file nor a folder; for names that lead elsewhere, that stand for two things, or that `take` leaves out; and over
+    `MAX_FILES` or `MAX_BYTES`, before more is inflated.
+    """
+    files = archives.read(archive, max_files=MAX_FILES, max_bytes=MAX_BYTES)
+    for name in files:
+        _refuse_no_code(name)
+    return _store(files, into)
+
+
+missing = definitions.missing
+
+
+def _store(files: dict[str, bytes], into: Path) -> Snapshot:
     digest = _digest(files)
     target = into / digest
     if not target.is_dir():
         _write(files, target)
     return Snapshot(digest, target)
+
+
+def _refuse_no_code(name: str) -> None:
+    *folders, file = name.split("/")
+    if file.endswith(".log") or not _NEVER.isdisjoint(folders) or (folders and file == "pyvenv.cfg"):
+        raise errors.AgentInvalid(
+            f"cannot take the archive: {name!r} is never part of an agent's code (caches, *.log, virtual environments);"
+            " leave it out"
+        )
 
 
 def _read(folder: Path, include: Sequence[str], *, data_dir: Path) -> dict[str, bytes]:

@@ -41,6 +41,7 @@ class TaskContext:
         "_closed",
         "_deadline_s",
         "_events_left",
+        "_is_check",
         "_loop_thread",
         "_ordinals",
         "_send",
@@ -70,6 +71,7 @@ class TaskContext:
         self._ordinals = itertools.count()
         self._calls: dict[int, tuple[str, Future[Any]]] = {}
         self._events_left, self._bytes_left = MAX_EVENTS, MAX_EVENTS_BYTES
+        self._is_check = invoke.is_check
         self._closed = False
 
     @property
@@ -156,6 +158,11 @@ class TaskContext:
         agent, session, timeout_s = _agent_name(agent), _session_id(session), _timeout_s(timeout_s)
         if self._closed:
             raise RuntimeError(f"cannot call {agent}: the task has ended")
+        if self._is_check:
+            raise RuntimeError(
+                f"cannot call {agent}: this is a check and no user's task, and durable sub-tasks cannot be made in a"
+                " check; check the agents one by one, or a task of this one that makes no calls"
+            )
         encoded = values.encode(input, "input", limit_bytes=MAX_INPUT_BYTES)
         ordinal = next(self._ordinals)
         future: Future[Any] = Future()
@@ -179,7 +186,7 @@ class TaskContext:
             self._send_event(type, data)
 
     def _send_event(self, type: str, data: bytes) -> None:
-        if not self._closed:
+        if not self._closed and not self._is_check:
             self._send(protocol.Emitted(self.task.id, self.task.epoch, type, data))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,12 +18,16 @@ from greenroom.sdk.models import (
     Alert,
     Backup,
     Backups,
+    Code,
     Event,
     Failure,
     Key,
     Page,
+    Plan,
     Problem,
     Replica,
+    Revision,
+    Rollout,
     Session,
     Submission,
     Task,
@@ -172,8 +177,33 @@ class AsyncClient:
     async def agent(self, name: str) -> Agent:
         return await self._send(calls.agent(name))
 
-    async def put_agent(self, name: str, spec: Mapping[str, Any]) -> Agent:
-        return await self._send(calls.put_agent(name, spec))
+    async def put_agent(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        code: str | None = None,
+        strategy: str | None = None,
+        hold_s: float | None = None,
+    ) -> Agent:
+        return await self._send(calls.put_agent(name, spec, code=code, strategy=strategy, hold_s=hold_s))
+
+    async def plan_agent(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        code: str | None = None,
+        sessions: bool = False,
+        strategy: str | None = None,
+        hold_s: float | None = None,
+    ) -> Plan:
+        return await self._send(
+            calls.plan_agent(name, spec, code=code, sessions=sessions, strategy=strategy, hold_s=hold_s)
+        )
+
+    async def upload_code(self, archive: bytes) -> Code:
+        return await self._send(calls.upload_code(archive))
 
     async def delete_agent(self, name: str) -> None:
         await self._send(calls.delete_agent(name))
@@ -205,6 +235,32 @@ class AsyncClient:
 
     async def drain_replica(self, id: str) -> Replica:
         return await self._send(calls.drain_replica(id))
+
+    # Revisions and rollouts
+
+    async def revisions(self, name: str) -> list[Revision]:
+        return await self._run(flows.everything(functools.partial(calls.revisions, name), self._patience))
+
+    async def rollouts(self, name: str, *, limit: int | None = None) -> list[Rollout]:
+        return await self._run(flows.everything(functools.partial(calls.rollouts, name, limit=limit), self._patience))
+
+    async def rollout(self, id: int) -> Rollout:
+        return await self._send(calls.rollout(id))
+
+    async def promote_rollout(self, id: int, stage: int | None = None) -> Rollout:
+        return await self._send(calls.promote_rollout(id, stage))
+
+    async def pause_rollout(self, id: int) -> Rollout:
+        return await self._send(calls.pause_rollout(id))
+
+    async def resume_rollout(self, id: int) -> Rollout:
+        return await self._send(calls.resume_rollout(id))
+
+    async def abort_rollout(self, id: int) -> Rollout:
+        return await self._send(calls.abort_rollout(id))
+
+    async def roll_back(self, name: str, to: int | None = None) -> Rollout:
+        return await self._send(calls.roll_back(name, to))
 
     # The node
 

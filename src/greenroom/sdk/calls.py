@@ -19,6 +19,8 @@ from greenroom.sdk import models, problems
 T = TypeVar("T")
 Query = Mapping[str, str | int | float | None]
 
+REHEARSAL_S = 400.0  # a replica starts, and is given the stored sessions
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -87,6 +89,10 @@ _agents = as_a(models.Page[models.Agent])
 _replicas = as_a(models.Page[models.Replica])
 _failures = as_a(models.Page[models.Failure])
 _alerts, _alert = as_a(models.Page[models.Alert]), as_a(models.Alert)
+_revisions = as_a(models.Page[models.Revision])
+_rollouts, _rollout = as_a(models.Page[models.Rollout]), as_a(models.Rollout)
+_plan = as_a(models.Plan)
+_code = as_a(models.Code)
 _sessions = as_a(models.Page[models.Session])
 _keys = as_a(models.Page[models.Key])
 _backups = as_a(models.Page[models.Backup])
@@ -160,12 +166,87 @@ def agent(name: str) -> Call[models.Agent]:
     return Call("GET", f"/v1/agents/{_segment(name)}", _agent)
 
 
-def put_agent(name: str, spec: Mapping[str, Any]) -> Call[models.Agent]:
-    return Call("PUT", f"/v1/agents/{_segment(name)}", _agent, body=strict_json.dumps(dict(spec)))
+def put_agent(
+    name: str,
+    spec: Mapping[str, Any],
+    *,
+    code: str | None = None,
+    strategy: str | None = None,
+    hold_s: float | None = None,
+) -> Call[models.Agent]:
+    query = {"code": code, "strategy": strategy, "hold_s": hold_s}
+    body = strict_json.dumps(dict(spec))
+    return Call("PUT", f"/v1/agents/{_segment(name)}", _agent, query=query, body=body)
+
+
+def plan_agent(
+    name: str,
+    spec: Mapping[str, Any],
+    *,
+    code: str | None = None,
+    sessions: bool = False,
+    strategy: str | None = None,
+    hold_s: float | None = None,
+) -> Call[models.Plan]:
+    return Call(
+        "PUT",
+        f"/v1/agents/{_segment(name)}",
+        _plan,
+        query={
+            "code": code,
+            "strategy": strategy,
+            "hold_s": hold_s,
+            "dry_run": "true",
+            "sessions": "true" if sessions else None,
+        },
+        body=strict_json.dumps(dict(spec)),
+        repeatable=not sessions,  # the first one may go on, and there is one at a time
+        wait_s=REHEARSAL_S if sessions else 0.0,
+    )
+
+
+def upload_code(archive: bytes) -> Call[models.Code]:
+    return Call("POST", "/v1/code", _code, body=archive, headers={"Content-Type": "application/gzip"})
 
 
 def delete_agent(name: str) -> Call[None]:
     return Call("DELETE", f"/v1/agents/{_segment(name)}", _nothing)
+
+
+def revisions(name: str, cursor: str | None = None) -> Call[models.Page[models.Revision]]:
+    return Call("GET", f"/v1/agents/{_segment(name)}/revisions", _revisions, query={"cursor": cursor})
+
+
+def rollouts(name: str, cursor: str | None = None, *, limit: int | None = None) -> Call[models.Page[models.Rollout]]:
+    query = {"cursor": cursor, "limit": limit}
+    return Call("GET", f"/v1/agents/{_segment(name)}/rollouts", _rollouts, query=query)
+
+
+def rollout(id: int) -> Call[models.Rollout]:
+    return Call("GET", f"/v1/rollouts/{id}", _rollout)
+
+
+def promote_rollout(id: int, stage: int | None) -> Call[models.Rollout]:
+    body = strict_json.dumps({} if stage is None else {"stage": stage})
+    return Call("POST", f"/v1/rollouts/{id}/promote", _rollout, body=body, repeatable=False)
+
+
+def pause_rollout(id: int) -> Call[models.Rollout]:
+    return Call("POST", f"/v1/rollouts/{id}/pause", _rollout)
+
+
+def resume_rollout(id: int) -> Call[models.Rollout]:
+    return Call("POST", f"/v1/rollouts/{id}/resume", _rollout, repeatable=False)  # it may be a promotion
+
+
+def abort_rollout(id: int) -> Call[models.Rollout]:
+    return Call("POST", f"/v1/rollouts/{id}/abort", _rollout)
+
+
+def roll_back(name: str, to: int | None) -> Call[models.Rollout]:
+    body = strict_json.dumps({} if to is None else {"to": to})
+    # Without a number it is to the one before, and the one before that is where it began.
+    return Call("POST", f"/v1/agents/{_segment(name)}/rollback", _rollout, body=body, repeatable=to is not None)
 
 
 def scale(name: str, replicas: int) -> Call[models.Agent]:

@@ -6,6 +6,7 @@ For callers, for the command, for `greenroom.system`. Requests are made in `call
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -22,12 +23,16 @@ from greenroom.sdk.models import (
     Alert,
     Backup,
     Backups,
+    Code,
     Event,
     Failure,
     Key,
     Page,
+    Plan,
     Problem,
     Replica,
+    Revision,
+    Rollout,
     Session,
     Submission,
     Task,
@@ -201,9 +206,42 @@ class Client:
     def agent(self, name: str) -> Agent:
         return self._send(calls.agent(name))
 
-    def put_agent(self, name: str, spec: Mapping[str, Any]) -> Agent:
-        """Create the agent, or change it; *spec* has the shape of the manifest's ``[agents.NAME]``."""
-        return self._send(calls.put_agent(name, spec))
+    def put_agent(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        code: str | None = None,
+        strategy: str | None = None,
+        hold_s: float | None = None,
+    ) -> Agent:
+        """Deploy the agent, or change it, and do not wait: its rollout tells how it goes.
+
+        *spec* has the shape of the manifest's ``[agents.NAME]``. *code* is the digest of `upload_code`; None: the code
+        is what lies in the node's own folder. *strategy* and *hold_s* go before the spec's for this time.
+        """
+        return self._send(calls.put_agent(name, spec, code=code, strategy=strategy, hold_s=hold_s))
+
+    def plan_agent(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        code: str | None = None,
+        sessions: bool = False,
+        strategy: str | None = None,
+        hold_s: float | None = None,
+    ) -> Plan:
+        """What `put_agent` would do; nothing is begun.
+
+        With *sessions* the revision is tried, too: on a replica that gets no tasks, and on the states of the agent's
+        stored sessions, of which nothing is kept. That takes as long as the agent takes; at most some minutes.
+        """
+        return self._send(calls.plan_agent(name, spec, code=code, sessions=sessions, strategy=strategy, hold_s=hold_s))
+
+    def upload_code(self, archive: bytes) -> Code:
+        """Bring code to the node, a gzipped tar of an agent's folder; raises `errors.Forbidden` where it takes none."""
+        return self._send(calls.upload_code(archive))
 
     def delete_agent(self, name: str) -> None:
         self._send(calls.delete_agent(name))
@@ -237,6 +275,43 @@ class Client:
     def drain_replica(self, id: str) -> Replica:
         """Let it finish its tasks and give it no more; another takes its place."""
         return self._send(calls.drain_replica(id))
+
+    # Revisions and rollouts
+
+    def revisions(self, name: str) -> list[Revision]:
+        """Newest first."""
+        return self._run(flows.everything(functools.partial(calls.revisions, name), self._patience))
+
+    def rollouts(self, name: str, *, limit: int | None = None) -> list[Rollout]:
+        """The agent's history, latest first."""
+        return self._run(flows.everything(functools.partial(calls.rollouts, name, limit=limit), self._patience))
+
+    def rollout(self, id: int) -> Rollout:
+        return self._send(calls.rollout(id))
+
+    def promote_rollout(self, id: int, stage: int | None = None) -> Rollout:
+        """Leave its stage now. *stage*, counted from 1, is the one that is meant; None: whichever it is in.
+
+        Raises `errors.Conflict` where it has left that stage or has ended, and where its revision has not proven
+        itself or too few of its replicas are ready.
+        """
+        return self._send(calls.promote_rollout(id, stage))
+
+    def pause_rollout(self, id: int) -> Rollout:
+        """Stop it where it is; what fails is undone all the same."""
+        return self._send(calls.pause_rollout(id))
+
+    def resume_rollout(self, id: int) -> Rollout:
+        """Let it go on; where it waits for a person, that promotes it."""
+        return self._send(calls.resume_rollout(id))
+
+    def abort_rollout(self, id: int) -> Rollout:
+        """Undo it; one that has ended stays as it is."""
+        return self._send(calls.abort_rollout(id))
+
+    def roll_back(self, name: str, to: int | None = None) -> Rollout:
+        """Let the revision before serve again, or *to*: at once while it stands, else by a rollout."""
+        return self._send(calls.roll_back(name, to))
 
     # The node
 

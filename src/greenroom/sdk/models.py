@@ -139,10 +139,143 @@ class ReplicaCount(msgspec.Struct, frozen=True, kw_only=True):
     ready: int = 0
 
 
+class Revision(msgspec.Struct, frozen=True, kw_only=True):
+    """An immutable, numbered snapshot of an agent. *digest* is of its code, *proven_at* its first success with a task.
+
+    *retired_at* is since when it has neither replicas nor sessions; None: it stands.
+    """
+
+    agent: str
+    number: int
+    digest: str = ""
+    created_at: Instant | None = None
+    proven_at: Instant | None = None
+    retired_at: Instant | None = None
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """*weight_pct* of the traffic goes to the new revision when its *replicas* are ready and proven.
+
+    *old_replicas* are those of the revision before meanwhile; *hold_s* is how long the stage is watched.
+    """
+
+    weight_pct: int
+    replicas: int
+    old_replicas: int
+    hold_s: float = 0.0
+
+
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
+    """Tasks that ended on a revision while it had *weight_pct* of the traffic, and those that were bad in some way."""
+
+    revision: int
+    weight_pct: int
+    tasks: int = 0
+    errors: int = 0
+    slow: int = 0
+    refused: int = 0
+    costly: int = 0
+
+
+class Rollout(msgspec.Struct, frozen=True, kw_only=True):
+    """The move of an agent from one revision to another; *from_revision* None: there was none before.
+
+    *state* is progressing, paused, complete, rolled_back, aborted, superseded or failed; *reason* says why it waits, or
+    why it ended so. *stage* counts from 1; *ready* are replicas of the new revision; *awaits_promotion*: its stage has
+    done all but be promoted.
+    """
+
+    id: int
+    agent: str
+    strategy: str
+    to_revision: int
+    state: str
+    from_revision: int | None = None
+    stage: int = 0
+    stages: tuple[Stage, ...] = ()
+    weight_pct: int = 0
+    ready: int = 0
+    reason: str = ""
+    is_proven: bool = False
+    awaits_promotion: bool = False
+    held_s: float | None = None
+    waited_s: float = 0.0
+    evidence: tuple[Tally, ...] = ()
+    begun_by: str = ""
+    created_at: Instant | None = None
+    updated_at: Instant | None = None
+    ended_at: Instant | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in ("progressing", "paused")
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it has ended, or waits for a person."""
+        return self.state != "progressing"
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended, and not by giving everything to its revision."""
+        return not self.is_open and self.state != "complete"
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A setting that a deployment changes."""
+
+    key: str
+    before: Any = None
+    after: Any = None
+
+
+class SessionsTried(msgspec.Struct, frozen=True, kw_only=True):
+    """How the states of stored sessions were taken over on trial; *failures* maps sessions to what was wrong."""
+
+    stored: int = 0
+    tried: int = 0
+    failed: int = 0
+    failures: dict[str, str] = {}
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a deployment would do. *action*: begin (a rollout), join (it is on its way), stay (it serves already).
+
+    *files* are those of the code that differ: added, changed, removed. *refusal* says why it would be refused, *error*
+    why its revision cannot run, *sessions* how stored ones were taken over: the latter two where they were tried.
+    *ends_rollout* is the one on its way that would be undone.
+    """
+
+    agent: str
+    action: str
+    to_revision: int
+    is_new_revision: bool = True
+    from_revision: int | None = None
+    strategy: str = ""
+    digest: str = ""
+    changes: tuple[Change, ...] = ()
+    files: dict[str, tuple[str, ...]] = {}
+    stages: tuple[Stage, ...] = ()
+    surge: int = 0
+    replicas: int = 0
+    ends_rollout: int | None = None
+    refusal: str | None = None
+    error: str | None = None
+    sessions: SessionsTried | None = None
+
+
+class Code(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent's code, as a node has it."""
+
+    digest: str
+    files: int = 0
+    bytes: int = 0
+
+
 class Agent(msgspec.Struct, frozen=True, kw_only=True):
     """What tasks are submitted to. *adapter* is what its factory was taken for, *reason* why it failed.
 
-    *grade* is healthy, degraded, unhealthy or unknown, for *grade_reason*.
+    *grade* is healthy, degraded, unhealthy or unknown, for *grade_reason*. *rollout* is the last one.
     """
 
     name: str
@@ -164,6 +297,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     spec: dict[str, Any] | None = None
     generation: int = 0
     updated_at: Instant | None = None
+    rollout: Rollout | None = None
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):

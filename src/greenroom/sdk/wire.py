@@ -50,7 +50,7 @@ def options(address: discovery.Address) -> Options:
 def request(call: calls.Call[Any], timeout_s: float) -> Request:
     headers = dict(call.headers)
     if call.body is not None:
-        headers["Content-Type"] = "application/json"
+        headers.setdefault("Content-Type", "application/json")
     return Request(
         method=call.method,
         url=call.path,

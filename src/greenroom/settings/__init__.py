@@ -6,13 +6,15 @@ the command, the API and `system`; it knows nothing of what the settings are for
 """
 
 from greenroom.settings.environments import DESIGNS, Design
-from greenroom.settings.loading import load, parse_agent
+from greenroom.settings.loading import load, parse_agent, rollout_for_once
 from greenroom.settings.problems import Problem, SettingsInvalid
+from greenroom.settings.revisions import changes, revision_part, with_revision_part, with_strategy
 from greenroom.settings.schema import (
     AgentSettings,
     Backups,
     Cluster,
     Environment,
+    Example,
     Rollout,
     Scaling,
     Security,
@@ -32,6 +34,7 @@ __all__ = [
     "Cluster",
     "Design",
     "Environment",
+    "Example",
     "Problem",
     "Rollout",
     "Row",
@@ -40,10 +43,15 @@ __all__ = [
     "Server",
     "Settings",
     "SettingsInvalid",
+    "changes",
     "diff",
     "load",
     "masked",
     "parse_agent",
+    "revision_part",
+    "rollout_for_once",
     "rows",
     "starter_manifest",
+    "with_revision_part",
+    "with_strategy",
 ]

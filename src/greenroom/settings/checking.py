@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import msgspec
@@ -23,7 +23,8 @@ Table = TypeVar("Table", bound=msgspec.Struct)
 
 MAX_PROBLEMS = 1000  # more help nobody, and a megabyte of nonsense should not cost more work
 ARGUMENTS_BYTES = 256 * 1024
-ARGUMENTS_DEPTH = 32
+VALUE_BYTES = 64 * 1024  # of any other JSON value
+JSON_DEPTH = 32
 JSON_INTEGERS = range(-(2**63), 2**63)
 
 
@@ -52,21 +53,30 @@ class Checker:
         to check the rules that concern other keys, never to be handed out.
         """
         fields = fields_of(kind)
-        known = self.mapping(given, path, known=[field.name for field in fields])
+        json_values = {field.name for field in fields if field.type is Any}
+        known = self.mapping(given, path, known=[field.name for field in fields], nullable=json_values)
         values = {}
         for field in fields:
+            here = (*path, field.name)
             default = default_of(field) if defaults is None else getattr(defaults, field.name)
-            values[field.name] = self._field(field, known.get(field.name), (*path, field.name), default=default)
+            if field.name in json_values and field.name in known:
+                values[field.name] = self._json(known[field.name], here, most_bytes=VALUE_BYTES)
+            else:
+                values[field.name] = self._field(field, known.get(field.name), here, default=default)
         return kind(**values)
 
-    def mapping(self, given: object, path: KeyPath, *, known: list[str] | None = None) -> dict[str, Any]:
-        """*given* with text keys, without nulls and, where *known* is told, without unknown keys."""
+    def mapping(
+        self, given: object, path: KeyPath, *, known: list[str] | None = None, nullable: Container[str] = ()
+    ) -> dict[str, Any]:
+        """*given* with text keys, without nulls but for those of *nullable* and, where *known* is told, without
+        unknown keys.
+        """
         if given is None:
             return {}
         if not isinstance(given, Mapping):
             self.report(path, f"expected a table, got {shown(given)}")
             return {}
-        present = {str(key): value for key, value in given.items() if value is not None}
+        present = {str(key): value for key, value in given.items() if value is not None or key in nullable}
         unknown = [key for key in present if known is not None and key not in known]
         for key in unknown[:MAX_PROBLEMS]:
             self.report((*path, key), f"unknown key; {suggestion(key, known or ())}")
@@ -83,6 +93,8 @@ class Checker:
             return None
         before = len(self.found)
         value = self._value(field.type, given, path)
+        if _holds_tables(field.type):
+            return value  # so that the sound ones meet their rules
         if len(self.found) > before:
             return default
         instead = why_not_built(path)
@@ -92,11 +104,13 @@ class Checker:
         return value
 
     def _value(self, kind: Any, given: object, path: KeyPath) -> Any:
-        inner = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        inner = _plain(kind)
         if get_origin(inner) is tuple:
             return self._items(kind, get_args(inner)[0], given, path=path)
         if get_origin(inner) is dict:
             return self._json_table(given, path)
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            return self.table(inner, {} if given is None else given, path)
         return self.scalar(kind, given, path)
 
     def scalar(self, kind: Any, given: object, path: KeyPath) -> Any:
@@ -112,32 +126,56 @@ class Checker:
 
     def _items(self, kind: Any, item: Any, given: object, *, path: KeyPath) -> tuple[Any, ...]:
         info = inspect.type_info(kind)
-        assert isinstance(info, inspect.VarTupleType)
-        if not isinstance(given, list | tuple) or len(given) > (info.max_length or math.inf):
+        bounds = info.type if isinstance(info, inspect.Metadata) else info
+        assert isinstance(bounds, inspect.VarTupleType)
+        if isinstance(given, str) and _takes_one(info):
+            return (self.scalar(item, given, path),)
+        least, most = bounds.min_length or 0, bounds.max_length or math.inf
+        if not isinstance(given, list | tuple) or not least <= len(given) <= most:
             self.report(path, f"expected {expectation(info)}, got {shown(given)}")
             return ()
-        return tuple(self.scalar(item, value, (*path, index)) for index, value in enumerate(given))
+        return tuple(self._value(item, value, (*path, index)) for index, value in enumerate(given))
 
     def _json_table(self, given: object, path: KeyPath) -> dict[str, Any]:
         if not isinstance(given, Mapping):
             self.report(path, f"expected a table, got {shown(given)}")
             return {}
-        mistakes = list(itertools.islice(_not_json(dict(given), path, depth=0), MAX_PROBLEMS))
+        return self._json(dict(given), path, most_bytes=ARGUMENTS_BYTES) or {}
+
+    def _json(self, given: object, path: KeyPath, *, most_bytes: int) -> Any:
+        mistakes = list(itertools.islice(_not_json(given, path, depth=0), MAX_PROBLEMS))
         for where, message in mistakes:
             self.report(where, message)
         if mistakes:
-            return {}
-        encoded = json.dumps(dict(given), ensure_ascii=False, separators=(",", ":")).encode()
-        if len(encoded) > ARGUMENTS_BYTES:
-            self.report(path, f"expected at most {ARGUMENTS_BYTES} bytes as JSON, got {len(encoded)}")
-            return {}
+            return None
+        encoded = json.dumps(given, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(encoded) > most_bytes:
+            self.report(path, f"expected at most {most_bytes} bytes as JSON, got {len(encoded)}")
+            return None
         # A copy: nobody else holds it, and it is what JSON gives back (plain types, lists for tuples).
-        return msgspec.json.decode(encoded, type=dict[str, Any])
+        return msgspec.json.decode(encoded)
+
+
+def _plain(kind: Any) -> Any:
+    """*kind* without its annotations."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _holds_tables(kind: Any) -> bool:
+    inner = _plain(kind)
+    item = _plain(get_args(inner)[0]) if get_origin(inner) is tuple else None
+    return isinstance(item, type) and issubclass(item, msgspec.Struct)
+
+
+def _takes_one(kind: inspect.Type) -> bool:
+    """Whether a text stands for the list of it alone."""
+    schema = kind.extra_json_schema if isinstance(kind, inspect.Metadata) else None
+    return "string" in (schema or {}).get("type", ())
 
 
 def _not_json(value: object, path: KeyPath, *, depth: int) -> Iterator[tuple[KeyPath, str]]:
-    if depth > ARGUMENTS_DEPTH:
-        yield path, f"expected at most {ARGUMENTS_DEPTH} levels of nesting"
+    if depth > JSON_DEPTH:
+        yield path, f"expected at most {JSON_DEPTH} levels of nesting"
         return
     match value:
         case None | bool():
@@ -193,11 +231,13 @@ def expectation(kind: inspect.Type, title: str | None = None) -> str:
         case inspect.FloatType():
             return f"{title or 'a number'}{_bounds(kind)}"
         case inspect.VarTupleType():
-            return "a list" + (f" of at most {kind.max_length}" if kind.max_length else "")
+            return f"{title or 'a list'}{_how_many(kind)}"
         case inspect.StrType() if title in (None, "text"):
             return "text" + (f" of at most {kind.max_length} characters" if kind.max_length else "")
         case inspect.StrType():
             return str(title)
+        case inspect.AnyType():
+            return "a JSON value"
         case _:
             return "a table"
 
@@ -205,6 +245,12 @@ def expectation(kind: inspect.Type, title: str | None = None) -> str:
 def _one_of(values: Iterable[object]) -> str:
     choices = [json.dumps(value) for value in values]
     return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+
+
+def _how_many(kind: inspect.VarTupleType) -> str:
+    if kind.max_length is None:
+        return ""
+    return f" of {kind.min_length} to {kind.max_length}" if kind.min_length else f" of at most {kind.max_length}"
 
 
 def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:

@@ -24,6 +24,7 @@ DESIGNS: dict[Environment, Design] = {
     Environment.DEVELOPMENT: Design(
         Cluster(
             max_replicas=10,
+            max_surge=None,
             autoscaling=False,
             cpu=2.0,
             memory_mb=4 * 1024,
@@ -50,6 +51,7 @@ DESIGNS: dict[Environment, Design] = {
     Environment.STAGING: Design(
         Cluster(
             max_replicas=50,
+            max_surge=None,
             autoscaling=True,
             cpu=4.0,
             memory_mb=8 * 1024,
@@ -76,6 +78,7 @@ DESIGNS: dict[Environment, Design] = {
     Environment.PRODUCTION: Design(
         Cluster(
             max_replicas=200,
+            max_surge=None,
             autoscaling=True,
             cpu=8.0,
             memory_mb=16 * 1024,

@@ -1,8 +1,8 @@
 """The way from files, variables and dicts to settings that can be trusted: read, overlay, check, name the
 origins.
 
-`load` is for the node and the command, `parse_agent` for the API's PUT and for programs. Both raise
-`SettingsInvalid` with every mistake, and nothing else. Apart from reading the one file they look at their
+`load` is for the node and the command, `parse_agent` and `rollout_for_once` for the API's PUT and for programs. All
+raise `SettingsInvalid` with every mistake, and nothing else. Apart from reading the one file they look at their
 arguments only.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import structs
 
-from greenroom.settings import rules, sources
+from greenroom.settings import revisions, rules, sources
 from greenroom.settings.checking import Checker
 from greenroom.settings.environments import DEFAULT_ENVIRONMENT
 from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid, dotted
@@ -24,6 +24,7 @@ from greenroom.settings.schema import (
     Backups,
     Cluster,
     Environment,
+    Rollout,
     Security,
     Server,
     Settings,
@@ -70,6 +71,23 @@ def parse_agent(name: str, given: Mapping[str, Any]) -> AgentSettings:
     return agent
 
 
+def rollout_for_once(
+    name: str, given: Mapping[str, Any], *, strategy: str | None = None, hold_s: object = None
+) -> Rollout | None:
+    """The rollout of the agent *name* as *given*, with another strategy or hold; None where neither is wanted.
+
+    *given* is one that `parse_agent` takes. Raises `SettingsInvalid`.
+    """
+    if strategy is None and hold_s is None:
+        return None
+    rollout = dict(given.get("rollout") or {})
+    if strategy is not None:
+        rollout = revisions.with_strategy(rollout, strategy)
+    if hold_s is not None:
+        rollout["hold_s"] = hold_s
+    return parse_agent(name, {**given, "rollout": rollout}).rollout
+
+
 def _settings(given: Given, checker: Checker) -> Settings:
     table = checker.mapping(given.table, (), known=TOP_KEYS)
     environment = _environment(table.get("environment"), checker)
@@ -105,6 +123,8 @@ def _agent(name: str, given: object, checker: Checker) -> AgentSettings:
     path: KeyPath = ("agents", name)
     agent = checker.table(AgentSettings, given, path)
     rules.apply(rules.AGENT_RULES, agent, path=path, checker=checker)
+    for index, example in enumerate(agent.rollout.examples):
+        rules.apply(rules.EXAMPLE_RULES, example, path=(*path, "rollout", "examples", index), checker=checker)
     checker.scalar(AgentName, name, path)  # last: a bad name would silence the agent's rules
     return agent
 

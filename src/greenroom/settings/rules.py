@@ -7,14 +7,20 @@ that is already reported. Its message is shown at its first key.
 from __future__ import annotations
 
 import ipaddress
+import itertools
+import json
 import keyword
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from greenroom.settings.checking import Checker
 from greenroom.settings.problems import KeyPath, quoted
-from greenroom.settings.schema import AgentSettings, Settings
+from greenroom.settings.schema import STRATEGY_KEYS, AgentSettings, Example, Rollout, Settings
+
+MAX_GROUPS = 100  # Python's compiler takes three calls for each level of nesting, and there are 1000
 
 Subject = TypeVar("Subject")
 
@@ -35,7 +41,15 @@ def apply(rules: tuple[Rule[Subject], ...], subject: Subject, *, path: KeyPath, 
 
 
 def _factory_is_importable(agent: AgentSettings) -> str | None:
-    for name in agent.factory.replace(":", ".").split("."):
+    return _not_importable(agent.factory)
+
+
+def _checks_are_importable(agent: AgentSettings) -> str | None:
+    return next(filter(None, map(_not_importable, agent.rollout.checks)), None)
+
+
+def _not_importable(reference: str) -> str | None:
+    for name in reference.replace(":", ".").split("."):
         if keyword.iskeyword(name) or not name.isidentifier():
             return f"{quoted(name)} cannot be a name in Python"
     return None
@@ -58,6 +72,60 @@ def _replicas_are_a_range(agent: AgentSettings) -> str | None:
     scaling = agent.scaling
     if scaling.max_replicas is not None and scaling.min_replicas > scaling.max_replicas:
         return f"{scaling.min_replicas} is more than max_replicas, {scaling.max_replicas}"
+    return None
+
+
+def _weights_reach_all_traffic(agent: AgentSettings) -> str | None:
+    weights = agent.rollout.weights
+    rises = all(before < after for before, after in itertools.pairwise(weights))
+    if rises and weights[-1:] == (100,):
+        return None
+    return f"the weights have to rise and end at 100 (all traffic), got {list(weights)}"
+
+
+def _something_can_move(agent: AgentSettings) -> str | None:
+    rollout = agent.rollout
+    if all(share in (0, "0%") for share in (rollout.max_surge, rollout.max_unavailable)):
+        return f"is {_said(rollout.max_surge)} and max_unavailable too: nothing could move; expected one above 0"
+    return None
+
+
+def _means_something(key: str, strategy: str) -> Callable[[AgentSettings], str | None]:
+    default = getattr(Rollout(), key)
+
+    def broken(agent: AgentSettings) -> str | None:
+        rollout = agent.rollout
+        if rollout.strategy == strategy or getattr(rollout, key) == default:
+            return None
+        return (
+            f'is of strategy = "{strategy}" only, and the strategy is "{rollout.strategy}"; '
+            f"remove the key, or leave it {_said(default)}"
+        )
+
+    return broken
+
+
+def _strategy_rules() -> Iterator[Rule[AgentSettings]]:
+    for strategy, keys in STRATEGY_KEYS.items():
+        for key in keys:
+            yield Rule((("rollout", key), ("rollout", "strategy")), _means_something(key, strategy))
+
+
+def _said(value: object) -> str:
+    return json.dumps(value)
+
+
+def _expression_compiles(example: Example) -> str | None:
+    if example.matches is None:
+        return None
+    if example.matches.count("(") > MAX_GROUPS:
+        return f"has more than {MAX_GROUPS} opening parentheses"
+    try:
+        with warnings.catch_warnings(action="error"):  # what Python only warns of will mean something else one day
+            re.compile(example.matches)
+    except (re.error, OverflowError, Warning) as error:
+        why = "".join(letter if letter.isprintable() else " " for letter in str(error))
+        return f"cannot be read as a regular expression: {why[:200]}"
     return None
 
 
@@ -96,7 +164,13 @@ AGENT_RULES: tuple[Rule[AgentSettings], ...] = (
     Rule((("on_replica_loss",), ("concurrency",)), _losing_a_replica_fails_one_task),
     Rule((("scaling", "min_replicas"),), _there_is_a_replica),
     Rule((("scaling", "min_replicas"), ("scaling", "max_replicas")), _replicas_are_a_range),
+    Rule((("rollout", "checks"),), _checks_are_importable),
+    Rule((("rollout", "weights"),), _weights_reach_all_traffic),
+    *_strategy_rules(),
+    Rule((("rollout", "max_surge"), ("rollout", "max_unavailable")), _something_can_move),
 )
+
+EXAMPLE_RULES: tuple[Rule[Example], ...] = (Rule((("matches",),), _expression_compiles),)
 
 # The minimum of an agent that has a problem counts as its default, 1: never more than what was meant.
 SETTINGS_RULES: tuple[Rule[Settings], ...] = (

@@ -98,8 +98,24 @@ Place = Annotated[
 Host = Annotated[str, Meta(pattern=_whole(r"[A-Za-z0-9.:_-]+"), max_length=253, title="an IP address or host name")]
 Text = Annotated[str, Meta(pattern=_whole(_TEXT), max_length=2000, title="text")]
 Skill = Annotated[str, Meta(pattern=_whole(_TEXT), min_length=1, max_length=100, title="text")]
+Phrase = Annotated[
+    str, Meta(pattern=_whole(_TEXT), min_length=1, max_length=2000, title="text of 1 to 2000 characters")
+]
+Expression = Annotated[
+    str,
+    Meta(pattern=_whole(_TEXT), min_length=1, max_length=500, title="a regular expression of at most 500 characters"),
+]
+Percentage = Annotated[str, Meta(pattern=_whole(r"(?:100|[1-9]?[0-9])%"), title='a percentage from "0%" to "100%"')]
+# One alone is taken too, by `checking`. Not as a union: of a text that may also be a list, msgspec 0.22 looks for the
+# pattern in the wrong place, and corrupts memory.
+Phrases = Annotated[
+    tuple[Phrase, ...],
+    Meta(max_length=20, title="text or a list", extra_json_schema={"type": ["array", "string"]}),
+]
 
 Replicas = Annotated[int, Meta(ge=1, le=10_000)]
+Share = Annotated[int, Meta(ge=0, le=10_000, title="a number of replicas")] | Percentage
+WeightPct = Annotated[int, Meta(ge=1, le=100)]
 Concurrency = Annotated[int, Meta(ge=1, le=1024)]
 Attempts = Annotated[int, Meta(ge=1, le=100)]
 MemoryMb = Annotated[int, Meta(ge=1, le=16 * MIB, title="a whole number of megabytes")]
@@ -109,6 +125,7 @@ DelaySeconds = Annotated[float, Meta(ge=0, le=HOUR_S, title="a number of seconds
 HoldSeconds = Annotated[float, Meta(ge=0, le=DAY_S, title="a number of seconds")]
 HangSeconds = Annotated[float, Meta(ge=2, le=HOUR_S, title="a number of seconds")]
 Off = Literal["off"]
+Strategy = Literal["rolling", "blue-green", "canary"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
@@ -125,6 +142,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
 
     max_replicas: Replicas
     """Of steady state; a rollout may surge beside it."""
+    max_surge: Annotated[int, Meta(ge=0, le=10_000)] | None = None
+    """Replicas that all rollouts together may have beside the steady state; None: as many as ``max_replicas``."""
     max_connections: Annotated[int, Meta(ge=1, le=100_000)]
     metrics: bool
     json_logs: bool
@@ -149,6 +168,9 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65_535)] = 7080
     """0: any free port."""
     accept_code: bool = False
+    """An archive of code by API, from a caller with the deploy permission: as powerful as a shell."""
+    max_code_bytes: Annotated[int, Meta(ge=1024, le=64 * MIB, title="a whole number of bytes")] = 16 * MIB
+    """Of such an archive."""
     max_body_bytes: Annotated[int, Meta(ge=1024, le=16 * MIB, title="a whole number of bytes")] = MIB
     """At most 16 MiB: a task has to fit a replica's frame, beside its session's state."""
     max_queued_tasks: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
@@ -193,14 +215,45 @@ class Scaling(msgspec.Struct, frozen=True, kw_only=True):
     target_queue_per_replica: Annotated[float, Meta(gt=0, le=10_000)] = 5.0
 
 
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """A recorded task that a new revision has to succeed with before it gets traffic, and what is expected of its
+    output (`core.examples`). What is absent is not looked at; without any of them it has to succeed, no more.
+    """
+
+    input: Any  # a JSON value, checked by `checking`
+    equals: Any = msgspec.UNSET  # a JSON value, of which null is one
+    contains: Phrases = ()
+    not_contains: Phrases = ()
+    matches: Expression | None = None
+    within_s: Annotated[float, Meta(gt=0, le=DAY_S, title="a number of seconds")] | None = None
+
+
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """How a new revision takes over."""
 
-    strategy: Literal["rolling", "blue-green", "canary"] = "rolling"
+    strategy: Strategy = "rolling"
     checks: Annotated[tuple[Factory, ...], Meta(max_length=20)] = ()
+    """Functions of the agent's code, run against the new revision before it gets traffic."""
+    examples: Annotated[tuple[Example, ...], Meta(max_length=50)] = ()
+    weights: Annotated[tuple[WeightPct, ...], Meta(min_length=1, max_length=20)] = (10, 25, 50, 100)
+    """Of canary: the new revision's part of the traffic, in percent, stage by stage."""
+    max_surge: Share = "25%"
+    """Of rolling: replicas beside the wanted ones, a number or a percentage of them."""
+    max_unavailable: Share = 0
+    """Of rolling: replicas that may be missing from the wanted ones."""
+    promotion: Literal["automatic", "manual"] = "automatic"
+    """Manual: each stage waits for a person."""
     hold_s: HoldSeconds = 0.0
     scale_down_delay_s: HoldSeconds = 5.0
     progress_deadline_s: Annotated[float, Meta(gt=0, le=DAY_S, title="a number of seconds")] = 120.0
+
+
+STRATEGY_KEYS: Mapping[Strategy, tuple[str, ...]] = {
+    "rolling": ("max_surge", "max_unavailable"),
+    "blue-green": (),
+    "canary": ("weights",),
+}
+"""The keys of `Rollout` that mean nothing to the other strategies."""
 
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,13 +7,13 @@ Secrets have no place in settings; where the arguments of an agent hold one all 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from greenroom.settings.problems import KeyPath, dotted
-from greenroom.settings.schema import Settings
+from greenroom.settings.schema import AgentSettings, Settings
 
 HIDDEN = "***"
 # `api_key`, `OPENAI_KEY`, `access-token`, `accessKey`, `dbPassword`, but neither `max_tokens` nor `monkey`.
@@ -30,11 +30,11 @@ class Row(NamedTuple):
 
 
 class Change(NamedTuple):
-    """One setting that differs; None where the one side does not have it."""
+    """One setting that differs; None where the one side does not have it. A secret is ``***`` on both."""
 
-    path: str
-    old: object
-    new: object
+    key: str
+    before: object
+    after: object
 
 
 def rows(settings: Settings) -> list[Row]:
@@ -47,12 +47,26 @@ def rows(settings: Settings) -> list[Row]:
 
 def diff(old: Settings, new: Settings) -> list[Change]:
     """What *new* says otherwise than *old*; secrets are compared, but not shown."""
-    before, after = dict(leaves(old)), dict(leaves(new))
-    return [
-        Change(dotted(path), masked(path, before.get(path)), masked(path, after.get(path)))
-        for path in before | after
-        if before.get(path) != after.get(path)
-    ]
+    return [Change(dotted(path), *values) for path, *values in differences(leaves(old), leaves(new))]
+
+
+def differences(
+    before: Iterable[tuple[KeyPath, Any]], after: Iterable[tuple[KeyPath, Any]]
+) -> Iterator[tuple[KeyPath, Any, Any]]:
+    """The leaves that differ, as JSON has it (1 is neither true nor 1.0), with their masked values."""
+    old, new = _told(before), _told(after)
+    for path in old | new:
+        if _as_json(path, old) != _as_json(path, new):
+            yield path, masked(path, old.get(path)), masked(path, new.get(path))
+
+
+def _told(given: Iterable[tuple[KeyPath, Any]]) -> dict[KeyPath, Any]:
+    # An empty table says nothing, unless it is what an argument is.
+    return {path: value for path, value in given if value != {} or len(path) > _ARGUMENTS_DEPTH}
+
+
+def _as_json(path: KeyPath, told: Mapping[KeyPath, Any]) -> bytes | None:
+    return msgspec.json.encode(told[path], order="sorted") if path in told else None
 
 
 def leaves(settings: Settings) -> Iterator[tuple[KeyPath, Any]]:
@@ -60,6 +74,11 @@ def leaves(settings: Settings) -> Iterator[tuple[KeyPath, Any]]:
     for name in settings.__struct_fields__:
         if name != "origins":
             yield from _leaves(getattr(settings, name), (name,))
+
+
+def leaves_of_agent(name: str, agent: AgentSettings) -> Iterator[tuple[KeyPath, Any]]:
+    """Those of one agent, with the key paths that they have in the settings."""
+    yield from _leaves(agent, ("agents", name))
 
 
 def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:

@@ -11,12 +11,15 @@ environment = "development"              # or "staging", "production"
 
 # [cluster]                              # all agents together; the defaults are the environment's
 # max_replicas = 10
+# max_surge = 5                          # replicas that rollouts may have beside those
 # max_connections = 128
 # log_level = "INFO"
 
 # [server]
 # port = 7080
 # max_queued_tasks = 100_000             # more are answered 429
+# accept_code = true                     # archives of code by API, from callers with the deploy permission
+# max_code_bytes = 16_777_216
 
 # [backups]
 # to = "/mnt/backups"                    # or "s3://bucket/prefix"; else in the data directory, on the same disk
@@ -44,6 +47,18 @@ examples = ["Say hello to Ada"]
 
 # [agents.hello.scaling]
 # min_replicas = 2
+
+# [agents.hello.rollout]                 # how a new revision takes over
+# strategy = "canary"                    # or "blue-green"; else "rolling", with max_surge and max_unavailable
+# weights = [10, 25, 50, 100]            # percent of the traffic, stage by stage
+# hold_s = 30                            # how long each is watched
+# promotion = "manual"                   # each waits for a person
+# checks = ["agents:smoke"]              # functions that are run against it before it gets traffic
+
+# [[agents.hello.rollout.examples]]      # tasks that it has to do well before it gets traffic
+# input = "Say hello to Ada"
+# contains = "Ada"                       # or not_contains, matches, equals
+# within_s = 30
 """
 
 

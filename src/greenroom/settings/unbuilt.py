@@ -26,7 +26,6 @@ NOT_YET_BUILT: dict[str, str] = {
     "cluster.alert_delivery": "no alerts are sent",
     "cluster.tracing": "no traces are recorded",
     "cluster.result_cache": "results are not cached",
-    "server.accept_code": "code comes from the folder that the node was started in",
     "security.rate_limit_per_minute": "callers are not limited",
     "security.encryption_at_rest": "the store is not encrypted",
     "security.tls": "the server speaks plain HTTP on loopback; put a TLS proxy before it",
@@ -37,11 +36,6 @@ NOT_YET_BUILT: dict[str, str] = {
     "agents.*.egress": "replicas have no sandbox",
     "agents.*.scaling.max_replicas": "the number of replicas is scaling.min_replicas",
     "agents.*.scaling.target_queue_per_replica": "the number of replicas is scaling.min_replicas",
-    "agents.*.rollout.strategy": "a new revision replaces the old one as soon as it is ready",
-    "agents.*.rollout.checks": "a new revision replaces the old one as soon as it is ready",
-    "agents.*.rollout.hold_s": "a new revision replaces the old one as soon as it is ready",
-    "agents.*.rollout.scale_down_delay_s": "a new revision replaces the old one as soon as it is ready",
-    "agents.*.rollout.progress_deadline_s": "a new revision replaces the old one as soon as it is ready",
 }
 
 

@@ -28,11 +28,15 @@ class Agent(msgspec.Struct, frozen=True):
 
 
 class Revision(msgspec.Struct, frozen=True):
+    """A revision's row. *spec* is the agent's as it was deployed; only its part of it is the revision's."""
+
     agent: str
     number: int
     digest: str
     spec: bytes
     created_at: int
+    proven_at: int | None = None  # its first success with a task
+    retired_at: int | None = None  # since when it keeps no replicas and no sessions
 
 
 class Replica(msgspec.Struct, frozen=True):
@@ -51,16 +55,6 @@ class Replica(msgspec.Struct, frozen=True):
     restarts: int
     started_at: int
     ended_at: int | None = None
-
-
-class Deploy(msgspec.Struct, frozen=True):
-    """An agent's wanted spec and code; equal ones deployed again change nothing, or have it *judged anew*."""
-
-    agent: str
-    digest: str
-    spec: bytes
-    replicas: int
-    judged_anew: bool
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -92,30 +86,12 @@ class Release(msgspec.Struct, frozen=True):
     agent: str
 
 
-class RollBack(msgspec.Struct, frozen=True):
-    """Serve *to* again, if the agent is still what it was at *generation*."""
-
-    agent: str
-    generation: int
-    to: int
-
-
 def _columns(row_type: type[msgspec.Struct]) -> str:
     return ", ".join(row_type.__struct_fields__)
 
 
 _AGENTS = f"select {_columns(Agent)} from agent order by name"
-_LATEST = "select number, digest, spec from revision where agent = :agent order by number desc limit 1"
-# As it is: also its replica count stays, for it may have been scaled since.
-_STANDS = "select revision from agent where name = :agent"
-_RELEASE = "update agent set generation = generation + 1, updated_at = :now where name = :agent returning name"
-_NEW_REVISION = """
-insert into revision (agent, number, digest, spec, created_at) values (:agent, :number, :digest, :spec, :now)"""
-_PUT_AGENT = """
-insert into agent (name, generation, revision, replicas, state, reason, spec, updated_at)
-values (:agent, :now, :number, :replicas, 'starting', '', :spec, :now)
-on conflict (name) do update set generation = agent.generation + 1, revision = :number, replicas = :replicas,
-    spec = :spec, state = 'starting', reason = '', updated_at = :now"""
+RELEASE = "update agent set generation = generation + 1, updated_at = :now where name = :agent returning name"
 _OBSERVE = """
 update agent set state = :state, reason = :reason, adapter = coalesce(:adapter, adapter), updated_at = :now
 where name = :agent and (cast(:generation as bigint) is null or generation = :generation)"""
@@ -123,15 +99,13 @@ _SCALE = """
 update agent set replicas = :replicas, generation = generation + 1, updated_at = :now where name = :agent
 returning name"""
 _REMOVE = "delete from agent where name = :agent returning name"
-_ROLL_BACK = """
-update agent set revision = :to, spec = (select spec from revision where agent = :agent and number = :to),
-    generation = generation + 1, state = 'starting', reason = '', updated_at = :now
-where name = :agent and generation = :generation returning name"""
 _FALLBACK = """
-select max(number) from revision where agent = :agent and number < :number and proven_at is not null
-    and not exists (select 1 from revision where agent = :agent and number = :number and proven_at is not null)"""
+select number from revision
+where agent = :agent and proven_at is not null and number <> :number and (number < :number or number = :before)
+    and not exists (select 1 from revision where agent = :agent and number = :number and proven_at is not null)
+order by case when number = :before then 1 else 0 end desc, number desc limit 1"""
 _REVISIONS = f"select {_columns(Revision)} from revision where agent = :agent order by number desc limit 100"
-_REVISION = f"select {_columns(Revision)} from revision where agent = :agent and number = :number"
+REVISION = f"select {_columns(Revision)} from revision where agent = :agent and number = :number"
 _PUT_REPLICA = f"""
 insert into replica ({_columns(Replica)}) values ({", ".join(f":{name}" for name in Replica.__struct_fields__)})
 on conflict (id) do update set pid = :pid, state = :state, grade = :grade, reason = :reason, memory_mb = :memory_mb,
@@ -148,35 +122,9 @@ _FORGET = "delete from replica where ended_at < :before"
 KEEP_ENDED_REPLICAS_US = 3600 * 1_000_000
 
 
-async def deploy(tx: Transaction, news: News, items: Sequence[Deploy]) -> list[int]:
-    """Answer the revision that now serves: a new number if code or spec differ from the latest one."""
-    answers = []
-    for item in items:
-        latest = await tx.fetch(_LATEST, {"agent": item.agent})
-        number = latest[0][0] if latest else 0
-        params = {"agent": item.agent, "digest": item.digest, "spec": item.spec, "now": tx.now_us}
-        is_same = bool(latest) and tuple(latest[0][1:]) == (item.digest, item.spec)
-        serving = await tx.fetch(_STANDS, {"agent": item.agent}) if is_same else []
-        if serving and (not item.judged_anew or serving[0][0] == number):
-            if item.judged_anew:
-                await tx.fetch(_RELEASE, params)
-            answers.append(serving[0][0])
-            continue
-        if not is_same:
-            number += 1
-            await tx.execute_many(_NEW_REVISION, [params | {"number": number}])
-        await tx.execute_many(_PUT_AGENT, [params | {"number": number, "replicas": item.replicas}])
-        answers.append(number)
-    return answers
-
-
 async def release(tx: Transaction, news: News, items: Sequence[Release]) -> list[bool]:
     """Have agents judged anew."""
-    return [bool(await tx.fetch(_RELEASE, {"agent": item.agent, "now": tx.now_us})) for item in items]
-
-
-async def roll_back(tx: Transaction, news: News, items: Sequence[RollBack]) -> list[bool]:
-    return [bool(await tx.fetch(_ROLL_BACK, msgspec.structs.asdict(item) | {"now": tx.now_us})) for item in items]
+    return [bool(await tx.fetch(RELEASE, {"agent": item.agent, "now": tx.now_us})) for item in items]
 
 
 async def observe(tx: Transaction, news: News, items: Sequence[Observed]) -> list[None]:
@@ -198,6 +146,7 @@ async def remove(tx: Transaction, news: News, items: Sequence[Remove]) -> list[b
 async def put_replicas(tx: Transaction, news: News, items: Sequence[Replica]) -> list[None]:
     await tx.execute_many(_PUT_REPLICA, [msgspec.structs.asdict(item) for item in items])
     await tx.execute_many(_FORGET, [{"before": tx.now_us - KEEP_ENDED_REPLICAS_US}])
+    news.replicas.update(item.agent for item in items)
     return [None] * len(items)
 
 
@@ -210,28 +159,17 @@ class Agents:
     def __init__(self, db: database.Database, commits: Commits) -> None:
         self._db, self._commits = db, commits
 
-    async def deploy(self, agent: str, *, digest: str, spec: bytes, replicas: int, judged_anew: bool = True) -> int:
-        """Make this spec and code the serving revision; return its number, unchanged if nothing differs.
-
-        Without *judged_anew* an agent whose latest revision has them stays as it is: quarantined, or rolled back.
-        """
-        number: int = await self._commits.write(deploy, Deploy(agent, digest, spec, replicas, judged_anew))
-        return number
-
     async def release(self, agent: str) -> None:
         """Have the agent judged anew, whatever its replicas died of."""
         if not await self._commits.write(release, Release(agent)):
             raise errors.NotFound(f"cannot find the agent {agent[:64]}")
 
-    async def fallback(self, agent: str, number: int) -> int | None:
-        """Return the latest revision before *number* that has succeeded with a task, unless *number* has, too."""
-        ((before,),) = await self._db.lookup(_FALLBACK, {"agent": agent, "number": number})
-        return None if before is None else int(before)
-
-    async def roll_back(self, agent: str, *, generation: int, to: int) -> bool:
-        """Make revision *to* the serving one again; False if somebody changed the agent meanwhile."""
-        is_back: bool = await self._commits.write(roll_back, RollBack(agent, generation, to))
-        return is_back
+    async def fallback(self, agent: str, number: int, *, before: int | None = None) -> int | None:
+        """Return a revision that has succeeded with a task, unless *number* has, too: the one *before*, else the latest
+        of lower numbers.
+        """
+        rows = await self._db.lookup(_FALLBACK, {"agent": agent, "number": number, "before": before or -1})
+        return int(rows[0][0]) if rows else None
 
     async def observe(
         self, agent: str, *, state: str, reason: str, adapter: str | None = None, generation: int | None = None
@@ -243,10 +181,6 @@ class Agents:
         if not await self._commits.write(scale, Scale(agent, replicas)):
             raise errors.NotFound(f"cannot find the agent {agent[:64]}")
 
-    async def remove(self, agent: str) -> None:
-        if not await self._commits.write(remove, Remove(agent)):
-            raise errors.NotFound(f"cannot find the agent {agent[:64]}")
-
     async def list(self) -> Sequence[Agent]:
         return [Agent(*row) for row in await self._db.lookup(_AGENTS, {})]
 
@@ -254,7 +188,7 @@ class Agents:
         return [Revision(*row) for row in await self._db.read(_REVISIONS, {"agent": agent})]
 
     async def revision(self, agent: str, number: int) -> Revision:
-        rows = await self._db.lookup(_REVISION, {"agent": agent, "number": number})
+        rows = await self._db.lookup(REVISION, {"agent": agent, "number": number})
         if not rows:
             raise errors.NotFound(f"cannot find revision {number} of {agent[:64]}")
         return Revision(*rows[0])
@@ -277,4 +211,4 @@ class Agents:
         await self._commits.write(close_nodes, OtherNodes(only))
 
 
-ORDER = (deploy, scale, release, roll_back, remove, observe, put_replicas, close_nodes)
+ORDER = (scale, release, observe, put_replicas, close_nodes)

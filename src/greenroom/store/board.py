@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,11 @@ from greenroom.store.rows import SessionKey
 MAX_CLAIMS = 500  # of one agent in one commit
 
 Homes = Mapping[SessionKey, str]  # the replica that ran a session's last task
-Queue = tuple[str, bool]  # an agent, and whether it is its suspects', which run alone
+Queue = tuple[str, bool, int]  # an agent, whether it is its suspects', which run alone, and the revision
+
+BUCKETS = 100_000  # that tasks are spread over, to be given to revisions by their shares
+STRIDE = 61_803  # about BUCKETS by the golden ratio: a task's number by this, modulo BUCKETS, is its bucket, and each
+# run of tasks is spread evenly, whatever the period of what comes in (Weyl's sequence)
 
 
 @dataclass(slots=True)
@@ -26,7 +31,6 @@ class Line:
     """A replica's slots."""
 
     queue: Queue
-    revision: int
     slots: int
     busy: int = 0
     attempts: int = 0  # also those that wait for a sub-task and hold no slot
@@ -47,43 +51,130 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """How many tasks of *agent* this node would take now, for replicas of *revision*; suspects to *run_alone*."""
+    """How many tasks of *agent* this node would take now, for replicas of *revision*; suspects to *run_alone*.
+
+    Of those that no session keeps to a revision, it takes what is in the buckets from *low* to below *high*.
+    """
 
     agent: str
     revision: int
     slots: int
     run_alone: bool = False
+    low: int = 0
+    high: int = BUCKETS
 
     @property
     def queue(self) -> Queue:
-        return self.agent, self.run_alone
+        return self.agent, self.run_alone, self.revision
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """How many of a hundred tasks each revision of an agent gets; what has a higher *version* was written later.
+
+    What another one than *serving* cannot take goes to that; what is its own waits for it.
+    """
+
+    version: tuple[int, int]
+    shares: Mapping[int, int]
+    serving: int | None = None
 
 
 class Board:
     def __init__(self) -> None:
         self._lines: dict[str, Line] = {}
         self._by_queue: dict[Queue, dict[str, Line]] = {}
+        self._queues: dict[str, set[Queue]] = {}  # of each agent: those that ever had a line
+        self._traffic: dict[str, Traffic] = {}
+        self._doubted: set[str] = set()  # agents of whose traffic nobody knows whether it was changed
+        self._ranges: dict[
+            str, dict[int, tuple[int, int]]
+        ] = {}  # the buckets of each revision, until something changes
+        self._turn: Counter[str] = Counter()
         self._hungry: set[Queue] = set()  # those that may have claimable tasks
         self._reserved: set[Queue] = set()  # those whose free slots a commit in flight may fill
 
     def open(self, replica: str, *, agent: str, revision: int, slots: int, for_suspects: bool = False) -> None:
-        queue = agent, for_suspects
-        line = self._lines[replica] = Line(queue, revision, slots)
+        queue = agent, for_suspects, revision
+        line = self._lines[replica] = Line(queue, slots)
         self._by_queue.setdefault(queue, {})[replica] = line
+        self._queues.setdefault(agent, set()).add(queue)
         self._hungry.add(queue)
+        self._ranges.pop(agent, None)
 
     def drain(self, replica: str) -> None:
         """Take no more for *replica*; what runs goes on."""
         if (line := self._lines.get(replica)) is not None:
             line.open = False
+            self._reroute(line.queue[0])
 
     def close(self, replica: str) -> None:
-        if (line := self._lines.pop(replica, None)) is not None:
-            self._by_queue[line.queue].pop(replica, None)
+        line = self._lines.pop(replica, None)
+        if line is None:
+            return
+        lines, agent = self._by_queue[line.queue], line.queue[0]
+        del lines[replica]
+        if not lines:
+            del self._by_queue[line.queue]
+            self._queues[agent].discard(line.queue)
+            self._hungry.discard(line.queue)
+        self._reroute(agent)
+
+    def route(self, agent: str, traffic: Traffic) -> None:
+        """Share out the tasks of *agent* so from now on, unless what is known was written later."""
+        known = self._traffic.get(agent)
+        if known is None or known.version < traffic.version or agent in self._doubted:
+            self._doubted.discard(agent)
+            self._traffic[agent] = traffic
+            self._reroute(agent)
+
+    def doubt(self, agent: str) -> None:
+        """Share out nothing of *agent* until `route` says how: a commit may have changed it, or not."""
+        self._doubted.add(agent)
+        self._reroute(agent)
+
+    def _reroute(self, agent: str) -> None:
+        self._ranges.pop(agent, None)
+        self.mark((agent,))
+
+    def ranges(self, agent: str) -> Mapping[int, tuple[int, int]]:
+        """Return the buckets of each revision: from the first number to below the second.
+
+        What a new revision without replicas would get goes to the serving one.
+        """
+        if (found := self._ranges.get(agent)) is None:
+            found = self._ranges[agent] = self._shared_out(agent)
+        return found
+
+    def _shared_out(self, agent: str) -> dict[int, tuple[int, int]]:
+        lines = {
+            revision
+            for _, run_alone, revision in self._queues.get(agent, ())
+            if not run_alone and any(line.open for line in self._by_queue[agent, run_alone, revision].values())
+        }
+        traffic = self._traffic.get(agent)
+        if agent in self._doubted:
+            return {}
+        if traffic is None:  # of somebody who knows no rollouts: all to the newest
+            return {max(lines): (0, BUCKETS)} if lines else {}
+        low, found = 0, {}
+        for revision in sorted(traffic.shares, key=lambda revision: (revision == traffic.serving, revision)):
+            share = traffic.shares[revision] * BUCKETS // 100
+            is_last = revision == traffic.serving
+            high = BUCKETS if is_last and share else low + (share if revision in lines or is_last else 0)
+            if high > low and revision in lines:
+                found[revision] = low, high
+            low = high
+        return found
 
     def busy(self, replica: str) -> int:
         line = self._lines.get(replica)
         return line.busy if line is not None else 0
+
+    def runs_alone(self, replica: str) -> bool:
+        """Whether *replica* is beside its agent's number, for tasks that are suspected to kill."""
+        line = self._lines.get(replica)
+        return line is not None and line.queue[1]
 
     def attempts(self, replica: str) -> int:
         """Return how many attempts *replica* has, waiting ones too: it may go when there are none."""
@@ -116,43 +207,48 @@ class Board:
     def mark(self, agents: Iterable[str]) -> None:
         """Note that *agents* may have claimable tasks."""
         for agent in agents:
-            self._hungry.add((agent, False))
-            if (agent, True) in self._by_queue:
-                self._hungry.add((agent, True))
+            self._hungry.update(self._queues.get(agent, ()))
 
     def mark_all(self) -> None:
         self._hungry.update(self._by_queue)
 
     def has_demand(self) -> bool:
-        return any(line.free > 0 for queue in self._hungry for line in self._by_queue.get(queue, {}).values())
+        return any(line.free > 0 for queue in self._hungry for line in self._by_queue[queue].values())
 
     def reserve(self) -> list[Demand]:
         """Reserve the free slots of every queue that may have work; `settle` gives back what stayed empty."""
         demands = []
         for queue in sorted(self._hungry):  # in one order: a simulation is its seed
-            free: dict[int, int] = {}
-            for line in self._by_queue.get(queue, {}).values():
-                if line.free > 0:
-                    free[line.revision] = free.get(line.revision, 0) + line.free
-            # The newest revision that has room: claims bind to it.
+            free = sum(line.free for line in self._by_queue[queue].values())
             if free:
-                revision = max(free)
-                agent, run_alone = queue
+                agent, run_alone, revision = queue
+                low, high = self.ranges(agent).get(revision, (0, 0))
                 self._reserved.add(queue)
-                demands.append(Demand(agent, revision, min(free[revision], MAX_CLAIMS), run_alone))
+                demands.append(Demand(agent, revision, min(free, MAX_CLAIMS), run_alone, low, high))
         return demands
 
-    def seat(self, agent: str, count: int) -> tuple[list[str], int]:
+    def seat(self, agent: str, count: int) -> list[tuple[str, int]]:
         """Occupy slots for at most *count* tasks of *agent* that are not stored yet, if none is queued before them.
 
-        Return the replicas, and the revision that all of them are of.
+        Return the replica and the revision of each.
         """
-        queue = agent, False
-        lines = self._by_queue.get(queue, {})
-        revision = max((line.revision for line in lines.values() if line.free > 0), default=0)
-        if not revision or queue in self._hungry:
-            return [], revision
-        return list(itertools.islice(_spread(lines, revision), count)), revision
+        ranges = self.ranges(agent)
+        drawn = dict.fromkeys(ranges, count) if len(ranges) == 1 else self._drawn(agent, count)
+        seats: list[tuple[str, int]] = []
+        for revision, number in drawn.items():
+            queue = agent, False, revision
+            if queue not in self._hungry:
+                spread = _spread(self._by_queue.get(queue, {}))
+                seats += [(replica, revision) for replica in itertools.islice(spread, number)]
+        return seats
+
+    def _drawn(self, agent: str, count: int) -> Counter[int]:
+        """Draw a revision for each of *count* tasks, by the shares."""
+        ranges, drawn = self.ranges(agent), Counter[int]()
+        for _ in range(count if ranges else 0):
+            self._turn[agent] = bucket = (self._turn[agent] + STRIDE) % BUCKETS
+            drawn[next(revision for revision, (low, high) in ranges.items() if low <= bucket < high)] += 1
+        return drawn
 
     def assign(self, demand: Demand, sessions: Iterable[SessionKey | None], homes: Homes) -> list[str]:
         """Occupy a slot for each claimed task: its session's replica (*homes*) if that has room, else the least loaded.
@@ -162,11 +258,11 @@ class Board:
         """
         self._reserved.discard(demand.queue)
         lines = self._by_queue.get(demand.queue, {})
-        elsewhere = _spread(lines, demand.revision)
+        elsewhere = _spread(lines)
         replicas: list[str] = []
         for session in sessions:
             home = homes.get(session) if session is not None else None
-            if home in lines and lines[home].revision == demand.revision and lines[home].free > 0:
+            if home in lines and lines[home].free > 0:
                 lines[home].occupy()
             else:
                 home = next(elsewhere, None)
@@ -184,9 +280,9 @@ class Board:
         self._reserved.discard(demand.queue)
 
 
-def _spread(lines: dict[str, Line], revision: int) -> Iterator[str]:
+def _spread(lines: dict[str, Line]) -> Iterator[str]:
     """Occupy slot after slot, each of the replica that is the least loaded then."""
-    loads = [(line.load, name) for name, line in lines.items() if line.revision == revision and line.free > 0]
+    loads = [(line.load, name) for name, line in lines.items() if line.free > 0]
     heapq.heapify(loads)
     while loads:
         _, name = loads[0]

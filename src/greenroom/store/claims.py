@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from greenroom.store import submissions
-from greenroom.store.board import Board, Demand
+from greenroom.store.board import BUCKETS, STRIDE, Board, Demand
 from greenroom.store.database import Row, Transaction
 from greenroom.store.news import News
 from greenroom.store.rows import IS_SUSPECT, Accepted, Claim, NewTask, SessionKey
@@ -24,7 +24,13 @@ select seq, id, epoch, tenant, session, input, metadata, attempts_charged, max_a
     retry_backoff_us, run_timeout_us, deadline_at, submitted_by, depth, kills, restores
 from task where agent = :agent and state = 'queued' and due_at is null and not blocked and {whose}
 order by priority desc, seq limit :slots for update skip locked"""
-_TO_SHARE, _TO_RUN_ALONE = _READY.format(whose=f"not ({IS_SUSPECT})"), _READY.format(whose=IS_SUSPECT)
+_TO_SHARE, _TO_RUN_ALONE = _READY.format(whose=f"not ({IS_SUSPECT}) {{}}"), _READY.format(whose=IS_SUSPECT)
+_ITS_OWN = _TO_SHARE.format("and (pin is null or pin = :revision)")  # for the only revision that gets tasks
+_PINNED = _TO_SHARE.format("and pin = :revision")  # for one that gets no others
+_ITS_SHARE = _TO_SHARE.format(
+    f"""and case when pin is null
+        then seq * {STRIDE} % {BUCKETS} >= :low and seq * {STRIDE} % {BUCKETS} < :high else pin = :revision end"""
+)
 
 # What is given is in the order of the names here, too.
 _CLAIM = """
@@ -34,8 +40,11 @@ update task set state = 'running', replica = :replica, revision = :revision, own
 where seq = :seq and state = 'queued'"""
 
 _STATE = """
-select state, revision, good_state, good_revision from session
+select state, revision, good_state, good_revision, pin from session
 where tenant = :tenant and agent = :agent and id = :session"""
+# From here on the session keeps to the revision that its task runs on.
+_PIN = """
+update session set pin = :revision where tenant = :tenant and agent = :agent and id = :session"""
 
 
 class Claims:
@@ -74,10 +83,10 @@ class Claims:
             if item.session is None and item.not_before is None:
                 by_agent[item.agent].append(index)
         for agent, indices in by_agent.items():
-            replicas, revision = self.board.seat(agent, len(indices))
-            if len(replicas) < len(indices):
+            seats = self.board.seat(agent, len(indices))
+            if len(seats) < len(indices):
                 indices.sort(key=lambda index: -items[index].priority)
-            for index, replica in zip(indices, replicas, strict=False):
+            for index, (replica, revision) in zip(indices, seats, strict=False):
                 placings[index] = Placing(
                     state="running",
                     epoch=1,
@@ -98,9 +107,7 @@ class Claims:
         self.board.mark(news.ready)
         news.demands = self.board.reserve()
         for demand in news.demands:
-            sql = _TO_RUN_ALONE if demand.run_alone else _TO_SHARE
-            ready = await tx.fetch(sql, {"agent": demand.agent, "slots": demand.slots})
-            await self._claim(tx, news, demand, ready)
+            await self._claim(tx, news, demand, await _ready(tx, demand))
 
     async def _claim(self, tx: Transaction, news: News, demand: Demand, ready: Sequence[Row]) -> None:
         keys = [None if row[4] is None else (row[3], demand.agent, row[4]) for row in ready]
@@ -120,6 +127,8 @@ class Claims:
                 for claim, row in zip(claims, ready, strict=True)
             ],
         )
+        moved = [(demand.revision, *key) for key in keys if key is not None and states[key].pin != demand.revision]
+        await tx.execute_many(_PIN, moved)
 
     def settle(self, news: News, *, committed: bool) -> None:
         """Tell board and dispatcher how the commit ended, and remember where sessions ran."""
@@ -150,10 +159,23 @@ class _State:
     revision: int | None = None
     good: bytes | None = None
     good_revision: int | None = None
+    pin: int | None = None
 
     @property
     def has_good(self) -> bool:
         return self.good is not None and self.good != self.last
+
+
+async def _ready(tx: Transaction, demand: Demand) -> Sequence[Row]:
+    """Find the tasks that *demand* is for."""
+    params = {"agent": demand.agent, "slots": demand.slots}
+    if demand.run_alone:
+        return await tx.fetch(_TO_RUN_ALONE, params)
+    params["revision"] = demand.revision
+    share = demand.high - demand.low
+    if share in (0, BUCKETS):
+        return await tx.fetch(_ITS_OWN if share else _PINNED, params)
+    return await tx.fetch(_ITS_SHARE, params | {"low": demand.low, "high": demand.high})
 
 
 async def _state(tx: Transaction, session: SessionKey | None) -> _State:

@@ -1,4 +1,4 @@
-"""The directory: every agent's row and validated spec, in memory, for the paths that cannot wait for a read.
+"""The directory: every agent's row, spec and last rollout, in memory, for the paths that cannot wait for a read.
 
 Refreshed after each write by this node and, for what other nodes write, by the host's every step.
 """
@@ -6,36 +6,69 @@ Refreshed after each write by this node and, for what other nodes write, by the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import msgspec
 
 from greenroom import errors, settings
-from greenroom.core import agents, routing
-from greenroom.store.agents import Agent, Agents
+from greenroom.core import agents, rollouts, routing
+from greenroom.store import database
+from greenroom.store.agents import Agent
+from greenroom.store.board import Traffic
+from greenroom.store.rollouts import Rollout, spec_of
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     agent: Agent
     spec: settings.AgentSettings
+    rollout: Rollout | None = None
+
+    @property
+    def capacity(self) -> dict[int, int]:
+        """How many replicas each revision should have."""
+        if self.rollout is None:
+            return {self.agent.revision: self.agent.replicas}
+        return rollouts.capacity(self.rollout.state, self.agent.replicas)
+
+    def spec_of(self, revision: int) -> settings.AgentSettings:
+        """Return the spec that replicas of *revision*, one of those that stand, are run by."""
+        if self.rollout is None or revision == self.agent.revision:
+            return self.spec
+        return spec_of(self.rollout.spec if revision == self.rollout.to_revision else self.rollout.from_spec)
+
+
+_AGENTS = Agent.__struct_fields__
+_READ = f"""
+select {", ".join(f"agent.{name}" for name in _AGENTS)},
+    {", ".join(f"rollout.{name}" for name in Rollout.__struct_fields__)}
+from agent left join rollout on rollout.id = agent.rollout order by agent.name"""
 
 
 class Directory:
-    def __init__(self, agents: Agents) -> None:
-        self._agents = agents
+    """*route* is told of the traffic of each agent that is read."""
+
+    def __init__(self, db: database.Database, *, route: Callable[[str, Traffic], None]) -> None:
+        self._db, self._route = db, route
         self.entries: Mapping[str, Entry] = {}
 
     async def refresh(self) -> Mapping[str, Entry]:
-        rows = await self._agents.list()
+        rows = await self._db.lookup(_READ, {})
         known = self.entries
         entries = {}
-        for row in rows:
+        for columns in rows:
+            row, rest = Agent(*columns[: len(_AGENTS)]), columns[len(_AGENTS) :]
             entry = known.get(row.name)
             is_same = entry is not None and entry.agent.spec == row.spec
-            entries[row.name] = Entry(row, entry.spec if entry and is_same else _decode(row.spec))
+            rollout = None if rest[0] is None else Rollout(*rest)
+            try:
+                entries[row.name] = Entry(row, entry.spec if entry and is_same else spec_of(row.spec), rollout)
+                if rollout is not None:
+                    self._route(row.name, rollout.traffic)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise errors.StoreDamaged(f"cannot read how {row.name[:64]!r} is to be: {error}") from None
         if _routable(known) != _routable(entries):
             self.__dict__.pop("index", None)
         self.entries = entries
@@ -53,6 +86,14 @@ class Directory:
         """Return how many replicas the agents should have together, those of *besides* not counted."""
         return sum(entry.agent.replicas for name, entry in self.entries.items() if name not in besides)
 
+    def beside(self, *, besides: AbstractSet[str]) -> int:
+        """Return how many replicas more the agents' rollouts may have, those of *besides* not counted."""
+        return sum(
+            rollouts.beside(entry.rollout.state, entry.agent.replicas)
+            for name, entry in self.entries.items()
+            if entry.rollout is not None and name not in besides
+        )
+
     @functools.cached_property
     def index(self) -> routing.Index:
         """What requests that name no agent are routed by."""
@@ -66,6 +107,3 @@ class Directory:
 
 def _routable(entries: Mapping[str, Entry]) -> dict[str, settings.AgentSettings]:
     return {name: entry.spec for name, entry in entries.items() if entry.agent.state != agents.State.DROPPED}
-
-
-_decode = msgspec.json.Decoder(settings.AgentSettings).decode

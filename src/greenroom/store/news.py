@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from greenroom.store.board import Demand
+from greenroom.store.board import Demand, Traffic
 from greenroom.store.rows import Claim, Task
 
 
@@ -23,6 +23,8 @@ class News:
     suspects: set[str] = field(default_factory=set)  # agents with tasks that are to run alone
     due_at_us: int | None = None  # the earliest new due time
     claims: list[Claim] = field(default_factory=list)  # attempts that begin
+    traffic: dict[str, Traffic] = field(default_factory=dict)  # of agents whose rollouts have moved
+    replicas: set[str] = field(default_factory=set)  # agents whose replicas have changed
     demands: list[Demand] = field(default_factory=list)  # what was reserved on the board to find them
 
     def due(self, at_us: int) -> None:

@@ -88,7 +88,7 @@ class Noted(msgspec.Struct, frozen=True):
     record: bytes | None
     failures: tuple[NewFailure, ...] = ()
     recovered: tuple[Recovered, ...] = ()
-    proven: int | None = None  # the revision that has succeeded for the first time
+    proven: tuple[int, ...] = ()  # the revisions that have succeeded for the first time
     alert: Raised | Resolved | None = None
 
 
@@ -143,9 +143,9 @@ async def note(tx: Transaction, news: News, items: Sequence[Noted]) -> list[None
             await tx.execute_many(_DROP_RECORD, [{"agent": item.agent}])
         else:
             await tx.execute_many(_PUT_RECORD, [{"agent": item.agent, "record": item.record, "now": tx.now_us}])
-        if item.proven is not None:
-            await tx.execute_many(_PROVEN, [{"agent": item.agent, "number": item.proven, "now": tx.now_us}])
-        await _note_alert(tx, item.alert)
+        proven = [{"agent": item.agent, "number": number, "now": tx.now_us} for number in item.proven]
+        await tx.execute_many(_PROVEN, proven)
+        await note_alert(tx, item.alert)
     return [None] * len(items)
 
 
@@ -162,7 +162,7 @@ async def _note_failures(tx: Transaction, item: Noted) -> None:
     await tx.execute_many(_RECOVERED, recovered)
 
 
-async def _note_alert(tx: Transaction, alert: Raised | Resolved | None) -> None:
+async def note_alert(tx: Transaction, alert: Raised | Resolved | None) -> None:
     match alert:
         case Raised():
             params = msgspec.structs.asdict(alert) | {"reason": alert.reason[:MAX_REASON], "now": tx.now_us}

@@ -41,6 +41,16 @@ class Summary(msgspec.Struct, frozen=True):
     state_bytes: int
 
 
+class Stored(msgspec.Struct, frozen=True):
+    """A session's state, and the revision that wrote it."""
+
+    tenant: str
+    id: str
+    updated_at: int
+    revision: int
+    state: bytes
+
+
 class Place(msgspec.Struct, frozen=True):
     """Where in the list a session stands."""
 
@@ -60,12 +70,23 @@ _LIST = """
 select id, agent, revision, tasks, created_at, updated_at, coalesce(length(state), 0) from session
 where tenant = :tenant {behind} order by updated_at desc, agent desc, id desc limit :limit"""
 _BEHIND = "and (updated_at, agent, id) < (:updated_at, :agent, :id)"
+_STATES = f"""
+select {", ".join(Stored.__struct_fields__)} from session
+where agent = :agent and state is not null and revision is not null
+    and (updated_at, tenant, id) < (:updated_at, :tenant, :id)
+order by updated_at desc, tenant desc, id desc limit :limit"""
+_COUNT = "select count(*) from session where agent = :agent and state is not null and revision is not null"
 _OPEN = f"""
 select count(*) from task where tenant = :tenant and agent = :agent and session = :id
     and {IS_OPEN}"""
 _LOCK = "select 1 from session where tenant = :tenant and agent = :agent and id = :id for update"
 _REMOVE = "delete from session where tenant = :tenant and agent = :agent and id = :id returning id"
 
+# The revision that a session keeps to, unless that has been retired.
+PIN = """
+(select pinned.pin from session as pinned
+    join revision as kept on kept.agent = pinned.agent and kept.number = pinned.pin and kept.retired_at is null
+    where pinned.tenant = {tenant} and pinned.agent = {agent} and pinned.id = {session})"""
 
 _TAKE = """
 insert into session (tenant, agent, id, created_at, updated_at) values (:tenant, :agent, :session, :now, :now)
@@ -111,6 +132,17 @@ class Sessions:
             params |= msgspec.structs.asdict(behind)
         rows = await self._db.read(_LIST.format(behind="" if behind is None else _BEHIND), params)
         return [Summary(*row) for row in rows]
+
+    async def count(self, agent: str) -> int:
+        """Return how many sessions of *agent*, of all tenants, have a state."""
+        ((count,),) = await self._db.read(_COUNT, {"agent": agent})
+        return int(count)
+
+    async def states(self, agent: str, *, behind: Stored | None = None, limit: int = 100) -> Sequence[Stored]:
+        """Return the states of *agent*'s sessions, of all tenants: those used last first, behind *behind*."""
+        place = (2**62, "", "") if behind is None else (behind.updated_at, behind.tenant, behind.id)
+        params = dict(zip(("updated_at", "tenant", "id"), place, strict=True))
+        return [Stored(*row) for row in await self._db.read(_STATES, {"agent": agent, "limit": limit, **params})]
 
     async def remove(self, id: str, *, tenant: str, agent: str) -> None:
         """Forget a session's state; raises `errors.NotFound`, or `errors.Conflict` while it has open tasks."""

@@ -77,7 +77,7 @@ class Sqlite:
         self._path, self._clock = path, clock
         self._lock_fd = take_file(path)
         try:
-            with _start_refusals(path):
+            with _start_refusals(path), _without_new_sides(path):
                 self._is_checked = _refuse_damaged(path, had_store=_had_store(self._lock_fd))
                 self._connect()
         except BaseException:
@@ -373,7 +373,6 @@ def _refuse_damaged(path: Path, *, had_store: bool) -> bool:
         return True
     _refuse_cut(path)
     is_small = path.stat().st_size <= CHECKED_AT_START_BYTES
-    sides = [side for side in _SIDES if not path.with_name(f"{path.name}{side}").exists()]
     try:
         with contextlib.closing(read_only(path)) as connection:
             sqlite_checks.look_at(connection, _schema_of, application_id=_APPLICATION_ID)
@@ -383,11 +382,19 @@ def _refuse_damaged(path: Path, *, had_store: bool) -> bool:
                 sqlite_checks.look_through(connection)
     except (apsw.ReadOnlyError, apsw.CantOpenError):
         return False  # it died in the moment in which it was made; who may write sets that right
-    except BaseException:
-        for side in sides:  # even a reader makes them
-            path.with_name(f"{path.name}{side}").unlink(missing_ok=True)
-        raise
     return is_small
+
+
+@contextlib.contextmanager
+def _without_new_sides(path: Path) -> Iterator[None]:
+    """Leave no file beside *path* that was not there, where it cannot be opened: even a reader makes them."""
+    sides = [side for name in _SIDES if not (side := path.with_name(f"{path.name}{name}")).exists()]
+    try:
+        yield
+    except BaseException:
+        for side in sides:
+            side.unlink(missing_ok=True)
+        raise
 
 
 _EMPTY = "it is empty, and was not: it was cut off, or its -wal was removed"

@@ -63,22 +63,31 @@ def look_at(
         raise Damaged(f"its schema is damaged: {error}") from None
     for name, part in sorted(schema_of(number) - found):
         raise Damaged(f"its schema is damaged: {name} has no {part}")
-    for table in ("agent", "revision"):
-        _look_at_specs(connection.execute(f"select spec from {table}"), table)
-    for table in sorted(_NEEDED & {name for name, _ in found}):
+    names = {name for name, _ in found}
+    for table, column in _VALUES:
+        if table in names:
+            _look_at_values(connection.execute(f"select {column} from {table}"), f"the {column} of a row of {table}")
+    for table in sorted(_NEEDED & names):
         _look_at_texts(connection.execute(f"select * from {table}"), table)
 
 
 # No node starts, or watches over its agents, without having read all of them.
-_NEEDED = {"agent", "revision", "principal", "failure", "alert"}
+_NEEDED = {"agent", "revision", "rollout", "principal", "failure", "alert"}
+_VALUES = (
+    ("agent", "spec"),
+    ("revision", "spec"),
+    ("rollout", "record"),
+    ("rollout", "spec"),
+    ("rollout", "from_spec"),
+)
 
 
-def _look_at_specs(rows: Iterable[tuple[bytes]], table: str) -> None:
+def _look_at_values(rows: Iterable[tuple[bytes]], what: str) -> None:
     try:
-        for (spec,) in rows:
-            msgspec.json.decode(spec)
+        for (value,) in rows:
+            msgspec.json.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError, TypeError) as error:
-        raise Damaged(f"the spec of an {table} is damaged: {error}") from None
+        raise Damaged(f"{what} is damaged: {error}") from None
 
 
 def _look_at_texts(rows: Iterable[tuple[Any, ...]], table: str) -> None:

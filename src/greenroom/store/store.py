@@ -6,7 +6,19 @@ from pathlib import Path
 
 from greenroom import clock as clocks
 from greenroom import errors
-from greenroom.store import agents, database, directory, news, principals, recovery, sessions, tasks, transitions
+from greenroom.store import (
+    agents,
+    database,
+    deployments,
+    directory,
+    news,
+    principals,
+    recovery,
+    rollouts,
+    sessions,
+    tasks,
+    transitions,
+)
 from greenroom.store.claims import Claims
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
@@ -29,6 +41,8 @@ class Store:
                 *transitions.ORDER,
                 sessions.remove,
                 *agents.ORDER,
+                *deployments.ORDER,
+                *rollouts.ORDER,
                 *principals.ORDER,
                 *recovery.ORDER,
             ),
@@ -40,7 +54,9 @@ class Store:
         self.sessions = sessions.Sessions(db, self.commits)
         self.agents = agents.Agents(db, self.commits)
         self.recovery = recovery.Recovery(db, self.commits)
-        self.directory = directory.Directory(self.agents)
+        self.rollouts = rollouts.Rollouts(db, self.commits)
+        self.deployments = deployments.Deployments(db, self.commits)
+        self.directory = directory.Directory(db, route=self.board.route)
         self.principals = principals.Principals(db, self.commits)
 
     async def start(self) -> None:
@@ -63,6 +79,11 @@ class Store:
 
     def _settle(self, facts: news.News, committed: bool) -> None:
         self.claims.settle(facts, committed=committed)
+        for agent, traffic in facts.traffic.items():
+            if committed:
+                self.board.route(agent, traffic)
+            else:  # it may be stored all the same, and then a revision that is retired must get nothing more
+                self.board.doubt(agent)
         if committed:
             self.hub.publish(facts)
 

@@ -106,15 +106,16 @@ class Placing(msgspec.Struct, frozen=True):
 QUEUED = Placing()
 
 _GIVEN = NewTask.__struct_fields__[:-2]  # the last two make up deadline_at
-_INSERTED = (*_GIVEN, "deadline_at", "due_at", "created_at", "blocked", *Placing.__struct_fields__)
+_INSERTED = (*_GIVEN, "deadline_at", "due_at", "created_at", "blocked", "pin", *Placing.__struct_fields__)
 _INSERT = f"""
 insert into task ({", ".join(_INSERTED)}) values ({", ".join(f":{name}" for name in _INSERTED)})"""
 _INSERT_ONCE = f"""{_INSERT}
 on conflict (tenant, idempotency_key) where idempotency_key is not null do nothing
 returning id"""
 
-_SESSION_IS_OPEN = f"""
-select 1 from task where tenant = :tenant and agent = :agent and session = :session and {IS_OPEN} limit 1"""
+_SESSION = f"""
+select {sessions.PIN.format(tenant=":tenant", agent=":agent", session=":session")}, exists (
+    select 1 from task where tenant = :tenant and agent = :agent and session = :session and {IS_OPEN})"""
 
 _BY_KEY = "select id, fingerprint, created_at from task where tenant = :tenant and idempotency_key = :idempotency_key"
 
@@ -149,11 +150,12 @@ async def _insert(tx: Transaction, items: Sequence[NewTask], inserts: Sequence[t
 
 
 async def _submit_one(tx: Transaction, news: News, item: NewTask, placing: Placing) -> Accepted:
-    is_blocked = False
+    pin, is_blocked = None, False
     if item.session is not None:
         key = {"tenant": item.tenant, "agent": item.agent, "session": item.session}
-        is_blocked = bool(await tx.fetch(_SESSION_IS_OPEN, key))
-    if await _insert(tx, [item], [_insertion(item, placing, tx.now_us, is_blocked=is_blocked)]):
+        ((pin, is_blocked),) = await tx.fetch(_SESSION, key)
+        pin = None if is_blocked else pin  # it gets one when it may be claimed
+    if await _insert(tx, [item], [_insertion(item, placing, tx.now_us, is_blocked=bool(is_blocked), pin=pin)]):
         return _accepted(news, item, placing, tx.now_us)
     return await _replayed(tx, item)
 
@@ -170,9 +172,11 @@ def _due_at(item: NewTask, now_us: int) -> int | None:
     return item.not_before if item.not_before is not None and item.not_before > now_us else None
 
 
-def _insertion(item: NewTask, placing: Placing, now_us: int, *, is_blocked: bool = False) -> tuple[Any, ...]:
+def _insertion(
+    item: NewTask, placing: Placing, now_us: int, *, is_blocked: bool = False, pin: int | None = None
+) -> tuple[Any, ...]:
     given, placed = msgspec.structs.astuple(item), msgspec.structs.astuple(placing)
-    return *given[:-2], deadline_at(item, now_us), _due_at(item, now_us), now_us, is_blocked, *placed
+    return *given[:-2], deadline_at(item, now_us), _due_at(item, now_us), now_us, is_blocked, pin, *placed
 
 
 def _accepted(news: News, item: NewTask, placing: Placing, now_us: int) -> Accepted:

@@ -125,9 +125,10 @@ def _ended(row: Row, item: Finish, now_us: int) -> Task:
     )
 
 
-_UNCLAIM = """
+_PIN = sessions.PIN.format(tenant="task.tenant", agent="task.agent", session="task.session")
+_UNCLAIM = f"""
 update task set replica = null, claimed_at = null, claim_seq = null, kills = kills + :kills,
-    restores = case when :restores = 1 then 1 else restores end
+    restores = case when :restores = 1 then 1 else restores end, pin = case when session is not null then {_PIN} end
 where id = :id"""
 
 
@@ -151,7 +152,7 @@ async def _note_requeue(tx: Transaction, news: News, task: Task, item: Finish) -
 
 
 _UNBLOCK = f"""
-update task set blocked = false where seq = (
+update task set blocked = false, pin = {_PIN} where seq = (
     select seq from task where tenant = :tenant and agent = :agent and session = :session
         and {rows.IS_OPEN} order by seq limit 1) and blocked"""
 

@@ -155,6 +155,31 @@ class EngineContract:
         await bench.start("def run(input): return 'green'", "r2", number=2)
         assert [await bench.ask("r1", "t1"), await bench.ask("r2", "t2")] == ["blue", "green"]
 
+    async def test_a_check_of_its_own_code_is_answered_and_so_is_the_built_in_one(self, bench: Bench) -> None:
+        source = """
+            def run(input): return input * 2
+            def doubles(agent): assert agent(2) == 4
+            def triples(agent): assert agent(2) == 6
+        """
+        await bench.start(source)
+        for task, function in (("c1", None), ("c2", "agent:doubles"), ("c3", "agent:triples")):
+            assert bench.engine.invoke("r1", protocol.Check(task, 1, 60.0, function))
+        assert [(await bench.recorder.ended(task)).output for task in ("c1", "c2", "c3")] == [b"true", b"true", None]
+        assert (
+            await bench.recorder.ended("c3")
+        ).error_message == "agent.py:4: def triples(agent): assert agent(2) == 6"
+
+    async def test_it_is_tried_whether_a_state_can_be_taken_over(self, bench: Bench) -> None:
+        source = """
+            def migrate(state, from_revision, to_revision): return {"lines": state["lines"]}
+            def run(input): return input
+        """
+        await bench.start(source, sessions=True, number=2)
+        for task, state in (("m1", b'{"lines":[]}'), ("m2", b"{}")):
+            assert bench.engine.invoke("r1", protocol.Migrate(task, 1, state, 1, 60.0))
+        assert (await bench.recorder.ended("m1")).output == b"true"
+        assert (await bench.recorder.ended("m2")).error_type == "state_not_migratable"
+
     async def test_code_that_cannot_be_imported_is_refused_with_the_reason(self, bench: Bench) -> None:
         await bench.engine.start("r1", bench.revision("import no_such_package"))
         exit = await bench.recorder.exit("r1")

@@ -14,7 +14,8 @@ class FakeReplica:
 
     id: str
     revision: contract.Revision
-    sent: list[protocol.ToReplica] = field(default_factory=list)  # but for probes
+    sent: list[protocol.ToReplica] = field(default_factory=list)  # but for probes and trials
+    trials: list[protocol.Check | protocol.Migrate] = field(default_factory=list)
     is_ready: bool = False
     is_hung: bool = False  # probes find no answer
 
@@ -26,14 +27,16 @@ class FakeReplica:
 class FakeEngine:
     """A `contract.Engine` whose replicas are moved by hand: `ready`, `say`, `succeed`, `die`.
 
-    Probes are answered at once by all but those that are hung.
+    Probes are answered at once by all but those that are hung, and so are checks and migrations that are tried: with
+    success, or with *check_failure* and *migration_failure* while these are set. With *holds_trials*, only by `say`.
 
     With *is_eager*, replicas are ready as soon as they are started. *refusal*, while set, is what `start` raises.
     """
 
     def __init__(self, *, is_eager: bool = False) -> None:
         self.is_eager = is_eager
-        self.refusal = ""
+        self.refusal = self.check_failure = self.migration_failure = ""
+        self.holds_trials = False
         self.replicas: dict[str, FakeReplica] = {}  # those that live, in the order of their start
         self.started: list[FakeReplica] = []
         self.starts = 0  # also those that were refused
@@ -58,10 +61,17 @@ class FakeEngine:
     def invoke(self, replica: str, message: protocol.ToReplica) -> bool:
         if replica not in self.replicas:
             return False
-        if not isinstance(message, protocol.Probe):
-            self.replicas[replica].sent.append(message)
-        elif not self.replicas[replica].is_hung:
-            self.alive(replica, message.number)
+        fake = self.replicas[replica]
+        match message:
+            case protocol.Probe(number):
+                if not fake.is_hung:
+                    self.alive(replica, number)
+            case protocol.Check() | protocol.Migrate():
+                fake.trials.append(message)
+                if not fake.is_hung and not self.holds_trials:
+                    self._answer_trial(replica, message)
+            case _:
+                fake.sent.append(message)
         return True
 
     async def stop(self, replica: str, *, grace_s: float) -> None:
@@ -84,6 +94,16 @@ class FakeEngine:
         self.is_closed = True
         for replica in list(self.replicas):
             self.die(replica, "stopped")
+
+    def _answer_trial(self, replica: str, message: protocol.Check | protocol.Migrate) -> None:
+        failure, type = self.check_failure, "check_failed"
+        if isinstance(message, protocol.Migrate):
+            failure, type = self.migration_failure, "state_not_migratable"
+        if failure:
+            ended = protocol.Ended(message.task, message.epoch, error_type=type, error_message=failure)
+        else:
+            ended = protocol.Ended(message.task, message.epoch, output=b"true")
+        self.say(replica, ended)
 
     # --- for tests
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
-from greenroom.core import tasks
+from greenroom.core import rollouts, tasks
 
 PAGE = Path("docs/state-machines.md")
 _PURPOSE = {
@@ -18,36 +21,59 @@ _PURPOSE = {
 }
 
 
+_PHASES = {
+    rollouts.Phase.PROGRESSING: "stage after stage, as its new revision proves itself",
+    rollouts.Phase.PAUSED: "somebody has stopped it, or has to promote it; what fails is undone all the same",
+    rollouts.Phase.COMPLETE: "the new revision serves everything",
+    rollouts.Phase.ROLLED_BACK: "its new revision has failed: the one before serves everything",
+    rollouts.Phase.ABORTED: "somebody has undone it",
+    rollouts.Phase.SUPERSEDED: "another one was begun before it was complete",
+    rollouts.Phase.FAILED: "its new revision has failed, and there was none before",
+}
+
+
 def page() -> str:
-    """Return the page, as Markdown with a Mermaid diagram."""
+    """Return the page, as Markdown with Mermaid diagrams."""
     lines = [
         "# State machines",
         "",
-        "Drawn from `greenroom.core.tasks.TRANSITIONS` by `python -m greenroom.testing.state_machines`.",
+        "Drawn from `TRANSITIONS` of `greenroom.core.tasks` and `greenroom.core.rollouts` by",
+        "`python -m greenroom.testing.state_machines`.",
         "",
         "## Tasks",
         "",
-        "```mermaid",
-        "stateDiagram-v2",
-        f"    [*] --> {tasks.State.QUEUED}: submit",
-        *(f"    {state} --> {after}: {by}" for (state, by), after in tasks.TRANSITIONS.items()),
-        *(f"    {state} --> [*]" for state in tasks.State if state in tasks.TERMINAL),
-        "```",
-        "",
-        "| state | means | moves |",
-        "|---|---|---|",
-        *(f"| {state} | {_PURPOSE[state]} | {_moves(state)} |" for state in tasks.State),
+        *_machine(tasks.TRANSITIONS, tasks.State.QUEUED, "submit", _PURPOSE),
         "",
         "A move is one statement that compares the task's state and the attempt's epoch and sets them; a stale",
         "attempt moves nothing. The database itself refuses to leave a terminal state.",
+        "",
+        "## Rollouts",
+        "",
+        *_machine(rollouts.TRANSITIONS, rollouts.Phase.PROGRESSING, "deploy", _PHASES),
+        "",
+        "A move is one commit: the rollout, what serves, which revisions stand and the traffic change together, or",
+        "not at all. It compares the rollout's version; who has lost reads again.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _moves(state: tasks.State) -> str:
-    moves = [f"{by} → {after}" for (before, by), after in tasks.TRANSITIONS.items() if before is state]
-    return ", ".join(moves) or "none: terminal"
+def _machine(table: Mapping[Any, StrEnum], first: StrEnum, begin: str, purpose: Mapping[Any, str]) -> list[str]:
+    moves: dict[StrEnum, list[str]] = {
+        state: [f"{by} → {after}" for (before, by), after in table.items() if before is state] for state in purpose
+    }
+    return [
+        "```mermaid",
+        "stateDiagram-v2",
+        f"    [*] --> {first}: {begin}",
+        *(f"    {state} --> {after}: {by}" for (state, by), after in table.items()),
+        *(f"    {state} --> [*]" for state in purpose if not moves[state]),
+        "```",
+        "",
+        "| state | means | moves |",
+        "|---|---|---|",
+        *(f"| {state} | {purpose[state]} | {', '.join(moves[state]) or 'none: terminal'} |" for state in purpose),
+    ]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The tests play the dispatcher: they open lines on the board, take what commits c
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from greenroom import errors
-from greenroom.core import tasks
+from greenroom import errors, settings
+from greenroom.core import rollouts, tasks
 from greenroom.store import agents, recovery, transitions
+from greenroom.store.deployments import Deployed, Deployment
 from greenroom.store.recovery import NewFailure, Noted, Raised, Recovered, Resolved
 from greenroom.store.rows import Accepted, Call, Cancel, Claim, Event, Finish, Lease, NewTask, StoredEvent
 from greenroom.store.store import Store
@@ -79,6 +81,20 @@ class Node:
         given: dict[str, Any] = {"output": b'"done"' if state == "succeeded" else None}
         end = Finish(claim.id, claim.epoch, state, "ok", claim.replica, **given | changes)
         return self.store.tasks.finish(end)
+
+    async def begin(self, digest: str, *, judged_anew: bool = True, **given: Any) -> Deployed:
+        """Deploy code that is told by its digest."""
+        spec = settings.parse_agent(AGENT, {"factory": "module:agent", **given})
+        item = Deployment(agent=AGENT, digest=digest, spec=spec, by="ann", judged_anew=judged_anew)
+        return await self.store.deployments.deploy(item)
+
+    async def deploy(self, digest: str, **given: Any) -> int:
+        """Deploy it and have it serve everything, at once; return the revision's number."""
+        begun = await self.begin(digest, **given)
+        rollout = await self.store.rollouts.get(begun.rollout)
+        done = msgspec.structs.replace(rollout.state, phase=rollouts.Phase.COMPLETE, weight_pct=100, is_retired=True)
+        assert await self.store.rollouts.put(rollout, done)
+        return begun.revision
 
     async def state(self, id: str, *, tenant: str = TENANT) -> str:
         return (await self.store.tasks.get(id, tenant=tenant)).state
@@ -957,29 +973,28 @@ class StoreContract:
     ) -> None:
         rows = node.store.agents
         for digest in ("one", "two", "three"):
-            await rows.deploy("a", digest=digest, spec=digest.encode(), replicas=1)
-        assert await rows.fallback("a", 3) is None
-        await node.store.recovery.note(Noted("a", b"{}", proven=1))
-        assert await rows.fallback("a", 3) == 1
+            await node.deploy(digest)
+        assert await rows.fallback(AGENT, 3) is None
+        await node.store.recovery.note(Noted(AGENT, b"{}", proven=(1,)))
+        assert await rows.fallback(AGENT, 3) == 1
         (agent,) = await rows.list()
-        assert not await rows.roll_back("a", generation=agent.generation - 1, to=1)
-        assert await rows.roll_back("a", generation=agent.generation, to=1)
+        back_to = functools.partial(node.store.rollouts.switch, AGENT, to=1, reason="it dies", by="recovery")
+        assert await back_to(generation=agent.generation - 1) is None
+        assert await back_to(generation=agent.generation) is not None
         (back,) = await rows.list()
-        assert (back.revision, back.spec, back.generation) == (1, b"one", agent.generation + 1)
-        await node.store.recovery.note(Noted("a", b"{}", proven=3))
-        assert await rows.fallback("a", 3) is None
+        assert (back.revision, back.generation) == (1, agent.generation + 1)
+        await node.store.recovery.note(Noted(AGENT, b"{}", proven=(3,)))
+        assert await rows.fallback(AGENT, 3) is None
 
-    async def test_a_node_that_starts_leaves_what_was_deployed_as_it_is(self, node: Node) -> None:
-        rows = node.store.agents
+    async def test_a_node_that_starts_leaves_what_was_undone_as_it_is(self, node: Node) -> None:
         for digest in ("one", "two"):
-            await rows.deploy("a", digest=digest, spec=b"spec", replicas=1)
-        (agent,) = await rows.list()
-        assert await rows.roll_back("a", generation=agent.generation, to=1)
-        assert await rows.deploy("a", digest="two", spec=b"spec", replicas=1, judged_anew=False) == 1
-        (same,) = await rows.list()
-        assert (same.revision, same.generation) == (1, agent.generation + 1)
-        assert await rows.deploy("a", digest="two", spec=b"spec", replicas=1) == 2
-        assert await rows.deploy("a", digest="three", spec=b"spec", replicas=1, judged_anew=False) == 3
+            await node.deploy(digest)
+        (agent,) = await node.store.agents.list()
+        undone = await node.store.rollouts.switch(AGENT, generation=agent.generation, to=1, reason="ann", by="ann")
+        begun = await node.begin("two", judged_anew=False)
+        assert (begun.revision, begun.rollout, begun.action) == (1, undone, "leave")
+        assert (await node.begin("two")).revision == 2
+        assert (await node.begin("three", judged_anew=False)).revision == 3
 
     async def test_migrating_again_changes_nothing(self, node: Node) -> None:
         id = await node.submit()

@@ -218,6 +218,23 @@ def slow_thread(input: dict[str, Any]) -> int:
     return os.getpid()
 
 
+# Revisions, good and bad
+
+
+def late(gate: str) -> Any:
+    """Be built when the gate is open."""
+    _wait_for(gate)
+    return echo
+
+
+async def agrees(agent: Any) -> None:
+    assert await agent(7) == 7
+
+
+async def objects(agent: Any) -> None:
+    assert await agent(7) == 8, "seven is no eight"
+
+
 # Factories that go wrong
 
 

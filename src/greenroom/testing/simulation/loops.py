@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import functools
 import itertools
 import random
@@ -17,23 +16,19 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from unittest import mock
 
 import msgspec
 
 from greenroom import errors, random_bits, settings, telemetry
-from greenroom.control import supervisor
-from greenroom.control.dispatcher import Dispatcher
-from greenroom.control.host import Host
-from greenroom.control.janitor import Janitor
 from greenroom.core import plans
 from greenroom.engine import contract
-from greenroom.store import database, store, submissions
-from greenroom.store.directory import Entry
+from greenroom.store import database, submissions
+from greenroom.store.deployments import Deployment
 from greenroom.store.rows import StoredEvent, Task
 from greenroom.testing import fakes
-from greenroom.testing.simulation import checks, replicas
+from greenroom.testing.simulation import checks, incarnations, replicas
 from greenroom.testing.simulation.checks import Checks, Violation
 from greenroom.testing.simulation.core import Run
 from greenroom.testing.simulation.faults import Fault
@@ -63,6 +58,7 @@ PLANNED: Mapping[Fault, float] = {
 }
 
 T = TypeVar("T")
+Incarnation: TypeAlias = incarnations.Incarnation[replicas.ScriptedEngine]
 TENANT = "acme"
 FAULTS_S = 30.0
 CALM_S = 150.0
@@ -70,14 +66,11 @@ STORE_FAULTS = 0.025  # of each of two kinds, of the transactions
 READ_FAULTS = 0.02  # of the look-ups
 CALLER_TIMEOUT_S = 5.0
 UNWRITTEN_S = 6.0  # what a host has noted, and weather has kept it from writing
-STOP_S = 1.0  # what is cancelled ends within this
-GRACE_S = 3.0  # of a node that leaves in order
 
 _ROWS = """
 select id, seq, agent, session, idempotency_key, parent, state, epoch, attempts_charged, kills, restores, max_attempts,
     output, error
 from task order by seq"""
-_node: contextvars.ContextVar[dict[asyncio.Task[Any], None] | None] = contextvars.ContextVar("node", default=None)
 
 
 class SeenRow(msgspec.Struct, frozen=True):
@@ -120,77 +113,9 @@ class _WatchedDatabase(fakes.FaultyDatabase):
             self._changed()
 
 
-class Incarnation:
-    """One node from its start to its end; `tasks` are all that it has begun."""
-
-    def __init__(self, world: World, number: int) -> None:
-        self.id = f"node-{number}"
-        self.is_up = False
-        self.tasks: dict[asyncio.Task[Any], None] = {}  # in the order in which they were begun
-        self.store = store.open(world.url, clock=world.clock, owner=self.id)
-        self.db = self.store.db
-        weather = _WatchedDatabase(
-            self.db, draw=world.draw_weather, draw_read=world.draw_read_weather, changed=world.look
-        )
-        self.store = store.Store(weather, owner=self.id)
-        self.engine = replicas.ScriptedEngine(world.script)
-        self.facts = telemetry.Telemetry()
-        self.facts.subscribe(world.hear, telemetry.ServiceCrashed)
-        self._world = world
-        jitter = world.jitter
-        self.host = Host(
-            self.store,
-            self.engine,
-            world.clock,
-            self.facts,
-            node=self.id,
-            revision_of=self._revision_of,
-            jitter=jitter,
-        )
-        self.dispatcher = Dispatcher(self.store, self.engine, world.clock, self.facts, jitter=jitter)
-        self.janitor = Janitor(self.store, world.clock, jitter=jitter)
-
-    async def live(self) -> None:
-        """Start as `greenroom.node` does, and serve until the end."""
-        await self.store.start()
-        await self.store.tasks.rescue(not_owner=self.id)
-        await self.store.agents.close_nodes(only=self.id)
-        for agent in self._world.agents.values():
-            await self._world.deploy(self, agent, judged_anew=False)
-        self.is_up = True
-        self._world.note("%s is up", self.id)
-        loops = (self.host, self.host.checks, self.dispatcher, self.janitor)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(supervisor.supervise(loops, self._world.clock, self.facts))
-            group.create_task(self.store.commits.ended())
-
-    async def leave(self) -> None:
-        """Stop in order: what has ended is stored."""
-        await self.host.drain_all(grace_s=GRACE_S)
-        await self.host.leave()
-        await self.dispatcher.close()
-        await self.store.commits.close()
-
-    async def die(self) -> None:
-        """End in the middle of everything."""
-        self.is_up = False
-        self.engine.vanish()
-        while self.tasks:
-            for task in list(self.tasks):
-                task.cancel()
-            await asyncio.wait(self.tasks, timeout=STOP_S)
-            self._world.note_survivors(self)
-        await self.db.close()
-
-    async def _revision_of(self, entry: Entry) -> contract.Revision:
-        """Look the revision up, as `greenroom.node` does: it may not be told."""
-        row = await self.store.agents.revision(entry.agent.name, entry.agent.revision)
-        return contract.Revision(row.agent, row.number, Path("/nowhere"), entry.spec.factory)
-
-
 class _Agent(msgspec.Struct):
     name: str
-    spec: bytes
+    spec: settings.AgentSettings
     replicas: int
     digest: int = 1
     is_crashing: bool = False
@@ -295,7 +220,7 @@ class World:
         """A transaction has ended: what it has stored is there to see."""
         assert self.node is not None
         changed = []
-        for row in (SeenRow(*row) for row in _at_once(self.node.db.lookup(_ROWS, {}))):
+        for row in (SeenRow(*row) for row in at_once(self.node.db.lookup(_ROWS, {}))):
             if self._rows.get(row.id) != row:
                 self._rows[row.id] = row
                 changed.append(row)
@@ -359,9 +284,7 @@ class World:
         """Start another one whenever the last has ended, as an init system does."""
         while True:
             self.node = node = Incarnation(self, next(self._incarnations))
-            token = _node.set(node.tasks)
-            serving = asyncio.create_task(node.live(), name=node.id)
-            _node.reset(token)
+            serving = node.start()
             await asyncio.wait([serving])
             if not serving.cancelled() and (error := serving.exception()) is not None:
                 if not isinstance(error, errors.StoreUnavailable):  # at its start
@@ -373,17 +296,24 @@ class World:
         if self.node is not None and self.node.tasks:
             await self.node.die()
 
+    def engine(self) -> replicas.ScriptedEngine:
+        return replicas.ScriptedEngine(self.script)
+
+    def watched(self, db: database.Database) -> database.Database:
+        return _WatchedDatabase(db, draw=self.draw_weather, draw_read=self.draw_read_weather, changed=self.look)
+
+    async def welcome(self, node: Incarnation) -> None:
+        for agent in self.agents.values():
+            await self.deploy(node, agent, judged_anew=False)
+
     @staticmethod
     async def deploy(node: Incarnation, agent: _Agent, *, judged_anew: bool = True) -> None:
-        await node.store.agents.deploy(
-            agent.name,
-            digest=f"d{agent.digest}",
-            spec=agent.spec,
-            replicas=agent.replicas,
-            judged_anew=judged_anew,
-        )
+        digest = f"d{agent.digest}"
+        item = Deployment(agent=agent.name, digest=digest, spec=agent.spec, by="world", judged_anew=judged_anew)
+        await node.store.deployments.deploy(item)
         await node.store.directory.refresh()
         node.host.wakeup.set()
+        node.reconciler.wakeup.set()
 
     # --- callers
 
@@ -391,6 +321,7 @@ class World:
         rng = self._rng
         for name in ("a", "b"):
             is_once = rng.random() < 0.15  # then its replicas take one task at a time
+            count = rng.randint(1, 2)
             spec = settings.parse_agent(
                 name,
                 {
@@ -399,9 +330,10 @@ class World:
                     "timeout_s": round(rng.uniform(4.0, 20.0), 1),
                     "max_attempts": rng.randint(2, 3),
                     "on_replica_loss": "fail" if is_once else "retry",
+                    "scaling": {"min_replicas": count},
                 },
             )
-            self.agents[name] = _Agent(name, msgspec.json.encode(spec), rng.randint(1, 2))
+            self.agents[name] = _Agent(name, spec, count)
         self.agents["b"].is_crashing = rng.random() < 0.2
 
     def _callers_of(self) -> list[Coroutine[Any, Any, None]]:
@@ -595,7 +527,7 @@ def _ends_of(task: Task, events: Sequence[StoredEvent]) -> Iterator[checks.End]:
         yield checks.End(epoch, reason, after < charged)
 
 
-def _at_once(read: Coroutine[Any, Any, T]) -> T:
+def at_once(read: Coroutine[Any, Any, T]) -> T:
     """Run a look-up, which never waits on SQLite, where nothing can happen in between."""
     try:
         read.send(None)
@@ -609,15 +541,6 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def _in_its_node(loop: asyncio.AbstractEventLoop, coroutine: Any, **given: Any) -> asyncio.Task[Any]:
-    """Make a task, and note it with the node that it is of: what a task starts is of its own node."""
-    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **given)
-    if (tasks := _node.get()) is not None:
-        tasks[task] = None
-        task.add_done_callback(tasks.pop)
-    return task
-
-
 def run(seed: int, *, is_traced: bool = False) -> Run:
     """Run one seed; what is not a violation is raised."""
     bits, latency = random.Random(f"{seed} ids"), random.Random(f"{seed} disk")
@@ -626,7 +549,7 @@ def run(seed: int, *, is_traced: bool = False) -> Run:
     with contextlib.ExitStack() as stack:
         folder = tempfile.TemporaryDirectory(prefix="greenroom-", dir=memory if memory.is_dir() else None)
         loop = VirtualLoop(lambda: latency.uniform(0.0005, 0.004))
-        loop.set_task_factory(_in_its_node)
+        loop.set_task_factory(incarnations.in_its_node)
         world = World(seed, Path(stack.enter_context(folder)), loop, is_traced=is_traced)
         draw = mock.patch.object(random_bits, "token_hex", lambda count: f"{bits.getrandbits(8 * count):0{2 * count}x}")
         plan = mock.patch.object(plans, "plan", functools.partial(world.checked_plan, plan=plans.plan))

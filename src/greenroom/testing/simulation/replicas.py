@@ -72,6 +72,9 @@ class ScriptedEngine(FakeEngine):
         is_sent = super().invoke(replica, message)
         if is_sent:
             match message:
+                case protocol.Invoke(is_check=True):
+                    output = agents.work(message.task, message.epoch, None).output
+                    self._answer_trial_in(replica, protocol.Ended(message.task, message.epoch, output=output))
                 case protocol.Invoke():
                     self._work(replica, message)
                 case protocol.CallEnded():
@@ -154,6 +157,17 @@ class ScriptedEngine(FakeEngine):
         else:
             self._answer_in(entry, duration_s, rng)
 
+    def _answer_trial(self, replica: str, message: protocol.Check | protocol.Migrate) -> None:
+        self._answer_trial_in(replica, protocol.Ended(message.task, message.epoch, output=b"true"))
+
+    def _answer_trial_in(self, replica: str, ended: protocol.Ended) -> None:
+        rng = random.Random(f"{self.script.seed} trial {ended.task} {ended.epoch}")
+        self._in(rng.uniform(0.05, 1.0), self._say_of_trial, replica, ended)
+
+    def _say_of_trial(self, replica: str, ended: protocol.Ended) -> None:
+        if replica in self.replicas and replica not in self._hung:
+            self.say(replica, ended)
+
     def _go_on(self, message: protocol.CallEnded) -> None:
         entry = self.ledger[message.task, message.epoch]
         self._answer_in(entry, 0.1, self._rng(entry.invoke))
@@ -186,8 +200,8 @@ class ScriptedEngine(FakeEngine):
         self.say(entry.replica, message)
 
     def _interrupt(self, message: protocol.Cancel) -> None:
-        entry = self.ledger[message.task, message.epoch]
-        if not entry.is_stubborn:
+        entry = self.ledger.get((message.task, message.epoch))
+        if entry is not None and not entry.is_stubborn:  # none: a trial, which is soon over
             self._in(0.2, self._say, entry, protocol.Ended(message.task, message.epoch, cancelled=True))
 
     def _crash(self, entry: Entry) -> None:

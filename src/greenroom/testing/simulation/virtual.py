@@ -16,6 +16,8 @@ from typing import Any
 from greenroom import clock as clocks
 from greenroom.testing.fakes import START
 
+TICK_S = 1e-6  # the shortest sleep: a delay that is lost in the sum with the time would be slept for ever
+
 
 class _Waiting(selectors.SelectSelector):
     """Waits by moving the loop's time on."""
@@ -78,3 +80,6 @@ class VirtualClock(clocks.SystemClock):
 
     def monotonic_s(self) -> float:
         return self._loop.now_s
+
+    async def sleep(self, delay_s: float, wakeup: asyncio.Event | None = None) -> None:
+        await super().sleep(max(delay_s, TICK_S), wakeup)
