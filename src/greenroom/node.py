@@ -131,7 +131,10 @@ class Node:
         await self.store.agents.close_nodes(only=self.id)
         await self.auth.refresh()
         await self._mint_owner_key()
-        begun = await self.deployments.start()
+        try:
+            begun = await self.deployments.start()
+        except errors.StoreDamaged as error:
+            raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
         loops = (
             self.host,
             self.host.checks,

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from greenroom import settings
+from greenroom.core import rollouts
 from greenroom.store import migrations
 
 
@@ -64,28 +66,30 @@ def look_at(
     for name, part in sorted(schema_of(number) - found):
         raise Damaged(f"its schema is damaged: {name} has no {part}")
     names = {name for name, _ in found}
-    for table, column in _VALUES:
+    for table, column, decode in _VALUES:
         if table in names:
-            _look_at_values(connection.execute(f"select {column} from {table}"), f"the {column} of a row of {table}")
+            rows = connection.execute(f"select {column} from {table}")
+            _look_at_values(rows, f"the {column} of a row of {table}", decode=decode)
     for table in sorted(_NEEDED & names):
         _look_at_texts(connection.execute(f"select * from {table}"), table)
 
 
 # No node starts, or watches over its agents, without having read all of them.
 _NEEDED = {"agent", "revision", "rollout", "principal", "failure", "alert"}
-_VALUES = (
-    ("agent", "spec"),
-    ("revision", "spec"),
-    ("rollout", "record"),
-    ("rollout", "spec"),
-    ("rollout", "from_spec"),
+_spec = msgspec.json.Decoder(settings.AgentSettings).decode
+_VALUES: tuple[tuple[str, str, Callable[[bytes], object]], ...] = (
+    ("agent", "spec", _spec),
+    ("revision", "spec", _spec),
+    ("rollout", "record", msgspec.json.Decoder(rollouts.Rollout).decode),
+    ("rollout", "spec", _spec),
+    ("rollout", "from_spec", _spec),
 )
 
 
-def _look_at_values(rows: Iterable[tuple[bytes]], what: str) -> None:
+def _look_at_values(rows: Iterable[tuple[bytes]], what: str, *, decode: Callable[[bytes], object]) -> None:
     try:
         for (value,) in rows:
-            msgspec.json.decode(value)
+            decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError, TypeError) as error:
         raise Damaged(f"{what} is damaged: {error}") from None
 
