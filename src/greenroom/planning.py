@@ -12,7 +12,6 @@ import filecmp
 import itertools
 from pathlib import Path
 
-import msgspec
 from msgspec import structs
 
 from greenroom import deployments, errors, settings
@@ -22,6 +21,7 @@ from greenroom.core import rollouts, strategies
 from greenroom.engine import snapshots
 from greenroom.sdk import models
 from greenroom.store.deployments import Action, Decision
+from greenroom.store.rollouts import spec_of
 from greenroom.store.store import Store
 
 
@@ -134,7 +134,7 @@ def _ended(decision: Decision) -> int | None:
 
 
 def _changes(before: bytes, after: settings.AgentSettings) -> tuple[models.Change, ...]:
-    changes = settings.changes(msgspec.json.decode(before, type=settings.AgentSettings), after)
+    changes = settings.changes(spec_of(before), after)
     return tuple(models.Change(key=each.key, before=each.before, after=each.after) for each in changes)
 
 

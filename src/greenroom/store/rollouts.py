@@ -49,15 +49,14 @@ class Rollout(msgspec.Struct, frozen=True):
 
     @property
     def state(self) -> rollouts.Rollout:
-        return decoded(self.record)
+        return _state_of(self.record)
 
     @property
     def traffic(self) -> Traffic:
         return Traffic((self.id, self.version), self.state.shares, self.state.serving)
 
 
-decode = msgspec.json.Decoder(rollouts.Rollout).decode
-decoded = functools.lru_cache(maxsize=256)(decode)
+_state_of = functools.lru_cache(maxsize=256)(msgspec.json.Decoder(rollouts.Rollout).decode)
 spec_of = functools.lru_cache(maxsize=64)(msgspec.json.Decoder(settings.AgentSettings).decode)
 _encode = msgspec.json.encode
 
