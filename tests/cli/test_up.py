@@ -11,6 +11,7 @@ import pytest
 import nodes
 from greenroom import node
 from greenroom.cli import node as up
+from greenroom.node import serving
 
 BROKEN = {"raising": nodes.agent("raising"), "missing": nodes.agent("missing_factory")}
 
@@ -48,5 +49,5 @@ async def test_who_is_told_that_the_node_is_ready_sees_the_agents_as_they_are(tm
         stop.set()
 
     async with nodes.opened(tmp_path / "data", {"raising": BROKEN["raising"]}, is_settled=False) as api:
-        await node._until_stopped(api.running, stop, on_ready)
+        await serving.until_stopped(api.running, stop, on_ready)
     assert seen == {"raising": "failed"}

@@ -1,32 +1,21 @@
-"""The composition root: builds store, engine, loops and API, and is the only place that knows them all.
-
-`Node` is one Greenroom process: on a laptop the whole platform. `serve` is ``greenroom up``; `system` opens a node
-without a socket inside a Python program.
-"""
+"""The composition root: builds store, engine, loops and API, and is the only place that knows them all."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-import uvicorn
-
 from greenroom import clock as clocks
 from greenroom import deployments, embeddings, errors, planning, settings, telemetry
-from greenroom.api import connections
 from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.api.services import Services
-from greenroom.backups import listing, process, restoring
-from greenroom.control import backups, supervisor
+from greenroom.backups import restoring
+from greenroom.control import supervisor
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
@@ -35,6 +24,7 @@ from greenroom.control.rehearsal import Rehearsal
 from greenroom.core import rollouts, routing
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
+from greenroom.node.backups import NodeBackups
 from greenroom.sdk import models
 from greenroom.security import secret_file
 from greenroom.store import database, submissions
@@ -74,7 +64,14 @@ class Node:
         url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
         restoring.complete(url, options.data_dir)
         self.secrets = secret_file.load_or_make(options.data_dir / "secrets")
-        self.backups = _Backups(options, clock, self.facts)
+        self.backups = NodeBackups(
+            options.settings,
+            clock,
+            self.facts,
+            folder=options.folder,
+            data_dir=options.data_dir,
+            store_url=options.store_url,
+        )
         try:
             self.store = stores.open(url, clock=clock, owner=self.id)
         except errors.StoreDamaged as error:
@@ -289,158 +286,18 @@ class Node:
         secret_file.write_private(path, key.text.encode() + b"\n")
 
 
-class _Backups:
-    """Backups of *options*' node: the loop, and what the API asks for."""
-
-    def __init__(self, options: Options, clock: clocks.Clock, facts: telemetry.Telemetry) -> None:
-        self._store_url = options.store_url
-        self._wanted = listing.wanted(
-            options.settings.backups, folder=options.folder, data_dir=options.data_dir, store_url=options.store_url
-        )
-        self._clock, self._facts = clock, facts
-        self._every_s = options.settings.backups.every_s if options.settings.cluster.scheduled_backups else None
-        self.loop = backups.Backups(clock, facts, make=self._make, newest=self._newest, every_s=self._every_s)
-        self.ask = self.loop.ask
-
-    def state(self) -> models.Backups:
-        state = self.loop.state
-        age_s = None if state.last is None else (self._clock.now() - state.last.created_at).total_seconds()
-        return models.Backups(
-            to=self._wanted.to,
-            every_s=self._every_s,
-            is_running=state.is_running,
-            last=state.last,
-            age_s=age_s,
-            error=state.error,
-        )
-
-    async def all(self) -> list[models.Backup]:
-        return await asyncio.to_thread(listing.backups, self._wanted)
-
-    def advice(self) -> str:
-        """Return what to do about a damaged store. Blocks."""
-        return listing.advice(self._wanted, self._store_url)
-
-    async def _make(self) -> models.Backup:
-        made = await process.create(self._wanted)
-        if made.has_new_key:
-            self._facts.emit(telemetry.BackupKeyMade(self._wanted.key_file))
-        if made.not_deleted is not None:
-            self._facts.emit(telemetry.BackupsNotDeleted(made.not_deleted))
-        return made.backup
-
-    async def _newest(self) -> models.Backup | None:
-        return await asyncio.to_thread(listing.newest, self._wanted)
-
-
 @contextlib.asynccontextmanager
 async def opened(
     options: Options, *, clock: clocks.Clock | None = None, grace_s: float = GRACE_S
 ) -> AsyncIterator[Node]:
     """A started node, stopped at the end of the block. It serves no socket: see `listening`."""
-    _make_private_folder(options.data_dir)
+    make_private_folder(options.data_dir)
     node = Node(options, clock or clocks.SystemClock())
     try:
         await node.start()
         yield node
     finally:
         await node.stop(grace_s=grace_s)
-
-
-@contextlib.asynccontextmanager
-async def listening(node: Node) -> AsyncIterator[str]:
-    """Serve *node*'s API on its address for the length of the block; the value is its URL.
-
-    Raises `errors.StartRefused` if the address is taken.
-    """
-    listener = _bind(node.options.host, node.options.port)
-    config = uvicorn.Config(
-        node.app,
-        http=connections.Connection,
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,  # or callers could choose the source that their rejected keys are counted against
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=2,
-    )
-    server = _Server(config)
-    node.services.connections = lambda: len(server.server_state.connections)
-    host, port = listener.getsockname()[:2]
-    url = node.url = f"http://{host}:{port}"
-    serving = asyncio.create_task(server.serve(sockets=[listener]), name="greenroom-http")
-    place = node.options.data_dir / "node.json"
-    secret_file.write_private(place, msgspec.json.encode({"url": url, "pid": os.getpid()}))
-    try:
-        yield url
-    finally:
-        place.unlink(missing_ok=True)
-        node.services.stopping.set()
-        server.should_exit = True
-        await serving
-
-
-async def serve(options: Options, *, on_ready: Callable[[Node], None]) -> None:
-    """Run a node until SIGTERM or SIGINT; *on_ready* is called once every agent is ready or settled as failed.
-
-    The first signal drains; a second one ends what still runs at once.
-    """
-    stop = asyncio.Event()
-    hurry = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: hurry.set() if stop.is_set() else stop.set())
-    _make_private_folder(options.data_dir)
-    node = Node(options, clocks.SystemClock())
-    cluster = options.settings.cluster
-    node.facts.subscribe(telemetry.Log(level=cluster.log_level, as_json=cluster.json_logs), *telemetry.Log.KINDS)
-    try:
-        await node.start()
-        async with listening(node):
-            await _until_stopped(node, stop, on_ready)
-            node.services.stopping.set()
-            await _stop_within(node, hurry)
-    except BaseException:
-        await node.stop(grace_s=0)
-        raise
-
-
-async def _until_stopped(node: Node, stop: asyncio.Event, on_ready: Callable[[Node], None]) -> None:
-    async def announce() -> None:
-        await node.ready.wait()
-        await node.store.directory.refresh()  # whoever is told looks at the agents' states
-        node.facts.emit(telemetry.NodeChanged(node.id, "ready", node.url))
-        on_ready(node)
-        await stop.wait()
-
-    waiting = [asyncio.create_task(wait) for wait in (stop.wait(), node.ended(), announce())]
-    try:
-        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in waiting:
-            task.cancel()
-
-
-async def _stop_within(node: Node, hurry: asyncio.Event) -> None:
-    stopping = asyncio.create_task(node.stop())
-    hurrying = asyncio.create_task(hurry.wait())
-    await asyncio.wait([stopping, hurrying], return_when=asyncio.FIRST_COMPLETED)
-    if not stopping.done():
-        node.host.hurry()
-    await stopping
-    hurrying.cancel()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the node has its own."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -458,23 +315,8 @@ def _similarity() -> routing.Similarity | None:
         return None
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise errors.StartRefused(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port (0 for any free one)"
-        ) from None
-    listener.listen(2048)
-    listener.setblocking(False)  # noqa: FBT003 - the socket module's own
-    return listener
-
-
-def _make_private_folder(path: Path) -> None:
+def make_private_folder(path: Path) -> None:
+    """Make *path* for its owner only; raises `errors.StartRefused` where that cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
