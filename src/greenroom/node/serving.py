@@ -81,6 +81,7 @@ async def serve(options: Options, *, on_ready: Callable[[Node], None]) -> None:
 
 async def until_stopped(node: Node, stop: asyncio.Event, on_ready: Callable[[Node], None]) -> None:
     """Call *on_ready* when *node* is; return when *stop* is set, raise what ended its loops."""
+
     async def announce() -> None:
         await node.ready.wait()
         await node.store.directory.refresh()  # whoever is told looks at the agents' states

@@ -69,6 +69,15 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What this node's ready replicas of an agent have and do; those that drain or are for suspects not counted."""
+
+    replicas: int = 0
+    slots: int = 0
+    busy: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Traffic:
     """How many of a hundred tasks each revision of an agent gets; what has a higher *version* was written later.
 
@@ -170,6 +179,16 @@ class Board:
     def busy(self, replica: str) -> int:
         line = self._lines.get(replica)
         return line.busy if line is not None else 0
+
+    def usage(self, agent: str) -> Usage:
+        lines = [
+            line
+            for queue in self._queues.get(agent, ())
+            if not queue[1]
+            for line in self._by_queue[queue].values()
+            if line.open
+        ]
+        return Usage(len(lines), sum(line.slots for line in lines), sum(line.busy for line in lines))
 
     def runs_alone(self, replica: str) -> bool:
         """Whether *replica* is beside its agent's number, for tasks that are suspected to kill."""
