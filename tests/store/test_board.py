@@ -46,6 +46,21 @@ def test_a_session_goes_to_its_home_and_elsewhere_if_that_is_full() -> None:
     assert _assign(board, "s", "s", "s", homes={"s": "r1"}) == ["r1", "r1", "r0"]
 
 
+def test_no_more_tasks_of_an_agent_run_at_once_than_its_limit_says() -> None:
+    board = _board(4, 4)
+    board.limit(AGENT, 3)
+    assert len(board.seat(AGENT, 2)) == 0  # what is queued goes first
+    board.settle(board.reserve()[0])
+    assert len(_assign(board, None, None)) == 2
+    board.mark((AGENT,))
+    assert [demand.slots for demand in board.reserve()] == [1]
+    board.limit(AGENT, 0)
+    assert not board.has_demand()
+    assert board.reserve() == []
+    board.limit(AGENT, None)
+    assert [demand.slots for demand in board.reserve()] == [6]
+
+
 def _two_revisions(shares: dict[int, int]) -> Board:
     board = _board(2)
     board.open("new", agent=AGENT, revision=2, slots=2)

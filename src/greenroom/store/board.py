@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ class Board:
         self._ranges: dict[
             str, dict[int, tuple[int, int]]
         ] = {}  # the buckets of each revision, until something changes
+        self._limits: dict[str, int] = {}  # tasks of an agent at once, where there may be no more than so many
         self._turn: Counter[str] = Counter()
         self._hungry: set[Queue] = set()  # those that may have claimable tasks
         self._reserved: set[Queue] = set()  # those whose free slots a commit in flight may fill
@@ -176,6 +178,24 @@ class Board:
             low = high
         return found
 
+    def limit(self, agent: str, running: int | None) -> None:
+        """Let at most so many tasks of *agent* run at once from now on; None: as many as there are slots."""
+        if running is None:
+            self._limits.pop(agent, None)
+        else:
+            self._limits[agent] = running
+        self.mark((agent,))
+
+    def limit_of(self, agent: str) -> int | None:
+        return self._limits.get(agent)
+
+    def _room(self, agent: str) -> float:
+        """Return how many tasks of *agent* may begin, free slots aside."""
+        if agent not in self._limits:
+            return math.inf
+        lines = (line for queue in self._queues.get(agent, ()) for line in self._by_queue[queue].values())
+        return max(0, self._limits[agent] - sum(line.busy for line in lines))
+
     def busy(self, replica: str) -> int:
         line = self._lines.get(replica)
         return line.busy if line is not None else 0
@@ -232,15 +252,23 @@ class Board:
         self._hungry.update(self._by_queue)
 
     def has_demand(self) -> bool:
-        return any(line.free > 0 for queue in self._hungry for line in self._by_queue[queue].values())
+        return any(
+            line.free > 0
+            for queue in self._hungry
+            if queue[0] not in self._limits or self._room(queue[0])
+            for line in self._by_queue[queue].values()
+        )
 
     def reserve(self) -> list[Demand]:
         """Reserve the free slots of every queue that may have work; `settle` gives back what stayed empty."""
-        demands = []
+        demands: list[Demand] = []
         for queue in sorted(self._hungry):  # in one order: a simulation is its seed
             free = sum(line.free for line in self._by_queue[queue].values())
+            agent, run_alone, revision = queue
+            if agent in self._limits:
+                taken = sum(demand.slots for demand in demands if demand.agent == agent)
+                free = int(min(free, max(0, self._room(agent) - taken)))
             if free:
-                agent, run_alone, revision = queue
                 low, high = self.ranges(agent).get(revision, (0, 0))
                 self._reserved.add(queue)
                 demands.append(Demand(agent, revision, min(free, MAX_CLAIMS), run_alone, low, high))
@@ -251,6 +279,8 @@ class Board:
 
         Return the replica and the revision of each.
         """
+        if agent in self._limits:
+            count = int(min(count, self._room(agent)))
         ranges = self.ranges(agent)
         drawn = dict.fromkeys(ranges, count) if len(ranges) == 1 else self._drawn(agent, count)
         seats: list[tuple[str, int]] = []
