@@ -139,6 +139,41 @@ def test_at_most_a_third_is_ejected_in_a_window_and_never_the_only_one(ready: in
     assert outliers.may_eject(ready, ejected_s, now_s=10.0 + WINDOW_S) == (ready > 1)
 
 
+DISTRUST = """
+# failures in a row of a   of b   of c   distrusted are   b is
+0                          4      0      -                trusted
+0                          5      0      -                distrusted
+0                          50     0      b                distrusted
+4                          5      4      -                distrusted
+5                          5      5      -                trusted
+5                          5      0      a                trusted
+9                          9      9      b                trusted
+0                          5      0      x                distrusted
+"""
+
+
+@pytest.mark.parametrize("line", [line for line in DISTRUST.splitlines() if line and not line.startswith("#")])
+def test_who_fails_while_a_peer_does_not_is_distrusted(line: str) -> None:
+    a, b, c, distrusted, expected = line.split()
+    streaks = {A: int(a), B: int(b), C: int(c)}
+    assert outliers.may_distrust(B, streaks, distrusted=set(distrusted)) == (expected == "distrusted")
+
+
+def test_the_only_one_is_never_distrusted() -> None:
+    assert not outliers.may_distrust(A, {A: 100}, distrusted=set())
+    assert not outliers.may_distrust(A, {}, distrusted=set())
+
+
+@given(st.dictionaries(st.sampled_from("abcdefghi"), st.integers(0, 9)), st.lists(st.sampled_from("abcdefghi")))
+def test_never_more_than_a_third_is_distrusted_and_never_all(streaks: dict[str, int], order: list[str]) -> None:
+    distrusted: set[str] = set()
+    for replica in order:
+        if outliers.may_distrust(replica, streaks, distrusted=distrusted):
+            distrusted.add(replica)
+    assert len(distrusted) <= max(1, len(streaks) // 3)
+    assert not distrusted or len(distrusted) < len(streaks)
+
+
 @given(st.integers(0, 40), st.integers(1, 40), st.integers(0, 80), st.integers(1, 80))
 def test_a_chance_is_one_and_falls_with_each_failure(failed: int, ended: int, peers_failed: int, peers: int) -> None:
     failed, peers_failed = min(failed, ended), min(peers_failed, peers)

@@ -97,7 +97,7 @@ _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("AgentStatus", "grade"): health.Grade,
     ("Rollout", "state"): rollouts.Phase,
     ("RolloutStatus", "state"): (rollouts.Phase.PROGRESSING, rollouts.Phase.PAUSED),
-    ("Breaker", "state"): (*breaker.State, "off"),
+    ("BreakerState", "state"): (*breaker.State, "off"),
     ("Plan", "action"): ("begin", "join", "stay"),
 }
 _SOMETIMES = {

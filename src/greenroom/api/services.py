@@ -35,7 +35,7 @@ class Backups(Protocol):
 class Breakers(Protocol):
     """What the node knows of agents' circuit breakers, for the API: it knows no loop."""
 
-    def state(self, agent: str) -> models.Breaker: ...
+    def state(self, agent: str) -> models.BreakerState: ...
 
     def release(self, agent: str) -> None:
         """Close it."""

@@ -121,7 +121,7 @@ def grade(entry: Entry, ready: Ready) -> tuple[health.Grade, str]:
 
 
 def agent(
-    entry: Entry, *, ready: Ready, open_counts: dict[tuple[str, str], int], breaker: models.Breaker
+    entry: Entry, *, ready: Ready, open_counts: dict[tuple[str, str], int], breaker: models.BreakerState
 ) -> dict[str, Any]:
     row, spec = entry.agent, entry.spec
     graded, why = grade(entry, ready)
@@ -150,7 +150,9 @@ def agent(
     }
 
 
-def agent_status(entry: Entry, *, ready: Ready, tasks: dict[str, int], breaker: models.Breaker) -> schemas.AgentStatus:
+def agent_status(
+    entry: Entry, *, ready: Ready, tasks: dict[str, int], breaker: models.BreakerState
+) -> schemas.AgentStatus:
     row = entry.agent
     graded, why = grade(entry, ready)
     return schemas.AgentStatus(

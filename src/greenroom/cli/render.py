@@ -150,7 +150,7 @@ def trouble(state: str | None, reason: str | None, *, grade: str | None, grade_r
     return grade_reason if grade in ("degraded", "unhealthy") else None
 
 
-def waiting(breaker: models.Breaker) -> str | None:
+def waiting(breaker: models.BreakerState) -> str | None:
     """Return what is to be said of an agent whose circuit breaker lets its tasks wait."""
     match breaker.state:
         case "open":

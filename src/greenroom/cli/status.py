@@ -52,12 +52,12 @@ def _rollout(agent: Mapping[str, Any]) -> models.Rollout | None:
     return msgspec.convert({"agent": agent["name"], "strategy": "", **said}, models.Rollout)
 
 
-def _breaker(agent: Mapping[str, Any]) -> models.Breaker:
+def _breaker(agent: Mapping[str, Any]) -> models.BreakerState:
     import msgspec
 
     from greenroom.sdk import models
 
-    return msgspec.convert(agent.get("breaker") or {}, models.Breaker)
+    return msgspec.convert(agent.get("breaker") or {}, models.BreakerState)
 
 
 def _row(agent: Mapping[str, Any]) -> tuple[object, ...]:

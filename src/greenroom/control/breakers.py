@@ -75,15 +75,15 @@ class Breakers:
         waits_s = [each.breaker.until_s - now_s for each in self._guarded.values() if each.breaker.state is State.OPEN]
         return max(0.0, min([STEP_EVERY_S, *waits_s]))
 
-    def state(self, agent: str) -> models.Breaker:
+    def state(self, agent: str) -> models.BreakerState:
         """Return how the breaker of *agent* is, for people."""
         guarded = self._guarded.get(agent)
         if guarded is None or guarded.policy is None:
-            return models.Breaker(state="off")
+            return models.BreakerState(state="off")
         known, until = guarded.breaker, None
         if known.state is State.OPEN:
             until = self._clock.now() + timedelta(seconds=max(0.0, known.until_s - self._clock.monotonic_s()))
-        return models.Breaker(state=known.state, reason=known.reason or None, until=until)
+        return models.BreakerState(state=known.state, reason=known.reason or None, until=until)
 
     def release(self, agent: str) -> None:
         """Close the breaker of *agent*, and count anew."""
@@ -99,6 +99,8 @@ class Breakers:
         if guarded is None or guarded.policy is None:
             return
         is_failure = breaker.is_failure(ended.end, timeout_s=guarded.timeout_s)
+        if is_failure and self._store.board.is_distrusted(ended.replica):
+            is_failure = None  # it is this replica, as far as one can see, and not what they all call
         if guarded.breaker.state is State.CLOSED and not is_failure:
             if is_failure is not None:
                 guarded.window.note(is_failure=False, now_s=self._looked_s)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from greenroom.core import health
@@ -27,6 +27,7 @@ STRETCHES = ((15, 30), (60, 120))  # outcomes of its own and of its peers: who f
 WINDOW_S = 300.0  # older evidence is stale, and ejections are forgotten
 MAX_OUTCOMES = 4000  # of one agent
 GRACE = 5  # the first outcomes of a replica say nothing: it is cold
+STREAK = 5  # failures in a row that make a replica distrusted (Envoy's outlier detection: consecutive_5xx)
 LARGEST_PART = 3  # of the ready replicas at most a third is ejected in a window
 
 
@@ -167,6 +168,18 @@ def chance(failed: int, ended: int, peers_failed: int, peers_ended: int) -> floa
 
 def _ways_log(total: int, chosen: int) -> float:
     return math.lgamma(total + 1) - math.lgamma(chosen + 1) - math.lgamma(total - chosen + 1)
+
+
+def may_distrust(replica: str, streaks: Mapping[str, int], *, distrusted: Collection[str]) -> bool:
+    """Tell whether *replica* is to get less than its peers until more is known; *streaks* are the failures in a row of
+    each ready one of its revision.
+
+    So that it does not draw all there is, and what it fails does not speak against what the agent calls. Where its
+    peers fail alike, it is not the replica; at most a third of them is distrusted, and never all.
+    """
+    others = [name for name in distrusted if name != replica and name in streaks]
+    fails_alone = any(streak < STREAK for name, streak in streaks.items() if name != replica)
+    return streaks.get(replica, 0) >= STREAK and fails_alone and len(others) < max(1, len(streaks) // LARGEST_PART)
 
 
 def may_eject(ready: int, ejected_s: Iterable[float], *, now_s: float) -> bool:

@@ -272,7 +272,7 @@ class Code(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 0
 
 
-class Breaker(msgspec.Struct, frozen=True, kw_only=True):
+class BreakerState(msgspec.Struct, frozen=True, kw_only=True):
     """Whether an agent's tasks are run: *state* is closed (they are), open (they wait, *until* then) or half_open (some
     are tried); off where its manifest says so. *reason* is why it opened.
     """
@@ -308,7 +308,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 0
     updated_at: Instant | None = None
     rollout: Rollout | None = None
-    breaker: Breaker = Breaker()
+    breaker: BreakerState = BreakerState()
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):

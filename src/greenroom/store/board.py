@@ -38,9 +38,14 @@ class Line:
     open: bool = True
     turn: int = 0  # when it was given a task last: of those that are loaded alike, the one that has waited longest goes
 
+    is_distrusted: bool = False  # it fails, and its peers do not: it gets one task at a time
+    is_resting: bool = False  # and now none
+
     @property
     def free(self) -> int:
-        return self.slots - self.busy if self.open else 0
+        if not self.open or self.is_resting:
+            return 0
+        return max(0, 1 - self.busy) if self.is_distrusted else self.slots - self.busy
 
     @property
     def load(self) -> float:
@@ -120,6 +125,22 @@ class Board:
         if (line := self._lines.get(replica)) is not None:
             line.open = False
             self._reroute(line.queue[0])
+
+    def distrust(self, replica: str, *, is_resting: bool) -> None:
+        """Give *replica* one task at a time from now on, or none while it is resting; its share goes to its peers."""
+        if (line := self._lines.get(replica)) is not None:
+            line.is_distrusted, line.is_resting = True, is_resting
+            self.mark((line.queue[0],))
+
+    def trust(self, replica: str) -> None:
+        """Give *replica* as much as its peers again."""
+        if (line := self._lines.get(replica)) is not None:
+            line.is_distrusted = line.is_resting = False
+            self.mark((line.queue[0],))
+
+    def is_distrusted(self, replica: str) -> bool:
+        line = self._lines.get(replica)
+        return line is not None and line.is_distrusted
 
     def close(self, replica: str) -> None:
         line = self._lines.pop(replica, None)
