@@ -408,7 +408,7 @@ CATALOGUE = (
         "if held_mb > 1e9:",
         "tests/engine/test_contract.py",
     ),
-    # --- breakers and outliers
+    # --- what fails though nobody dies
     _mutant(
         "the number of attempts that a breaker opens by",
         "core/breaker.py",
