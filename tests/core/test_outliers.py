@@ -174,6 +174,23 @@ def test_never_more_than_a_third_is_distrusted_and_never_all(streaks: dict[str, 
     assert not distrusted or len(distrusted) < len(streaks)
 
 
+@given(st.lists(st.tuples(st.floats(0, WINDOW_S / 2), st.integers(0, 12)), max_size=60))
+def test_in_no_window_more_are_ejected_than_a_third_of_the_most_that_were_ready(
+    looks: list[tuple[float, int]],
+) -> None:
+    now_s, ejected_s = 0.0, list[float]()
+    ready_s: list[tuple[float, int]] = []
+    for delay_s, ready in looks:
+        now_s += delay_s
+        ready_s.append((now_s, ready))
+        if outliers.may_eject(ready, ejected_s, now_s=now_s):
+            assert ready > 1
+            ejected_s.append(now_s)
+        most = max(count for at_s, count in ready_s if at_s > now_s - WINDOW_S)
+        recent = sum(at_s > now_s - WINDOW_S for at_s in ejected_s)
+        assert recent <= max(1, most // outliers.LARGEST_PART)
+
+
 @given(st.integers(0, 40), st.integers(1, 40), st.integers(0, 80), st.integers(1, 80))
 def test_a_chance_is_one_and_falls_with_each_failure(failed: int, ended: int, peers_failed: int, peers: int) -> None:
     failed, peers_failed = min(failed, ended), min(peers_failed, peers)

@@ -289,10 +289,11 @@ class BoardMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 9), how=st.sampled_from(("rest", "distrust", "trust")))
     def doubt(self, which: int, how: str) -> None:
+        name = list(self.slots)[which % len(self.slots)] if self.slots else "unknown"
         if how == "trust":
-            self.board.trust(f"r{which}")
+            self.board.trust(name)
         else:
-            self.board.distrust(f"r{which}", is_resting=how == "rest")
+            self.board.distrust(name, is_resting=how == "rest")
 
     @rule()
     def reserve(self) -> None:

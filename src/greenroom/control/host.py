@@ -174,7 +174,8 @@ class Host:
         if hosted is None:
             return
         hosted.state = "stopped" if exit.reason == "stopped" else "failed"
-        hosted.reason = failures.told(exit.detail or exit.reason)
+        if exit.reason != "stopped" or not hosted.reason:  # why it was let go says more than that it went
+            hosted.reason = failures.told(exit.detail or exit.reason)
         if exit.reason != "stopped":
             self._note_death(hosted, exit)
         self._store.board.close(replica)

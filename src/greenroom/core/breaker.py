@@ -113,9 +113,11 @@ class Window:
 
     def _turn_to(self, now_s: float) -> None:
         number = int(now_s * BUCKETS / self.window_s)
+        if number <= self._latest:
+            return
         for stale in range(max(self._latest + 1, number - BUCKETS + 1), number + 1):
             self._ended[stale % BUCKETS] = self._failed[stale % BUCKETS] = 0
-        self._latest = max(self._latest, number)
+        self._latest = number
 
 
 def is_failure(end: tasks.End | None, *, timeout_s: float) -> bool | None:
