@@ -57,20 +57,24 @@ class Breakers:
         self._guarded: dict[str, _Guarded] = {}
         self._told: dict[str, str] | None = None  # the reasons of the alerts that fire, as the store has them
         self._looked_s = clock.monotonic_s()
+        self._is_stale = False  # a rollout has moved since the directory was read
         facts.subscribe(self._note, telemetry.AttemptEnded)
         store.hub.subscribe(self._hear)
 
     async def step(self) -> float:
         now_s = self._looked_s = self._clock.monotonic_s()
+        for name, guarded in self._guarded.items():  # first, for the store may not answer
+            self._become(name, guarded, breaker.after_time(guarded.breaker, now_s=now_s))
+            self._limit(name, guarded)
+        if self._is_stale:
+            await self._store.directory.refresh()
+            self._is_stale = False
         entries = self._store.directory.entries
         for name, entry in entries.items():
             self._take_over(name, entry, now_s)
         for gone in self._guarded.keys() - entries.keys():
             del self._guarded[gone]
             self._store.board.limit(gone, None)
-        for name, guarded in self._guarded.items():
-            self._become(name, guarded, breaker.after_time(guarded.breaker, now_s=now_s))
-            self._limit(name, guarded)
         await self._tell()
         waits_s = [each.breaker.until_s - now_s for each in self._guarded.values() if each.breaker.state is State.OPEN]
         return max(0.0, min([STEP_EVERY_S, *waits_s]))
@@ -184,6 +188,7 @@ class Breakers:
             guarded.revisions = revisions
             guarded.window.clear()
             self._become(name, guarded, breaker.released(guarded.breaker, now_s=now_s))
+        self._limit(name, guarded)
 
     async def _tell(self) -> None:
         """Write the alerts that are not as they should be, those of the node's life before among them."""
@@ -213,7 +218,9 @@ class Breakers:
         self._facts.emit(telemetry.AlertChanged(_alert_id(agent), "firing", "warning", what))
 
     def _hear(self, news: News) -> None:
+        """Look at what was deployed before its replicas are ready."""
         if news.traffic:
+            self._is_stale = True
             self.wakeup.set()
 
 
