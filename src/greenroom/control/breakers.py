@@ -67,8 +67,8 @@ class Breakers:
             self._become(name, guarded, breaker.after_time(guarded.breaker, now_s=now_s))
             self._limit(name, guarded)
         if self._is_stale:
-            await self._store.directory.refresh()
             self._is_stale = False
+            await self._store.directory.refresh()  # where it fails, the host's next one will do
         entries = self._store.directory.entries
         for name, entry in entries.items():
             self._take_over(name, entry, now_s)
