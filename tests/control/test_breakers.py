@@ -264,8 +264,8 @@ async def test_what_a_distrusted_replica_fails_is_not_counted(loops: Loops, brea
         assert breakers.state("agent").state == expected
 
 
-async def test_an_agent_that_nobody_knows_has_none(loops: Loops, breakers: Breakers) -> None:
-    assert breakers.state("agent").state == "off"
+async def test_an_agent_that_nobody_knows_has_a_closed_one(loops: Loops, breakers: Breakers) -> None:
+    assert breakers.state("agent").state == "closed"
     breakers.release("agent")
     _end(loops, DOWN, times=100)
     await breakers.step()

@@ -82,7 +82,9 @@ class Breakers:
     def state(self, agent: str) -> models.BreakerState:
         """Return how the breaker of *agent* is, for people."""
         guarded = self._guarded.get(agent)
-        if guarded is None or guarded.policy is None:
+        if guarded is None:  # it was deployed a moment ago
+            return models.BreakerState()
+        if guarded.policy is None:
             return models.BreakerState(state="off")
         known, until = guarded.breaker, None
         if known.state is State.OPEN:
