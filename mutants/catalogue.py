@@ -408,6 +408,49 @@ CATALOGUE = (
         "if held_mb > 1e9:",
         "tests/engine/test_contract.py",
     ),
+    # --- what fails though nobody dies
+    _mutant(
+        "the number of attempts that a breaker opens by",
+        "core/breaker.py",
+        "or ended < policy.min_attempts or not",
+        "or not",
+        "tests/core/test_breaker.py",
+    ),
+    _mutant(
+        "the difference between a trial and an attempt from before",
+        "core/breaker.py",
+        "if breaker.state is not State.HALF_OPEN or began_s < breaker.since_s:",
+        "if breaker.state is not State.HALF_OPEN:",
+        "tests/core/test_breaker.py",
+    ),
+    _mutant(
+        "the longest time of an open breaker",
+        "core/breaker.py",
+        "longest_s = min(max(MOST_OPEN_S, policy.open_s), policy.open_s * 2.0 ** min(trips - 1, _MOST_DOUBLINGS))",
+        "longest_s = policy.open_s * 2.0 ** min(trips - 1, _MOST_DOUBLINGS)",
+        "tests/core/test_breaker.py",
+    ),
+    _mutant(
+        "what a breaker does not hold against the agent",
+        "control/breakers.py",
+        "if is_failure and self._store.board.is_distrusted(ended.replica):",
+        "if is_failure and not ended.agent:",
+        "tests/control/test_breakers.py",
+    ),
+    _mutant(
+        "the chance that equal replicas differ",
+        "core/outliers.py",
+        "return chance(failed, ended, peers_failed, peers_ended) <= ALPHA",
+        "return chance(failed, ended, peers_failed, peers_ended) <= 1e-3",
+        "tests/core/test_outliers.py",
+    ),
+    _mutant(
+        "the part of the replicas that may be ejected",
+        "core/outliers.py",
+        "recent < max(1, ready // LARGEST_PART)",
+        "recent < ready",
+        "tests/core/test_outliers.py",
+    ),
     # --- the store's weather
     _mutant(
         "the reopening after an error of the disk",

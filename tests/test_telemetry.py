@@ -37,6 +37,15 @@ def test_a_log_that_cannot_be_written_stops_nobody(
     assert heard == [telemetry.NodeChanged("node-1", "ready")]
 
 
+def test_the_metrics_of_breakers_and_ejections() -> None:
+    metrics = telemetry.Metrics()
+    for state, value in (("open", 2), ("half_open", 1), ("closed", 0)):
+        metrics(telemetry.BreakerMoved("agent", state, "it is down"))
+        assert f'greenroom_breaker_state{{agent="agent"}} {value}.0'.encode() in metrics.render()
+    metrics(telemetry.ReplicaEjected("agent", "agent-1", "it fails"))
+    assert b'greenroom_replica_ejections_total{agent="agent"} 1.0' in metrics.render()
+
+
 def test_the_metric_of_the_newest_backup_is_of_when_it_was_made_whenever_that_is_told() -> None:
     metrics = telemetry.Metrics()
     metrics(telemetry.NewestBackup(datetime(2030, 1, 1, tzinfo=UTC)))

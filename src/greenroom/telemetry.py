@@ -16,7 +16,7 @@ import msgspec
 import prometheus_client as prometheus
 import structlog
 
-from greenroom.core import failures, health, rollouts
+from greenroom.core import breaker, failures, health, rollouts, tasks
 
 
 class TaskAccepted(msgspec.Struct, frozen=True):
@@ -25,13 +25,15 @@ class TaskAccepted(msgspec.Struct, frozen=True):
 
 
 class AttemptEnded(msgspec.Struct, frozen=True):
-    """*state* is the task's afterwards; *duration_s* the attempt's."""
+    """*state* is the task's afterwards; *duration_s* the attempt's. Never logged: the text of *end* is its caller's."""
 
     agent: str
     state: str
     reason: str
     duration_s: float
     replica: str
+    end: tasks.End | None = None
+    session: str | None = None
 
 
 class AttemptBegan(msgspec.Struct, frozen=True, gc=False):
@@ -101,6 +103,22 @@ class AgentRolledBack(msgspec.Struct, frozen=True):
     agent: str
     revision: int
     to: int
+    reason: str
+
+
+class BreakerMoved(msgspec.Struct, frozen=True):
+    """An agent's circuit breaker has come to *state*."""
+
+    agent: str
+    state: str
+    reason: str = ""
+
+
+class ReplicaEjected(msgspec.Struct, frozen=True):
+    """It fails where its peers do not: another takes its place."""
+
+    agent: str
+    replica: str
     reason: str
 
 
@@ -215,6 +233,8 @@ Fact = (
     | AgentFailing
     | AgentDropped
     | AgentRolledBack
+    | BreakerMoved
+    | ReplicaEjected
     | RolloutMoved
     | AlertChanged
     | ServiceCrashed
@@ -251,6 +271,9 @@ class Telemetry:
             subscriber(fact)
 
 
+_BREAKER_LEVELS: dict[str, int] = {breaker.State.CLOSED: 0, breaker.State.HALF_OPEN: 1, breaker.State.OPEN: 2}
+
+
 class Metrics:
     """The Prometheus metrics of a node, in a registry of its own. Labels are agents and fixed words only."""
 
@@ -261,6 +284,8 @@ class Metrics:
         ReplicaExited,
         ReplicaGraded,
         ProbeAnswered,
+        BreakerMoved,
+        ReplicaEjected,
         BackupMade,
         BackupFailed,
         NewestBackup,
@@ -295,6 +320,15 @@ class Metrics:
             "greenroom_replicas", "Replicas that are ready or drain", ["agent", "grade"], registry=self.registry
         )
         self._grades: dict[str, tuple[str, str]] = {}  # of the replicas that the gauge counts: agent and grade
+        self._breakers = prometheus.Gauge(
+            "greenroom_breaker_state",
+            "The agent's circuit breaker: 0 closed, 1 half-open, 2 open; absent until it has opened once",
+            ["agent"],
+            registry=self.registry,
+        )
+        self._ejections = self._counter(
+            "replica_ejections", "Replicas that failed where their peers did not", ["agent"]
+        )
         self._backups = self._counter("backups", "Backups made, and not made", ["result"])
         self._backup_at = prometheus.Gauge(
             "greenroom_backup_last_success_timestamp_seconds",
@@ -339,6 +373,10 @@ class Metrics:
                 self._count(replica, None)
             case ProbeAnswered(agent, round_trip_s):
                 self._child(self._probe, agent).observe(round_trip_s)
+            case BreakerMoved(agent, state):
+                self._child(self._breakers, agent).set(_BREAKER_LEVELS[state])
+            case ReplicaEjected(agent):
+                self._child(self._ejections, agent).inc()
             case BackupMade():
                 self._child(self._backups, "made").inc()
             case BackupFailed():
@@ -361,6 +399,8 @@ _LEVELS: dict[type[Fact], int] = {
     AgentFailing: logging.ERROR,
     AgentDropped: logging.WARNING,
     AgentRolledBack: logging.ERROR,
+    BreakerMoved: logging.WARNING,
+    ReplicaEjected: logging.WARNING,
     RolloutMoved: logging.INFO,
     AlertChanged: logging.ERROR,
     ServiceCrashed: logging.ERROR,

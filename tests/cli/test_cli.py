@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from fake_node import AT, SLOTS, TASK_ID, FakeNode, agent, event, problem, task
+from fake_node import AT, LATER, SLOTS, TASK_ID, FakeNode, agent, event, problem, task
 from greenroom import errors
 from greenroom.cli import main as cli
 from greenroom.cli import render
@@ -344,6 +344,30 @@ def test_an_agent_that_is_not_well_says_why(fake: FakeNode, capsys: pytest.Captu
         ["well", "ready", "healthy"],
     ]
     assert err == "sick: sick-1: its event loop answers after 1.5 s\n"
+
+
+@pytest.mark.parametrize("verb", ["agents", "status"])
+def test_an_agent_whose_tasks_wait_says_until_when_and_why(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    put_lists(fake)
+    down = {"state": "open", "reason": "20 of 20 attempts failed", "until": LATER}
+    some = [
+        agent("down", breaker=down),
+        agent("tried", breaker=down | {"state": "half_open", "until": None}),
+        agent("well", breaker={"state": "closed", "reason": None, "until": None}),
+        agent("old"),
+    ]
+    fake.put("GET /v1/agents", {"items": some})
+    fake.put("GET /v1/status", {"agents": some})
+    first, second = run(capsys, verb)[2].splitlines()
+    assert first.startswith("down: its circuit breaker is open until 2026-01-0")
+    assert first.endswith(", its tasks wait: 20 of 20 attempts failed")
+    assert second == "tried: its circuit breaker is half-open, some tasks are tried: 20 of 20 attempts failed"
+    fake.put("GET /v1/agents/research", agent(breaker=down))
+    assert "its circuit breaker is open until" in run(capsys, "agents", "research")[1]
+    fake.put("GET /v1/agents/research", agent())
+    assert "breaker" in run(capsys, "agents", "research")[1]
 
 
 def test_one_agent_is_shown_with_its_grade(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:

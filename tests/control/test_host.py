@@ -567,6 +567,22 @@ async def test_a_restarted_replica_is_drained_and_replaced(loops: Loops) -> None
     assert (await loops.task(id)).state == "succeeded"
 
 
+async def test_the_row_of_a_replica_that_was_let_go_says_why(loops: Loops) -> None:
+    await loops.deploy()
+    (old,) = loops.engine.replicas
+    await loops.submit()
+    assert loops.host.restart(old, "it was ejected: it fails")
+    await loops.step()
+    row = await loops.store.agents.replica(old)
+    assert (row.state, row.reason) == ("draining", "it was ejected: it fails")
+    loops.engine.succeed(old)
+    await loops.settle()
+    await loops.step(times=2)
+    row = await loops.store.agents.replica(old)
+    assert (row.state, row.reason) == ("stopped", "it was ejected: it fails")
+    assert not await loops.store.recovery.failures()
+
+
 async def test_leaving_waits_for_what_runs_and_starts_nothing_more(loops: Loops) -> None:
     await loops.deploy(replicas=2)
     id = await loops.submit()

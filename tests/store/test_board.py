@@ -167,7 +167,57 @@ def test_a_claim_that_was_not_made_gives_its_reservation_back() -> None:
     assert board.try_occupy("r0")
 
 
-@pytest.mark.parametrize("leave", [Board.close, Board.drain])
+def _rest(board: Board, replica: str) -> None:
+    board.distrust(replica, is_resting=True)
+
+
+def test_of_replicas_that_are_loaded_alike_the_one_that_has_waited_longest_is_next() -> None:
+    board = _board(1, 1, 1)
+    seen = []
+    for _ in range(6):
+        board.mark([AGENT])
+        (replica,) = _assign(board, None)
+        board.release(replica)
+        seen.append(replica)
+    assert seen == ["r0", "r1", "r2"] * 2
+
+
+def test_a_replica_that_is_distrusted_gets_one_task_at_a_time_and_resting_it_gets_none() -> None:
+    board = _board(3, 1)
+    board.distrust("r0", is_resting=True)
+    assert board.is_distrusted("r0")
+    assert not board.is_distrusted("r1")
+    assert _assign(board, None) == ["r1"]
+    assert not board.has_demand()
+    board.distrust("r0", is_resting=False)
+    assert _assign(board, None) == ["r0"]
+    assert not board.has_demand()
+    board.trust("r0")
+    assert [demand.slots for demand in board.reserve()] == [2]
+    assert board.usage(AGENT).slots == 4
+
+
+def test_a_distrusted_replica_with_more_than_one_task_takes_no_room_from_others() -> None:
+    board = _board(4, 1)
+    assert len(_assign(board, *[None] * 5)) == 5
+    board.distrust("r0", is_resting=False)
+    board.release("r1")
+    assert [demand.slots for demand in board.reserve()] == [1]
+
+
+def test_who_runs_and_who_takes_tasks_is_told_by_revision() -> None:
+    board = _two_revisions({1: 50, 2: 50})
+    board.open("alone", agent=AGENT, revision=1, slots=1, for_suspects=True)
+    assert board.replicas(AGENT) == {1: ["r0"], 2: ["new"]}
+    board.try_occupy("alone")
+    board.try_occupy("new")
+    board.drain("new")
+    assert board.replicas(AGENT) == {1: ["r0"]}
+    assert board.running(AGENT) == 2
+    assert board.replicas("unknown") == {}
+
+
+@pytest.mark.parametrize("leave", [Board.close, Board.drain, _rest])
 def test_where_a_replica_went_away_meanwhile_nothing_is_assigned(leave: object) -> None:
     board = _board(1, 1)
     (demand,) = board.reserve()
@@ -236,6 +286,14 @@ class BoardMachine(RuleBasedStateMachine):
             act(self.board, name)  # type: ignore[operator] # one of the two above
             if act is Board.close:
                 self.taken = [replica for replica in self.taken if replica != name]
+
+    @rule(which=st.integers(0, 9), how=st.sampled_from(("rest", "distrust", "trust")))
+    def doubt(self, which: int, how: str) -> None:
+        name = list(self.slots)[which % len(self.slots)] if self.slots else "unknown"
+        if how == "trust":
+            self.board.trust(name)
+        else:
+            self.board.distrust(name, is_resting=how == "rest")
 
     @rule()
     def reserve(self) -> None:

@@ -16,7 +16,8 @@ async def list_agents(call: Call) -> Answer:
     ready = views.ready(await call.store.agents.replicas(), call.store.board)
     counts = await call.store.tasks.open_counts()
     entries = (await call.store.directory.refresh()).values()
-    items = [views.agent(entry, ready=ready, open_counts=counts) for entry in entries]
+    state = call.services.breakers.state
+    items = [views.agent(entry, ready=ready, open_counts=counts, breaker=state(entry.agent.name)) for entry in entries]
     return Answer({"items": items, "next_cursor": None})
 
 
@@ -26,7 +27,8 @@ async def show_agent(call: Call) -> Answer:
     entry = call.store.directory.get(call.path("name"))
     counts = await call.store.tasks.open_counts()
     ready = views.ready(await call.store.agents.replicas(), call.store.board)
-    return Answer(views.agent(entry, ready=ready, open_counts=counts))
+    breaker = call.services.breakers.state(entry.agent.name)
+    return Answer(views.agent(entry, ready=ready, open_counts=counts, breaker=breaker))
 
 
 async def put_agent(call: Call) -> Answer:
@@ -101,8 +103,11 @@ def _check_surge(call: Call, rollout: Rollout, replicas: int) -> None:
 
 
 async def release(call: Call) -> Answer:
-    """Judge an agent anew: what is quarantined is started again, with the whole ladder of recovery before it."""
+    """Judge an agent anew: what is quarantined is started again, with the whole ladder of recovery before it, and its
+    circuit breaker is closed.
+    """
     await call.store.agents.release(call.path("name"))
+    call.services.breakers.release(call.path("name"))
     return await show_agent(call)
 
 

@@ -17,7 +17,7 @@ from greenroom import settings
 from greenroom.api import problems, routes, schemas
 from greenroom.api.request import Answer, Call
 from greenroom.api.routes import Given, Page, Route
-from greenroom.core import agents, health, rollouts, tasks
+from greenroom.core import agents, breaker, health, rollouts, tasks
 from greenroom.core.admission import Permission
 from greenroom.engine import protocol
 from greenroom.sdk import models
@@ -97,6 +97,7 @@ _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("AgentStatus", "grade"): health.Grade,
     ("Rollout", "state"): rollouts.Phase,
     ("RolloutStatus", "state"): (rollouts.Phase.PROGRESSING, rollouts.Phase.PAUSED),
+    ("BreakerState", "state"): (*breaker.State, "off"),
     ("Plan", "action"): ("begin", "join", "stay"),
 }
 _SOMETIMES = {

@@ -39,7 +39,15 @@ async def status(call: Call) -> Answer:
                 store=store.db.dialect,
                 isolation="T0: replicas run as this user, without a sandbox",
             ),
-            agents=[views.agent_status(entry, ready=ready, tasks=tasks.get(entry.agent.name, {})) for entry in entries],
+            agents=[
+                views.agent_status(
+                    entry,
+                    ready=ready,
+                    tasks=tasks.get(entry.agent.name, {}),
+                    breaker=services.breakers.state(entry.agent.name),
+                )
+                for entry in entries
+            ],
             replicas=schemas.ReplicasStatus(
                 total=len(replicas),
                 by_state=Counter(row.state for row in replicas),

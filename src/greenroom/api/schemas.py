@@ -119,6 +119,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     replicas: models.ReplicaCount
     tasks: dict[str, int]
     rollout: RolloutStatus | None
+    breaker: models.BreakerState
 
 
 class ReplicasStatus(msgspec.Struct, frozen=True, kw_only=True):

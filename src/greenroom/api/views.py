@@ -120,7 +120,9 @@ def grade(entry: Entry, ready: Ready) -> tuple[health.Grade, str]:
     return health.of_agent(row.replicas, replicas, failure=row.reason if has_failed else "")
 
 
-def agent(entry: Entry, *, ready: Ready, open_counts: dict[tuple[str, str], int]) -> dict[str, Any]:
+def agent(
+    entry: Entry, *, ready: Ready, open_counts: dict[tuple[str, str], int], breaker: models.BreakerState
+) -> dict[str, Any]:
     row, spec = entry.agent, entry.spec
     graded, why = grade(entry, ready)
     return {
@@ -144,10 +146,13 @@ def agent(entry: Entry, *, ready: Ready, open_counts: dict[tuple[str, str], int]
         "spec": _shown_spec(row.spec),
         "updated_at": _at(row.updated_at),
         "rollout": None if entry.rollout is None else rollout(entry.rollout, desired=row.replicas, ready=ready),
+        "breaker": breaker,
     }
 
 
-def agent_status(entry: Entry, *, ready: Ready, tasks: dict[str, int]) -> schemas.AgentStatus:
+def agent_status(
+    entry: Entry, *, ready: Ready, tasks: dict[str, int], breaker: models.BreakerState
+) -> schemas.AgentStatus:
     row = entry.agent
     graded, why = grade(entry, ready)
     return schemas.AgentStatus(
@@ -160,6 +165,7 @@ def agent_status(entry: Entry, *, ready: Ready, tasks: dict[str, int]) -> schema
         replicas=models.ReplicaCount(desired=row.replicas, ready=len(ready[row.name, row.revision])),
         tasks=tasks,
         rollout=_rollout_status(entry.rollout),
+        breaker=breaker,
     )
 
 

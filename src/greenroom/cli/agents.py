@@ -72,6 +72,8 @@ def list_agents(name: str | None = None, /, *, given: options.Options = options.
     for agent in found:
         if reason := render.trouble(agent.state, agent.reason, grade=agent.grade, grade_reason=agent.grade_reason):
             render.say(f"{agent.name}: {reason}")
+        if reason := render.waiting(agent.breaker):
+            render.say(f"{agent.name}: {reason}")
         rollout_report.tell_if_open(agent.name, agent.rollout)
     return 0
 
@@ -92,6 +94,7 @@ def _agent(name: str, given: options.Options) -> int:
             ("factory", agent.adapter),
             ("revision", agent.revision),
             ("replicas", f"{agent.replicas.ready} of {agent.replicas.desired} ready"),
+            ("breaker", render.waiting(agent.breaker) or agent.breaker.state),
             ("tasks", f"{agent.running} running, {agent.queued} queued"),
             ("concurrency", agent.concurrency),
             ("sessions", "yes" if agent.sessions else "no"),
@@ -107,7 +110,8 @@ def _agent(name: str, given: options.Options) -> int:
 
 @agents.command
 def release(name: str, /, *, given: options.Options = options.DEFAULT) -> None:
-    """Start an agent again that is quarantined: its replicas have the whole ladder of recovery before them.
+    """Start an agent again that is quarantined: its replicas have the whole ladder of recovery before them. Where its
+    circuit breaker is open, close it.
 
     Parameters
     ----------

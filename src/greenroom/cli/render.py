@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rich import console
 
+    from greenroom.sdk import models
+
 UNLIMITED = 100_000  # columns, where no screen sets them
 GAP = 2  # columns between columns
 NARROWEST = 8  # a column that is cut, so that one can still guess
@@ -146,6 +148,17 @@ def trouble(state: str | None, reason: str | None, *, grade: str | None, grade_r
     if reason and state != "ready":
         return reason
     return grade_reason if grade in ("degraded", "unhealthy") else None
+
+
+def waiting(breaker: models.BreakerState) -> str | None:
+    """Return what is to be said of an agent whose circuit breaker lets its tasks wait."""
+    match breaker.state:
+        case "open":
+            return f"its circuit breaker is open until {moment(breaker.until)}, its tasks wait: {breaker.reason}"
+        case "half_open":
+            return f"its circuit breaker is half-open, some tasks are tried: {breaker.reason}"
+        case _:
+            return None
 
 
 def printable(text: str, *, lines: bool = False) -> str:

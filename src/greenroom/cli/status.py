@@ -36,6 +36,8 @@ def status(*, given: options.Options = options.DEFAULT) -> None:
         state, grade = agent.get("state"), agent.get("grade")
         if reason := render.trouble(state, agent.get("reason"), grade=grade, grade_reason=agent.get("grade_reason")):
             render.say(f"{agent['name']}: {reason}")
+        if reason := render.waiting(_breaker(agent)):
+            render.say(f"{agent['name']}: {reason}")
         rollout_report.tell_if_open(agent["name"], _rollout(agent))
 
 
@@ -48,6 +50,14 @@ def _rollout(agent: Mapping[str, Any]) -> models.Rollout | None:
     if not (said := agent.get("rollout")):
         return None
     return msgspec.convert({"agent": agent["name"], "strategy": "", **said}, models.Rollout)
+
+
+def _breaker(agent: Mapping[str, Any]) -> models.BreakerState:
+    import msgspec
+
+    from greenroom.sdk import models
+
+    return msgspec.convert(agent.get("breaker") or {}, models.BreakerState)
 
 
 def _row(agent: Mapping[str, Any]) -> tuple[object, ...]:

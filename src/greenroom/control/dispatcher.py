@@ -223,7 +223,11 @@ class Dispatcher:
         )
         now_s, claim = self._clock.monotonic_s(), attempt.claim
         duration_s = now_s - attempt.started_s
-        self._facts.emit(telemetry.AttemptEnded(claim.agent, verdict.state, verdict.reason, duration_s, claim.replica))
+        self._facts.emit(
+            telemetry.AttemptEnded(
+                claim.agent, verdict.state, verdict.reason, duration_s, claim.replica, end, claim.session
+            )
+        )
         self._facts.emit(attempts.seen(attempt, verdict.reason, message, now_s=now_s))
 
     def _write(self, finish: Finish) -> None:

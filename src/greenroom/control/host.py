@@ -114,11 +114,15 @@ class Host:
         """Cut `drain_all`'s grace short."""
         self._is_hurried.set()
 
-    def restart(self, id: str) -> bool:
-        """Drain one replica; the next step starts another in its place. False if it is not here, or goes already."""
+    def restart(self, id: str, reason: str = "") -> bool:
+        """Drain one replica; the next step starts another in its place. False if it is not here, or goes already.
+
+        *reason* is for its row, where it is not somebody's wish.
+        """
         replica = self._replicas.get(id)
         if replica is None or replica.drain_until_s is not None:
             return False
+        replica.reason = failures.told(reason)
         self._drain(replica)
         self.wakeup.set()
         return True
@@ -170,7 +174,8 @@ class Host:
         if hosted is None:
             return
         hosted.state = "stopped" if exit.reason == "stopped" else "failed"
-        hosted.reason = failures.told(exit.detail or exit.reason)
+        if exit.reason != "stopped" or not hosted.reason:  # why it was let go says more than that it went
+            hosted.reason = failures.told(exit.detail or exit.reason)
         if exit.reason != "stopped":
             self._note_death(hosted, exit)
         self._store.board.close(replica)

@@ -41,6 +41,7 @@ class Hosted:
         """Return what the store is to know of it; *found* tells how it is, while it is there."""
         has_ended = self.state in ("stopped", "failed")
         is_graded = not has_ended and self.state != "starting"
+        is_let_go = self.state == "draining" and self.reason  # that is what people want to know of it
         return Replica(
             id=self.id,
             agent=self.agent,
@@ -49,7 +50,7 @@ class Hosted:
             pid=pid,
             state=self.state,
             grade=found.grade if is_graded else health.Grade.UNKNOWN,
-            reason=found.reason if is_graded else self.reason,
+            reason=found.reason if is_graded and not is_let_go else self.reason,
             slots=self.slots,
             memory_mb=self.memory_mb,
             restarts=restarts,

@@ -16,9 +16,11 @@ from greenroom.api.backlog import Backlog
 from greenroom.api.services import Services
 from greenroom.backups import restoring
 from greenroom.control import supervisor
+from greenroom.control.breakers import Breakers
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
+from greenroom.control.outliers import Outliers
 from greenroom.control.reconciler import Reconciler
 from greenroom.control.rehearsal import Rehearsal
 from greenroom.core import rollouts, routing
@@ -90,6 +92,8 @@ class Node:
         self.rehearsal = Rehearsal(self.store, self.engine, self.reconciler.trials, clock)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
         self.janitor = Janitor(self.store, clock)
+        self.breakers = Breakers(self.store, clock, self.facts)
+        self.outliers = Outliers(self.store.board, clock, self.facts, eject=self.host.restart)
         self.deployments = deployments.Deployments(
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
@@ -108,6 +112,7 @@ class Node:
             restart=self.host.restart,
             is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
+            breakers=self.breakers,
             backlog=Backlog(self.store, clock, limit=options.settings.server.max_queued_tasks),
             similarity=_similarity(),
         )
@@ -138,6 +143,8 @@ class Node:
             self.reconciler,
             self.dispatcher,
             self.janitor,
+            self.breakers,
+            self.outliers,
             self.backups.loop,
         )
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")

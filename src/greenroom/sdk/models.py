@@ -272,6 +272,16 @@ class Code(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 0
 
 
+class BreakerState(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an agent's tasks are run: *state* is closed (they are), open (they wait, *until* then) or half_open (some
+    are tried); off where its manifest says so. *reason* is why it opened.
+    """
+
+    state: str = "closed"
+    reason: str | None = None
+    until: Instant | None = None
+
+
 class Agent(msgspec.Struct, frozen=True, kw_only=True):
     """What tasks are submitted to. *adapter* is what its factory was taken for, *reason* why it failed.
 
@@ -298,6 +308,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 0
     updated_at: Instant | None = None
     rollout: Rollout | None = None
+    breaker: BreakerState = BreakerState()
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):

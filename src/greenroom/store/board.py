@@ -36,10 +36,16 @@ class Line:
     busy: int = 0
     attempts: int = 0  # also those that wait for a sub-task and hold no slot
     open: bool = True
+    turn: int = 0  # when it was given a task last: of those that are loaded alike, the one that has waited longest goes
+
+    is_distrusted: bool = False  # it fails, and its peers do not: it gets one task at a time
+    is_resting: bool = False  # and now none
 
     @property
     def free(self) -> int:
-        return self.slots - self.busy if self.open else 0
+        if not self.open or self.is_resting:
+            return 0
+        return max(0, 1 - self.busy) if self.is_distrusted else self.slots - self.busy
 
     @property
     def load(self) -> float:
@@ -100,6 +106,7 @@ class Board:
         self._ranges: dict[
             str, dict[int, tuple[int, int]]
         ] = {}  # the buckets of each revision, until something changes
+        self._turns = itertools.count(1)
         self._limits: dict[str, int] = {}  # tasks of an agent at once, where there may be no more than so many
         self._turn: Counter[str] = Counter()
         self._hungry: set[Queue] = set()  # those that may have claimable tasks
@@ -118,6 +125,22 @@ class Board:
         if (line := self._lines.get(replica)) is not None:
             line.open = False
             self._reroute(line.queue[0])
+
+    def distrust(self, replica: str, *, is_resting: bool) -> None:
+        """Give *replica* one task at a time from now on, or none while it is resting; its share goes to its peers."""
+        if (line := self._lines.get(replica)) is not None:
+            line.is_distrusted, line.is_resting = True, is_resting
+            self.mark((line.queue[0],))
+
+    def trust(self, replica: str) -> None:
+        """Give *replica* as much as its peers again."""
+        if (line := self._lines.get(replica)) is not None:
+            line.is_distrusted = line.is_resting = False
+            self.mark((line.queue[0],))
+
+    def is_distrusted(self, replica: str) -> bool:
+        line = self._lines.get(replica)
+        return line is not None and line.is_distrusted
 
     def close(self, replica: str) -> None:
         line = self._lines.pop(replica, None)
@@ -193,8 +216,12 @@ class Board:
         """Return how many tasks of *agent* may begin, free slots aside."""
         if agent not in self._limits:
             return math.inf
+        return max(0, self._limits[agent] - self.running(agent))
+
+    def running(self, agent: str) -> int:
+        """Return how many tasks of *agent* hold a slot here, those of replicas that drain or are for suspects too."""
         lines = (line for queue in self._queues.get(agent, ()) for line in self._by_queue[queue].values())
-        return max(0, self._limits[agent] - sum(line.busy for line in lines))
+        return sum(line.busy for line in lines)
 
     def busy(self, replica: str) -> int:
         line = self._lines.get(replica)
@@ -209,6 +236,15 @@ class Board:
             if line.open
         ]
         return Usage(len(lines), sum(line.slots for line in lines), sum(line.busy for line in lines))
+
+    def replicas(self, agent: str) -> dict[int, list[str]]:
+        """Return the replicas of *agent* that take tasks, by their revisions; those that are for suspects not."""
+        return {
+            revision: found
+            for _, run_alone, revision in self._queues.get(agent, ())
+            if not run_alone
+            and (found := [name for name, line in self._by_queue[agent, False, revision].items() if line.open])
+        }
 
     def runs_alone(self, replica: str) -> bool:
         """Whether *replica* is beside its agent's number, for tasks that are suspected to kill."""
@@ -287,7 +323,7 @@ class Board:
         for revision, number in drawn.items():
             queue = agent, False, revision
             if queue not in self._hungry:
-                spread = _spread(self._by_queue.get(queue, {}))
+                spread = _spread(self._by_queue.get(queue, {}), self._turns)
                 seats += [(replica, revision) for replica in itertools.islice(spread, number)]
         return seats
 
@@ -307,7 +343,7 @@ class Board:
         """
         self._reserved.discard(demand.queue)
         lines = self._by_queue.get(demand.queue, {})
-        elsewhere = _spread(lines)
+        elsewhere = _spread(lines, self._turns)
         replicas: list[str] = []
         for session in sessions:
             home = homes.get(session) if session is not None else None
@@ -329,16 +365,21 @@ class Board:
         self._reserved.discard(demand.queue)
 
 
-def _spread(lines: dict[str, Line]) -> Iterator[str]:
-    """Occupy slot after slot, each of the replica that is the least loaded then."""
-    loads = [(line.load, name) for name, line in lines.items() if line.free > 0]
+def _spread(lines: dict[str, Line], turns: Iterator[int]) -> Iterator[str]:
+    """Occupy slot after slot, each of the replica that is the least loaded then.
+
+    In turn where several are: else one that fails at once would get all there is while there is little to do, and there
+    would be nothing to compare it with.
+    """
+    loads = [(line.load, line.turn, name) for name, line in lines.items() if line.free > 0]
     heapq.heapify(loads)
     while loads:
-        _, name = loads[0]
+        _, _, name = loads[0]
         line = lines[name]
         if line.free <= 0:  # a session's task has taken the last one
             heapq.heappop(loads)
             continue
         line.occupy()
-        heapq.heapreplace(loads, (line.load, name))
+        line.turn = next(turns)
+        heapq.heapreplace(loads, (line.load, line.turn, name))
         yield name

@@ -958,6 +958,10 @@ class StoreContract:
         await store.note(Noted("a", b"{}", alert=raised))
         (alert,) = await store.alerts()
         assert (alert.state, alert.count, alert.acknowledged_by) == ("firing", 1, None)
+        await store.tell(Resolved("agent-a"))
+        await store.tell(Raised("breaker-a", "breaker", "a", "warning", "x" * 10_000))
+        found = [(alert.id, alert.state, len(alert.reason)) for alert in await store.alerts()]
+        assert found == [("breaker-a", "firing", recovery.MAX_REASON), ("agent-a", "resolved", 3)]
         with pytest.raises(errors.NotFound):
             await store.acknowledge("unknown", by="ann")
 

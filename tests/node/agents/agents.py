@@ -258,3 +258,22 @@ def dying() -> Any:
 
 def dying_when_built() -> Any:
     os._exit(4)
+
+
+class ServiceDown(Exception):
+    """What the agent calls does not answer: the task is worth a retry."""
+
+    retryable = True
+
+
+async def calling(input: dict[str, Any]) -> int:
+    """Call a service that is down while a file is there, in all replicas or in the one whose pid stands in the file."""
+    _note(input["ledger"], f"begin {os.getpid()} {input['name']}")
+    down = Path(input["down"])
+    is_down = down.exists() and (down.read_text() or str(os.getpid())) == str(os.getpid())
+    if not is_down:
+        await asyncio.sleep(input.get("takes_s", 0.0))
+    _note(input["ledger"], f"end {os.getpid()} {input['name']} {'down' if is_down else 'ok'}")
+    if is_down:
+        raise ServiceDown("connection refused")
+    return os.getpid()
