@@ -37,7 +37,7 @@ async def submit(call: Call) -> Answer:
     key = _key(_header_key(call) or submission.idempotency_key, call.body)
     try:
         task = await _new_task(call, submission, key)
-        await call.services.backlog.admit()
+        await call.services.backlog.admit(call.principal.tenant)
     except errors.GreenroomError:
         # What stood in the way may not have been there when the key was used first.
         if (recorded := await _recorded(call, [key] if key is not None else [])) is None:
@@ -74,7 +74,7 @@ async def submit_batch(call: Call) -> Answer:
     recorded = await _recorded(call, keys)  # another body is refused as a whole
     prepared = [await _prepare(call, item, keys[index] if keys else None) for index, item in enumerate(batch.tasks)]
     if recorded is None:
-        await call.services.backlog.admit(len(batch.tasks))
+        await call.services.backlog.admit(call.principal.tenant, len(batch.tasks))
     results = iter(await call.store.tasks.submit_all([item for item in prepared if isinstance(item, NewTask)]))
     items, accepted = [], Counter[str]()
     for item in prepared:
@@ -314,7 +314,7 @@ async def retry(call: Call) -> Answer:
     row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
     if row.state not in tasks.TERMINAL:
         raise errors.Conflict(f"cannot retry {row.id}: it is {row.state}; cancel it first")
-    await call.services.backlog.admit()
+    await call.services.backlog.admit(call.principal.tenant)
     metadata = msgspec.json.decode(row.metadata) if row.metadata is not None else {}
     task = submissions.new_task(
         row.agent,

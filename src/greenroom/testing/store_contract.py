@@ -366,7 +366,7 @@ class StoreContract:
         await node.store.tasks.submit_all([new_task(session="long") for _ in range(50)])
         await node.store.tasks.submit_all([new_task(session="other") for _ in range(3)])
         short, plain = await node.submit(session="short"), await node.submit()
-        sessions = []
+        sessions = list[str | None]()
         for _ in range(8):
             claim = await node.claim_one()
             assert claim.id != short or len(sessions) == 2
