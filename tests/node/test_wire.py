@@ -92,12 +92,15 @@ async def _waits(api: nodes.Api, id: str) -> bool:
     return id in api.running.store.hub._ends
 
 
-async def test_connections_beyond_the_bound_are_refused_with_429(data_dir: Path) -> None:
+async def test_connections_beyond_the_bound_are_told_to_come_again_and_probes_are_answered(data_dir: Path) -> None:
     async with listening(data_dir, cluster={"max_connections": 3}) as (api, http):
         held = [await asyncio.open_connection(http.base_url.host, http.base_url.port or 0) for _ in range(3)]
-        refused = await http.get("/v1/status")
-        assert (refused.status_code, refused.json()["type"]) == (429, "overloaded")
-        assert (await http.get("/healthz")).status_code == 200
+        for method in ("GET", "POST"):
+            refused = await http.request(method, "/v1/tasks", content=b"x" * 1000 if method == "POST" else None)
+            assert (refused.status_code, refused.json()["type"]) == (503, "overloaded")
+            assert (refused.headers["retry-after"], refused.headers["connection"]) == ("5", "close")
+        probed = await http.get("/healthz")
+        assert (probed.status_code, probed.headers["connection"]) == (200, "close")
         for _, writer in held:
             writer.close()
             await writer.wait_closed()
@@ -107,6 +110,33 @@ async def test_connections_beyond_the_bound_are_refused_with_429(data_dir: Path)
 
         await nodes.eventually(is_served)
         assert (await api.run("echo", 1))["state"] == "succeeded"
+
+
+async def test_a_flood_of_idle_connections_leaves_those_that_were_there_alone(data_dir: Path) -> None:
+    async with listening(data_dir, cluster={"max_connections": 4}) as (api, http):
+        assert (await http.get("/v1/status")).status_code == 200  # on the connection that is kept alive
+        place = http.base_url.host, http.base_url.port or 0
+        flood = [await asyncio.open_connection(*place) for _ in range(3 + connections.SURPLUS)]
+        many = [await asyncio.open_connection(*place) for _ in range(20)]
+        for reader, _ in many:  # unread, and gone at once
+            answer = await asyncio.wait_for(reader.read(), 5)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: 5" in answer
+        for _ in range(5):
+            assert (await http.get("/v1/status")).status_code == 200
+        assert (await api.run("echo", 1))["state"] == "succeeded"
+
+        async def is_probed() -> bool:
+            """As soon as one of those beyond the bound has been closed, which takes a second."""
+            reader, writer = await asyncio.open_connection(*place)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+            return answer.startswith(b"HTTP/1.1 200 ")
+
+        await nodes.eventually(is_probed)
+        for _, writer in (*flood, *many):
+            writer.close()
 
 
 # Smuggling

@@ -76,8 +76,6 @@ class App:
 
     async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> Answer | Stream:
         services = self._services
-        if services.connections() > services.settings.cluster.max_connections:
-            raise errors.Overloaded("cannot take another connection: cluster.max_connections is reached")
         headers = dict(scope["headers"])
         client = scope.get("client")
         principal = services.auth.authenticate(headers.get(b"authorization"), source=client[0] if client else "local")
