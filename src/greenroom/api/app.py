@@ -90,7 +90,7 @@ class App:
             _check_type(route, headers)
         bound = "max_code_bytes" if route.body is bytes else "max_body_bytes"
         body = await _body(scope, headers, receive, most=getattr(services.settings.server, bound), bound=bound)
-        return await route.endpoint(Call(request_id, principal, services, scope, headers, path_params, body))
+        return await route.endpoint(Call(request_id, principal, services, scope, headers, path_params, body, receive))
 
     def _match(self, path: str, method: str) -> tuple[Route, dict[str, str]]:
         methods, path_params = self._plain.get(path), {}

@@ -79,7 +79,7 @@ class TooManyConnections(errors.Overloaded):
 
     def __init__(self, most: int) -> None:
         super().__init__(
-            f"cannot take another connection: {most} are open (cluster.max_connections); keep those that you have open, "
+            f"cannot take another connection: {most} are open (cluster.max_connections); use those that you have, "
             "or try again later",
             retry_after_s=RETRY_AFTER_S,
         )
