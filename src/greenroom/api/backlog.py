@@ -17,7 +17,8 @@ from greenroom.store.news import News
 from greenroom.store.store import Store
 
 COUNT_EVERY_S = 1.0
-COUNT_AGAIN_S = 0.05  # overload costs 20 counts a second
+COUNT_AGAIN_S = 0.02  # where there is no room: overload costs 50 counts a second, ...
+COUNT_SHARE = 3  # ... or fewer, if one takes so long that it would be going on for more than a part of the time
 MAX_DRAINS = 10_000  # of tenants
 
 
@@ -31,7 +32,7 @@ class Backlog:
         self._counted: Counter[str] | None = None
         self._since = Counter[str]()
         self._queued = self._let_in = 0  # the sums of the two
-        self._counts = 0
+        self._counts, self._count_took_s = 0, 0.0
         self._count_at_s = 0.0
         self._counting = asyncio.Lock()
         self._drain = admission.Drain(clock.monotonic_s())
@@ -74,7 +75,7 @@ class Backlog:
         counts = self._counts
         async with self._counting:
             if self._counts == counts:  # else another who waits here has counted
-                await self._clock.sleep(COUNT_AGAIN_S)
+                await self._clock.sleep(max(COUNT_AGAIN_S, COUNT_SHARE * self._count_took_s))
                 await self._count()
         if self._room(tenant) < count:
             raise self._refusal(tenant, count)
@@ -99,12 +100,14 @@ class Backlog:
 
     async def _count(self) -> None:
         self._counts += 1
+        begun_s = self._clock.monotonic_s()
         before, on_their_way = self._since.copy(), self._store.tasks.submitting()
         counted = await self._store.tasks.queued_counts()
         # What was on its way, or let in meanwhile, may have been counted or not.
         self._counted, self._since = Counter(counted), self._since - before + on_their_way
         self._queued, self._let_in = self._counted.total(), self._since.total()
-        self._count_at_s = self._clock.monotonic_s() + COUNT_EVERY_S
+        now_s = self._clock.monotonic_s()
+        self._count_took_s, self._count_at_s = now_s - begun_s, now_s + COUNT_EVERY_S
 
     # --- how fast it drains
 
