@@ -115,7 +115,10 @@ def load(node: servers.Server, path: str, body: str, rate_per_s: float, connecti
         process.stdin.flush()
         yield seen
         process.stdin.close()
-        found = msgspec.json.decode(process.stdout.read(), type=constant.Seen)
+        text = process.stdout.read()
+        if process.wait():
+            raise RuntimeError(f"the load has ended with {process.returncode}")
+        found = msgspec.json.decode(text, type=constant.Seen)
     seen.due_s, seen.latencies_ms, seen.failed = found.due_s, found.latencies_ms, found.failed
     seen.statuses = found.statuses
 

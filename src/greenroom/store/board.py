@@ -255,8 +255,10 @@ class Board:
         """Free a slot."""
         if (line := self._lines.get(replica)) is not None:
             line.busy -= 1
-            line.held[tenant] -= 1
-            if not line.held[tenant]:
+            left = line.held[tenant] - 1
+            if left:
+                line.held[tenant] = left
+            else:
                 del line.held[tenant]
             self.tenants.free(line.queue[0], tenant)
 

@@ -169,9 +169,13 @@ class Claims:
         Those are returned beside them: the tenant, the priority, and how many. They are to be looked for when the first
         are no longer queued.
         """
+        ready = await _ready(tx, demand, shares)
         found: dict[str, list[Row]] = {tenant: [] for tenant in shares}
-        for row in await _ready(tx, demand, shares):
-            found[row[_TENANT]].append(row)
+        if len(found) == 1:
+            found = dict.fromkeys(found, [*ready])
+        else:
+            for row in ready:
+                found[row[_TENANT]].append(row)
         firsts: list[Row] = []
         lower: list[tuple[str, int, int]] = []
         known = self.board.tenants

@@ -6,7 +6,7 @@ are `unlisted` the next commit asks it who waits.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 
 from greenroom.core import fairness
@@ -19,7 +19,7 @@ Queue = tuple[str, bool, int]  # an agent, whether it is its suspects', which ru
 
 class Tenants:
     def __init__(self) -> None:
-        self._holding: dict[str, Counter[str]] = {}
+        self._holding: dict[str, dict[str, int]] = {}
         self._turns: OrderedDict[tuple[str, str], tuple[int, fairness.Turns]] = OrderedDict()  # the oldest first
         self._turn = 0
         self._waiting: dict[Queue, dict[str, None]] = {}  # in the order in which they came
@@ -28,15 +28,15 @@ class Tenants:
     # --- slots
 
     def hold(self, agent: str, tenant: str) -> None:
-        held = self._holding.get(agent)
-        if held is None:
-            held = self._holding[agent] = Counter()
-        held[tenant] += 1
+        held = self._holding.setdefault(agent, {})
+        held[tenant] = held.get(tenant, 0) + 1
 
     def free(self, agent: str, tenant: str, slots: int = 1) -> None:
         held = self._holding[agent]
-        held[tenant] -= slots
-        if not held[tenant]:
+        left = held[tenant] - slots
+        if left:
+            held[tenant] = left
+        else:
             del held[tenant]
 
     def holding(self, agent: str) -> Mapping[str, int]:
