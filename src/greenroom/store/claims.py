@@ -172,7 +172,7 @@ class Claims:
         ready = await _ready(tx, demand, shares)
         found: dict[str, list[Row]] = {tenant: [] for tenant in shares}
         if len(found) == 1:
-            found = dict.fromkeys(found, [*ready])
+            found = {tenant: [*ready] for tenant in shares}
         else:
             for row in ready:
                 found[row[_TENANT]].append(row)
