@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench import figures, servers
+from bench.fairness import fairness
 from bench.figures import Figure
+from bench.overload import overload
 from bench.recovery import recovery
 from bench.rollouts import rollouts
 from bench.scale import FULL, QUICK, Scale
@@ -118,7 +120,7 @@ def replicas(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 
 BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
-    bench.__name__: bench for bench in (sqlite, postgres, recovery, rollouts, idle, start, replicas)
+    bench.__name__: bench for bench in (sqlite, postgres, recovery, rollouts, fairness, overload, idle, start, replicas)
 }
 
 

@@ -16,6 +16,8 @@ class Scale:
     hangs: int
     node_kills: int  # on each store
     rollouts: int  # of each strategy
+    bursts: int  # of a tenant beside a flood
+    overload_s: float
     starts: int
     idle_s: float
     replicas: int
@@ -29,6 +31,8 @@ FULL = Scale(
     hangs=5,
     node_kills=7,
     rollouts=10,
+    bursts=25,
+    overload_s=10.0,
     starts=5,
     idle_s=10.0,
     replicas=200,
@@ -41,6 +45,8 @@ QUICK = Scale(
     hangs=2,
     node_kills=2,
     rollouts=3,
+    bursts=10,
+    overload_s=4.0,
     starts=3,
     idle_s=3.0,
     replicas=30,

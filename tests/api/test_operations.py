@@ -233,7 +233,7 @@ async def test_a_full_queue_refuses_with_429_and_says_when_to_come_again(tmp_pat
         statuses = [(await api.call("POST", "/v1/tasks", {"agent": "none", "input": n})).status_code for n in range(7)]
         assert statuses == [202] * 5 + [429] * 2
         refused = await api.call("POST", "/v1/tasks", {"agent": "none", "input": 1})
-        assert (refused.json()["type"], refused.headers["retry-after"]) == ("overloaded", "2")
+        assert (refused.json()["type"], refused.headers["retry-after"]) == ("overloaded", "300")  # nothing drains it
         assert len((await api.get("/v1/tasks?state=queued"))["items"]) == 5
 
 

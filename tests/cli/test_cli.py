@@ -104,6 +104,17 @@ def test_waiting_prints_the_output_alone_on_stdout(fake: FakeNode, capsys: pytes
     assert (code, out) == (0, "All is well.\n")
 
 
+def test_waiting_or_cancelling_asks_once_and_holds_on(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put("POST /v1/tasks", task())
+    code, out, _ = run(capsys, "submit", "research", "the news", "--wait-s", "5", "--or-cancel")
+    assert (code, out) == (0, "All is well.\n")
+    assert dict(fake.last.query_params) == {"wait": "5.0", "or_cancel": "true"}
+    fake.put("POST /v1/tasks", task("cancelled"))
+    assert run(capsys, "submit", "research", "the news", "--wait", "--or-cancel")[0] == 1
+    for wrong in (["--or-cancel"], ["--wait-s", "301", "--or-cancel"]):
+        assert run(capsys, "submit", "research", "the news", *wrong)[0] == 2
+
+
 @pytest.mark.parametrize("how", [["--wait"], ["--wait-s", "5"], ["--wait", "--json"]])
 def test_waiting_for_an_agent_that_is_failed_says_so_at_once_and_goes_on(
     fake: FakeNode, capsys: pytest.CaptureFixture[str], how: list[str]

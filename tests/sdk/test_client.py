@@ -499,6 +499,13 @@ def test_events_are_read_whatever_pieces_they_come_in(size: int) -> None:
     assert [(event.seq, event.data) for event in found] == [(1, "ä\x85\u2028"), (2, {"a": [1]})]
 
 
+def test_a_task_that_is_cancelled_with_its_connection_is_not_asked_for_again() -> None:
+    asked = calls.submit(models.Submission(input="x"), None, wait_s=5, or_cancel=True)
+    assert (asked.query, asked.repeatable) == ({"wait": 5, "or_cancel": "true"}, False)
+    asked = calls.submit(models.Submission(input="x"), None, wait_s=5)
+    assert (asked.query["or_cancel"], asked.repeatable) == (None, True)
+
+
 # Asynchronous
 
 

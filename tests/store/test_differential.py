@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from greenroom import errors
 from greenroom.store import database
 from greenroom.store.rows import Accepted, Call, Claim, Event, Finish, Lease, StoredEvent
+from greenroom.store.tenants import Tenants
 from greenroom.testing import databases
 from greenroom.testing.fakes import Fault, FaultyDatabase
 from greenroom.testing.simulation import table as tables
@@ -271,7 +272,7 @@ class Trial:
         """Free the attempt's slot, as a dispatcher does before it writes the end."""
         queue, seat = self.seats.pop(attempt, (("", False), ""))
         if seat in self.lines[queue]:
-            self.node.store.board.vacate(seat)
+            self.node.store.board.vacate(seat, TENANT)
             self.free[queue] += 1
 
     def _finish(self, attempt: tuple[str, int], end: str) -> tuple[Any, Awaitable[Any]]:
@@ -470,6 +471,7 @@ async def _try(scratch: databases.Scratch, commands: list[tuple[Fault | None, tu
     node, faulty = Node(scratch.opened[0]), scratch.opened[0].db
     assert isinstance(faulty, FaultyDatabase)
     node.store.claims.owner = "node-1"
+    node.store.board.tenants = Tenants()  # whose turns it knows are those of the trial before
     for table in ("task", "task_event", "session"):
         await node.raw(f"delete from {table}")
     await scratch.advance(1)

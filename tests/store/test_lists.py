@@ -104,14 +104,16 @@ async def test_the_list_of_sessions_tells_how_large_their_state_is(node: Node) -
     assert (summary.id, summary.tasks, summary.state_bytes) == ("s", 1, 7)
 
 
+_OF_A_TENANT = {"agent": "a", "tenant": "t", "slots": 1, "revision": 1}
 _PLANNED: dict[str, tuple[str, dict[str, Any]]] = {
-    "the queue": (claims._ITS_OWN, {"agent": "a", "slots": 1, "revision": 1}),
-    "the sessions of a revision": (claims._PINNED, {"agent": "a", "slots": 1, "revision": 1}),
-    "the queue of a revision": (
-        claims._ITS_SHARE,
-        {"agent": "a", "slots": 1, "revision": 1, "low": 0, "high": 5_000},
-    ),
-    "suspects": (claims._TO_RUN_ALONE, {"agent": "a", "slots": 1}),
+    "the queue": (claims._ITS_OWN, _OF_A_TENANT),
+    "the queue at a priority": (claims._at_priority(claims._ITS_OWN), _OF_A_TENANT | {"priority": 1}),
+    "the sessions of a revision": (claims._PINNED, _OF_A_TENANT),
+    "the queue of a revision": (claims._ITS_SHARE, _OF_A_TENANT | {"low": 0, "high": 5_000}),
+    "suspects": (claims._TO_RUN_ALONE, _OF_A_TENANT),
+    "who waits": (claims._TENANTS, {"agent": "a", "most": 9}),
+    "lower priorities": (claims._LOWER, {"agent": "a", "tenant": "t", "below": 1, "most": 9}),
+    "the next of a session": (transitions._UNBLOCK, {"tenant": "t", "agent": "a", "session": "s"}),
     "who has suspects": (tasks._SUSPECTS, {}),
     "an attempt's end": (transitions._LEASED, {"id": "x", "epoch": 1}),
     "a key": (submissions._BY_KEY, {"tenant": "t", "idempotency_key": "k"}),
@@ -135,6 +137,23 @@ async def test_what_is_asked_all_the_time_reads_no_table_whole(node: Node, name:
             await tx.fetch("set local enable_seqscan = off", {})  # the table is empty: it would be read whole for that
             plan = [str(row[0]) for row in await tx.fetch(f"explain {sql}", params)]
             assert not [step for step in plan if "Seq Scan on task" in step], plan
+
+
+_CLAIMS = ("the queue", "the queue at a priority", "the sessions of a revision", "the queue of a revision", "suspects")
+
+
+@pytest.mark.parametrize("name", _CLAIMS)
+async def test_a_claim_takes_the_first_of_its_tenant_off_an_index_that_is_in_order(node: Node, name: str) -> None:
+    sql, params = _PLANNED[name]
+    async with node.store.db.transaction() as tx:
+        if node.store.db.dialect == "sqlite":
+            plan = " ".join(str(row[3]) for row in await tx.fetch(f"explain query plan {sql}", params))
+            assert "(agent=? AND tenant=?" in plan
+            assert "TEMP B-TREE" not in plan
+        else:
+            plan = " ".join(str(row[0]) for row in await tx.fetch(f"explain {sql}", params))
+            assert "(tenant = " in plan.partition("Index Cond:")[2].partition(" Filter:")[0]
+            assert "Sort" not in plan
 
 
 @pytest.mark.parametrize("state", [None, "queued", "succeeded", "failed"])

@@ -76,8 +76,6 @@ class App:
 
     async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> Answer | Stream:
         services = self._services
-        if services.connections() > services.settings.cluster.max_connections:
-            raise errors.Overloaded("cannot take another connection: cluster.max_connections is reached")
         headers = dict(scope["headers"])
         client = scope.get("client")
         principal = services.auth.authenticate(headers.get(b"authorization"), source=client[0] if client else "local")
@@ -92,7 +90,7 @@ class App:
             _check_type(route, headers)
         bound = "max_code_bytes" if route.body is bytes else "max_body_bytes"
         body = await _body(scope, headers, receive, most=getattr(services.settings.server, bound), bound=bound)
-        return await route.endpoint(Call(request_id, principal, services, scope, headers, path_params, body))
+        return await route.endpoint(Call(request_id, principal, services, scope, headers, path_params, body, receive))
 
     def _match(self, path: str, method: str) -> tuple[Route, dict[str, str]]:
         methods, path_params = self._plain.get(path), {}

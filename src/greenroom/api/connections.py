@@ -2,20 +2,34 @@
 
 uvicorn with httptools bounds neither, so a stranger could fill the memory before there is anything to authenticate, or
 hold connections for ever. `node` gives this protocol to its server.
+
+So is their number (`limited_to`). Those that are there go on, whoever comes beside. A few beyond it are *surplus*: they
+are read, so that probes are answered and others are told why not, and closed after their request, or soon if they send
+none. Any more are turned away unread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
+import sys
 from typing import Any
 
+import httptools
+import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from greenroom import errors, random_bits
+from greenroom.api import problems
+from greenroom.api.routes import OPEN
 
 MAX_HEAD_BYTES = 64 * 1024  # and of what stands around the chunks of a body
 HEAD_TIMEOUT_S = 10.0
 MAX_UNSENT_BYTES = 64 * 1024  # more is the transport's: it knows how much its reader has left unread
 BODY_TIMEOUT_S = 30.0  # from the end of the head, however it trickles
+SURPLUS = 32  # connections beyond the bound that are read all the same
+SURPLUS_TIMEOUT_S = 1.0  # for the head of one of those
+RETRY_AFTER_S = 5.0  # idle ones are closed after 75 s, those that never send a request after 10
 
 
 class Gathering:
@@ -58,16 +72,36 @@ class Part(enum.Enum):
     NOTHING = enum.auto()  # the request is here, and another one has not begun
 
 
+class TooManyConnections(errors.Overloaded):
+    """What `errors.Overloaded` is for one node: another one may take it, and so may this one in a moment."""
+
+    status = 503
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"cannot take another connection: {most} are open (cluster.max_connections); use those that you have, "
+            "or try again later",
+            retry_after_s=RETRY_AFTER_S,
+        )
+
+
 class Connection(HttpToolsProtocol):
+    most = sys.maxsize
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._part = Part.HEAD
         self._dry_bytes = 0  # of the part, or since the last of the body itself
         self._timer: asyncio.TimerHandle | None = None  # of the part, where it did not come in one piece
+        self._is_surplus = self._is_turned_away = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(Gathering(transport, self.loop))  # type: ignore[arg-type] # one, but for its class
-        self._start_timer()
+        self._is_surplus = len(self.connections) > self.most
+        if len(self.connections) > self.most + SURPLUS:
+            self._turn_away()
+        else:
+            self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._begin(Part.NOTHING)
@@ -96,15 +130,33 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._begin(Part.BODY)
+        self._is_surplus = self._is_surplus and len(self.connections) > self.most  # others may have left
+        if self._is_surplus and httptools.parse_url(self.url).path.decode("ascii", "replace") not in OPEN:
+            self._turn_away()
+            return
         super().on_headers_complete()
+        if self._is_surplus:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._dry_bytes = 0
-        super().on_body(body)
+        if not self._is_turned_away:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._begin(Part.NOTHING)
-        super().on_message_complete()
+        if not self._is_turned_away:
+            super().on_message_complete()
+
+    def _turn_away(self) -> None:
+        self._is_turned_away = True
+        error = TooManyConnections(self.most)
+        body = msgspec.json.encode(problems.problem(error, random_bits.token_hex(8)))
+        self.transport.write(
+            b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: %b\r\ncontent-length: %d\r\nretry-after: %d\r\n"
+            b"connection: close\r\n\r\n%b" % (problems.MEDIA_TYPE.encode(), len(body), error.retry_after_s, body)
+        )
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         was_queued = bool(self.pipeline)
@@ -126,6 +178,8 @@ class Connection(HttpToolsProtocol):
     def _start_timer(self) -> None:
         self._stop_timer()
         timeout_s = HEAD_TIMEOUT_S if self._part is Part.HEAD else BODY_TIMEOUT_S
+        if self._is_surplus and self._part is Part.HEAD:
+            timeout_s = min(timeout_s, SURPLUS_TIMEOUT_S)
         self._timer = self.loop.call_later(timeout_s, self._give_up)
 
     def _stop_timer(self) -> None:
@@ -137,3 +191,8 @@ class Connection(HttpToolsProtocol):
         self._timer = None
         if not self.pipeline and not self.transport.is_closing():
             self.transport.close()
+
+
+def limited_to(most: int) -> type[Connection]:
+    """Return the protocol of a server that has at most so many connections."""
+    return type("LimitedConnection", (Connection,), {"most": most})

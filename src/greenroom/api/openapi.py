@@ -66,6 +66,10 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
         "How long each stage is watched, in place of the spec's for this time.",
     ),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many."),
+    "or_cancel": (
+        _SWITCH,
+        "With wait: cancel the task if it has not ended by then, and as soon as the caller closes the connection.",
+    ),
     "session": (_NAME, "Only what is of this session."),
     "sessions": (_SWITCH, "With dry_run: try the revision, on the agent's stored sessions too; one at a time."),
     "state": ({"type": "string", "enum": list(tasks.State)}, "Only what is in this state."),

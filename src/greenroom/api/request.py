@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -41,6 +41,12 @@ class Call:
     headers: Mapping[bytes, bytes]
     path_params: Mapping[str, str]
     body: bytes
+    receive: Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+    async def gone(self) -> None:
+        """Return when the caller has closed the connection."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
 
     @property
     def store(self) -> Store:

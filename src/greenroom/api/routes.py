@@ -62,7 +62,7 @@ GONE = {204: None}
 
 
 ROUTES = (
-    Route("POST", "/v1/tasks", tasks.submit, SUBMIT, TASK_IN_TIME, schemas.Submission, ("wait",), ONCE),
+    Route("POST", "/v1/tasks", tasks.submit, SUBMIT, TASK_IN_TIME, schemas.Submission, ("wait", "or_cancel"), ONCE),
     Route("POST", "/v1/tasks/batch", tasks.submit_batch, SUBMIT, {202: schemas.BatchResult}, schemas.Batch, (), ONCE),
     Route(
         "GET",

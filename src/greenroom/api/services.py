@@ -99,7 +99,6 @@ class Services:
     backups: Backups
     breakers: Breakers
     similarity: routing.Similarity | None = None  # of the optional embedding model
-    connections: Callable[[], int] = lambda: 0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str | None = None  # what ended the node's loops, for good
 

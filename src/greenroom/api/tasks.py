@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ _encode = msgspec.json.encode
 HEARTBEAT_S = 15.0
 EVENT_POLL_S = 1.0  # wakeups are hints
 MAX_CANDIDATES = 10
+CANCEL_GRACE_S = 5.0  # who waits cancels; only where nobody does any more, the deadline ends the task
 
 
 class Key(NamedTuple):
@@ -31,18 +33,27 @@ class Key(NamedTuple):
 
 
 async def submit(call: Call) -> Answer:
-    """Accept a task; with ``?wait=SECONDS`` answer 200 when it ended in time."""
-    wait_s = call.seconds("wait", most=schemas.MAX_WAIT_S)
+    """Accept a task; with ``?wait=SECONDS`` answer 200 when it ended in time.
+
+    With ``&or_cancel=true`` it is cancelled when that time is over, or as soon as its caller closes the connection.
+    """
+    wait_s, or_cancel = call.seconds("wait", most=schemas.MAX_WAIT_S), call.flag("or_cancel")
     submission = schemas.read(call.body, schemas.Submission)
+    if or_cancel:
+        submission = _bounded(submission, wait_s)
     key = _key(_header_key(call) or submission.idempotency_key, call.body)
     try:
         task = await _new_task(call, submission, key)
-        await call.services.backlog.admit()
+        await call.services.backlog.admit(call.principal.tenant)
     except errors.GreenroomError:
         # What stood in the way may not have been there when the key was used first.
         if (recorded := await _recorded(call, [key] if key is not None else [])) is None:
             raise
         return await _wait(call, recorded.id, wait_s)
+    if or_cancel:
+        accepted = await _accept(call, task)
+        # One that was there already has another caller, who may wait for it still.
+        return await (_wait_or_cancel if accepted.is_new else _wait)(call, accepted.id, wait_s)
     if not wait_s:
         accepted = await _accept(call, task)
         return Answer(_new_document(task, accepted), 202) if accepted.is_new else await _wait(call, accepted.id, 0)
@@ -74,7 +85,7 @@ async def submit_batch(call: Call) -> Answer:
     recorded = await _recorded(call, keys)  # another body is refused as a whole
     prepared = [await _prepare(call, item, keys[index] if keys else None) for index, item in enumerate(batch.tasks)]
     if recorded is None:
-        await call.services.backlog.admit(len(batch.tasks))
+        await call.services.backlog.admit(call.principal.tenant, len(batch.tasks))
     results = iter(await call.store.tasks.submit_all([item for item in prepared if isinstance(item, NewTask)]))
     items, accepted = [], Counter[str]()
     for item in prepared:
@@ -275,6 +286,32 @@ async def _wait(call: Call, id: str, wait_s: float) -> Answer:
             await end.within(min(remaining_s, EVENT_POLL_S))
 
 
+def _bounded(submission: schemas.Submission, wait_s: float) -> schemas.Submission:
+    """Give a task that nobody waits for after *wait_s* a deadline: a node that has died meanwhile cancels nothing."""
+    if not wait_s:
+        raise errors.QueryInvalid("cannot take ?or_cancel=true without ?wait=SECONDS: say how long you wait")
+    timeout_s = wait_s + CANCEL_GRACE_S
+    if submission.timeout_s is not None:
+        timeout_s = min(timeout_s, submission.timeout_s)
+    return msgspec.structs.replace(submission, timeout_s=timeout_s)
+
+
+async def _wait_or_cancel(call: Call, id: str, wait_s: float) -> Answer:
+    """Answer with the task when it has ended; cancel it when *wait_s* is over, or its caller has gone."""
+    leaving = asyncio.create_task(call.gone())
+    waiting = asyncio.create_task(_wait(call, id, wait_s))
+    try:
+        await asyncio.wait((leaving, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done() and (answer := waiting.result()).status == 200:
+            return answer
+    finally:
+        leaving.cancel()
+        waiting.cancel()
+    with contextlib.suppress(errors.Conflict):  # it has ended just now
+        await call.store.tasks.cancel(id, tenant=call.principal.tenant)
+    return await _wait(call, id, 0)
+
+
 async def show(call: Call) -> Answer:
     """Show a task with its attempts; ``?wait=SECONDS`` waits for its end."""
     wait_s = call.seconds("wait", most=schemas.MAX_WAIT_S)
@@ -314,7 +351,7 @@ async def retry(call: Call) -> Answer:
     row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
     if row.state not in tasks.TERMINAL:
         raise errors.Conflict(f"cannot retry {row.id}: it is {row.state}; cancel it first")
-    await call.services.backlog.admit()
+    await call.services.backlog.admit(call.principal.tenant)
     metadata = msgspec.json.decode(row.metadata) if row.metadata is not None else {}
     task = submissions.new_task(
         row.agent,

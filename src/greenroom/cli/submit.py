@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from greenroom.sdk import client, models
 
 LOOK_EVERY_S = 5.0  # whether the agent has failed meanwhile
+LONGEST_WAIT_S = 300.0  # of one request
 LONGEST_TEXT = 64 * 1024 * 1024  # what no node takes is not read to its end
 
 Word = Annotated[str, Parameter(allow_leading_hyphen=True)]
@@ -37,6 +38,7 @@ def submit(
     *more: Annotated[str, Parameter(show=False)],
     wait: Annotated[bool, Parameter(show_default=False)] = False,
     wait_s: float | None = None,
+    or_cancel: Annotated[bool, Parameter(show_default=False)] = False,
     session: str | None = None,
     priority: int = 0,
     timeout_s: float | None = None,
@@ -57,6 +59,8 @@ def submit(
         Wait for the task to end, print its output; the exit code is 1 unless it succeeded.
     wait_s
         Wait, but at most this many seconds.
+    or_cancel
+        With --wait or --wait-s, at most 300: cancel the task when that time is over, or when you leave.
     session
         Tasks of one session share state and run one after the other.
     priority
@@ -70,6 +74,14 @@ def submit(
     _check(name or "", words, more)
     task_input = _input(words, is_json=json_input)
     with given.connect() as node:
+        if or_cancel:
+            longest_s = _longest_s(wait_s, is_waiting=wait)
+            with render.spinner("waiting for its end"):
+                task = node.submit(
+                    task_input, name, session=session, priority=priority, timeout_s=timeout_s, wait_s=longest_s,
+                    or_cancel=True,
+                )  # fmt: skip
+            return _end(task, as_json=given.json)
         task = node.submit(task_input, name, session=session, priority=priority, timeout_s=timeout_s)
         if not given.json:
             _announce(task)
@@ -78,7 +90,19 @@ def submit(
             return 0
         with render.spinner(f"waiting for {task.agent}"), tasks.going_on(task.id):
             task = _wait(node, task, wait_s)
-    if given.json:
+    return _end(task, as_json=given.json)
+
+
+def _longest_s(wait_s: float | None, *, is_waiting: bool) -> float:
+    if wait_s is None and not is_waiting:
+        raise options.Usage("cannot submit: --or-cancel needs --wait or --wait-s: it says what happens after that")
+    if wait_s is not None and not 0 < wait_s <= LONGEST_WAIT_S:
+        raise options.Usage(f"cannot submit: with --or-cancel, --wait-s is over 0 and at most {LONGEST_WAIT_S:g}")
+    return LONGEST_WAIT_S if wait_s is None else wait_s
+
+
+def _end(task: models.Task, *, as_json: bool) -> int:
+    if as_json:
         render.json(task)
     else:
         tasks.print_end(task)

@@ -49,7 +49,7 @@ class Dispatcher:
         self.wakeup = asyncio.Event()
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._by_replica: dict[str, set[Attempt]] = defaultdict(set)
-        self._resuming: dict[str, deque[asyncio.Future[None]]] = defaultdict(deque)
+        self._resuming: dict[str, deque[tuple[asyncio.Future[None], str]]] = defaultdict(deque)  # ... of whose tasks
         self._killed: set[str] = set()  # replicas that this dispatcher had to kill
         self._writing: set[tuple[str, int]] = set()  # attempts whose end is on its way into the store
         self._unsent: list[Finish] = []  # ends of this turn of the loop
@@ -85,8 +85,7 @@ class Dispatcher:
     def _start_all(self, claims: Sequence[Claim]) -> None:
         for claim in claims:
             self._start(claim)
-        for replica in [replica for replica, waiting in self._resuming.items() if waiting]:
-            self._resume_next(replica)
+        self._resume_all()
 
     def _start(self, claim: Claim) -> None:
         now_s = self._clock.monotonic_s()
@@ -148,7 +147,7 @@ class Dispatcher:
                 exit, attempt.claim, attempts=len(running), suspects=len(suspects), is_suspect=is_suspect
             )
             self._lose(attempt, end, is_kill=is_suspect and exit.reason != "stopped")
-        for waiting in self._resuming.pop(replica, ()):
+        for waiting, _ in self._resuming.pop(replica, ()):
             waiting.cancel()
         self._by_replica.pop(replica, None)
 
@@ -307,28 +306,35 @@ class Dispatcher:
     def _free(self, attempt: Attempt) -> None:
         """Give up the attempt's slot: to one that waits to resume on this replica, else to the board."""
         attempt.holds_slot = False
-        replica = attempt.claim.replica
-        self._store.board.release(replica)
-        self._resume_next(replica)
+        claim = attempt.claim
+        self._store.board.release(claim.replica, claim.tenant)
+        self._resume_next(claim.replica)
+        if self._store.board.limit_of(claim.agent) is not None:  # there may be room for one that waits elsewhere
+            self._resume_all()
         self._store.commits.nudge()
+
+    def _resume_all(self) -> None:
+        for replica in [replica for replica, waiting in self._resuming.items() if waiting]:
+            self._resume_next(replica)
 
     def _resume_next(self, replica: str) -> None:
         waiting = self._resuming[replica]
-        while waiting and waiting[0].done():
+        while waiting and waiting[0][0].done():
             waiting.popleft()
-        if waiting and self._store.board.try_occupy(replica):
-            waiting.popleft().set_result(None)
+        if waiting and self._store.board.try_occupy(replica, waiting[0][1]):
+            waiting.popleft()[0].set_result(None)
 
     async def _occupy(self, attempt: Attempt) -> None:
         """Wait for a slot on the attempt's replica; ahead of new claims."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._resuming[attempt.claim.replica].append(turn)
-        self._resume_next(attempt.claim.replica)
+        claim = attempt.claim
+        self._resuming[claim.replica].append((turn, claim.tenant))
+        self._resume_next(claim.replica)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():  # it got its slot just as it ended
-                self._store.board.release(attempt.claim.replica)
+                self._store.board.release(claim.replica, claim.tenant)
             raise
         attempt.holds_slot = True
 

@@ -113,7 +113,12 @@ class Node:
             is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
             breakers=self.breakers,
-            backlog=Backlog(self.store, clock, limit=options.settings.server.max_queued_tasks),
+            backlog=Backlog(
+                self.store,
+                clock,
+                limit=options.settings.server.max_queued_tasks,
+                per_tenant=options.settings.server.max_queued_tasks_per_tenant,
+            ),
             similarity=_similarity(),
         )
         self.app = App(self.services)

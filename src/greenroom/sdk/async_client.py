@@ -78,6 +78,7 @@ class AsyncClient:
         metadata: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
         wait_s: float | None = None,
+        or_cancel: bool = False,
     ) -> Task:
         submission = Submission(
             input=input,
@@ -88,7 +89,7 @@ class AsyncClient:
             not_before=not_before,
             metadata=metadata,
         )
-        return await self._send(calls.submit(submission, idempotency_key, wait_s=wait_s))
+        return await self._send(calls.submit(submission, idempotency_key, wait_s=wait_s, or_cancel=or_cancel))
 
     async def submit_many(
         self, submissions: Sequence[Submission | Mapping[str, Any]], idempotency_key: str | None = None

@@ -102,15 +102,16 @@ _document = as_a(dict[str, Any])
 
 
 def submit(
-    submission: models.Submission, idempotency_key: str | None, *, wait_s: float | None = None
+    submission: models.Submission, idempotency_key: str | None, *, wait_s: float | None = None, or_cancel: bool = False
 ) -> Call[models.Task]:
     return Call(
         "POST",
         "/v1/tasks",
         _task,
-        query={"wait": wait_s},
+        query={"wait": wait_s, "or_cancel": "true" if or_cancel else None},
         body=strict_json.dumps(_body(submission)),
         headers=_once(idempotency_key),
+        repeatable=not or_cancel,  # a connection that is lost has cancelled it
         wait_s=wait_s or 0.0,
     )
 

@@ -89,10 +89,12 @@ class Client:
         metadata: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
         wait_s: float | None = None,
+        or_cancel: bool = False,
     ) -> Task:
         """Submit *input* to *agent*, or to whom the router chooses; the task is durable when this returns.
 
-        With *wait_s* (at most 300) it returns when the task has ended, in whatever state, or after that time.
+        With *wait_s* (at most 300) it returns when the task has ended, in whatever state, or after that time. With
+        *or_cancel* the task is cancelled then, and as soon as this client is gone.
         """
         submission = Submission(
             input=input,
@@ -103,7 +105,7 @@ class Client:
             not_before=not_before,
             metadata=metadata,
         )
-        return self._send(calls.submit(submission, idempotency_key, wait_s=wait_s))
+        return self._send(calls.submit(submission, idempotency_key, wait_s=wait_s, or_cancel=or_cancel))
 
     def submit_many(
         self, submissions: Sequence[Submission | Mapping[str, Any]], idempotency_key: str | None = None

@@ -19,7 +19,8 @@ class News:
     endings: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # how many, by tenant, agent and state
     stopped: list[str] = field(default_factory=list)  # tasks that ended although an attempt of theirs may still run
     changed: set[str] = field(default_factory=set)  # tasks with new events
-    ready: set[str] = field(default_factory=set)  # agents with tasks that may be claimed
+    ready: set[tuple[str, str]] = field(default_factory=set)  # agents and tenants with tasks that may be claimed
+    left: Counter[str] = field(default_factory=Counter)  # how many tasks have left the queue, by tenant
     suspects: set[str] = field(default_factory=set)  # agents with tasks that are to run alone
     due_at_us: int | None = None  # the earliest new due time
     claims: list[Claim] = field(default_factory=list)  # attempts that begin

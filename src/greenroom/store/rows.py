@@ -13,6 +13,10 @@ from greenroom.core import tasks
 # As the partial indexes have it, to the letter: SQLite does not conclude it from a state.
 IS_OPEN = "finished_at is null"
 
+# A task's place among those of its tenant and priority, as the index has it, to the letter: its number, or the one
+# that it got when its session let it go, behind what waited then. Between two numbers there is room for a million.
+RANK = "coalesce(rank, seq * 1048576)"
+
 SessionKey = tuple[str, str, str]  # tenant, agent, name
 
 # As the partial index has it, to the letter; the number is `core.tasks.SUSPECT_KILLS`.

@@ -183,7 +183,7 @@ def _accepted(news: News, item: NewTask, placing: Placing, now_us: int) -> Accep
     if placing is QUEUED:
         due_at = _due_at(item, now_us)
         if due_at is None:
-            news.ready.add(item.agent)
+            news.ready.add((item.agent, item.tenant))
         else:
             news.due(due_at)
     return Accepted(item.id, True, True, now_us, deadline_at(item, now_us))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ order by seq"""
 _PAUSES = {"waiting": b'{"state":"waiting",', "resumed": b'{"state":"running"}'}
 _IS_UNSUCCESSFUL = "finished_at is not null and state <> 'succeeded'"  # as the partial index has it, to the letter
 _OPEN_COUNTS = f"select agent, state, count(*) from task where {rows.IS_OPEN} group by agent, state"
-_QUEUED = f"select count(*) from task where state = 'queued' and {rows.IS_OPEN}"
+_QUEUED = f"select tenant, count(*) from task where state = 'queued' and {rows.IS_OPEN} group by tenant"
 _SUSPECTS = f"""
 select distinct agent from task where state = 'queued' and {rows.IS_SUSPECT} and due_at is null and not blocked"""
 _END_COUNTS = "select agent, state, tasks from ended_count where tenant = :tenant"
@@ -65,10 +66,9 @@ class Tasks:
         """Submit *tasks* together; answers with what became of each, in order."""
         return self._commits.write_all(self._submit, tasks)
 
-    @property
-    def submitting(self) -> int:
-        """How many submissions are on their way: given to the store, and not in it as far as anybody knows."""
-        return self._commits.waiting(self._submit)
+    def submitting(self) -> Counter[str]:
+        """Return how many submissions of each tenant are on their way: given to the store, perhaps not in it."""
+        return Counter(task.tenant for task in self._commits.unanswered(self._submit))
 
     def call(self, call: Call) -> asyncio.Future[Accepted | None]:
         return self._commits.write(transitions.call, call)
@@ -178,9 +178,9 @@ class Tasks:
         """Return the agents that have tasks which are due and are to run alone."""
         return frozenset(row[0] for row in await self._db.lookup(_SUSPECTS, {}))
 
-    async def queued_count(self) -> int:
-        ((count,),) = await self._db.read(_QUEUED, {})
-        return int(count)
+    async def queued_counts(self) -> dict[str, int]:
+        """Return how many tasks are queued, by tenant."""
+        return {row[0]: row[1] for row in await self._db.read(_QUEUED, {})}
 
     async def open_counts(self) -> dict[tuple[str, str], int]:
         """Return how many tasks are open, by agent and state."""

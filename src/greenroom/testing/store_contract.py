@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 
 from greenroom import errors, settings
 from greenroom.core import rollouts, tasks
-from greenroom.store import agents, recovery, transitions
+from greenroom.store import agents, recovery, submissions, transitions
 from greenroom.store.deployments import Deployed, Deployment
+from greenroom.store.news import News
 from greenroom.store.recovery import NewFailure, Noted, Raised, Recovered, Resolved
 from greenroom.store.rows import Accepted, Call, Cancel, Claim, Event, Finish, Lease, NewTask, StoredEvent
 from greenroom.store.store import Store
@@ -296,6 +298,115 @@ class StoreContract:
             node.store.commits.nudge()
             await asyncio.sleep(0)
         assert db.transactions == before
+
+    # --- sharing the queue
+
+    async def test_a_free_slot_goes_to_the_tenant_that_holds_the_fewest(self, node: Node) -> None:
+        for _ in range(20):
+            await node.submit(tenant="flood")
+        node.store.board.open("r", agent=AGENT, revision=1, slots=4)
+        await node.flush()
+        quiet = [await node.submit(tenant="quiet") for _ in range(3)]
+        assert [claim.tenant for claim in node.claims] == ["flood"] * 4
+        for claim in node.claims[:4]:
+            node.store.board.vacate(claim.replica, claim.tenant)
+            assert await node.finish(claim)
+        assert [claim.tenant for claim in node.claims[4:]] == ["quiet", "quiet", "flood", "flood"]  # two each, now
+        assert [claim.id for claim in node.claims[4:6]] == quiet[:2]
+
+    async def test_tenants_that_wait_take_turns_at_one_slot(self, node: Node) -> None:
+        for tenant, count in (("flood", 6), ("other", 2), ("third", 1)):
+            for _ in range(count):
+                await node.submit(tenant=tenant)
+        claims = [await node.claim_one() for _ in range(9)]
+        assert Counter(claim.tenant for claim in claims[:3]) == {"flood": 1, "other": 1, "third": 1}
+        assert Counter(claim.tenant for claim in claims[3:5]) == {"flood": 1, "other": 1}
+        assert [claim.tenant for claim in claims[5:]] == ["flood"] * 4
+
+    async def test_what_a_tenant_has_no_tasks_for_goes_to_others_in_the_same_commit(self, node: Node) -> None:
+        for tenant, count in (("a", 9), ("b", 2), ("c", 1)):
+            await node.store.tasks.submit_all([new_task(tenant=tenant) for _ in range(count)])
+        claims = await node.claim(10)
+        assert Counter(claim.tenant for claim in claims) == {"a": 7, "b": 2, "c": 1}
+
+    async def test_where_slots_are_scarce_the_tenants_of_one_commit_share_them(self, node: Node) -> None:
+        node.store.board.open("r", agent=AGENT, revision=1, slots=4)
+        await node.flush()
+        tasks = [new_task(tenant="flood") for _ in range(8)] + [new_task(tenant="quiet") for _ in range(2)]
+        await node.store.tasks.submit_all(tasks)
+        assert Counter(claim.tenant for claim in node.claims) == {"flood": 2, "quiet": 2}
+
+    async def test_who_waits_is_found_where_nobody_has_said_so(self, node: Node) -> None:
+        node.store.board.open("r", agent=AGENT, revision=1, slots=3)
+        await node.flush()
+        async with node.store.db.transaction() as tx:  # another node's
+            await submissions.submit(tx, News(), [new_task(tenant=tenant) for tenant in ("a", "b", "c")])
+        await node.flush()
+        assert node.claims == []
+        node.store.board.mark_all()
+        await node.flush()
+        assert sorted(claim.tenant for claim in node.claims) == ["a", "b", "c"]
+
+    async def test_a_lower_priority_gets_an_eighth_of_its_tenants_turns(self, node: Node) -> None:
+        await node.store.tasks.submit_all([new_task(priority=9) for _ in range(40)])
+        low = [await node.submit(priority=priority) for priority in (0, -5, 0)]
+        one_by_one = [(await node.claim_one()).id for _ in range(16)]
+        assert [one_by_one[7], one_by_one[15]] == low[:2]
+        assert low[2] in {claim.id for claim in await node.claim(8)}
+
+    async def test_turns_of_lower_priorities_are_given_in_one_commit_too(self, node: Node) -> None:
+        await node.store.tasks.submit_all([new_task(priority=9) for _ in range(40)])
+        for priority in (0, -5, -9):
+            await node.store.tasks.submit_all([new_task(priority=priority) for _ in range(5)])
+        ids = [claim.id for claim in await node.claim(32)]
+        priorities = [(await node.store.tasks.get(id, tenant=TENANT)).priority for id in ids]
+        assert Counter(priorities) == {9: 28, 0: 2, -5: 1, -9: 1}
+
+    async def test_the_sessions_of_a_tenant_take_turns(self, node: Node) -> None:
+        await node.store.tasks.submit_all([new_task(session="long") for _ in range(50)])
+        await node.store.tasks.submit_all([new_task(session="other") for _ in range(3)])
+        short, plain = await node.submit(session="short"), await node.submit()
+        sessions = list[str | None]()
+        for _ in range(8):
+            claim = await node.claim_one()
+            assert claim.id != short or len(sessions) == 2
+            assert claim.id != plain or len(sessions) == 3
+            sessions.append(claim.session)
+            assert await node.finish(claim)
+        assert sessions == ["long", "other", "short", None, "long", "other", "long", "other"]
+
+    async def test_what_comes_after_a_session_has_been_let_go_goes_behind_it(self, node: Node) -> None:
+        first, second = await node.submit(session="s"), await node.submit(session="s")
+        older = await node.submit()
+        assert await node.finish(await node.claim_one())
+        newer = await node.submit()
+        assert [claim.id for claim in await node.claim(3)] == [older, second, newer]
+        assert await node.state(first) == "succeeded"
+
+    async def test_nothing_begins_whose_time_is_over(self, scratch: Scratch, node: Node) -> None:
+        late = [await node.submit(timeout_us=5_000_000, session=session) for session in (None, "s")]
+        next_of_session, in_time = await node.submit(session="s"), await node.submit()
+        await scratch.advance(6)
+        assert {claim.id for claim in await node.claim(3)} == {next_of_session, in_time}  # without a janitor
+        assert [await node.state(id) for id in late] == ["expired"] * 2
+
+    async def test_nothing_is_stored_as_running_whose_time_is_over(self, node: Node) -> None:
+        node.store.board.open("r", agent=AGENT, revision=1, slots=1)
+        await node.flush()
+        late = await node.submit(deadline_at=4)
+        assert node.claims == []
+        assert await node.state(late) == "expired"
+
+    async def test_news_tell_how_many_tasks_have_left_the_queue(self, node: Node) -> None:
+        left = Counter[str]()
+        node.store.hub.subscribe(lambda news: left.update(news.left))
+        ids = [await node.submit() for _ in range(4)]
+        assert not left
+        claims = await node.claim(2)
+        await node.store.tasks.cancel(ids[2], tenant=TENANT)
+        assert left == {TENANT: 3}
+        await node.store.tasks.cancel(claims[0].id, tenant=TENANT)  # it has left already
+        assert left == {TENANT: 3}
 
     # --- idempotency keys
 
@@ -918,7 +1029,7 @@ class StoreContract:
         await node.flush()
         claim = node.claims[-1]
         assert (claim.state, claim.is_restored, claim.has_good_state) == (b'"second"', False, True)
-        node.store.board.release("alone")
+        node.store.board.release("alone", TENANT)
         assert await node.finish(claim, "queued", kills=1, restores=1)
         claim = node.claims[-1]
         assert (claim.state, claim.state_revision, claim.is_restored) == (b'"first"', 1, True)
