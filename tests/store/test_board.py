@@ -259,9 +259,8 @@ def test_of_replicas_that_are_loaded_alike_the_one_that_has_waited_longest_is_ne
     board = _board(1, 1, 1)
     seen = []
     for _ in range(6):
-        board.mark([AGENT])
-        (replica,) = _assign(board, None)
-        board.release(replica)
+        (replica,) = _assign(_listed(board), None)
+        board.release(replica, TENANT)
         seen.append(replica)
     assert seen == ["r0", "r1", "r2"] * 2
 
@@ -271,13 +270,13 @@ def test_a_replica_that_is_distrusted_gets_one_task_at_a_time_and_resting_it_get
     board.distrust("r0", is_resting=True)
     assert board.is_distrusted("r0")
     assert not board.is_distrusted("r1")
-    assert _assign(board, None) == ["r1"]
+    assert _assign(_listed(board), None) == ["r1"]
     assert not board.has_demand()
     board.distrust("r0", is_resting=False)
-    assert _assign(board, None) == ["r0"]
+    assert _assign(_listed(board), None) == ["r0"]
     assert not board.has_demand()
     board.trust("r0")
-    assert [demand.slots for demand in board.reserve()] == [2]
+    assert [demand.slots for demand in _listed(board).reserve()] == [2]
     assert board.usage(AGENT).slots == 4
 
 
@@ -285,16 +284,16 @@ def test_a_distrusted_replica_with_more_than_one_task_takes_no_room_from_others(
     board = _board(4, 1)
     assert len(_assign(board, *[None] * 5)) == 5
     board.distrust("r0", is_resting=False)
-    board.release("r1")
-    assert [demand.slots for demand in board.reserve()] == [1]
+    board.release("r1", TENANT)
+    assert [demand.slots for demand in _listed(board).reserve()] == [1]
 
 
 def test_who_runs_and_who_takes_tasks_is_told_by_revision() -> None:
     board = _two_revisions({1: 50, 2: 50})
     board.open("alone", agent=AGENT, revision=1, slots=1, for_suspects=True)
     assert board.replicas(AGENT) == {1: ["r0"], 2: ["new"]}
-    board.try_occupy("alone")
-    board.try_occupy("new")
+    board.try_occupy("alone", TENANT)
+    board.try_occupy("new", TENANT)
     board.drain("new")
     assert board.replicas(AGENT) == {1: ["r0"]}
     assert board.running(AGENT) == 2

@@ -132,13 +132,13 @@ class Board:
         """Give *replica* one task at a time from now on, or none while it is resting; its share goes to its peers."""
         if (line := self._lines.get(replica)) is not None:
             line.is_distrusted, line.is_resting = True, is_resting
-            self.mark((line.queue[0],))
+            self.doubt_waiting(line.queue[0])
 
     def trust(self, replica: str) -> None:
         """Give *replica* as much as its peers again."""
         if (line := self._lines.get(replica)) is not None:
             line.is_distrusted = line.is_resting = False
-            self.mark((line.queue[0],))
+            self.doubt_waiting(line.queue[0])
 
     def is_distrusted(self, replica: str) -> bool:
         line = self._lines.get(replica)
