@@ -67,6 +67,35 @@ class ReplicaExited(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class ReplicaRecycled(msgspec.Struct, frozen=True):
+    """Another is to take its place, though nothing has failed."""
+
+    agent: str
+    replica: str
+    reason: str
+
+
+class EnvelopeHeld(msgspec.Struct, frozen=True):
+    """The limits of all replicas together, each with what holds it."""
+
+    cpu: str
+    memory: str
+
+
+class EnvelopeWeak(msgspec.Struct, frozen=True):
+    """A limit is not held, or not quite."""
+
+    warning: str
+
+
+class EnvelopeMeasured(msgspec.Struct, frozen=True):
+    """What all replicas use together, by agent CPU seconds since the last look and memory; *pct* of each limit."""
+
+    cpu_s: dict[str, float]
+    memory_mb: dict[str, float]
+    pct: dict[str, float]
+
+
 class ReplicaGraded(msgspec.Struct, frozen=True):
     """Its grade has changed; a replica that has just become ready is ``unknown`` without being said to be."""
 
@@ -209,6 +238,10 @@ Fact = (
     | AttemptSeen
     | ReplicaReady
     | ReplicaExited
+    | ReplicaRecycled
+    | EnvelopeHeld
+    | EnvelopeWeak
+    | EnvelopeMeasured
     | ReplicaGraded
     | ProbeAnswered
     | ReplicaSaid
@@ -260,6 +293,7 @@ class Metrics:
         ReplicaReady,
         ReplicaExited,
         ReplicaGraded,
+        EnvelopeMeasured,
         ProbeAnswered,
         BackupMade,
         BackupFailed,
@@ -294,6 +328,10 @@ class Metrics:
         self._replicas = prometheus.Gauge(
             "greenroom_replicas", "Replicas that are ready or drain", ["agent", "grade"], registry=self.registry
         )
+        self._cpu = self._counter("replica_cpu_seconds", "CPU time of replicas and what they have started", ["agent"])
+        self._memory = self._gauge("replicas_memory_bytes", "Memory of replicas, shared pages in each", ["agent"])
+        self._envelope = self._gauge("envelope_use_ratio", "Use of the limits of all replicas together", ["resource"])
+        self._measured: set[str] = set()  # agents
         self._grades: dict[str, tuple[str, str]] = {}  # of the replicas that the gauge counts: agent and grade
         self._backups = self._counter("backups", "Backups made, and not made", ["result"])
         self._backup_at = prometheus.Gauge(
@@ -305,6 +343,9 @@ class Metrics:
 
     def _counter(self, name: str, help: str, labels: list[str]) -> prometheus.Counter:
         return prometheus.Counter(f"greenroom_{name}", help, labels, registry=self.registry)
+
+    def _gauge(self, name: str, help: str, labels: list[str]) -> prometheus.Gauge:
+        return prometheus.Gauge(f"greenroom_{name}", help, labels, registry=self.registry)
 
     def _child(self, metric: Any, *labels: str) -> Any:
         key = (metric, *labels)
@@ -332,6 +373,8 @@ class Metrics:
             case ReplicaReady(agent, replica, start_s):
                 self._child(self._start, agent).observe(start_s)
                 self._count(replica, (agent, health.Grade.UNKNOWN))
+            case EnvelopeMeasured():
+                self._measure(fact)
             case ReplicaGraded(agent, replica, grade, _):
                 self._count(replica, (agent, grade))
             case ReplicaExited(agent, replica, reason, _):
@@ -348,6 +391,15 @@ class Metrics:
             case _:
                 pass
 
+    def _measure(self, seen: EnvelopeMeasured) -> None:
+        for agent, spent_s in seen.cpu_s.items():
+            self._child(self._cpu, agent).inc(spent_s)
+        for agent in self._measured | seen.memory_mb.keys():  # of one without replicas it is nothing
+            self._child(self._memory, agent).set(seen.memory_mb.get(agent, 0.0) * 2**20)
+        self._measured = set(seen.memory_mb)
+        for resource, used_pct in seen.pct.items():
+            self._child(self._envelope, resource).set(used_pct / 100)
+
     def render(self) -> bytes:
         return prometheus.generate_latest(self.registry)
 
@@ -356,6 +408,9 @@ class Metrics:
 _LEVELS: dict[type[Fact], int] = {
     ReplicaReady: logging.INFO,
     ReplicaExited: logging.INFO,
+    ReplicaRecycled: logging.INFO,
+    EnvelopeHeld: logging.INFO,
+    EnvelopeWeak: logging.WARNING,
     ReplicaGraded: logging.INFO,
     ReplicaSaid: logging.DEBUG,
     AgentFailing: logging.ERROR,

@@ -46,6 +46,7 @@ async def status(call: Call) -> Answer:
                 memory_mb=round(sum(row.memory_mb or 0 for row in replicas), 1),
                 limit=services.settings.cluster.max_replicas,
             ),
+            resources=services.resources(),
             tasks=totals,
             alerts=Counter(alert.severity for alert in await store.recovery.alerts() if alert.state == "firing"),
             backups=services.backups.state(),

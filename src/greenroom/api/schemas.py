@@ -140,6 +140,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     node: NodeStatus
     agents: list[AgentStatus]
     replicas: ReplicasStatus
+    resources: models.Resources
     tasks: dict[str, int]
     alerts: dict[str, int]
     backups: models.Backups

@@ -90,6 +90,7 @@ class Services:
     backups: Backups
     similarity: routing.Similarity | None = None  # of the optional embedding model
     connections: Callable[[], int] = lambda: 0
+    resources: Callable[[], models.Resources] = models.Resources
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str | None = None  # what ended the node's loops, for good
 

@@ -25,6 +25,7 @@ from greenroom.core import rollouts, routing
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
 from greenroom.node.backups import NodeBackups
+from greenroom.node.resources import NodeResources, limits
 from greenroom.sdk import models
 from greenroom.security import secret_file
 from greenroom.store import database, submissions
@@ -76,7 +77,7 @@ class Node:
             self.store = stores.open(url, clock=clock, owner=self.id)
         except errors.StoreDamaged as error:
             raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
-        self.engine = LocalEngine(options.data_dir, clock)
+        self.engine = LocalEngine(options.data_dir, clock, limits=limits(options.settings.cluster))
         self.host = Host(
             self.store,
             self.engine,
@@ -86,6 +87,7 @@ class Node:
             revision_of=self._revision_of,
             health_checks=options.settings.cluster.health_checks,
         )
+        self.resources = NodeResources(self.store, self.engine, self.host, clock, self.facts)
         self.reconciler = Reconciler(self.store, self.engine, clock, self.facts)
         self.rehearsal = Rehearsal(self.store, self.engine, self.reconciler.trials, clock)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
@@ -110,6 +112,7 @@ class Node:
             backups=self.backups,
             backlog=Backlog(self.store, clock, limit=options.settings.server.max_queued_tasks),
             similarity=_similarity(),
+            resources=self.resources.state,
         )
         self.app = App(self.services)
         self._moved = asyncio.Event()  # a rollout has
@@ -139,7 +142,9 @@ class Node:
             self.dispatcher,
             self.janitor,
             self.backups.loop,
+            self.resources.loop,
         )
+        self.resources.announce()
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
 
