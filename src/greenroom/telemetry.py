@@ -96,6 +96,17 @@ class EnvelopeMeasured(msgspec.Struct, frozen=True):
     pct: dict[str, float]
 
 
+class AdviceChanged(msgspec.Struct, frozen=True):
+    """What the optimizer advises is open, applied, withdrawn, or measured, with the *outcome*; *open* are there now."""
+
+    rule: str
+    agent: str
+    state: str
+    what: str
+    outcome: str
+    open: int
+
+
 class ReplicaGraded(msgspec.Struct, frozen=True):
     """Its grade has changed; a replica that has just become ready is ``unknown`` without being said to be."""
 
@@ -242,6 +253,7 @@ Fact = (
     | EnvelopeHeld
     | EnvelopeWeak
     | EnvelopeMeasured
+    | AdviceChanged
     | ReplicaGraded
     | ProbeAnswered
     | ReplicaSaid
@@ -294,6 +306,7 @@ class Metrics:
         ReplicaExited,
         ReplicaGraded,
         EnvelopeMeasured,
+        AdviceChanged,
         ProbeAnswered,
         BackupMade,
         BackupFailed,
@@ -332,6 +345,9 @@ class Metrics:
         self._memory = self._gauge("replicas_memory_bytes", "Memory of replicas, shared pages in each", ["agent"])
         self._envelope = self._gauge("envelope_use_ratio", "Use of the limits of all replicas together", ["resource"])
         self._measured: set[str] = set()  # agents
+        self._advice = prometheus.Gauge(
+            "greenroom_advice_open", "Advice of the optimizer that is open or was applied", registry=self.registry
+        )
         self._grades: dict[str, tuple[str, str]] = {}  # of the replicas that the gauge counts: agent and grade
         self._backups = self._counter("backups", "Backups made, and not made", ["result"])
         self._backup_at = prometheus.Gauge(
@@ -373,6 +389,8 @@ class Metrics:
             case ReplicaReady(agent, replica, start_s):
                 self._child(self._start, agent).observe(start_s)
                 self._count(replica, (agent, health.Grade.UNKNOWN))
+            case AdviceChanged():
+                self._advice.set(fact.open)
             case EnvelopeMeasured():
                 self._measure(fact)
             case ReplicaGraded(agent, replica, grade, _):
@@ -409,6 +427,7 @@ _LEVELS: dict[type[Fact], int] = {
     ReplicaReady: logging.INFO,
     ReplicaExited: logging.INFO,
     ReplicaRecycled: logging.INFO,
+    AdviceChanged: logging.INFO,
     EnvelopeHeld: logging.INFO,
     EnvelopeWeak: logging.WARNING,
     ReplicaGraded: logging.INFO,

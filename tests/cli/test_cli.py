@@ -246,6 +246,8 @@ def put_lists(fake: FakeNode) -> None:
     fake.put("GET /v1/failures", {"items": [failure | {"at": AT, "recovered_by": "research-4"}]})
     alert = {"id": "agent-research", "kind": "quarantined", "severity": "critical", "state": "firing", "first_at": AT}
     fake.put("GET /v1/alerts", {"items": [alert | {"reason": "it died " * 20}]})
+    advice = {"id": 7, "rule": "more-replicas", "agent": "research", "state": "open", "opened_at": AT, "before": 9.5}
+    fake.put("GET /v1/advice", {"items": [advice | {"what": "have more " * 20, "why": "w" * 99, "expected": "much"}]})
     fake.put("GET /v1/sessions", {"items": [{"id": "s-1", "agent": "research", "tasks": 3, "updated_at": AT}]})
     fake.put("GET /v1/sessions/s-1", {"id": "s-1", "agent": "research", "state": {"n": 1}})
     fake.put("GET /v1/keys", {"items": [{"id": "k1", "name": "ci", "role": "user", "created_at": AT}]})
@@ -276,6 +278,7 @@ READ_VERBS: list[list[str]] = [
     ["replicas"],
     ["failures"],
     ["alerts", "ls"],
+    ["advice"],
     ["sessions", "ls"],
     ["sessions", "show", "s-1"],
     ["keys", "ls"],
@@ -310,6 +313,7 @@ def test_every_table_fits_80_columns_with_its_ids_whole(
             "replicas": str(REPLICA["id"]),
             "failures": str(REPLICA["id"]),
             "alerts": "agent-research",
+            "advice": "more-replicas",
             "sessions": "s-1",
             "keys": "k1",
         }

@@ -271,7 +271,12 @@ async def test_what_forks_share_counts_once_and_is_looked_into_only_where_it_mat
     bench = Bench(engine, tmp_path)
     looked: list[int] = []
     share_mb = processes.share_mb
-    monkeypatch.setattr(processes, "share_mb", lambda pid: looked.append(pid) or share_mb(pid))
+
+    def look(pid: int) -> float:
+        looked.append(pid)
+        return share_mb(pid)
+
+    monkeypatch.setattr(processes, "share_mb", look)
     try:
         source = "shared = bytearray(b'x') * 200_000_000\ndef run(input): return len(shared)"
         for replica in ("r1", "r2", "r3"):

@@ -25,6 +25,15 @@ class Backlog:
         self._counts = 0
         self._count_at_s = 0.0
         self._counting = asyncio.Lock()
+        self._share_pct = 100.0  # of the limit
+
+    def limit_admission(self, pct: float) -> None:
+        """Let only *pct* percent of what may be queued be queued from now on; 100: all of it."""
+        self._share_pct = min(100.0, max(0.0, pct))
+
+    @property
+    def _most(self) -> int:
+        return max(1, int(self._limit * self._share_pct / 100))
 
     async def admit(self, count: int = 1) -> None:
         """Let *count* more tasks in.
@@ -34,7 +43,7 @@ class Backlog:
         if self._clock.monotonic_s() >= self._count_at_s and not self._counting.locked():
             async with self._counting:
                 await self._count()
-        if self._counted + self._since + count > self._limit:
+        if self._counted + self._since + count > self._most:
             await self._look_again(count)
         self._since += count
 
@@ -50,11 +59,11 @@ class Backlog:
                 await self._clock.sleep(COUNT_AGAIN_S)
                 await self._count()
         queued = self._counted + self._since
-        if queued + count > self._limit:
+        if queued + count > self._most:
             what = "the task" if count == 1 else f"{count} tasks"
+            why = "server.max_queued_tasks" if self._most == self._limit else "for now: the CPUs are busy"
             raise errors.Overloaded(
-                f"cannot accept {what}: {queued} are queued, and at most {self._limit} may be "
-                "(server.max_queued_tasks); try again later",
+                f"cannot accept {what}: {queued} are queued, and at most {self._most} may be ({why}); try again later",
                 retry_after_s=RETRY_AFTER_S,
             )
 

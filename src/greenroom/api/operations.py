@@ -49,6 +49,7 @@ async def status(call: Call) -> Answer:
             resources=services.resources(),
             tasks=totals,
             alerts=Counter(alert.severity for alert in await store.recovery.alerts() if alert.state == "firing"),
+            advice=await store.advice.open_count(),
             backups=services.backups.state(),
             not_yet_built=settings.NOT_YET_BUILT,
         )

@@ -161,8 +161,8 @@ def leak(trend: Trend) -> Leak | None:
 
     It takes `LEAK_SAMPLES` samples over `LEAK_S` and more, a growth to `LEAK_TIMES` as much and by `LEAK_MB`, and that
     in each of `SEGMENTS` equal parts of the time even the least was more than the least of the part before, by a fair
-    part of the whole. So a few steps, a saw with a tooth that has fallen, and noise around a level are none. The slope, the
-    median of those between any two samples (Theil and Sen), has to bear half of the growth.
+    part of the whole. So a few steps, a saw with a tooth that has fallen, and noise around a level are none. The slope,
+    the median of those between any two samples (Theil and Sen), has to bear half of the growth.
     """
     samples = trend.samples
     if len(samples) < LEAK_SAMPLES or (over_s := samples[-1].at_s - samples[0].at_s) < LEAK_S:

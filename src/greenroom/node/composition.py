@@ -25,6 +25,7 @@ from greenroom.core import rollouts, routing
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
 from greenroom.node.backups import NodeBackups
+from greenroom.node.optimizer import NodeOptimizer
 from greenroom.node.resources import NodeResources, limits
 from greenroom.sdk import models
 from greenroom.security import secret_file
@@ -114,6 +115,7 @@ class Node:
             similarity=_similarity(),
             resources=self.resources.state,
         )
+        self.optimizer = NodeOptimizer(self.store, self.engine, self.host, self.resources, self.services)
         self.app = App(self.services)
         self._moved = asyncio.Event()  # a rollout has
         self.store.hub.subscribe(self._hear)
@@ -135,7 +137,7 @@ class Node:
             begun = await self.deployments.start()
         except errors.StoreDamaged as error:
             raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
-        loops = (
+        loops: tuple[supervisor.Loop, ...] = (
             self.host,
             self.host.checks,
             self.reconciler,
@@ -143,6 +145,7 @@ class Node:
             self.janitor,
             self.backups.loop,
             self.resources.loop,
+            *self.optimizer.loops,
         )
         self.resources.announce()
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")

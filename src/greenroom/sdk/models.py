@@ -370,6 +370,30 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
+class Advice(msgspec.Struct, frozen=True, kw_only=True):
+    """What the optimizer advises. *state* is open, applied, withdrawn or measured; *agent* None: it is about the node.
+
+    *metric* should become less: it was *before*, would be *wanted* if all went well, and is *after*; *outcome* says how
+    much that is.
+    """
+
+    id: int
+    rule: str
+    state: str
+    agent: str | None = None
+    what: str = ""
+    why: str = ""
+    expected: str = ""
+    metric: str = ""
+    before: float = 0.0
+    wanted: float | None = None
+    after: float | None = None
+    outcome: str = ""
+    opened_at: Instant | None = None
+    applied_at: Instant | None = None
+    ended_at: Instant | None = None
+
+
 class Session(msgspec.Struct, frozen=True, kw_only=True):
     """Tasks that share state; *state* is there where one session was asked for."""
 
