@@ -266,7 +266,7 @@ def _admission(seen: Measurements, easing: float) -> Iterator[Found]:
 
 
 def _cold_starts(seen: Measurements, easing: float) -> Iterator[Found]:
-    for agent in seen.agents:
+    for agent in seen.agents if seen.is_autoscaled else ():
         if (
             agent.cold_starts < COLD_STARTS * easing
             or agent.start_s is None
