@@ -437,4 +437,47 @@ CATALOGUE = (
         "            _fail(batch, error)",
         CONTRACT,
     ),
+    # --- resources and advice
+    _mutant(
+        "the tasks that a recycled replica still ends",
+        "control/host.py",
+        "is_free = not (replica.runs_once or replica.recycled_for)",
+        "is_free = not replica.runs_once",
+        "tests/control/test_resources.py",
+    ),
+    _mutant(
+        "the innocence of those who are killed for the others' sake",
+        "control/dispatcher.py",
+        "suspects = () if exit.reason == failures.Failure.EVICTED else self._suspects(replica, running)",
+        "suspects = self._suspects(replica, running)",
+        "tests/control/test_resources.py",
+    ),
+    _mutant(
+        "the zygote's way into the envelope",
+        "engine/zygote.py",
+        '            Path(group).write_text("0")\n        if plan.cpus:\n            os.sched_setaffinity(0, plan.cpus)',
+        "            Path(group).exists()",
+        "tests/engine/test_envelope.py",
+    ),
+    _mutant(
+        "the fair rise in each part of a leak",
+        "core/resources.py",
+        "    if any(after - before < fair_mb for before, after in itertools.pairwise(least)):",
+        "    if least[-1] < least[0]:",
+        "tests/core/test_resources.py",
+    ),
+    _mutant(
+        "the time that advice rests after its end",
+        "core/optimizer.py",
+        "            if now_s < standing.since_s + QUIET_S:",
+        "            if now_s < standing.since_s:",
+        "tests/core/test_optimizer.py",
+    ),
+    _mutant(
+        "the alert of a user's rule that raises",
+        "control/optimizer.py",
+        "        if trouble is not None and id not in self._broken:",
+        "        if trouble is not None and id in self._broken:",
+        "tests/control/test_optimizer.py",
+    ),
 )

@@ -165,8 +165,15 @@ def test_what_lasts_is_opened_once_and_withdrawn_when_it_has_been_gone_for_a_whi
     assert _looked([90] * 3 + [10] * 6 + [90] + [10] * 6) == [Opened(_found())]
 
 
-@given(st.lists(st.sampled_from([10.0, 70.0, 79.0, 81.0, 90.0]), max_size=300))
-def test_advice_never_flaps(levels: list[float]) -> None:
+def test_what_has_ended_is_let_rest() -> None:
+    ended, rest = [90.0] * 3 + [10.0] * 7, int(optimizer.QUIET_S / EVERY_S)
+    assert _looked(ended + [90] * rest) == [Opened(_found()), Withdrawn(KEY, 10)]
+    assert _looked(ended + [90] * (rest + 4)) == [Opened(_found()), Withdrawn(KEY, 10), Opened(_found())]
+
+
+@given(st.lists(st.tuples(st.sampled_from([10.0, 70.0, 79.0, 81.0, 90.0]), st.integers(1, 40)), max_size=40))
+def test_advice_never_flaps(runs: list[tuple[float, int]]) -> None:
+    levels = [level for level, count in runs for _ in range(count)]
     moves = _looked(levels)
     kinds = [type(move) for move in moves]
     assert kinds == [Opened, Withdrawn] * (len(kinds) // 2) + [Opened] * (len(kinds) % 2)
