@@ -329,7 +329,7 @@ CATALOGUE = (
     _mutant(
         "the innocence of a revision whose replicas somebody has killed",
         "core/rollouts.py",
-        "([death for death in those if death.kind != Failure.KILLED] for those in (deaths, others))",
+        "([death for death in those if death.kind not in _FROM_OUTSIDE] for those in (deaths, others))",
         "(list(deaths), ())",
         "tests/core/test_rollouts.py",
     ),
@@ -390,8 +390,8 @@ CATALOGUE = (
     _mutant(
         "the sweep of what a dead node left running",
         "engine/processes.py",
-        "            entry.startswith(prefix) and not _lives(entry.removeprefix(prefix).decode()) for entry in environment",
-        '            entry.startswith(prefix) and _lives("1-0-0") for entry in environment',
+        "            entry.startswith(prefix) and not lives(entry.removeprefix(prefix).decode()) for entry in environment",
+        '            entry.startswith(prefix) and lives("1-0-0") for entry in environment',
         "tests/engine/test_local.py",
     ),
     _mutant(

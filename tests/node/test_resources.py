@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 import nodes
 from greenroom.engine import envelope
+from greenroom.store.commits import Operation
 from greenroom.store.store import Store
 
 
