@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -223,3 +224,9 @@ def test_few_samples_say_nothing() -> None:
     found = measurements.spread([1.0] * 95 + [9.0] * 5, count=1000)
     assert found is not None
     assert (found.p50, found.p95, found.count) == (1.0, 1.0, 1000)
+
+
+def test_the_page_of_the_optimizer_has_each_rule_as_it_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "optimizer.md").read_text()
+    for rule in optimizer_rules.RULES:
+        assert f"| `{rule.name}` | {rule.condition} | {rule.action} | {rule.gain} |" in page
