@@ -320,6 +320,32 @@ def test_every_table_fits_80_columns_with_its_ids_whole(
         assert wanted.get(argv[0], "research") in out
 
 
+def test_the_status_tells_on_a_line_what_replicas_use_and_what_to_do_about_advice(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cpu = {"limit": 1.5, "enforced": "affinity", "used": 0.25, "pct": 16.7}
+    memory = {"limit": None, "enforced": "off", "used": None, "pct": None}
+    held = {"cpu": cpu, "memory_mb": memory, "warnings": ["cluster.cpu = 1.5 is enforced as 2"]}
+    fake.put("GET /v1/status", {"environment": "development", "resources": held, "advice": 2})
+    out = run(capsys, "status")[1]
+    assert "0.25 of 1.5 CPUs (affinity), ? MB\n" in out
+    assert "warning: cluster.cpu = 1.5 is enforced as 2" in out
+    assert "2 open; next: greenroom advice" in out
+
+
+def test_advice_says_what_to_do_next_and_what_was_measured(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    done = {"id": 6, "rule": "memory-fattest", "state": "measured", "metric": "memory_pct", "before": 85.0}
+    still = {"id": 7, "rule": "idle", "agent": "research", "state": "open", "what": "keep 1 replica"}
+    measured = done | {"after": 71.2, "outcome": "better by 16 %"}
+    fake.put("GET /v1/advice", {"items": [still, measured], "next_cursor": "6"})
+    code, out, err = run(capsys, "advice", "--limit", "2")
+    assert (code, "memory-fattest" in out) == (0, True)
+    assert "next: keep 1 replica; or let Greenroom act: optimizer.apply = true" in err
+    assert "more: greenroom advice --cursor 6" in err
+    fake.put("GET /v1/advice", {"items": []})
+    assert "no advice" in run(capsys, "advice")[2]
+
+
 def test_where_no_screen_is_nothing_is_cut(
     fake: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ class LocalEngine:
         # meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sweep")
         self._memory_thread = ThreadPoolExecutor(1, thread_name_prefix="memory")
+        self._meter_thread = ThreadPoolExecutor(1, thread_name_prefix="meter")  # takes longer than the one before may
         self._sweeping = asyncio.Lock()
         self._fallen: list[str] = []
 
@@ -168,7 +169,7 @@ class LocalEngine:
             held_mb = self._envelope.held_mb()
             return metering.look(pids, zygotes, enough_mb=enough_mb, each_mb=each_mb, group_mb=held_mb)
 
-        return await asyncio.get_running_loop().run_in_executor(self._memory_thread, look)
+        return await asyncio.get_running_loop().run_in_executor(self._meter_thread, look)
 
     @property
     def limits(self) -> envelope.Limits:
@@ -233,7 +234,8 @@ class LocalEngine:
             self._memory_poll.cancel()
         if self._descendants_look is not None:
             self._descendants_look.cancel()
-        self._memory_thread.shutdown(wait=False, cancel_futures=True)
+        for looking in (self._memory_thread, self._meter_thread):
+            looking.shutdown(wait=False, cancel_futures=True)
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, processes.kill_marked, self._marker)
         await loop.run_in_executor(self._thread, self._envelope.close)

@@ -31,7 +31,7 @@ def look(
     for pid in sorted(sizes_mb, key=sizes_mb.__getitem__, reverse=True):
         if (most_mb if group_mb is None else group_mb) <= enough_mb:
             break
-        shares_mb[pid] = processes.share_mb(pid)
+        shares_mb[pid] = _share_mb(pid)
         if group_mb is None:
             most_mb += shares_mb[pid] - sizes_mb[pid]
     held = {
@@ -51,6 +51,11 @@ def _by_root(replicas: Mapping[str, int], zygotes: Collection[int]) -> dict[int,
     known = {pid for tree in below.values() for pid in tree}
     below |= {pid: [pid, *_below(pid)] for pid in replicas.values() if pid not in known}
     return {root: sum(map(_cpu_s, tree)) for root, tree in below.items()}
+
+
+def _share_mb(pid: int) -> float:
+    """Return the memory of *pid*, of shared pages its part; all of it, where the process does not let that be read."""
+    return processes.share_mb(pid) or (reading.rss_mb if (reading := processes.read(pid)) is not None else 0.0)
 
 
 def _below(pid: int) -> list[int]:
