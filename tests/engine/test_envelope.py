@@ -292,6 +292,36 @@ async def test_what_forks_share_counts_once_and_is_looked_into_only_where_it_mat
         await engine.close()
 
 
+@pytest.mark.slow
+async def test_what_a_replica_leaves_behind_is_counted_until_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _engine(tmp_path, Limits(memory_mb=4096), monkeypatch, how="measured")
+    bench = Bench(engine, tmp_path)
+    try:
+        source = """
+            import os, time
+            def run(input):
+                read, write = os.pipe()
+                if os.fork() == 0:
+                    os.setsid()
+                    if os.fork() == 0:
+                        hoard = bytearray(os.urandom(1024) * 1024 * 150)
+                        os.write(write, b"x")
+                        time.sleep(600)
+                    os._exit(0)
+                os.read(read, 1)
+        """
+        await bench.start(source)
+        before = await engine.measure(enough_mb=0, each_mb={})
+        await bench.ask("r1", "t1")
+        after = await engine.measure(enough_mb=0, each_mb={})
+        assert after.memory_mb > before.memory_mb + 140
+        assert sum(after.cpu_s.values()) > sum(before.cpu_s.values())
+    finally:
+        await engine.close()
+
+
 async def test_nobody_but_zygotes_and_what_they_fork_is_in_the_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ import resource
 import select
 import signal
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,12 @@ def read(pid: int) -> Reading | None:
         fields = kernel.stat(pid)
     except OSError:
         return None
-    return Reading(int(fields[21]) * _PAGE_BYTES / 2**20, (int(fields[11]) + int(fields[12])) / TICKS_PER_S)
+    return Reading(size_mb(fields), (int(fields[11]) + int(fields[12])) / TICKS_PER_S)
+
+
+def size_mb(fields: Sequence[str]) -> float:
+    """Return the resident size that `kernel.stat` has read."""
+    return int(fields[21]) * _PAGE_BYTES / 2**20
 
 
 def held_mb(pid: int, limit_mb: float) -> float:
