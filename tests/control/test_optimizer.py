@@ -347,3 +347,51 @@ def test_rules_come_from_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(user_rules, "_points", lambda: [Point()])
     assert [rule.name for rule in user_rules.installed()] == ["mine"]
+
+
+async def test_the_alert_of_a_rule_that_was_uninstalled_is_resolved(loops: Loops, world: _World) -> None:
+    await loops.deploy()
+    await _look(loops, world.optimizer(_rule("mine", _raises)))
+    await _look(loops, world.optimizer(_rule("mine", _raises)))
+    (alert,) = await loops.store.recovery.alerts()
+    assert (alert.state, alert.count) == ("firing", 1)
+    await _look(loops, world.optimizer())
+    (alert,) = await loops.store.recovery.alerts()
+    assert alert.state == "resolved"
+
+
+@pytest.mark.slow
+async def test_tasks_that_wait_get_more_replicas_and_the_gain_is_told_as_it_was(loops: Loops, world: _World) -> None:
+    await loops.deploy()
+    looking = world.optimizer(is_applying=True)
+    await looking.step()
+    running = [await loops.submit() for _ in range(12)]  # always so many: each waits for those before it
+
+    async def ten_seconds() -> None:
+        for _ in range(10):
+            await loops.scratch.advance(1.0)
+            busy = [replica for replica in loops.engine.replicas if loops.store.board.busy(replica)]
+            for id in [loops.engine.replicas[replica].invocations[-1].task for replica in busy]:
+                loops.engine.say(loops.replica_of(id), protocol.Ended(id, 1, output=b"1"))
+                running.remove(id)
+            await loops.settle()
+            while len(running) < 12:
+                running.append(await loops.submit())
+        replicas = [measurements.Replica(id=id, agent="agent", cpu=0.9) for id in loops.engine.replicas]
+        world.replicas = replicas
+        await looking.step()
+        await loops.step(times=2)
+
+    while not world.done:
+        await ten_seconds()
+    assert world.done == [("scale", "agent", 2)]
+    (row,) = await loops.store.advice.list()
+    assert (row.rule, row.state) == ("more-replicas", "applied")
+    assert row.value_before == pytest.approx(12, abs=2)
+    for _ in range(int(optimizer.SETTLE_S / EVERY_S)):
+        await ten_seconds()
+    (row,) = await loops.store.advice.list()
+    assert row.state == "measured"
+    assert row.value_after == pytest.approx(6, abs=0.5)
+    assert row.outcome.startswith("better by 4") or row.outcome.startswith("better by 5")
+    assert len(loops.engine.replicas) == 2

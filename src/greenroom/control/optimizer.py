@@ -15,11 +15,13 @@ from greenroom import clock as clocks
 from greenroom import errors, telemetry
 from greenroom.control.measurements import Collector
 from greenroom.control.user_rules import UserRule, plain
-from greenroom.core import measurements, optimizer, optimizer_rules
+from greenroom.core import failures, measurements, optimizer, optimizer_rules
 from greenroom.core.optimizer import Act, Found, Key
 from greenroom.store.advice import Move
 from greenroom.store.recovery import Raised, Resolved
 from greenroom.store.store import Store
+
+BROKEN = "rule_broken"  # the kind of their alerts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class Optimizer:
         self.wakeup = asyncio.Event()
         self._memory: dict[Key, optimizer.Standing] = {}
         self._ids: dict[Key, int] = {}
-        self._broken: set[str] | None = None  # rules of users whose alert fires; None: not known yet
+        self._broken: set[str] = set()  # alerts of rules of users
         self._is_loaded = False
 
     async def step(self) -> float:
@@ -95,6 +97,11 @@ class Optimizer:
                 continue
             self._memory[key] = optimizer.reopened(row.metric, row.value_before, now_s)
             self._ids[key] = row.id
+            self._tell(key, "open", row.what)
+        alerts = await self._store.recovery.alerts()
+        self._broken = {alert.id for alert in alerts if alert.state == "firing" and alert.kind == BROKEN}
+        for id in self._broken - {_alert_id(rule.name) for rule in self._own}:  # its package was uninstalled
+            await self._resolve(id)
         self._is_loaded = True
 
     # --- rows
@@ -160,11 +167,6 @@ class Optimizer:
     # --- rules of users
 
     async def _ask_own(self, seen: measurements.Measurements) -> list[Found]:
-        if not self._own:
-            return []
-        if self._broken is None:
-            alerts = await self._store.recovery.alerts()
-            self._broken = {alert.id for alert in alerts if alert.state == "firing"}
         found: list[Found] = []
         for rule in self._own:
             advices, trouble = await rule.ask(plain(seen))
@@ -174,17 +176,23 @@ class Optimizer:
 
     async def _note_trouble(self, rule: str, trouble: str | None) -> None:
         """Have one alert for each rule that does not work, for as long as it does not."""
-        assert self._broken is not None
-        id = f"optimizer-rule-{rule}"[:200]
+        id = _alert_id(rule)
         if trouble is not None and id not in self._broken:
             reason = f"the optimizer's rule {rule} is skipped: {trouble}; repair it, or uninstall its package"
-            await self._store.advice.alert(Raised(id, "rule_broken", None, "warning", reason))
+            await self._store.advice.alert(Raised(id, BROKEN, None, "warning", failures.told(reason)))
             self._broken.add(id)
             self._facts.emit(telemetry.AlertChanged(id, "firing", "warning", reason))
         elif trouble is None and id in self._broken:
-            await self._store.advice.alert(Resolved(id))
-            self._broken.discard(id)
-            self._facts.emit(telemetry.AlertChanged(id, "resolved"))
+            await self._resolve(id)
+
+    async def _resolve(self, id: str) -> None:
+        await self._store.advice.alert(Resolved(id))
+        self._broken = self._broken - {id}
+        self._facts.emit(telemetry.AlertChanged(id, "resolved"))
+
+
+def _alert_id(rule: str) -> str:
+    return f"optimizer-rule-{rule}"[:200]
 
 
 async def scaled(store: Store, agent: str, replicas: int, *, most: int) -> bool:
