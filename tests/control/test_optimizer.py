@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -395,3 +396,18 @@ async def test_tasks_that_wait_get_more_replicas_and_the_gain_is_told_as_it_was(
     assert row.value_after == pytest.approx(6, abs=0.5)
     assert row.outcome.startswith("better by 4") or row.outcome.startswith("better by 5")
     assert len(loops.engine.replicas) == 2
+
+
+async def test_the_rule_on_the_optimizers_page_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "optimizer.md").read_text()
+    space: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], space)
+    agent = measurements.Agent(name="expensive", queued=51, slots=4)
+    seen = measurements.Measurements(window_s=300.0, target_response_s=5.0, agents=(agent,))
+    (found,), trouble = await _rule("night", space["night"]).ask(user_rules.plain(seen))
+    assert (found.rule, found.agent, found.why, trouble) == (
+        "user:night",
+        "expensive",
+        "51 tasks wait for 4 slots",
+        None,
+    )
