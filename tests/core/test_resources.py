@@ -51,6 +51,13 @@ def test_memory_is_made_room_in(
     assert (None if found is None else (type(found), found.replica)) == wanted
 
 
+def test_where_all_use_what_they_need_one_is_replaced_now_and_then() -> None:
+    use = Use(memory_mb=950)
+    assert resources.relieve(MEASURED, use, [FAT], since_s=resources.REST_S - 1) is None
+    assert resources.relieve(MEASURED, use, [FAT], since_s=resources.REST_S) is not None
+    assert isinstance(resources.relieve(MEASURED, Use(memory_mb=1001), [FAT], since_s=0.0), Evict)
+
+
 @pytest.mark.parametrize(
     ("bounds", "memory_mb", "tasks", "is_recycled"),
     [

@@ -63,6 +63,7 @@ class Resources:
         self._use: resources.Use | None = None
         self._trees: Mapping[int, float] = {}
         self._measured_s: float | None = None
+        self._relieved_s = -math.inf
         self._cpus = float(os.cpu_count() or 1)
         facts.subscribe(self._begin, telemetry.ReplicaReady)
         facts.subscribe(self._count, telemetry.AttemptEnded)
@@ -153,9 +154,11 @@ class Resources:
             for each in self._ours()
             if (held := self.held_by(each.id)) is not None
         ]
-        match resources.relieve(self._limits, self._use, replicas):
+        now_s = self._clock.monotonic_s()
+        match resources.relieve(self._limits, self._use, replicas, since_s=now_s - self._relieved_s):
             case resources.Recycle(replica, reason):
-                self._recycle(replica, reason)
+                if self._recycle(replica, reason):
+                    self._relieved_s = now_s
             case resources.Evict(replica, reason):
                 self._engine.kill(replica, failures.Failure.EVICTED, reason)
             case None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 
 RECYCLE_PCT = 90  # of the envelope: from here on the fattest replica is replaced
 FULL_PCT = 100
+REST_S = 60.0  # from one replacement for the envelope's sake to the next: where all use what they need, none helps
 KNOWN_PCT = 75  # below nobody needs to know the use exactly; the optimizer looks from 80 on
 
 WARM_S = 60.0  # since readiness: what a replica loads with its first tasks is no leak
@@ -75,10 +77,13 @@ def pct(used: float, limit: float | None) -> float | None:
     return None if limit is None else round(100 * used / limit, 1)
 
 
-def relieve(limits: Limits, use: Use, replicas: Sequence[Replica]) -> Recycle | Evict | None:
+def relieve(
+    limits: Limits, use: Use, replicas: Sequence[Replica], *, since_s: float = math.inf
+) -> Recycle | Evict | None:
     """Return what makes room in the memory of the envelope, if that is short.
 
-    One at a time: while a replica is on its way out, no other is recycled. Over the limit, and where no kernel sees to
+    One at a time: while a replica is on its way out, and for `REST_S` after the last that was recycled for this,
+    *since_s* ago, no other is recycled. Over the limit, and where no kernel sees to
     it, the fattest is killed, also one that is on its way out: that may take as long as its tasks do.
 
     >>> one, two = Replica("one", "a", 500, 450), Replica("two", "a", 600, 500)
@@ -93,7 +98,9 @@ def relieve(limits: Limits, use: Use, replicas: Sequence[Replica]) -> Recycle | 
     told = f"all replicas use {use.memory_mb:.0f} MB of cluster.memory_mb, {limits.memory_mb}"
     if use.memory_mb > limits.memory_mb * FULL_PCT / 100 and not limits.kernel_holds_memory:
         return Evict(fattest.id, f"{told}, and with {fattest.share_mb:.0f} MB it had the most")
-    if use.memory_mb <= limits.memory_mb * RECYCLE_PCT / 100 or any(each.is_recycled for each in replicas):
+    if use.memory_mb <= limits.memory_mb * RECYCLE_PCT / 100 or since_s < REST_S:
+        return None
+    if any(each.is_recycled for each in replicas):
         return None
     ready = [each for each in replicas if each.is_ready]
     if not ready:

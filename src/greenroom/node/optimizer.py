@@ -43,7 +43,7 @@ class NodeOptimizer:
                 measurements.Replica(
                     id=each.id,
                     agent=each.agent,
-                    memory_mb=held_now.memory_mb if (held_now := loop.held_by(each.id)) is not None else 0.0,
+                    memory_mb=held_now.share_mb if (held_now := loop.held_by(each.id)) is not None else 0.0,
                     cpu=loop.cpu_of(each.id),
                     busy=store.board.busy(each.id),
                     slots=each.slots,
