@@ -147,3 +147,22 @@ async def test_a_batch_that_can_never_be_taken_is_told_so_at_once(queued: int) -
     with pytest.raises(errors.BodyInvalid, match=r"^cannot take a batch of 6 tasks: at most 5 may be queued \(server"):
         await bound.one(6)
     assert bound.clock.monotonic_s() == 0
+
+
+async def test_what_may_be_queued_can_be_lowered_for_a_while() -> None:
+    bound = Bound(100)
+    bound.backlog.limit_admission(10)
+    await bound.together(*[1] * 10)
+    assert bound.queue.queued == 10
+    with pytest.raises(errors.Overloaded, match=r"10 are queued, and at most 10 may be \(for now: the CPUs are busy\)"):
+        await bound.one()
+    with pytest.raises(errors.Overloaded):  # it would fit at another time
+        await bound.one(20)
+    bound.backlog.limit_admission(100)
+    await bound.one(90)
+    with pytest.raises(errors.Overloaded, match=r"at most 100 may be \(server.max_queued_tasks\)"):
+        await bound.one()
+    with pytest.raises(errors.BodyInvalid):
+        await bound.one(101)
+    bound.backlog.limit_admission(0)  # nothing at all would be no bound, but an end
+    assert bound.backlog._most == 1

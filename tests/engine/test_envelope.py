@@ -348,3 +348,22 @@ async def test_nobody_but_zygotes_and_what_they_fork_is_in_the_group(
         await engine.close()
     assert not group.exists()
     assert not any(Path(f"/proc/{pid}").exists() and kernel.stat(pid)[0] != "Z" for pid in inside)
+
+
+async def test_interpreters_that_nobody_needs_are_let_go_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _engine(tmp_path, Limits(memory_mb=4096), monkeypatch, how="measured")
+    bench = Bench(engine, tmp_path)
+    try:
+        await bench.start("def run(input): return 1", "r1")
+        await bench.start("def run(input): return 2", "r2")
+        idle, _ = engine._zygotes.values()
+        assert (engine.spares, engine.drop_spares()) == (0, 0)
+        await engine.stop("r1", grace_s=5)
+        assert (engine.spares, engine.drop_spares()) == (1, 1)
+        await asyncio.wait_for(idle.gone.wait(), 10)
+        assert engine.spares == 0
+        assert await bench.ask("r2", "t") == 2
+    finally:
+        await engine.close()
