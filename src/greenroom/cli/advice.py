@@ -61,7 +61,7 @@ def advice(
     if page.next_cursor:
         render.say(f"more: greenroom advice --cursor {page.next_cursor}")
     if still_open := next((each for each in page.items if each.state == "open"), None):
-        render.say(f"next: {still_open.what}; or let Greenroom act: optimizer.apply = true in greenroom.toml")
+        render.say(f"next: {still_open.what}")
 
 
 def measured(advice: models.Advice) -> str:
