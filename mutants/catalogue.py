@@ -329,7 +329,7 @@ CATALOGUE = (
     _mutant(
         "the innocence of a revision whose replicas somebody has killed",
         "core/rollouts.py",
-        "([death for death in those if death.kind != Failure.KILLED] for those in (deaths, others))",
+        "([death for death in those if death.kind not in _FROM_OUTSIDE] for those in (deaths, others))",
         "(list(deaths), ())",
         "tests/core/test_rollouts.py",
     ),
@@ -450,8 +450,8 @@ CATALOGUE = (
     _mutant(
         "the sweep of what a dead node left running",
         "engine/processes.py",
-        "            entry.startswith(prefix) and not _lives(entry.removeprefix(prefix).decode()) for entry in environment",
-        '            entry.startswith(prefix) and _lives("1-0-0") for entry in environment',
+        "            entry.startswith(prefix) and not lives(entry.removeprefix(prefix).decode()) for entry in environment",
+        '            entry.startswith(prefix) and lives("1-0-0") for entry in environment',
         "tests/engine/test_local.py",
     ),
     _mutant(
@@ -539,5 +539,48 @@ CATALOGUE = (
         "            await self._commit_apart(batch, error)",
         "            _fail(batch, error)",
         CONTRACT,
+    ),
+    # --- resources and advice
+    _mutant(
+        "the tasks that a recycled replica still ends",
+        "control/host.py",
+        "is_free = not (replica.runs_once or replica.recycled_for)",
+        "is_free = not replica.runs_once",
+        "tests/control/test_resources.py",
+    ),
+    _mutant(
+        "the innocence of those who are killed for the others' sake",
+        "control/dispatcher.py",
+        "suspects = () if exit.reason == failures.Failure.EVICTED else self._suspects(replica, running)",
+        "suspects = self._suspects(replica, running)",
+        "tests/control/test_resources.py",
+    ),
+    _mutant(
+        "the zygote's way into the envelope",
+        "engine/zygote.py",
+        '            Path(group).write_text("0")\n        if plan.cpus:\n            os.sched_setaffinity(0, plan.cpus)',
+        "            Path(group).exists()",
+        "tests/engine/test_envelope.py",
+    ),
+    _mutant(
+        "the fair rise in each part of a leak",
+        "core/resources.py",
+        "    if any(after - before < fair_mb for before, after in itertools.pairwise(least)):",
+        "    if least[-1] < least[0]:",
+        "tests/core/test_resources.py",
+    ),
+    _mutant(
+        "the time that advice rests after its end",
+        "core/optimizer.py",
+        "            if now_s < standing.since_s + QUIET_S:",
+        "            if now_s < standing.since_s:",
+        "tests/core/test_optimizer.py",
+    ),
+    _mutant(
+        "the alert of a user's rule that raises",
+        "control/optimizer.py",
+        "        if trouble is not None and id not in self._broken:",
+        "        if trouble is not None and id in self._broken:",
+        "tests/control/test_optimizer.py",
     ),
 )

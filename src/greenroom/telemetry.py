@@ -69,6 +69,46 @@ class ReplicaExited(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class ReplicaRecycled(msgspec.Struct, frozen=True):
+    """Another is to take its place, though nothing has failed."""
+
+    agent: str
+    replica: str
+    reason: str
+
+
+class EnvelopeHeld(msgspec.Struct, frozen=True):
+    """The limits of all replicas together, each with what holds it."""
+
+    cpu: str
+    memory: str
+
+
+class EnvelopeWeak(msgspec.Struct, frozen=True):
+    """A limit is not held, or not quite."""
+
+    warning: str
+
+
+class EnvelopeMeasured(msgspec.Struct, frozen=True):
+    """What all replicas use together, by agent CPU seconds since the last look and memory; *pct* of each limit."""
+
+    cpu_s: dict[str, float]
+    memory_mb: dict[str, float]
+    pct: dict[str, float]
+
+
+class AdviceChanged(msgspec.Struct, frozen=True):
+    """What the optimizer advises is open, applied, withdrawn, or measured, with the *outcome*; *open* are there now."""
+
+    rule: str
+    agent: str
+    state: str
+    what: str
+    outcome: str
+    open: int
+
+
 class ReplicaGraded(msgspec.Struct, frozen=True):
     """Its grade has changed; a replica that has just become ready is ``unknown`` without being said to be."""
 
@@ -227,6 +267,11 @@ Fact = (
     | AttemptSeen
     | ReplicaReady
     | ReplicaExited
+    | ReplicaRecycled
+    | EnvelopeHeld
+    | EnvelopeWeak
+    | EnvelopeMeasured
+    | AdviceChanged
     | ReplicaGraded
     | ProbeAnswered
     | ReplicaSaid
@@ -283,6 +328,8 @@ class Metrics:
         ReplicaReady,
         ReplicaExited,
         ReplicaGraded,
+        EnvelopeMeasured,
+        AdviceChanged,
         ProbeAnswered,
         BreakerMoved,
         ReplicaEjected,
@@ -319,6 +366,13 @@ class Metrics:
         self._replicas = prometheus.Gauge(
             "greenroom_replicas", "Replicas that are ready or drain", ["agent", "grade"], registry=self.registry
         )
+        self._cpu = self._counter("replica_cpu_seconds", "CPU time of replicas and what they have started", ["agent"])
+        self._memory = self._gauge("replicas_memory_bytes", "Memory of replicas, shared pages in each", ["agent"])
+        self._envelope = self._gauge("envelope_use_ratio", "Use of the limits of all replicas together", ["resource"])
+        self._measured: set[str] = set()  # agents
+        self._advice = prometheus.Gauge(
+            "greenroom_advice_open", "Advice of the optimizer that is open or was applied", registry=self.registry
+        )
         self._grades: dict[str, tuple[str, str]] = {}  # of the replicas that the gauge counts: agent and grade
         self._breakers = prometheus.Gauge(
             "greenroom_breaker_state",
@@ -339,6 +393,9 @@ class Metrics:
 
     def _counter(self, name: str, help: str, labels: list[str]) -> prometheus.Counter:
         return prometheus.Counter(f"greenroom_{name}", help, labels, registry=self.registry)
+
+    def _gauge(self, name: str, help: str, labels: list[str]) -> prometheus.Gauge:
+        return prometheus.Gauge(f"greenroom_{name}", help, labels, registry=self.registry)
 
     def _child(self, metric: Any, *labels: str) -> Any:
         key = (metric, *labels)
@@ -366,6 +423,10 @@ class Metrics:
             case ReplicaReady(agent, replica, start_s):
                 self._child(self._start, agent).observe(start_s)
                 self._count(replica, (agent, health.Grade.UNKNOWN))
+            case AdviceChanged():
+                self._advice.set(fact.open)
+            case EnvelopeMeasured():
+                self._measure(fact)
             case ReplicaGraded(agent, replica, grade, _):
                 self._count(replica, (agent, grade))
             case ReplicaExited(agent, replica, reason, _):
@@ -386,6 +447,15 @@ class Metrics:
             case _:
                 pass
 
+    def _measure(self, seen: EnvelopeMeasured) -> None:
+        for agent, spent_s in seen.cpu_s.items():
+            self._child(self._cpu, agent).inc(spent_s)
+        for agent in self._measured | seen.memory_mb.keys():  # of one without replicas it is nothing
+            self._child(self._memory, agent).set(seen.memory_mb.get(agent, 0.0) * 2**20)
+        self._measured = set(seen.memory_mb)
+        for resource, used_pct in seen.pct.items():
+            self._child(self._envelope, resource).set(used_pct / 100)
+
     def render(self) -> bytes:
         return prometheus.generate_latest(self.registry)
 
@@ -394,6 +464,10 @@ class Metrics:
 _LEVELS: dict[type[Fact], int] = {
     ReplicaReady: logging.INFO,
     ReplicaExited: logging.INFO,
+    ReplicaRecycled: logging.INFO,
+    AdviceChanged: logging.INFO,
+    EnvelopeHeld: logging.INFO,
+    EnvelopeWeak: logging.WARNING,
     ReplicaGraded: logging.INFO,
     ReplicaSaid: logging.DEBUG,
     AgentFailing: logging.ERROR,

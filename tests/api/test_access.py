@@ -65,6 +65,7 @@ LOWEST_ROLE = {
     "POST /v1/replicas/{id}/restart": "operator",
     "POST /v1/replicas/{id}/drain": "operator",
     "GET /v1/failures": "viewer",
+    "GET /v1/advice": "viewer",
     "GET /v1/alerts": "viewer",
     "POST /v1/alerts/{id}/ack": "operator",
     "GET /v1/status": "viewer",

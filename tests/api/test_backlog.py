@@ -263,3 +263,20 @@ def test_a_steady_rate_is_measured_as_it_is() -> None:
         drain.note(3, tenth / 10)
     assert drain.rate_per_s(59.9) == pytest.approx(30.0, rel=0.02)
     assert drain.rate_per_s(80.0) == 0
+
+
+async def test_what_may_be_queued_can_be_lowered_for_a_while() -> None:
+    bound = Bound(100)
+    bound.backlog.limit_admission(10)
+    await bound.together(*[1] * 10)
+    assert bound.queue.queued == 10
+    with pytest.raises(errors.Overloaded, match=r"10 are queued, and at most 10 may be \(for now: the CPUs are busy\)"):
+        await bound.one()
+    with pytest.raises(errors.Overloaded):  # it would fit at another time
+        await bound.one(20)
+    bound.backlog.limit_admission(100)
+    await bound.one(90)
+    with pytest.raises(errors.Overloaded, match=r"at most 100 may be \(server.max_queued_tasks\)"):
+        await bound.one()
+    with pytest.raises(errors.BodyInvalid):
+        await bound.one(101)

@@ -16,6 +16,7 @@ import pytest
 
 import nodes
 from greenroom.api import openapi, routes
+from greenroom.core.optimizer import Found
 from greenroom.engine import archives
 from greenroom.store.recovery import Noted, Raised
 
@@ -184,6 +185,9 @@ async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Pa
     raised = Raised("agent-described", "recurring", "described", "warning", "it dies again and again")
     await api.running.store.recovery.note(Noted("somebody", None, alert=raised))
     await call("GET /v1/alerts")
+    found = Found("idle", "described", "what", "why", "expected", "replicas", 2.0, 1.0)
+    await api.running.store.advice.open(found)
+    await call("GET /v1/advice")
     await call("POST /v1/alerts/{id}/ack", id="agent-described")
     await call("POST /v1/agents/{name}/release", name="described")
 

@@ -257,6 +257,8 @@ def put_lists(fake: FakeNode) -> None:
     fake.put("GET /v1/failures", {"items": [failure | {"at": AT, "recovered_by": "research-4"}]})
     alert = {"id": "agent-research", "kind": "quarantined", "severity": "critical", "state": "firing", "first_at": AT}
     fake.put("GET /v1/alerts", {"items": [alert | {"reason": "it died " * 20}]})
+    advice = {"id": 7, "rule": "more-replicas", "agent": "research", "state": "open", "opened_at": AT, "before": 9.5}
+    fake.put("GET /v1/advice", {"items": [advice | {"what": "have more " * 20, "why": "w" * 99, "expected": "much"}]})
     fake.put("GET /v1/sessions", {"items": [{"id": "s-1", "agent": "research", "tasks": 3, "updated_at": AT}]})
     fake.put("GET /v1/sessions/s-1", {"id": "s-1", "agent": "research", "state": {"n": 1}})
     fake.put("GET /v1/keys", {"items": [{"id": "k1", "name": "ci", "role": "user", "created_at": AT}]})
@@ -287,6 +289,7 @@ READ_VERBS: list[list[str]] = [
     ["replicas"],
     ["failures"],
     ["alerts", "ls"],
+    ["advice"],
     ["sessions", "ls"],
     ["sessions", "show", "s-1"],
     ["keys", "ls"],
@@ -321,10 +324,37 @@ def test_every_table_fits_80_columns_with_its_ids_whole(
             "replicas": str(REPLICA["id"]),
             "failures": str(REPLICA["id"]),
             "alerts": "agent-research",
+            "advice": "more-replicas",
             "sessions": "s-1",
             "keys": "k1",
         }
         assert wanted.get(argv[0], "research") in out
+
+
+def test_the_status_tells_on_a_line_what_replicas_use_and_what_to_do_about_advice(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cpu = {"limit": 1.5, "enforced": "affinity", "used": 0.25, "pct": 16.7}
+    memory = {"limit": None, "enforced": "off", "used": None, "pct": None}
+    held = {"cpu": cpu, "memory_mb": memory, "warnings": ["cluster.cpu = 1.5 is enforced as 2"]}
+    fake.put("GET /v1/status", {"environment": "development", "resources": held, "advice": 2})
+    out = run(capsys, "status")[1]
+    assert "0.25 of 1.5 CPUs (affinity), ? MB\n" in out
+    assert "warning: cluster.cpu = 1.5 is enforced as 2" in out
+    assert "2 open; next: greenroom advice" in out
+
+
+def test_advice_says_what_to_do_next_and_what_was_measured(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    done = {"id": 6, "rule": "memory-fattest", "state": "measured", "metric": "memory_pct", "before": 85.0}
+    still = {"id": 7, "rule": "idle", "agent": "research", "state": "open", "what": "keep 1 replica"}
+    measured = done | {"after": 71.2, "outcome": "better by 16 %"}
+    fake.put("GET /v1/advice", {"items": [still, measured], "next_cursor": "6"})
+    code, out, err = run(capsys, "advice", "--limit", "2")
+    assert (code, "memory-fattest" in out) == (0, True)
+    assert "next: keep 1 replica\n" in err
+    assert "more: greenroom advice --cursor 6" in err
+    fake.put("GET /v1/advice", {"items": []})
+    assert "no advice" in run(capsys, "advice")[2]
 
 
 def test_where_no_screen_is_nothing_is_cut(

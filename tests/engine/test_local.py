@@ -300,7 +300,7 @@ class _Family:
         self._is_chain = is_chain
         monkeypatch.setattr(kernel, "children_of", self._children_of)
         monkeypatch.setattr(processes, "read", lambda pid: processes.Reading(size_mb if pid > 1 else 1.0, 0.0))
-        monkeypatch.setattr(processes, "_share_mb", self._share_mb)
+        monkeypatch.setattr(processes, "share_mb", self._share_mb)
 
     def _children_of(self, pid: int) -> list[int]:
         if self._is_chain:

@@ -27,7 +27,7 @@ class Backlog:
 
     def __init__(self, store: Store, clock: clocks.Clock, *, limit: int, per_tenant: int | None = None) -> None:
         self._store, self._clock = store, clock
-        self._bounds = admission.Bounds(limit, limit if per_tenant is None else per_tenant)
+        self._given = self._bounds = admission.Bounds(limit, limit if per_tenant is None else per_tenant)
         # What the last count found, by tenant, and what was let in since it began; None: nothing is known yet.
         self._counted: Counter[str] | None = None
         self._since = Counter[str]()
@@ -38,6 +38,10 @@ class Backlog:
         self._drain = admission.Drain(clock.monotonic_s())
         self._drains: OrderedDict[str, admission.Drain] = OrderedDict()  # of tenants, where they have a bound
         store.hub.subscribe(self._hear)
+
+    def limit_admission(self, pct: float) -> None:
+        """Let only *pct* percent of what may be queued be queued from now on; 100: all of it."""
+        self._bounds = self._given.lowered(pct)
 
     async def admit(self, tenant: str, count: int = 1) -> None:
         """Let *count* more tasks of *tenant* in.
@@ -61,7 +65,7 @@ class Backlog:
         return self._bounds.room(queued=self._queued + self._let_in, own=self._own(tenant))
 
     async def _look_again(self, tenant: str, count: int) -> None:
-        bounds = self._bounds
+        bounds = self._given
         most, setting = (
             (bounds.total, "max_queued_tasks")
             if bounds.per_tenant == bounds.total
@@ -91,9 +95,10 @@ class Backlog:
             queued = self._queued + self._let_in
             drain, places = self._drain, queued + count - bounds.total
             why, setting = f"{queued} are queued, and at most {bounds.total} may be", "max_queued_tasks"
+        told = f"server.{setting}" if bounds == self._given else "for now: the CPUs are busy"
         after_s = drain.refuse(count, places=places, now_s=now_s)
         return errors.Overloaded(
-            f"cannot accept {what}: {why} (server.{setting}); "
+            f"cannot accept {what}: {why} ({told}); "
             f"{drain.rate_per_s(now_s):.3g} leave the queue each second: try again in {after_s} s",
             retry_after_s=after_s,
         )

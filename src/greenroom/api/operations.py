@@ -54,8 +54,10 @@ async def status(call: Call) -> Answer:
                 memory_mb=round(sum(row.memory_mb or 0 for row in replicas), 1),
                 limit=services.settings.cluster.max_replicas,
             ),
+            resources=services.resources(),
             tasks=totals,
             alerts=Counter(alert.severity for alert in await store.recovery.alerts() if alert.state == "firing"),
+            advice=await store.advice.open_count(),
             backups=services.backups.state(),
             not_yet_built=settings.NOT_YET_BUILT,
         )

@@ -125,6 +125,7 @@ ROUTES = (
     Route(
         "GET", "/v1/failures", recovery.list_failures, READ, {200: Page(FAILURE)}, None, ("agent", "limit", "cursor")
     ),
+    Route("GET", "/v1/advice", recovery.list_advice, READ, {200: Page(models.Advice)}, None, ("limit", "cursor")),
     Route("GET", "/v1/alerts", recovery.list_alerts, READ, {200: Page(ALERT)}),
     Route("POST", "/v1/alerts/{id}/ack", recovery.acknowledge, OPERATE, {200: ALERT}),
     Route("GET", "/v1/status", operations.status, READ, {200: schemas.Status}),

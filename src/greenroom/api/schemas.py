@@ -132,7 +132,7 @@ class ReplicasStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole system. *alerts* counts those that fire, by severity.
+    """The whole system. *alerts* counts those that fire, by severity, *advice* what the optimizer has open.
 
     *not_yet_built* names the switches that do nothing yet, and what happens instead.
     """
@@ -141,8 +141,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     node: NodeStatus
     agents: list[AgentStatus]
     replicas: ReplicasStatus
+    resources: models.Resources
     tasks: dict[str, int]
     alerts: dict[str, int]
+    advice: int
     backups: models.Backups
     not_yet_built: dict[str, str]
 

@@ -99,6 +99,7 @@ class Services:
     backups: Backups
     breakers: Breakers
     similarity: routing.Similarity | None = None  # of the optional embedding model
+    resources: Callable[[], models.Resources] = models.Resources
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str | None = None  # what ended the node's loops, for good
 

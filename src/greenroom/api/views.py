@@ -14,6 +14,7 @@ from greenroom.api import schemas
 from greenroom.core import agents, health, rollouts, strategies
 from greenroom.sdk import models
 from greenroom.store import database
+from greenroom.store.advice import Advice
 from greenroom.store.agents import Replica, Revision
 from greenroom.store.board import Board
 from greenroom.store.directory import Entry
@@ -312,6 +313,26 @@ def alert(row: Alert) -> dict[str, Any]:
         "acknowledged_by": row.acknowledged_by,
         "resolved_at": _at(row.resolved_at),
     }
+
+
+def advice(row: Advice) -> models.Advice:
+    return models.Advice(
+        id=row.id,
+        rule=row.rule,
+        state=row.state,
+        agent=row.agent,
+        what=row.what,
+        why=row.why,
+        expected=row.expected,
+        metric=row.metric,
+        before=row.value_before,
+        wanted=row.value_wanted,
+        after=row.value_after,
+        outcome=row.outcome,
+        opened_at=_at(row.opened_at),
+        applied_at=_at(row.applied_at),
+        ended_at=_at(row.ended_at),
+    )
 
 
 def session(row: Session | Summary) -> dict[str, Any]:

@@ -29,6 +29,7 @@ VERBS = (  # in the order in which one meets them
     ("replicas", "agents:replicas", "Show, restart and drain the processes that run the agents."),
     ("failures", "alerts:failures", "Show how replicas failed, and what was done about it."),
     ("alerts", "alerts:app", "List what people have to look after, and take it on."),
+    ("advice", "advice:advice", "Show what the optimizer advises, what was done about it, and what that has changed."),
     ("rollout", "rollout:app", "Show how new revisions take over; promote, pause, resume, abort and undo it."),
     ("scale", "agents:scale", "Set the number of an agent's replicas."),
     ("status", "status:status", "Show how the node and its agents are."),

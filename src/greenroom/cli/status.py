@@ -78,12 +78,27 @@ def _facts(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     for name, value in document.items():
         if name == "not_yet_built":
             yield "not yet built", f"{len(value)} settings; see greenroom config show"
+        elif name == "resources" and isinstance(value, Mapping):
+            yield name, _resources(value)
+        elif name == "advice" and value:
+            yield name, f"{value} open; next: greenroom advice"
         elif isinstance(value, Mapping) and all(isinstance(count, int) for count in value.values()):
             yield f"{prefix}{name}", _counts(value) or "none"
         elif isinstance(value, Mapping):
             yield from _facts(value, f"{name} ")
         elif value is not None:
             yield f"{prefix}{name}", render.text_of(value)
+
+
+def _resources(held: Mapping[str, Any]) -> str:
+    """What all replicas use of what they may, and what holds that; a line each for what does not hold."""
+    told = []
+    for name, unit in (("cpu", "CPUs"), ("memory_mb", "MB")):
+        resource = held.get(name) or {}
+        used, limit = resource.get("used"), resource.get("limit")
+        amount = "?" if used is None else f"{used:g}"
+        told.append(f"{amount} {unit}" if limit is None else f"{amount} of {limit:g} {unit} ({resource['enforced']})")
+    return "\n".join([", ".join(told), *(f"warning: {warning}" for warning in held.get("warnings") or ())])
 
 
 def _counts(counts: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from greenroom import telemetry
-from greenroom.core import tasks
+from greenroom.core import failures, tasks
 from greenroom.engine import protocol
 from greenroom.engine.contract import Exit
 from greenroom.store.rows import Claim, Finish
@@ -108,7 +108,7 @@ def loss_of(exit: Exit, claim: Claim, *, attempts: int, suspects: int, is_suspec
     """
     if exit.reason == "stopped":
         return tasks.ReplicaGone(tasks.Reason.DRAINED, exit.detail, charged=False)
-    if not is_suspect:
+    if not is_suspect or exit.reason == failures.Failure.EVICTED:
         return tasks.ReplicaGone(tasks.Reason.NEIGHBOUR, exit.detail, charged=False)
     reason = tasks.Reason.OOM if exit.reason == "oom" else tasks.Reason.REPLICA_LOST
     # Another suspect may have waited there for its sub-task, and who hangs may have been stopped by somebody.

@@ -19,7 +19,7 @@ from greenroom import clock as clocks
 from greenroom import errors, strict_json, telemetry
 from greenroom.control import attempts, calls
 from greenroom.control.attempts import Attempt
-from greenroom.core import tasks
+from greenroom.core import failures, tasks
 from greenroom.engine import protocol
 from greenroom.engine.contract import Engine, Exit
 from greenroom.store.news import News
@@ -140,7 +140,8 @@ class Dispatcher:
 
     def on_exit(self, replica: str, exit: Exit) -> None:
         running = list(self._by_replica.get(replica, ()))
-        suspects = self._suspects(replica, running)
+        # Who is killed for the others' sake has not died of its tasks.
+        suspects = () if exit.reason == failures.Failure.EVICTED else self._suspects(replica, running)
         for attempt in running:
             is_suspect = attempt in suspects
             end = attempts.loss_of(

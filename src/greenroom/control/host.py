@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
@@ -127,6 +127,27 @@ class Host:
         self.wakeup.set()
         return True
 
+    @property
+    def hosted(self) -> Collection[Hosted]:
+        """The replicas that there are."""
+        return self._replicas.values()
+
+    def recycle(self, id: str, reason: str) -> bool:
+        """Replace a replica for *reason*: another is started, and when that is ready this one ends its tasks and goes.
+
+        False if it is not here, is not ready, or another of its agent waits to be replaced already.
+        """
+        replica = self._replicas.get(id)
+        if replica is None or replica.state != "ready" or replica.for_suspects:
+            return False
+        if any(each.recycled_for and each.state == "ready" for each in self.hosted if each.agent == replica.agent):
+            return False
+        replica.recycled_for = failures.told(f"recycled: {reason}")
+        self._unwritten.add(replica)
+        self._facts.emit(telemetry.ReplicaRecycled(replica.agent, id, failures.told(reason)))
+        self.wakeup.set()
+        return True
+
     # --- what the engine says (engine.contract.Listener)
 
     def on_ready(self, replica: str, ready: protocol.Ready) -> None:
@@ -191,7 +212,8 @@ class Host:
             revision=hosted.revision,
             started_s=hosted.started_s,
             was_working=was_working,
-            has_succeeded=hosted.has_answered,
+            # Who was killed for the others' sake says nothing about its revision.
+            has_succeeded=hosted.has_answered or exit.reason == failures.Failure.EVICTED,
             by_itself=exit.is_its_own and not was_stopped,
             max_attempts=hosted.max_attempts,
             ready_s=None if hosted.ready_at_s is None else self._clock.monotonic_s() - hosted.ready_at_s,
@@ -245,7 +267,7 @@ class Host:
                 replica.revision,
                 replica.state == "ready",
                 replica.state == "draining",
-                is_moving=moved_at_s is not None and replica.started_s < moved_at_s,
+                is_moving=bool(replica.recycled_for) or (moved_at_s is not None and replica.started_s < moved_at_s),
             )
             for replica in seen
         ]
@@ -255,8 +277,9 @@ class Host:
                     await self._start(entry, number)
                 case plans.DrainReplica(id, hands_over):
                     if (replica := self._replicas.get(id)) is not None:  # it may have died since
-                        # Where no task may run twice, none is handed over.
-                        self._drain(replica, hands_over=hands_over and not replica.runs_once)
+                        # Where no task may run twice, none is handed over; who is recycled ends what it has.
+                        is_free = not (replica.runs_once or replica.recycled_for)
+                        self._drain(replica, hands_over=hands_over and is_free)
 
     async def _reconcile_alone(self, entry: Entry, *, is_suspected: bool) -> None:
         """Have one more replica while tasks have to run alone, and none when none has."""

@@ -31,6 +31,7 @@ class Hosted:
     has_answered: bool = False  # a task, with success
     drain_until_s: float | None = None
     is_stopping: bool = False
+    recycled_for: str = ""  # why another is to take its place, though nothing has failed
 
     def serves(self, agent: str, revision: int) -> bool:
         """Whether it is one of those that *agent* should have, and ready."""
@@ -50,7 +51,7 @@ class Hosted:
             pid=pid,
             state=self.state,
             grade=found.grade if is_graded else health.Grade.UNKNOWN,
-            reason=found.reason if is_graded and not is_let_go else self.reason,
+            reason=self.recycled_for or (found.reason if is_graded and not is_let_go else self.reason),
             slots=self.slots,
             memory_mb=self.memory_mb,
             restarts=restarts,

@@ -75,6 +75,15 @@ class Bounds:
         """How many each tenant may have queued though the queue is full: one closes it for itself, not for others."""
         return min(self.per_tenant, max(1, self.total // 100))
 
+    def lowered(self, pct: float) -> Bounds:
+        """Return *pct* percent of both, and one task at least: nothing at all would be no bound, but an end.
+
+        >>> Bounds(1000, 800).lowered(10), Bounds(1000, 800).lowered(0)
+        (Bounds(total=100, per_tenant=80), Bounds(total=1, per_tenant=1))
+        """
+        share = min(100.0, max(0.0, pct)) / 100
+        return Bounds(max(1, int(self.total * share)), max(1, int(self.per_tenant * share)))
+
     def room(self, *, queued: int, own: int) -> int:
         """Return how many more tasks a tenant may queue that has *own* of the *queued* ones.
 

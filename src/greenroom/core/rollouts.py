@@ -380,6 +380,7 @@ class Death:
 
 
 MOST_DEATHS = 3  # by itself: one may be an accident, and two are what one task that kills its replicas causes
+_FROM_OUTSIDE = frozenset({Failure.KILLED, Failure.EVICTED})
 _AT_ONCE = frozenset({Failure.REFUSED, Failure.LATE})  # it would be the same again
 
 
@@ -395,7 +396,7 @@ def doom(deaths: Sequence[Death], others: Sequence[Death] = ()) -> str | None:
     for death in deaths:
         if death.kind in _AT_ONCE:
             return death.reason
-    own, usual = ([death for death in those if death.kind != Failure.KILLED] for those in (deaths, others))
+    own, usual = ([death for death in those if death.kind not in _FROM_OUTSIDE] for those in (deaths, others))
     if len(own) >= MOST_DEATHS and len(own) > len(usual):
         return f"{len(own)} of its replicas have died; the last one: {own[-1].reason}"
     return None

@@ -7,6 +7,7 @@ every engine must show.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,6 +67,40 @@ class Observation:
     ready: bool
     rss_mb: float
     cpu_s: float  # of the whole process so far
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a replica and all that it has started hold.
+
+    *memory_mb* is what its limit is compared with: pages that it shares with its zygote count in full. Of *share_mb*
+    they count in part, where that was read.
+    """
+
+    memory_mb: float
+    share_mb: float
+    cpu_s: float  # so far
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What all replicas hold together, with the interpreters that they are forked from.
+
+    *memory_mb* is exact above what was enough to know, and may be too much below. *cpu_s* is by the process at the root
+    of each tree: what ends is counted there.
+    """
+
+    replicas: Mapping[str, Held]
+    memory_mb: float
+    cpu_s: Mapping[int, float]
+
+
+class Meter(Protocol):
+    async def measure(self, *, enough_mb: float, each_mb: Mapping[str, float]) -> Usage:
+        """Look at all processes, off the event loop.
+
+        Up to *enough_mb* together, and up to *each_mb* of a replica, nobody needs to know exactly.
+        """
 
 
 class Listener(Protocol):

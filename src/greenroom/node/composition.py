@@ -27,6 +27,8 @@ from greenroom.core import rollouts, routing
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
 from greenroom.node.backups import NodeBackups
+from greenroom.node.optimizer import NodeOptimizer
+from greenroom.node.resources import NodeResources, limits
 from greenroom.sdk import models
 from greenroom.security import secret_file
 from greenroom.store import database, submissions
@@ -78,7 +80,7 @@ class Node:
             self.store = stores.open(url, clock=clock, owner=self.id)
         except errors.StoreDamaged as error:
             raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
-        self.engine = LocalEngine(options.data_dir, clock)
+        self.engine = LocalEngine(options.data_dir, clock, limits=limits(options.settings.cluster))
         self.host = Host(
             self.store,
             self.engine,
@@ -88,6 +90,7 @@ class Node:
             revision_of=self._revision_of,
             health_checks=options.settings.cluster.health_checks,
         )
+        self.resources = NodeResources(self.store, self.engine, self.host, clock, self.facts)
         self.reconciler = Reconciler(self.store, self.engine, clock, self.facts)
         self.rehearsal = Rehearsal(self.store, self.engine, self.reconciler.trials, clock)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
@@ -120,7 +123,9 @@ class Node:
                 per_tenant=options.settings.server.max_queued_tasks_per_tenant,
             ),
             similarity=_similarity(),
+            resources=self.resources.state,
         )
+        self.optimizer = NodeOptimizer(self.store, self.engine, self.host, self.resources, self.services)
         self.app = App(self.services)
         self._moved = asyncio.Event()  # a rollout has
         self.store.hub.subscribe(self._hear)
@@ -142,7 +147,7 @@ class Node:
             begun = await self.deployments.start()
         except errors.StoreDamaged as error:
             raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
-        loops = (
+        loops: tuple[supervisor.Loop, ...] = (
             self.host,
             self.host.checks,
             self.reconciler,
@@ -151,7 +156,10 @@ class Node:
             self.breakers,
             self.outliers,
             self.backups.loop,
+            self.resources.loop,
+            *self.optimizer.loops,
         )
+        self.resources.announce()
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
 

@@ -14,6 +14,7 @@ import httpx
 
 from greenroom.sdk import calls, discovery, flows, streams, wire
 from greenroom.sdk.models import (
+    Advice,
     Agent,
     Alert,
     Backup,
@@ -221,6 +222,10 @@ class AsyncClient:
     ) -> Page[Failure]:
         """How replicas failed and what was done about it, the latest first, one page."""
         return await self._send(calls.failures(agent, cursor=cursor, limit=limit))
+
+    async def advice(self, *, cursor: str | None = None, limit: int | None = None) -> Page[Advice]:
+        """What the optimizer advises, what is open first, one page."""
+        return await self._send(calls.advice(cursor=cursor, limit=limit))
 
     async def alerts(self) -> list[Alert]:
         return await self._run(flows.everything(calls.alerts, self._patience))

@@ -88,6 +88,7 @@ _tasks = as_a(models.Page[models.Task])
 _agents = as_a(models.Page[models.Agent])
 _replicas = as_a(models.Page[models.Replica])
 _failures = as_a(models.Page[models.Failure])
+_advice = as_a(models.Page[models.Advice])
 _alerts, _alert = as_a(models.Page[models.Alert]), as_a(models.Alert)
 _revisions = as_a(models.Page[models.Revision])
 _rollouts, _rollout = as_a(models.Page[models.Rollout]), as_a(models.Rollout)
@@ -262,6 +263,10 @@ def failures(
     agent: str | None = None, *, cursor: str | None = None, limit: int | None = None
 ) -> Call[models.Page[models.Failure]]:
     return Call("GET", "/v1/failures", _failures, query={"agent": agent, "cursor": cursor, "limit": limit})
+
+
+def advice(*, cursor: str | None = None, limit: int | None = None) -> Call[models.Page[models.Advice]]:
+    return Call("GET", "/v1/advice", _advice, query={"cursor": cursor, "limit": limit})
 
 
 def alerts(cursor: str | None = None) -> Call[models.Page[models.Alert]]:

@@ -19,6 +19,7 @@ import httpx
 from greenroom.sdk import calls, discovery, flows, streams, wire
 from greenroom.sdk.async_client import AsyncClient
 from greenroom.sdk.models import (
+    Advice,
     Agent,
     Alert,
     Backup,
@@ -260,6 +261,10 @@ class Client:
     ) -> Page[Failure]:
         """How replicas failed and what was done about it, the latest first, one page."""
         return self._send(calls.failures(agent, cursor=cursor, limit=limit))
+
+    def advice(self, *, cursor: str | None = None, limit: int | None = None) -> Page[Advice]:
+        """What the optimizer advises, what is open first, one page."""
+        return self._send(calls.advice(cursor=cursor, limit=limit))
 
     def alerts(self) -> list[Alert]:
         return self._run(flows.everything(calls.alerts, self._patience))

@@ -361,6 +361,50 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     resolved_at: Instant | None = None
 
 
+class Resource(msgspec.Struct, frozen=True, kw_only=True):
+    """What all replicas of the node may use together, and do. *used* null: it was not measured yet.
+
+    *enforced* is cgroup v1, cgroup v2, affinity, measured or off.
+    """
+
+    limit: float | None = None
+    enforced: str = "off"
+    used: float | None = None
+    pct: float | None = None
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """The envelope: CPUs, and megabytes of memory; *warnings* tell where a limit is not held, or not quite."""
+
+    cpu: Resource = Resource()
+    memory_mb: Resource = Resource()
+    warnings: tuple[str, ...] = ()
+
+
+class Advice(msgspec.Struct, frozen=True, kw_only=True):
+    """What the optimizer advises. *state* is open, applied, withdrawn or measured; *agent* None: it is about the node.
+
+    *metric* should become less: it was *before*, would be *wanted* if all went well, and is *after*; *outcome* says how
+    much that is.
+    """
+
+    id: int
+    rule: str
+    state: str
+    agent: str | None = None
+    what: str = ""
+    why: str = ""
+    expected: str = ""
+    metric: str = ""
+    before: float = 0.0
+    wanted: float | None = None
+    after: float | None = None
+    outcome: str = ""
+    opened_at: Instant | None = None
+    applied_at: Instant | None = None
+    ended_at: Instant | None = None
+
+
 class Session(msgspec.Struct, frozen=True, kw_only=True):
     """Tasks that share state; *state* is there where one session was asked for."""
 

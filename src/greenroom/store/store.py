@@ -7,6 +7,7 @@ from pathlib import Path
 from greenroom import clock as clocks
 from greenroom import errors
 from greenroom.store import (
+    advice,
     agents,
     database,
     deployments,
@@ -45,6 +46,7 @@ class Store:
                 *rollouts.ORDER,
                 *principals.ORDER,
                 *recovery.ORDER,
+                *advice.ORDER,
             ),
             last=self._conclude,
             settle=self._settle,
@@ -54,6 +56,7 @@ class Store:
         self.sessions = sessions.Sessions(db, self.commits)
         self.agents = agents.Agents(db, self.commits)
         self.recovery = recovery.Recovery(db, self.commits)
+        self.advice = advice.Advices(db, self.commits)
         self.rollouts = rollouts.Rollouts(db, self.commits)
         self.deployments = deployments.Deployments(db, self.commits)
         self.directory = directory.Directory(db, route=self.board.route)

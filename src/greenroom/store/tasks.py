@@ -50,6 +50,7 @@ _OPEN_COUNTS = f"select agent, state, count(*) from task where {rows.IS_OPEN} gr
 _QUEUED = f"select tenant, count(*) from task where state = 'queued' and {rows.IS_OPEN} group by tenant"
 _SUSPECTS = f"""
 select distinct agent from task where state = 'queued' and {rows.IS_SUSPECT} and due_at is null and not blocked"""
+_TIMES = "select created_at, not_before, started_at, finished_at from task where id = :id"
 _END_COUNTS = "select agent, state, tasks from ended_count where tenant = :tenant"
 
 
@@ -181,6 +182,18 @@ class Tasks:
     async def queued_counts(self) -> dict[str, int]:
         """Return how many tasks are queued, by tenant."""
         return {row[0]: row[1] for row in await self._db.read(_QUEUED, {})}
+
+    async def times(self, ids: Sequence[str]) -> Sequence[tuple[float, float]]:
+        """Return how long each of those that have ended took, and how long it waited before, in seconds.
+
+        From acceptance on, or from when it was allowed to begin.
+        """
+        found = [row for id in ids for row in await self._db.lookup(_TIMES, {"id": id})]
+        return [
+            ((finished - max(created, due or 0)) / 1e6, max(0, (started or finished) - max(created, due or 0)) / 1e6)
+            for created, due, started, finished in found
+            if finished is not None
+        ]
 
     async def open_counts(self) -> dict[tuple[str, str], int]:
         """Return how many tasks are open, by agent and state."""

@@ -16,8 +16,10 @@ import msgspec
 import pytest
 
 from greenroom import errors, settings
-from greenroom.core import rollouts, tasks
+from greenroom.core import optimizer, rollouts, tasks
+from greenroom.store import advice as advices
 from greenroom.store import agents, recovery, submissions, transitions
+from greenroom.store.advice import MAX_TEXT, Move
 from greenroom.store.deployments import Deployed, Deployment
 from greenroom.store.news import News
 from greenroom.store.recovery import NewFailure, Noted, Raised, Recovered, Resolved
@@ -1075,6 +1077,36 @@ class StoreContract:
         assert found == [("breaker-a", "firing", recovery.MAX_REASON), ("agent-a", "resolved", 3)]
         with pytest.raises(errors.NotFound):
             await store.acknowledge("unknown", by="ann")
+
+    async def test_advice_is_opened_applied_and_measured_and_what_is_open_is_listed_first(self, node: Node) -> None:
+        advice = node.store.advice
+        found = optimizer.Found("idle", "a", "w" * 9_999, "why", "expected", "replicas", 2, 1.0)
+        first, second, third = [await advice.open(found) for _ in range(3)]
+        await advice.move(Move(second, "applied"))
+        await advice.move(Move(third, "withdrawn", 1.5))
+        rows = await advice.list()
+        assert [(row.id, row.state) for row in rows] == [(second, "applied"), (first, "open"), (third, "withdrawn")]
+        assert (len(rows[0].what), rows[0].value_before, rows[0].applied_at is not None) == (MAX_TEXT, 2.0, True)
+        assert (rows[2].value_after, rows[2].ended_at is not None) == (1.5, True)
+        assert [row.id for row in await advice.list(before=rows[1].cursor, limit=5)] == [third]
+        await advice.move(Move(second, "measured", None, "no effect"))
+        await advice.move(Move(second, "open"))  # what has ended stays so
+        assert [row.id for row in await advice.standing()] == [first]
+        assert await advice.open_count() == 1
+        (ended,) = [row for row in await advice.list() if row.id == second]
+        assert (ended.state, ended.value_after, ended.outcome) == ("measured", None, "no effect")
+
+    async def test_advice_that_has_ended_is_kept_up_to_a_bound(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(advices, "KEEP", 3)
+        advice = node.store.advice
+        found = optimizer.Found("idle", None, "what", "why", "expected", "replicas", 2)
+        still_open = await advice.open(found)
+        ids = [await advice.open(found) for _ in range(6)]
+        for id in ids:
+            await advice.move(Move(id, "withdrawn"))
+        assert [row.id for row in await advice.list()] == [still_open, *reversed(ids[-3:])]
 
     async def test_a_record_is_kept_until_its_agent_is_gone(self, node: Node) -> None:
         store = node.store.recovery

@@ -1,0 +1,210 @@
+"""Resources: measures what all replicas use, makes room where memory runs short, and replaces who has had enough.
+
+It writes no row: `control.host` replaces replicas and says why in theirs. What it has measured last is what the status,
+the metrics, the optimizer and whoever adds replicas go by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from greenroom import clock as clocks
+from greenroom import telemetry
+from greenroom.control.hosted import Hosted
+from greenroom.core import failures, resources
+from greenroom.engine import contract
+from greenroom.store.directory import Entry
+
+LOOK_EVERY_S = 1.0  # at the sizes of replicas that have a bound
+MEASURE_EVERY_S = 5.0  # all processes
+
+
+@dataclass(slots=True, eq=False)
+class _Watched:
+    """What is known of a replica."""
+
+    tasks: int = 0
+    cpu_s: float = 0.0
+    cpu: float = 0.0
+    held: contract.Held | None = None
+    trend: resources.Trend = field(default_factory=resources.Trend)
+
+
+class Engine(contract.Engine, contract.Meter, Protocol):
+    """An engine that measures."""
+
+
+class Resources:
+    """*recycle* is `Host.recycle`; *entries* are the directory's, *hosted* the host's replicas."""
+
+    name = "resources"
+
+    def __init__(
+        self,
+        engine: Engine,
+        clock: clocks.Clock,
+        facts: telemetry.Telemetry,
+        *,
+        limits: resources.Limits,
+        hosted: Callable[[], Collection[Hosted]],
+        entries: Callable[[], Mapping[str, Entry]],
+        recycle: Callable[[str, str], bool],
+    ) -> None:
+        self._engine, self._clock, self._facts, self._limits = engine, clock, facts, limits
+        self._hosted, self._entries, self._recycle = hosted, entries, recycle
+        self.wakeup = asyncio.Event()
+        self._watched: dict[str, _Watched] = {}
+        self._use: resources.Use | None = None
+        self._trees: Mapping[int, float] = {}
+        self._measured_s: float | None = None
+        self._relieved_s = -math.inf
+        self._cpus = float(os.cpu_count() or 1)
+        facts.subscribe(self._begin, telemetry.ReplicaReady)
+        facts.subscribe(self._count, telemetry.AttemptEnded)
+        facts.subscribe(self._forget, telemetry.ReplicaExited)
+
+    # --- what others ask
+
+    @property
+    def limits(self) -> resources.Limits:
+        return self._limits
+
+    def use(self) -> resources.Use:
+        """Return what all replicas used at the last look; nothing before the first."""
+        return self._use or resources.Use()
+
+    @property
+    def is_known(self) -> bool:
+        return self._use is not None
+
+    def cpu_of(self, replica: str) -> float:
+        """Return how many CPUs *replica* used at the last look."""
+        return self._watched[replica].cpu if replica in self._watched else 0.0
+
+    def held_by(self, replica: str) -> contract.Held | None:
+        return self._watched[replica].held if replica in self._watched else None
+
+    # --- the loop
+
+    async def step(self) -> float:
+        now_s = self._clock.monotonic_s()
+        if self._measured_s is None or now_s >= self._measured_s + MEASURE_EVERY_S:
+            await self._measure(now_s)
+            self._relieve()
+        else:
+            self._look()
+        self._recycle_all()
+        return LOOK_EVERY_S
+
+    async def _measure(self, now_s: float) -> None:
+        limit_mb = self._limits.memory_mb
+        enough_mb = math.inf if limit_mb is None else limit_mb * resources.KNOWN_PCT / 100
+        each_mb = {each.id: most_mb for each in self._ours() if (most_mb := self._bounds(each).most_mb) is not None}
+        usage = await self._engine.measure(enough_mb=enough_mb, each_mb=each_mb)
+        before_s, self._measured_s = self._measured_s, now_s
+        elapsed_s = 0.0 if before_s is None else now_s - before_s
+        cpu = 0.0 if before_s is None else resources.cpus(self._trees, usage.cpu_s, elapsed_s=elapsed_s)
+        self._trees = usage.cpu_s
+        self._use = resources.Use(min(cpu, self._cpus), usage.memory_mb)
+        spent_s: defaultdict[str, float] = defaultdict(float)
+        for each in self._ours():
+            if (held := usage.replicas.get(each.id)) is not None:
+                spent_s[each.agent] += self._note(each, held, now_s=now_s, elapsed_s=elapsed_s)
+        self._tell(spent_s)
+
+    def _note(self, replica: Hosted, held: contract.Held, *, now_s: float, elapsed_s: float) -> float:
+        """Take down what *replica* holds; return the CPU time that it has spent since the last look."""
+        watched = self._watched.setdefault(replica.id, _Watched())
+        spent_s = max(0.0, held.cpu_s - watched.cpu_s)
+        watched.cpu = min(spent_s / elapsed_s, self._cpus) if elapsed_s > 0 else 0.0
+        watched.cpu_s, watched.held = held.cpu_s, held
+        if replica.ready_at_s is not None and now_s >= replica.ready_at_s + resources.WARM_S:
+            watched.trend = watched.trend.noted(resources.Sample(now_s, held.memory_mb))
+        return spent_s
+
+    def _look(self) -> None:
+        """Look at each replica's own size, which costs little, so that who grows fast is seen before it is too late."""
+        bounded = {each.id for each in self._ours() if self._bounds(each).most_mb is not None}
+        if not bounded:
+            return
+        for seen in self._engine.observe():
+            watched = self._watched.get(seen.replica)
+            if seen.replica not in bounded or watched is None:
+                continue
+            held = watched.held or contract.Held(0.0, 0.0, 0.0)
+            watched.held = replace(held, memory_mb=max(held.memory_mb, seen.rss_mb))
+
+    def _relieve(self) -> None:
+        assert self._use is not None
+        replicas = [
+            resources.Replica(
+                each.id,
+                each.agent,
+                held.memory_mb,
+                held.share_mb,
+                is_ready=each.state == "ready",
+                is_recycled=bool(each.recycled_for),
+            )
+            for each in self._ours()
+            if (held := self.held_by(each.id)) is not None
+        ]
+        now_s = self._clock.monotonic_s()
+        match resources.relieve(self._limits, self._use, replicas, since_s=now_s - self._relieved_s):
+            case resources.Recycle(replica, reason):
+                if self._recycle(replica, reason):
+                    self._relieved_s = now_s
+            case resources.Evict(replica, reason):
+                self._engine.kill(replica, failures.Failure.EVICTED, reason)
+            case None:
+                pass
+
+    def _recycle_all(self) -> None:
+        for each in self._ours():
+            watched = self._watched.get(each.id)
+            if each.state != "ready" or each.recycled_for or watched is None:
+                continue
+            reason = resources.why_recycled(
+                self._bounds(each),
+                memory_mb=watched.held.memory_mb if watched.held is not None else 0.0,
+                tasks=watched.tasks,
+                trend=watched.trend,
+            )
+            if reason is not None:
+                self._recycle(each.id, reason)
+
+    def _ours(self) -> list[Hosted]:
+        """Return the replicas that may be replaced: not those that run suspects, for they go by themselves."""
+        return [each for each in self._hosted() if not each.for_suspects]
+
+    def _bounds(self, replica: Hosted) -> resources.Bounds:
+        entry = self._entries().get(replica.agent)
+        if entry is None or replica.revision not in entry.capacity:
+            return resources.Bounds()
+        spec = entry.spec_of(replica.revision)
+        return resources.Bounds(spec.recycling.memory_mb, spec.memory_mb, spec.recycling.tasks)
+
+    def _tell(self, spent_s: Mapping[str, float]) -> None:
+        held_mb: defaultdict[str, float] = defaultdict(float)
+        for each in self._hosted():
+            if (held := self.held_by(each.id)) is not None:
+                held_mb[each.agent] += held.memory_mb
+        use, limits = self.use(), self._limits
+        ratios = {"cpu": resources.pct(use.cpu, limits.cpu), "memory": resources.pct(use.memory_mb, limits.memory_mb)}
+        known = {name: used_pct for name, used_pct in ratios.items() if used_pct is not None}
+        self._facts.emit(telemetry.EnvelopeMeasured(dict(spent_s), dict(held_mb), known))
+
+    def _begin(self, ready: telemetry.ReplicaReady) -> None:
+        self._watched.setdefault(ready.replica, _Watched())
+
+    def _count(self, ended: telemetry.AttemptEnded) -> None:
+        if (watched := self._watched.get(ended.replica)) is not None:  # else it is gone
+            watched.tasks += 1
+
+    def _forget(self, gone: telemetry.ReplicaExited) -> None:
+        self._watched.pop(gone.replica, None)
