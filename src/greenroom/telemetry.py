@@ -95,6 +95,25 @@ class AgentFailing(msgspec.Struct, frozen=True):
     reason: str
 
 
+class AgentScaled(msgspec.Struct, frozen=True):
+    """It is to have *replicas* instead of *before*, by *rule*; *by* says who decided."""
+
+    agent: str
+    before: int
+    replicas: int
+    rule: str
+    reason: str
+    by: str
+
+
+class ScalingDecided(msgspec.Struct, frozen=True):
+    """A decision about an agent's number of replicas was stored; it may be the same number."""
+
+    agent: str
+    replicas: int
+    rule: str
+
+
 class AgentRolledBack(msgspec.Struct, frozen=True):
     """*revision* did not work, *to* serves again."""
 
@@ -214,6 +233,8 @@ Fact = (
     | ReplicaSaid
     | AgentFailing
     | AgentDropped
+    | AgentScaled
+    | ScalingDecided
     | AgentRolledBack
     | RolloutMoved
     | AlertChanged
@@ -261,6 +282,7 @@ class Metrics:
         ReplicaExited,
         ReplicaGraded,
         ProbeAnswered,
+        ScalingDecided,
         BackupMade,
         BackupFailed,
         NewestBackup,
@@ -294,6 +316,10 @@ class Metrics:
         self._replicas = prometheus.Gauge(
             "greenroom_replicas", "Replicas that are ready or drain", ["agent", "grade"], registry=self.registry
         )
+        self._wanted = prometheus.Gauge(
+            "greenroom_replicas_wanted", "Replicas that there should be", ["agent"], registry=self.registry
+        )
+        self._decisions = self._counter("scaling_decisions", "Decisions about numbers of replicas", ["agent", "rule"])
         self._grades: dict[str, tuple[str, str]] = {}  # of the replicas that the gauge counts: agent and grade
         self._backups = self._counter("backups", "Backups made, and not made", ["result"])
         self._backup_at = prometheus.Gauge(
@@ -339,6 +365,9 @@ class Metrics:
                 self._count(replica, None)
             case ProbeAnswered(agent, round_trip_s):
                 self._child(self._probe, agent).observe(round_trip_s)
+            case ScalingDecided(agent, replicas, rule):
+                self._child(self._wanted, agent).set(replicas)
+                self._child(self._decisions, agent, rule).inc()
             case BackupMade():
                 self._child(self._backups, "made").inc()
             case BackupFailed():
@@ -360,6 +389,7 @@ _LEVELS: dict[type[Fact], int] = {
     ReplicaSaid: logging.DEBUG,
     AgentFailing: logging.ERROR,
     AgentDropped: logging.WARNING,
+    AgentScaled: logging.INFO,
     AgentRolledBack: logging.ERROR,
     RolloutMoved: logging.INFO,
     AlertChanged: logging.ERROR,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -245,7 +246,7 @@ def _run(policy: Policy, shape: Callable[[Sequence[int], int], float], levels: S
 @given(policies, shapes, loads)
 def test_it_never_flaps(policy: Policy, shape: Callable[[Sequence[int], int], float], levels: list[int]) -> None:
     turns = _run(policy, shape, levels, 300).turns_at_s
-    assert all(after - before >= policy.stabilisation_s for before, after in zip(turns, turns[1:], strict=False))
+    assert all(after - before >= policy.stabilisation_s for before, after in itertools.pairwise(turns))
 
 
 @settings(max_examples=100, deadline=None)

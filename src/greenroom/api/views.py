@@ -220,7 +220,7 @@ def rollout(row: Rollout, *, desired: int, ready: Ready) -> models.Rollout:
         to_revision=row.to_revision,
         state=row.phase,
         stage=state.stage + 1 if state.stages else 0,
-        stages=stages(state, desired=desired),
+        stages=stages(state, desired=rollouts.wanted(state, desired)),
         weight_pct=state.weight_pct,
         ready=len(ready[row.agent, row.to_revision]),
         reason=row.reason,

@@ -133,8 +133,9 @@ class Memory:
         own = (self.short.window_s, self.stable.window_s, self.highest.window_s)
         if own == (policy.burst_window_s, policy.stable_window_s, policy.stabilisation_s):
             return self
-        kept = {"direction": self.direction, "turned_at_s": self.turned_at_s, "down_at_s": self.down_at_s}
-        return replace(Memory.empty(policy), **kept)
+        return replace(
+            Memory.empty(policy), direction=self.direction, turned_at_s=self.turned_at_s, down_at_s=self.down_at_s
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +235,7 @@ def decide(
     if held is not None:
         bounded, rule, why = current, held[0], f"{wish.why}; {held[1]}"
     decision = _decision(policy, memory, sample, current, bounded, rule, wish, why)
-    return decision, _after(memory, sample.at_s, decision)
+    return decision, after(memory, sample.at_s, decision)
 
 
 def share(total: int, wants: Mapping[str, tuple[int, int]]) -> dict[str, int]:
@@ -272,7 +273,9 @@ def _wish(policy: Policy, memory: Memory, sample: Sample, current: int) -> _Wish
         return _Wish(latest, Rule.BURST, _because(policy, sample, latest))
     up = _up(memory.short.value)
     if up > current:
-        by = Rule.QUEUE if sample.waiting / policy.target_queue >= sample.busy / _busy_per_replica(policy) else Rule.BUSY
+        by = (
+            Rule.QUEUE if sample.waiting / policy.target_queue >= sample.busy / _busy_per_replica(policy) else Rule.BUSY
+        )
         mean = f"on average over {memory.short.window_s:g} s {memory.short.value:.1f} replicas were asked for"
         return _Wish(up, by, f"{mean} ({_load(policy, sample)})")
     idle_s = _since(memory.idle_since_s, sample.at_s)
@@ -409,8 +412,8 @@ def _decision(
     return Decision(before, after, rule, f"{move}: {why}", wish.replicas, inputs)
 
 
-def _after(memory: Memory, at_s: float, decision: Decision) -> Memory:
-    """Remember a change: in its direction, and as a recommendation that holds for its window."""
+def after(memory: Memory, at_s: float, decision: Decision) -> Memory:
+    """Return *memory* after a decision was carried out: with its direction, and a recommendation that holds."""
     if not decision.has_changed:
         return memory
     direction = _sign(decision.replicas - decision.before)

@@ -16,11 +16,13 @@ from greenroom.api.backlog import Backlog
 from greenroom.api.services import Services
 from greenroom.backups import restoring
 from greenroom.control import supervisor
+from greenroom.control.autoscaler import Autoscaler
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
 from greenroom.control.reconciler import Reconciler
 from greenroom.control.rehearsal import Rehearsal
+from greenroom.control.use import Meter
 from greenroom.core import rollouts, routing
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
@@ -90,6 +92,9 @@ class Node:
         self.rehearsal = Rehearsal(self.store, self.engine, self.reconciler.trials, clock)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
         self.janitor = Janitor(self.store, clock)
+        self.autoscaler = Autoscaler(
+            self.store, clock, self.facts, options.settings.cluster, use=Meter(self.engine, clock)
+        )
         self.deployments = deployments.Deployments(
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
@@ -138,6 +143,7 @@ class Node:
             self.reconciler,
             self.dispatcher,
             self.janitor,
+            self.autoscaler,
             self.backups.loop,
         )
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")

@@ -27,6 +27,11 @@ class Entry:
     rollout: Rollout | None = None
 
     @property
+    def is_dropped(self) -> bool:
+        """Whether it has left the manifest; else one without replicas sleeps."""
+        return self.agent.state == agents.State.DROPPED and not self.agent.replicas
+
+    @property
     def capacity(self) -> dict[int, int]:
         """How many replicas each revision should have."""
         if self.rollout is None:

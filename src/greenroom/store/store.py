@@ -15,6 +15,7 @@ from greenroom.store import (
     principals,
     recovery,
     rollouts,
+    scaling,
     sessions,
     tasks,
     transitions,
@@ -45,6 +46,7 @@ class Store:
                 *rollouts.ORDER,
                 *principals.ORDER,
                 *recovery.ORDER,
+                *scaling.ORDER,
             ),
             last=self._conclude,
             settle=self._settle,
@@ -55,6 +57,7 @@ class Store:
         self.agents = agents.Agents(db, self.commits)
         self.recovery = recovery.Recovery(db, self.commits)
         self.rollouts = rollouts.Rollouts(db, self.commits)
+        self.scaling = scaling.Scaling(db, self.commits)
         self.deployments = deployments.Deployments(db, self.commits)
         self.directory = directory.Directory(db, route=self.board.route)
         self.principals = principals.Principals(db, self.commits)

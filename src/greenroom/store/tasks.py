@@ -47,6 +47,10 @@ _PAUSES = {"waiting": b'{"state":"waiting",', "resumed": b'{"state":"running"}'}
 _IS_UNSUCCESSFUL = "finished_at is not null and state <> 'succeeded'"  # as the partial index has it, to the letter
 _OPEN_COUNTS = f"select agent, state, count(*) from task where {rows.IS_OPEN} group by agent, state"
 _QUEUED = f"select count(*) from task where state = 'queued' and {rows.IS_OPEN}"
+_CLAIMABLE = "select agent, count(*) from task where state = 'queued' and due_at is null and not blocked group by agent"
+_ALONE = f"""
+select agent, count(*) from task where state = 'queued' and {rows.IS_SUSPECT} and due_at is null and not blocked
+group by agent"""
 _SUSPECTS = f"""
 select distinct agent from task where state = 'queued' and {rows.IS_SUSPECT} and due_at is null and not blocked"""
 _END_COUNTS = "select agent, state, tasks from ended_count where tenant = :tenant"
@@ -177,6 +181,17 @@ class Tasks:
     async def suspected(self) -> frozenset[str]:
         """Return the agents that have tasks which are due and are to run alone."""
         return frozenset(row[0] for row in await self._db.lookup(_SUSPECTS, {}))
+
+    async def claimable_counts(self, *, is_large: bool = False) -> dict[str, int]:
+        """Return how many tasks of each agent a free slot would take now; those that run alone are not among them.
+
+        *is_large*: there may be many thousands, which take longer than the event loop may be held up.
+        """
+        read = self._db.read if is_large else self._db.lookup
+        counts = {row[0]: int(row[1]) for row in await read(_CLAIMABLE, {})}
+        for agent, alone in await self._db.lookup(_ALONE, {}):
+            counts[agent] = max(0, counts.get(agent, 0) - alone)
+        return counts
 
     async def queued_count(self) -> int:
         ((count,),) = await self._db.read(_QUEUED, {})
