@@ -30,7 +30,7 @@ VERBS = (  # in the order in which one meets them
     ("failures", "alerts:failures", "Show how replicas failed, and what was done about it."),
     ("alerts", "alerts:app", "List what people have to look after, and take it on."),
     ("rollout", "rollout:app", "Show how new revisions take over; promote, pause, resume, abort and undo it."),
-    ("scale", "agents:scale", "Set the number of an agent's replicas."),
+    ("scale", "scaling:app", "Set the number of an agent's replicas; explain it; try other settings on recorded load."),
     ("status", "status:status", "Show how the node and its agents are."),
     ("backup", "backup:app", "Make, list, restore and rehearse backups of the store."),
     ("keys", "keys:app", "Create, list and revoke the keys of those who may call."),

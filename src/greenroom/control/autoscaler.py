@@ -132,7 +132,7 @@ class Autoscaler:
         looks = []
         for name, sample in samples.items():
             entry = entries[name]
-            policy = policy_of(entry.spec, most=self._cluster.max_replicas)
+            policy = settings.scaling_policy(entry.spec, most=self._cluster.max_replicas)
             case = self._cases.get(name)
             if case is None:
                 case = self._cases[name] = _Case(Memory.empty(policy), entry.agent.replicas)
@@ -235,21 +235,3 @@ class Autoscaler:
                     by=rows.AUTOSCALER,
                 )
             )
-
-
-def policy_of(spec: settings.AgentSettings, *, most: int) -> Policy:
-    """Return the policy of an agent's settings; *most* where they say none."""
-    found = spec.scaling
-    return Policy(
-        min_replicas=found.min_replicas,
-        max_replicas=most if found.max_replicas is None else found.max_replicas,
-        slots=spec.concurrency,
-        target_queue=found.target_queue_per_replica,
-        target_busy_pct=found.target_busy_pct,
-        stable_window_s=found.stable_window_s,
-        burst_window_s=found.burst_window_s,
-        stabilisation_s=found.stabilisation_s,
-        cooldown_s=found.cooldown_s,
-        idle_s=found.idle_s,
-        max_running=spec.max_running,
-    )
