@@ -22,6 +22,7 @@ from bench.figures import Figure
 from bench.recovery import recovery
 from bench.rollouts import rollouts
 from bench.scale import FULL, QUICK, Scale
+from bench.scaling import scaling
 
 ECHO = 'factory = "agents:echo"\nconcurrency = 500\nscaling = { min_replicas = 2 }'
 THREE = dict.fromkeys(("one", "two", "three"), 'factory = "agents:echo"')
@@ -118,7 +119,7 @@ def replicas(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 
 BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
-    bench.__name__: bench for bench in (sqlite, postgres, recovery, rollouts, idle, start, replicas)
+    bench.__name__: bench for bench in (sqlite, postgres, recovery, rollouts, scaling, idle, start, replicas)
 }
 
 
