@@ -68,6 +68,8 @@ class Deployments:
         self._write(manifest.keys() | {entry.agent.name for entry in dropped})
         for entry in dropped:
             await self._drop(entry)
+        for entry in others:
+            await self._wake_for_good(entry)
         begun = [
             await self._store.deployments.deploy(
                 Deployment(
@@ -280,6 +282,12 @@ class Deployments:
         )
         await self._store.agents.observe(name, state=agents.State.DROPPED, reason=reason)
         self._facts.emit(telemetry.AgentDropped(name, reason))
+
+    async def _wake_for_good(self, entry: Entry) -> None:
+        """Have an agent awake that sleeps since scaling was automatic: now nothing would wake it."""
+        is_asleep = not (entry.agent.replicas or entry.is_dropped or entry.agent.name in self._listed)
+        if is_asleep and not self._autoscaled:
+            await self._store.agents.scale(entry.agent.name, max(1, entry.spec.scaling.min_replicas))
 
     def _check_room(self, others: Sequence[Entry]) -> None:
         most = self._settings.cluster.max_replicas

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from greenroom import errors, settings
+from greenroom import errors, settings, telemetry
 from greenroom.api import agents, schemas, views
 from greenroom.api.request import Answer, Call
+from greenroom.core import scaling
 from greenroom.sdk import models
 from greenroom.store import database
 from greenroom.store import scaling as rows
@@ -56,7 +57,7 @@ async def load(call: Call) -> Answer:
 async def scale(call: Call) -> Answer:
     """Set how many replicas an agent should have; where that is automatic, for now, and within its bounds."""
     name, wanted = call.path("name"), schemas.read(call.body, schemas.Scale)
-    call.store.directory.get(name)
+    before = call.store.directory.get(name).agent.replicas
     cluster = call.services.settings.cluster
     if wanted.replicas == 0 and not cluster.autoscaling:
         raise errors.BodyInvalid(
@@ -67,4 +68,9 @@ async def scale(call: Call) -> Answer:
     room = rows.Room(most, most if cluster.max_surge is None else cluster.max_surge)
     by = call.principal.name
     await call.store.scaling.set(name, wanted.replicas, room=room, by=by, within_bounds=cluster.autoscaling)
+    call.services.facts.emit(telemetry.ScalingDecided(name, wanted.replicas, scaling.Rule.SET))
+    if wanted.replicas != before:
+        why = f"{by} has set it"
+        fact = telemetry.AgentScaled(name, before, wanted.replicas, rule=scaling.Rule.SET, reason=why, by=by)
+        call.services.facts.emit(fact)
     return await agents.show_agent(call)

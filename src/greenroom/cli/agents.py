@@ -70,7 +70,7 @@ def list_agents(name: str | None = None, /, *, given: options.Options = options.
     ]
     render.table(AGENT_COLUMNS, rows, empty="no agents; next: add one to greenroom.toml, and restart the node")
     for agent in found:
-        if reason := render.trouble(agent.state, agent.reason, grade=agent.grade, grade_reason=agent.grade_reason):
+        if reason := render.trouble(agent.reason, grade=agent.grade, grade_reason=agent.grade_reason):
             render.say(f"{agent.name}: {reason}")
         rollout_report.tell_if_open(agent.name, agent.rollout)
     return 0

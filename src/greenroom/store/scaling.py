@@ -102,9 +102,6 @@ _FORGET_OLD = "delete from scaling_decision where at < :before"
 _DECISIONS = f"""
 select {_columns(Decision)} from scaling_decision where agent = :agent and seq < :before
 order by seq desc limit :limit"""
-_LATEST = f"""
-select {_columns(Decision)} from scaling_decision
-where seq in (select max(seq) from scaling_decision group by agent)"""
 _LOADED = f"""
 insert into load ({_columns(Load)}) values ({", ".join(f":{name}" for name in Load.__struct_fields__)})
 on conflict (agent, at) do update set arrivals = load.arrivals + :arrivals, ends = load.ends + :ends,
@@ -208,10 +205,6 @@ class Scaling:
             "limit": min(limit, MAX_PAGE),
         }
         return [Decision(*row) for row in await self._db.read(_DECISIONS, params)]
-
-    async def latest(self) -> dict[str, Decision]:
-        """Return the last decision about each agent."""
-        return {row[1]: Decision(*row) for row in await self._db.read(_LATEST, {})}
 
     async def loads(self, agent: str, *, after_us: int) -> Sequence[Load]:
         """Return what is recorded since *after_us*, oldest first: only times in which something was done."""

@@ -1025,7 +1025,6 @@ class StoreContract:
         assert await store.decide([_scale(3, before=3, rule="enough")]) == [True]
         assert [each.rule for each in await store.decisions(AGENT)] == ["enough", "burst"]
         assert [each.rule for each in await store.decisions(AGENT, before_seq=decision.seq + 1)] == ["burst"]
-        assert (await store.latest())[AGENT].rule == "enough"
 
     async def test_what_a_person_sets_is_within_bounds_and_room_and_judged_anew(self, node: Node) -> None:
         await node.deploy("one")
