@@ -169,6 +169,24 @@ async def test_a_quarantined_agent_is_not_scaled_on_its_backlog(scaled: Scaled) 
     assert "cannot import module" in decision.reason
 
 
+async def test_a_backlog_before_the_first_checks_have_passed_brings_no_replicas(scaled: Scaled) -> None:
+    scaled.loops.engine.holds_trials = True
+    await scaled.deploy(rollout={"checks": ["module:check"]})
+    await scaled.queue(60)
+    await scaled.look(2)
+    assert await scaled.replicas() == 1
+    decision = await scaled.last()
+    assert (decision.rule, "its checks run" in decision.reason) == ("failing", True)
+
+
+async def test_a_node_that_stops_decides_nothing_more(scaled: Scaled) -> None:
+    await scaled.deploy()
+    await scaled.queue(60)
+    scaled.autoscaler.stop()
+    await scaled.look(2)
+    assert await scaled.replicas() == 1
+
+
 async def test_an_open_breaker_keeps_more_from_coming(scaled: Scaled) -> None:
     await scaled.deploy()
     scaled.loops.store.board.limit("agent", 1)

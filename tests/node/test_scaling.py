@@ -182,3 +182,43 @@ async def test_a_person_may_set_another_number_within_the_bounds(tmp_path: Path)
         found = await api.get("/v1/agents/echo/scaling")
         assert (found["is_automatic"], found["replicas"]) == (True, 3)
         assert ("set", "owner") in {(item["rule"], item["by"]) for item in found["items"]}
+
+
+MANIFEST = """
+[cluster]
+autoscaling = true
+
+[agents.gated]
+factory = "agents:gated"
+max_attempts = 5
+
+[agents.gated.scaling]
+max_replicas = 5
+target_queue_per_replica = 2
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_is_killed_while_it_scales_out_keeps_the_number_and_every_task(
+    tmp_path: Path, ledger: Path, gate: Path
+) -> None:
+    folder = nodes.Folder(tmp_path / "project")
+    folder.manifest(MANIFEST)
+
+    def desired(up: nodes.Up) -> int:
+        return int(up.call("GET", "/v1/agents/gated").json()["replicas"]["desired"])
+
+    try:
+        up = folder.up()
+        ids = [up.submit("gated", {"ledger": str(ledger), "gate": str(gate)}) for _ in range(20)]
+        nodes.wait_until(lambda: desired(up) == 5)
+        up.process.kill()
+        up.process.wait()
+        gate.touch()
+        again = folder.up()
+        assert desired(again) == 5
+        assert {again.end_of(id)["state"] for id in ids} == {"succeeded"}
+        rules = [item["rule"] for item in again.call("GET", "/v1/agents/gated/scaling").json()["items"]]
+        assert "burst" in rules
+    finally:
+        folder.close()

@@ -77,11 +77,17 @@ class Autoscaler:
         self._cases: dict[str, _Case] = {}
         self._looked_s: dict[str, float] = {}  # at the queues of agents that have one
         self._later: asyncio.TimerHandle | None = None
-        self._is_large = False
+        self._is_large = self._is_stopping = False
         self._loads = Loads(store, clock, facts)
         store.hub.subscribe(self._hear)
 
+    def stop(self) -> None:
+        """Decide nothing more: what is drained from here on says nothing about the load."""
+        self._is_stopping = True
+
     async def step(self) -> float:
+        if self._is_stopping:
+            return STEP_EVERY_S
         entries = await self._store.directory.refresh()
         counts = await self._store.tasks.claimable_counts(is_large=self._is_large)
         self._is_large = sum(counts.values()) > MANY

@@ -111,6 +111,9 @@ class Bounds:
 
 
 def _failing(entry: Entry, sample: Sample) -> str:
+    """Say why more replicas would not help: none works, or none gets tasks."""
+    if entry.rollout is not None and (checking := agents.checking(entry.rollout.state)) is not None:
+        return f"its first revision gets no tasks before it has passed its checks: {checking[1]}"
     state = entry.agent.state
     is_failing = state == agents.State.QUARANTINED or (state == agents.State.FAILED and not sample.ready)
     return f"none of its replicas works, and more would not: {entry.agent.reason[:200]}" if is_failing else ""

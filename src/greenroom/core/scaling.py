@@ -205,7 +205,8 @@ def decide(
 ) -> tuple[Decision, Memory]:
     """Decide how many replicas there should be instead of *current*, with *sample* observed already.
 
-    The answer is within the policy's bounds and the caps', but that no cap takes what is there, except the cluster's.
+    The answer is within the policy's bounds and the caps'; what only keeps more from coming takes
+    nothing that is there.
 
     >>> policy = Policy(max_replicas=10)
     >>> sample = Sample(0.0, waiting=200, busy=1, ready=1)

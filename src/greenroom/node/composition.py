@@ -192,6 +192,7 @@ class Node:
         self.services.stopping.set()
         self.facts.emit(telemetry.NodeChanged(self.id, "draining"))
         self.reconciler.stop()
+        self.autoscaler.stop()
         await self.host.drain_all(grace_s=grace_s)
         if self.failure is None:
             await self.host.leave()

@@ -41,6 +41,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     """Have *agent* have *replicas*, or note why it keeps what it has.
 
     *before*: only if it has so many still. *within_bounds*: only within its ``min_replicas`` and ``max_replicas``.
+    *judged_anew*: what its replicas have died of is forgotten, as a person who scales an agent wants to see it work.
     """
 
     agent: str
@@ -52,6 +53,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     inputs: bytes = b"{}"
     before: int | None = None
     within_bounds: bool = False
+    judged_anew: bool = False
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -87,7 +89,6 @@ def _columns(row_type: type[msgspec.Struct]) -> str:
 
 
 _RESIZE = "update agent set replicas = :replicas, updated_at = :now where name = :agent"
-# Of a person: what its replicas have died of is judged anew.
 _RESIZE_ANEW = """
 update agent set replicas = :replicas, generation = generation + 1, updated_at = :now where name = :agent"""
 _OTHERS = "select coalesce(sum(replicas), 0) from agent where name <> :agent"
@@ -127,8 +128,8 @@ async def _scale(tx: Transaction, news: News, item: Scale) -> bool | errors.Gree
     if refusal is not None:
         return refusal
     params = {"agent": item.agent, "now": tx.now_us, "before": agent.replicas, "replicas": item.replicas}
-    if item.replicas != agent.replicas or item.by != AUTOSCALER:
-        await tx.execute_many(_RESIZE if item.by == AUTOSCALER else _RESIZE_ANEW, [params])
+    if item.replicas != agent.replicas or item.judged_anew:
+        await tx.execute_many(_RESIZE_ANEW if item.judged_anew else _RESIZE, [params])
         news.scaled.add(item.agent)
     reason = item.reason or f"from {agent.replicas} to {item.replicas}: {item.by} has set it"
     told = {"rule": item.rule, "reason": reason[:MAX_REASON], "inputs": item.inputs, "by": item.by}
@@ -186,7 +187,13 @@ class Scaling:
     async def set(self, agent: str, replicas: int, *, room: Room, by: str, within_bounds: bool) -> None:
         """Have *agent* have *replicas* because *by* says so; raises `errors.NotFound` and `errors.Conflict`."""
         item = Scale(
-            agent=agent, replicas=replicas, room=room, rule=scaling.Rule.SET, by=by, within_bounds=within_bounds
+            agent=agent,
+            replicas=replicas,
+            room=room,
+            rule=scaling.Rule.SET,
+            by=by,
+            within_bounds=within_bounds,
+            judged_anew=True,
         )
         await self._commits.write(scale, item)
 

@@ -115,6 +115,8 @@ class Incarnation(Generic[E]):
 
     async def leave(self) -> None:
         """Stop in order: what has ended is stored."""
+        if self.autoscaler is not None:
+            self.autoscaler.stop()
         await self.host.drain_all(grace_s=GRACE_S)
         await self.host.leave()
         await self.dispatcher.close()
