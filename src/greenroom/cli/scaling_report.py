@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BUCKET_S = 10.0
 BLOCKS = " ▁▂▃▄▅▆▇█"
 WIDEST, NARROWEST = 100, 10  # characters of a row of blocks
+WIDEST_VALUE = 4  # characters of one, where there are few
 LABEL, TAIL = 20, 14  # characters beside it
 
 
@@ -137,7 +138,7 @@ def _summary(compared: Compared) -> list[tuple[str, str, str, str]]:
 
 def _row(label: str, values: Sequence[float], *, most: float | None = None, unit: str = "") -> None:
     """Draw *values* as blocks, the highest of each column's; *most* is the full height."""
-    width = max(NARROWEST, min(WIDEST, render.out().width - LABEL - TAIL, len(values)))
+    width = max(NARROWEST, min(WIDEST, render.out().width - LABEL - TAIL))
     highest = max(values, default=0.0) if most is None else most
     bars = "".join(_block(value, highest) for value in _columns(values, width))
     render.line(f"{label:<{LABEL}}{bars}  {f'{highest:.1f}'.removesuffix('.0')} {unit}".rstrip())
@@ -145,7 +146,8 @@ def _row(label: str, values: Sequence[float], *, most: float | None = None, unit
 
 def _columns(values: Sequence[float], width: int) -> list[float]:
     if len(values) <= width:
-        return list(values)
+        wide = min(WIDEST_VALUE, width // max(1, len(values)))
+        return [value for value in values for _ in range(wide)]
     edges = [round(place * len(values) / width) for place in range(width + 1)]
     return [max(values[low:high]) for low, high in itertools.pairwise(edges)]
 

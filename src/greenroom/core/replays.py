@@ -17,6 +17,7 @@ from greenroom.core.scaling import Memory, Policy, Sample
 
 STEP_S = 1.0
 LONGEST_GAP_S = 600.0  # of a time without load; the rest of a longer one is skipped in the bucket's steps
+LONGEST_END_S = 3600.0  # after what was recorded: what waits longer than that is not counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +98,9 @@ def replay(policy: Policy, buckets: Sequence[Bucket], *, bucket_s: float = 10.0)
         run_s, start_s = bucket.run_s or run_s, bucket.start_s or start_s
         points.append(_live(world, bucket, bucket_s, run_s=run_s, start_s=start_s))
         weights.append(points[-1].replicas)
+    for _ in range(round(LONGEST_END_S / bucket_s)):  # what still waits has waited, too
+        if world.queue:
+            _live(world, Bucket(at_s=world.now_s, arrivals=0), bucket_s, run_s=run_s, start_s=start_s)
     waits = sorted(world.waits)
     return Replay(
         points=tuple(points),

@@ -277,7 +277,7 @@ def _wish(policy: Policy, memory: Memory, sample: Sample, current: int) -> _Wish
         by = (
             Rule.QUEUE if sample.waiting / policy.target_queue >= sample.busy / _busy_per_replica(policy) else Rule.BUSY
         )
-        mean = f"on average over {memory.short.window_s:g} s {memory.short.value:.1f} replicas were asked for"
+        mean = f"on average over {memory.short.window_s:g} s {memory.short.value:.2f} replicas were asked for"
         return _Wish(up, by, f"{mean} ({_load(policy, sample)})")
     idle_s = _since(memory.idle_since_s, sample.at_s)
     if not policy.min_replicas and current == 1 and idle_s is not None and idle_s >= policy.idle_s:
