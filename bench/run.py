@@ -24,6 +24,7 @@ from bench.overload import overload
 from bench.recovery import recovery
 from bench.rollouts import rollouts
 from bench.scale import FULL, QUICK, Scale
+from bench.scaling import scaling
 
 ECHO = 'factory = "agents:echo"\nconcurrency = 500\nscaling = { min_replicas = 2 }'
 THREE = dict.fromkeys(("one", "two", "three"), 'factory = "agents:echo"')
@@ -120,7 +121,8 @@ def replicas(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 
 BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
-    bench.__name__: bench for bench in (sqlite, postgres, recovery, rollouts, fairness, overload, idle, start, replicas)
+    bench.__name__: bench
+    for bench in (sqlite, postgres, recovery, rollouts, scaling, fairness, overload, idle, start, replicas)
 }
 
 

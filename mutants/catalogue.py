@@ -446,6 +446,42 @@ CATALOGUE = (
         "self._is_surplus = False\n",
         "tests/node/test_wire.py",
     ),
+    # --- scaling
+    _mutant(
+        "what keeps the autoscaler from turning twice in a window",
+        "core/scaling.py",
+        "    if memory.direction in (0, direction) or turned_s is None or turned_s >= policy.stabilisation_s:\n",
+        "    if turned_s is None or turned_s >= 0:\n",
+        "tests/core/test_scaling.py",
+    ),
+    _mutant(
+        "the window in which less must have been enough",
+        "core/scaling.py",
+        "    enough = max(1, memory.highest.value)\n",
+        "    enough = max(1, _up(memory.short.value))\n",
+        "tests/core/test_scaling.py",
+    ),
+    _mutant(
+        "the comparison with the number that a scaling decision was made from",
+        "store/scaling.py",
+        "    if item.before is not None and agent.replicas != item.before:\n",
+        "    if item.before is not None and agent.replicas < 0:\n",
+        CONTRACT,
+    ),
+    _mutant(
+        "the room that is looked at in the commit that scales",
+        "store/scaling.py",
+        "    if refusal is None and item.replicas > agent.replicas:\n",
+        "    if refusal is None and item.replicas > 10_000:\n",
+        CONTRACT,
+    ),
+    _mutant(
+        "the one replica of a sleeping agent that its rollout is proven by",
+        "core/rollouts.py",
+        "    return max(1, desired) if rollout.is_open else desired\n",
+        "    return desired\n",
+        "tests/core/test_rollouts.py",
+    ),
     # --- processes
     _mutant(
         "the sweep of what a dead node left running",

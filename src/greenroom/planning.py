@@ -82,8 +82,8 @@ class Planning:
         return structs.replace(
             plan,
             strategy="first" if is_first else by.strategy if joined is None else joined.strategy,
-            stages=views.stages(state, desired=decision.desired),
-            surge=0 if is_first else strategies.surge(state.stages, decision.desired),
+            stages=views.stages(state, desired=max(1, decision.desired)),
+            surge=0 if is_first else strategies.surge(state.stages, max(1, decision.desired)),
         )
 
     async def _tried(

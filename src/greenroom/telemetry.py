@@ -137,6 +137,25 @@ class AgentFailing(msgspec.Struct, frozen=True):
     reason: str
 
 
+class AgentScaled(msgspec.Struct, frozen=True):
+    """It is to have *replicas* instead of *before*, by *rule*; *by* says who decided."""
+
+    agent: str
+    before: int
+    replicas: int
+    rule: str
+    reason: str
+    by: str
+
+
+class ScalingDecided(msgspec.Struct, frozen=True):
+    """A decision about an agent's number of replicas was stored; it may be the same number."""
+
+    agent: str
+    replicas: int
+    rule: str
+
+
 class AgentRolledBack(msgspec.Struct, frozen=True):
     """*revision* did not work, *to* serves again."""
 
@@ -277,6 +296,8 @@ Fact = (
     | ReplicaSaid
     | AgentFailing
     | AgentDropped
+    | AgentScaled
+    | ScalingDecided
     | AgentRolledBack
     | BreakerMoved
     | ReplicaEjected
@@ -333,6 +354,7 @@ class Metrics:
         ProbeAnswered,
         BreakerMoved,
         ReplicaEjected,
+        ScalingDecided,
         BackupMade,
         BackupFailed,
         NewestBackup,
@@ -373,6 +395,10 @@ class Metrics:
         self._advice = prometheus.Gauge(
             "greenroom_advice_open", "Advice of the optimizer that is open or was applied", registry=self.registry
         )
+        self._wanted = prometheus.Gauge(
+            "greenroom_replicas_wanted", "Replicas that there should be", ["agent"], registry=self.registry
+        )
+        self._decisions = self._counter("scaling_decisions", "Decisions about numbers of replicas", ["agent", "rule"])
         self._grades: dict[str, tuple[str, str]] = {}  # of the replicas that the gauge counts: agent and grade
         self._breakers = prometheus.Gauge(
             "greenroom_breaker_state",
@@ -438,6 +464,9 @@ class Metrics:
                 self._child(self._breakers, agent).set(_BREAKER_LEVELS[state])
             case ReplicaEjected(agent):
                 self._child(self._ejections, agent).inc()
+            case ScalingDecided(agent, replicas, rule):
+                self._child(self._wanted, agent).set(replicas)
+                self._child(self._decisions, agent, rule).inc()
             case BackupMade():
                 self._child(self._backups, "made").inc()
             case BackupFailed():
@@ -472,6 +501,7 @@ _LEVELS: dict[type[Fact], int] = {
     ReplicaSaid: logging.DEBUG,
     AgentFailing: logging.ERROR,
     AgentDropped: logging.WARNING,
+    AgentScaled: logging.INFO,
     AgentRolledBack: logging.ERROR,
     BreakerMoved: logging.WARNING,
     ReplicaEjected: logging.WARNING,

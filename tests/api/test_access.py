@@ -51,6 +51,8 @@ LOWEST_ROLE = {
     "PUT /v1/agents/{name}": "admin",
     "DELETE /v1/agents/{name}": "admin",
     "PATCH /v1/agents/{name}/scale": "operator",
+    "GET /v1/agents/{name}/scaling": "viewer",
+    "GET /v1/agents/{name}/load": "viewer",
     "POST /v1/agents/{name}/release": "operator",
     "GET /v1/agents/{name}/revisions": "viewer",
     "GET /v1/agents/{name}/rollouts": "viewer",

@@ -19,6 +19,7 @@ from greenroom.api import openapi, routes
 from greenroom.core.optimizer import Found
 from greenroom.engine import archives
 from greenroom.store.recovery import Noted, Raised
+from greenroom.store.scaling import Load
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -167,6 +168,10 @@ async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Pa
     await call("GET /v1/agents/{name}", name="described")
     await call("GET /v1/agents/{name}/revisions", name="described")
     await call("PATCH /v1/agents/{name}/scale", {"replicas": 2}, name="described")
+    await call("GET /v1/agents/{name}/scaling", name="described")
+    load = Load(agent="described", arrivals=1, ends=1, run_us=2, waiting=3, busy=1.0, replicas=1, start_us=None)
+    await api.running.store.scaling.record([load])
+    assert (await call("GET /v1/agents/{name}/load", None, "?hours=1", name="described")).json()["items"]
     await call("GET /v1/agents")
 
     async def both() -> list[Any] | None:

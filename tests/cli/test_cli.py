@@ -499,6 +499,91 @@ def test_interrupting_a_watch_leaves_the_task_and_exits_with_130(fake: FakeNode)
     assert "Traceback" not in err
 
 
+# Scaling
+
+DECISION = {
+    "from_replicas": 1,
+    "to_replicas": 10,
+    "rule": "burst",
+    "reason": "from 1 to 10: 200 tasks wait",
+    "by": "autoscaler",
+    "at": "2026-01-01T00:00:00Z",
+}
+
+
+def _scaling(**changes: Any) -> dict[str, Any]:
+    known = {"agent": "research", "is_automatic": True, "max_replicas": 10, "replicas": 10, "ready": 4, "waiting": 12}
+    return known | {"latest": DECISION, "items": [DECISION]} | changes
+
+
+def _loads(count: int) -> dict[str, Any]:
+    load = {"arrivals": 50, "ends": 50, "run_s": 1.0, "waiting": 3, "busy": 5.0, "replicas": 6, "start_s": 0.05}
+    at = [f"2026-01-01T00:{place // 6:02}:{place % 6}0Z" for place in range(count)]
+    return {"items": [load | {"at": each} for each in at]}
+
+
+def test_explain_says_how_it_stands_and_why(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put("GET /v1/agents/research/scaling", _scaling(), _scaling(is_automatic=False), _scaling())
+    code, out, _ = run(capsys, "scale", "explain", "research")
+    assert code == 0
+    first = out.splitlines()[0]
+    assert first.startswith("research has 4 of 10 replicas ready; 12 tasks wait")
+    assert "automatically between 1 and 10" in first
+    assert "from 1 to 10: 200 tasks wait" in first
+    assert "1 -> 10" in out
+    assert "set by hand" in run(capsys, "scale", "explain", "research")[1]
+    assert json.loads(run(capsys, "scale", "explain", "research", "--json")[1])["latest"]["rule"] == "burst"
+
+
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_simulate_draws_both_on_any_screen(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    fake.put("GET /v1/agents", {"items": [agent()]})
+    fake.put("GET /v1/agents/research", agent())
+    fake.put("GET /v1/agents/research/scaling", _scaling())
+    fake.put("GET /v1/agents/research/load", _loads(60))
+    change = ("--set", "scaling.max_replicas=3")
+    code, out, err = run(capsys, "scale", "simulate", "--from-history", *change)
+    assert code == 0
+    for words in ("load", "present replicas", "other replicas", "other waiting", "wait, p95", "replica hours", "█"):
+        assert words in out
+    assert "scaling.max_replicas=3" in err
+    found = json.loads(run(capsys, "scale", "simulate", "research", "--from-history", *change, "--json")[1])
+    assert found["other"]["most_replicas"] <= 3 < found["present"]["most_replicas"]
+    assert found["other"]["wait_p95_s"] > found["present"]["wait_p95_s"]
+    assert dict(fake.last.query_params) == {"hours": "24"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("research",), "--from-history"),
+        (("research", "--from-history", "--set", "timeout_s=3"), "scaling.KEY=NUMBER"),
+        (("research", "--from-history", "--set", "scaling.max_replicas=many"), "no number"),
+        (("research", "--from-history", "--set", "scaling.max_replicas=0"), "max_replicas"),
+        (("research", "--from-history", "--set", "scaling.nothing=1"), "nothing"),
+    ],
+)
+def test_what_cannot_be_simulated_is_a_usage_error(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
+) -> None:
+    fake.put("GET /v1/agents/research", agent())
+    fake.put("GET /v1/agents/research/scaling", _scaling())
+    fake.put("GET /v1/agents/research/load", _loads(1))
+    code, _, err = run(capsys, "scale", "simulate", *words)
+    assert (code, told in err) == (2, True), err
+
+
+def test_without_recorded_load_there_is_nothing_to_replay(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put("GET /v1/agents/research", agent())
+    fake.put("GET /v1/agents/research/scaling", _scaling())
+    fake.put("GET /v1/agents/research/load", {"items": []})
+    code, _, err = run(capsys, "scale", "simulate", "research", "--from-history")
+    assert (code, "no load was recorded" in err) == (0, True)
+
+
 # Doing
 
 

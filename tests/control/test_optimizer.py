@@ -17,6 +17,7 @@ from greenroom.control.measurements import DRAWN, Collector, Drawn, Sources
 from greenroom.control.optimizer import Actions, Optimizer, scaled
 from greenroom.core import measurements, optimizer
 from greenroom.engine import protocol
+from greenroom.store.deployments import Limits
 from greenroom.testing.fakes import Fault, FaultyDatabase
 
 if TYPE_CHECKING:
@@ -212,14 +213,14 @@ async def test_a_bound_on_admission_is_taken_back_when_the_cpu_is_free_again(loo
 
 async def test_agents_are_scaled_only_where_they_are_well_and_there_is_room(loops: Loops) -> None:
     await loops.deploy(replicas=2)
-    assert not await scaled(loops.store, "nobody", 3, most=10)
-    assert not await scaled(loops.store, "agent", 11, most=10)
-    assert not await scaled(loops.store, "agent", 0, most=10)
-    assert await scaled(loops.store, "agent", 3, most=10)
+    assert not await scaled(loops.store, "nobody", 3, room=Limits(10, 10))
+    assert not await scaled(loops.store, "agent", 11, room=Limits(10, 10))
+    assert not await scaled(loops.store, "agent", 0, room=Limits(10, 10))
+    assert await scaled(loops.store, "agent", 3, room=Limits(10, 10))
     await loops.step(times=2)
     assert len(loops.engine.replicas) == 3
     await loops.deploy(replicas=2, digest="new")
-    assert not await scaled(loops.store, "agent", 4, most=10)  # a rollout is on its way
+    assert not await scaled(loops.store, "agent", 4, room=Limits(10, 10))  # a rollout is on its way
 
 
 async def test_what_was_open_stays_open_over_a_restart_and_what_was_applied_is_over(

@@ -126,6 +126,10 @@ def test_the_other_routes(fake: FakeNode, node: client.Client) -> None:
     fake.put("PUT /v1/agents/research", agent())
     fake.put("DELETE /v1/agents/research", Response(status_code=204))
     fake.put("PATCH /v1/agents/research/scale", agent(replicas={"desired": 3, "ready": 2}))
+    fake.put(
+        "GET /v1/agents/research/scaling", {"agent": "research", "items": [{"from_replicas": 1, "to_replicas": 2}]}
+    )
+    fake.put("GET /v1/agents/research/load", {"items": [{"arrivals": 7}]})
     fake.put("GET /v1/replicas", {"items": [replica]})
     fake.put("POST /v1/replicas/r1/restart", replica)
     fake.put("POST /v1/replicas/r1/drain", replica)
@@ -146,6 +150,9 @@ def test_the_other_routes(fake: FakeNode, node: client.Client) -> None:
     node.delete_agent("research")
     assert node.scale("research", 3).replicas.desired == 3
     assert fake.last_body == {"replicas": 3}
+    assert node.scaling("research", limit=1).items[0].to_replicas == 2
+    assert node.load("research", hours=2)[0].arrivals == 7
+    assert dict(fake.last.query_params) == {"hours": "2"}
     assert node.replicas()[0].slots == 4
     assert node.restart_replica("r1").id == node.drain_replica("r1").id == "r1"
     assert node.status() == {"environment": "development"}

@@ -65,6 +65,7 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "number", "minimum": 0},
         "How long each stage is watched, in place of the spec's for this time.",
     ),
+    "hours": ({"type": "integer", "minimum": 1, "maximum": 168, "default": 24}, "How far back."),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many."),
     "or_cancel": (
         _SWITCH,
@@ -154,7 +155,6 @@ def _bodies() -> dict[str, Any]:
     components["AgentSettings"]["properties"]["rollout"]["$ref"] = f"{_SCHEMAS}RolloutSettings"
     for name in ("AgentSettings", "Scaling", "RolloutSettings", "Example"):
         components[name]["additionalProperties"] = False  # as `settings` has it
-    components["Scale"]["properties"]["replicas"]["minimum"] = 1  # as the route has it
     components["Batch"]["properties"]["tasks"]["items"] = {"$ref": f"{_SCHEMAS}Submission"}
     return components
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.api import agents, code, operations, recovery, rollouts, schemas, sessions, tasks
+from greenroom.api import agents, code, operations, recovery, rollouts, scaling, schemas, sessions, tasks
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core.admission import Permission
 from greenroom.sdk import models
@@ -92,7 +92,11 @@ ROUTES = (
         ("code", "strategy", "hold_s", "dry_run", "sessions"),
     ),
     Route("DELETE", "/v1/agents/{name}", agents.delete_agent, DEPLOY, GONE),
-    Route("PATCH", "/v1/agents/{name}/scale", agents.scale, OPERATE, {200: AGENT}, schemas.Scale),
+    Route("PATCH", "/v1/agents/{name}/scale", scaling.scale, OPERATE, {200: AGENT}, schemas.Scale),
+    Route(
+        "GET", "/v1/agents/{name}/scaling", scaling.show, READ, {200: models.AgentScaling}, None, ("limit", "cursor")
+    ),
+    Route("GET", "/v1/agents/{name}/load", scaling.load, READ, {200: Page(models.Load)}, None, ("hours",)),
     Route("POST", "/v1/agents/{name}/release", agents.release, OPERATE, {200: AGENT}),
     Route("GET", "/v1/agents/{name}/revisions", agents.revisions, READ, {200: Page(REVISION)}),
     Route("GET", "/v1/agents/{name}/rollouts", rollouts.list_all, READ, {200: Page(ROLLOUT)}, None, ("limit",)),

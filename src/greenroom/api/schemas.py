@@ -64,7 +64,7 @@ class BatchResult(msgspec.Struct, frozen=True):
 class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many replicas an agent should have."""
 
-    replicas: Annotated[int, Meta(ge=0, le=1000)]  # 0 is refused by the route, in words of its own
+    replicas: Annotated[int, Meta(ge=0, le=1000)]  # 0 only where something wakes it
 
 
 class Rollback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

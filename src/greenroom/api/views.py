@@ -21,6 +21,7 @@ from greenroom.store.directory import Entry
 from greenroom.store.recovery import Alert, Failure
 from greenroom.store.rollouts import Rollout
 from greenroom.store.rows import StoredEvent, Task
+from greenroom.store.scaling import Decision, Load
 from greenroom.store.sessions import Session, Summary
 
 _NULL = msgspec.Raw(b"null")
@@ -227,7 +228,7 @@ def rollout(row: Rollout, *, desired: int, ready: Ready) -> models.Rollout:
         to_revision=row.to_revision,
         state=row.phase,
         stage=state.stage + 1 if state.stages else 0,
-        stages=stages(state, desired=desired),
+        stages=stages(state, desired=rollouts.wanted(state, desired)),
         weight_pct=state.weight_pct,
         ready=len(ready[row.agent, row.to_revision]),
         reason=row.reason,
@@ -281,6 +282,31 @@ def _tallies(state: rollouts.Rollout) -> Iterator[models.Tally]:
                     refused=tally.refused,
                     costly=tally.costly,
                 )
+
+
+def scaling_decision(row: Decision) -> models.ScalingDecision:
+    return models.ScalingDecision(
+        at=_at(row.at),
+        from_replicas=row.from_replicas,
+        to_replicas=row.to_replicas,
+        rule=row.rule,
+        reason=row.reason,
+        inputs=msgspec.json.decode(row.inputs),
+        by=row.decided_by,
+    )
+
+
+def load(row: Load) -> models.Load:
+    return models.Load(
+        at=_at(row.at),
+        arrivals=row.arrivals,
+        ends=row.ends,
+        run_s=None if row.run_us is None else row.run_us / 1e6,
+        waiting=row.waiting,
+        busy=row.busy,
+        replicas=row.replicas,
+        start_s=None if row.start_us is None else row.start_us / 1e6,
+    )
 
 
 def failure(row: Failure) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""`greenroom agents`, `replicas` and `scale`: who works here, and in how many processes."""
+"""`greenroom agents` and `replicas`: who works here, and in how many processes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import cyclopts
 
@@ -70,7 +70,7 @@ def list_agents(name: str | None = None, /, *, given: options.Options = options.
     ]
     render.table(AGENT_COLUMNS, rows, empty="no agents; next: add one to greenroom.toml, and restart the node")
     for agent in found:
-        if reason := render.trouble(agent.state, agent.reason, grade=agent.grade, grade_reason=agent.grade_reason):
+        if reason := render.trouble(agent.reason, grade=agent.grade, grade_reason=agent.grade_reason):
             render.say(f"{agent.name}: {reason}")
         if reason := render.waiting(agent.breaker):
             render.say(f"{agent.name}: {reason}")
@@ -190,29 +190,4 @@ def _report(replica: models.Replica, given: options.Options) -> None:
         return
     tasks = f"finishes its tasks ({replica.busy} running)" if replica.busy else "goes"
     render.line(f"replica {replica.id} of {replica.agent}: {replica.state}; it {tasks}, and another takes its place")
-    render.say("next: greenroom replicas")
-
-
-def scale(
-    agent: str,
-    count: Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=0))],
-    /,
-    *,
-    given: options.Options = options.DEFAULT,
-) -> None:
-    """Set the number of an agent's replicas.
-
-    Parameters
-    ----------
-    agent
-        The agent's name.
-    count
-        How many replicas it shall have.
-    """
-    with given.connect() as node:
-        scaled = node.scale(agent, count)
-    if given.json:
-        render.json(scaled)
-        return
-    render.line(f"{scaled.name}: {scaled.replicas.desired} replicas wanted, {scaled.replicas.ready} ready")
     render.say("next: greenroom replicas")

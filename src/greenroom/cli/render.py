@@ -143,9 +143,9 @@ def spinner(text: str) -> Iterator[None]:
         yield
 
 
-def trouble(state: str | None, reason: str | None, *, grade: str | None, grade_reason: str | None) -> str | None:
-    """Return what is to be said of an agent beside its row: why it is not ready, else why it is not well."""
-    if reason and state != "ready":
+def trouble(reason: str | None, *, grade: str | None, grade_reason: str | None) -> str | None:
+    """Return what is to be said of an agent beside its row: why it is not ready or asleep, else why it is not well."""
+    if reason:
         return reason
     return grade_reason if grade in ("degraded", "unhealthy") else None
 

@@ -33,8 +33,8 @@ def status(*, given: options.Options = options.DEFAULT) -> None:
     render.line("")
     render.table(COLUMNS, map(_row, agents), empty="no agents; next: add one to greenroom.toml, and restart the node")
     for agent in agents:
-        state, grade = agent.get("state"), agent.get("grade")
-        if reason := render.trouble(state, agent.get("reason"), grade=grade, grade_reason=agent.get("grade_reason")):
+        grade = agent.get("grade")
+        if reason := render.trouble(agent.get("reason"), grade=grade, grade_reason=agent.get("grade_reason")):
             render.say(f"{agent['name']}: {reason}")
         if reason := render.waiting(_breaker(agent)):
             render.say(f"{agent['name']}: {reason}")

@@ -31,6 +31,7 @@ STEP_EVERY_S = 1.0
 MEASURE_EVERY_S = 5.0
 RESUME_S = 0.5  # from the end of a sub-task to its parent's going on, at most
 STOP_GRACE_S = 2.0
+WARM_SPARES = 16  # an interpreter with what the agent imports: about 30 to 200 MB each
 START_S = 120.0  # the longest that a replica may take to become ready: the import has a bound of its own
 
 
@@ -60,6 +61,8 @@ class Host:
         self._adapters: dict[str, str] = {}
         self._stops: set[asyncio.Task[None]] = set()
         self._measure_at_s = 0.0
+        self.warm_spares = WARM_SPARES  # of agents that sleep; who is short of memory may lower it
+        self._warm: frozenset[tuple[str, int]] = frozenset()
         self._is_leaving = False
         self._is_hurried = asyncio.Event()
         self.checks = Checks(engine, clock, facts, graded=self._on_graded, is_grading=health_checks)
@@ -78,6 +81,7 @@ class Host:
         for gone in self._told.keys() - entries.keys():
             del self._told[gone]
         self._stop_drained()
+        await self._keep_warm(entries)
         self._end_late_starters()
         self._measure()
         states = {name: self._state_of(entry) for name, entry in entries.items()}
@@ -145,6 +149,14 @@ class Host:
         replica.recycled_for = failures.told(f"recycled: {reason}")
         self._unwritten.add(replica)
         self._facts.emit(telemetry.ReplicaRecycled(replica.agent, id, failures.told(reason)))
+        self.wakeup.set()
+        return True
+
+    def lower_spares(self) -> bool:
+        """Keep half as many interpreters warm for agents that sleep, for this life; False where none is kept."""
+        if not self._warm:
+            return False
+        self.warm_spares = len(self._warm) // 2
         self.wakeup.set()
         return True
 
@@ -226,7 +238,7 @@ class Host:
         self._recovery.on_death(death, failure, is_missed=is_missed)
 
     def _hear(self, news: News) -> None:
-        if news.suspects or news.traffic:
+        if news.suspects or news.traffic or news.scaled:
             self.wakeup.set()
 
     def _on_graded(self, replica: str) -> None:
@@ -268,6 +280,8 @@ class Host:
                 replica.state == "ready",
                 replica.state == "draining",
                 is_moving=bool(replica.recycled_for) or (moved_at_s is not None and replica.started_s < moved_at_s),
+                load=self._store.board.attempts(replica.id),
+                started_s=replica.started_s,
             )
             for replica in seen
         ]
@@ -288,8 +302,23 @@ class Host:
         for replica in alone:
             if not is_suspected or replica.revision != agent.revision:
                 self._drain(replica)
-        if is_suspected and not alone and agent.replicas and self._may_start(self._recovery.record(agent.name)):
+        if is_suspected and not alone and not entry.is_dropped and self._may_start(self._recovery.record(agent.name)):
             await self._start(entry, agent.revision, for_suspects=True)
+
+    async def _keep_warm(self, entries: Mapping[str, Entry]) -> None:
+        """Have those who sleep wake up fast: the engine keeps ready what their replicas are made from."""
+        asleep = [entry for entry in entries.values() if not entry.agent.replicas and not entry.is_dropped]
+        wanted = {(entry.agent.name, entry.agent.revision): entry for entry in asleep[: max(0, self.warm_spares)]}
+        if wanted.keys() == self._warm or self._is_leaving:
+            return
+        revisions = [await self._revision(entry, number) for (_, number), entry in wanted.items()]
+        await self._engine.keep_warm(revisions)
+        self._warm = frozenset(wanted)
+
+    async def _revision(self, entry: Entry, number: int) -> contract.Revision:
+        """Return what the engine is to run: from a fresh interpreter, where recovery wants one."""
+        interpreter = self._recovery.record(entry.agent.name, number).interpreter
+        return dataclasses.replace(await self._revision_of(entry, number), interpreter=interpreter)
 
     def _may_start(self, record: recovery.Record) -> bool:
         is_time = self._clock.monotonic_s() >= record.start_not_before_s
@@ -298,9 +327,7 @@ class Host:
     async def _start(self, entry: Entry, number: int, *, for_suspects: bool = False) -> None:
         name, spec = entry.agent.name, entry.spec_of(number)
         # First, for the store may not answer: then there is no replica, and the next step tries again.
-        revision = dataclasses.replace(
-            await self._revision_of(entry, number), interpreter=self._recovery.record(name, number).interpreter
-        )
+        revision = await self._revision(entry, number)
         hosted = Hosted(
             id=f"{name}-{submissions.new_id()[:8]}",
             agent=name,
@@ -409,11 +436,11 @@ class Host:
 
     def _state_of(self, entry: Entry) -> tuple[str, str]:
         agent = entry.agent
-        if agent.state == agents.State.DROPPED and not agent.replicas:
+        if entry.is_dropped:
             return agents.State.DROPPED, agent.reason
         ready = sum(replica.serves(agent.name, agent.revision) for replica in self._replicas.values())
         wanted = entry.capacity.get(agent.revision, agent.replicas)
-        if ready >= wanted:
+        if ready >= wanted > 0:
             self._recovery.on_settled(agent.name)
         if entry.rollout is not None and (checking := agents.checking(entry.rollout.state)) is not None:
             return checking

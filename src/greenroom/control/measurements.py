@@ -140,7 +140,8 @@ class Collector:
         times = [time for bucket in buckets for time in bucket.times]
         slots = sum(bucket.slots for bucket in buckets)
         starts_s = sorted(start_s for at_s, start_s in account.starts if at_s > now_s - optimizer.WINDOW_S)
-        others = self._store.directory.replicas(besides={name})
+        entries = self._store.directory.entries
+        others = sum(other.agent.replicas for each, other in entries.items() if each != name)
         return measurements.Agent(
             name=name,
             replicas=usage.replicas,

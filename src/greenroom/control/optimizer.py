@@ -17,8 +17,11 @@ from greenroom.control.measurements import Collector
 from greenroom.control.user_rules import UserRule, plain
 from greenroom.core import failures, measurements, optimizer, optimizer_rules
 from greenroom.core.optimizer import Act, Found, Key
+from greenroom.core.scaling import Rule
 from greenroom.store.advice import Move
+from greenroom.store.deployments import Limits
 from greenroom.store.recovery import Raised, Resolved
+from greenroom.store.scaling import Scale
 from greenroom.store.store import Store
 
 BROKEN = "rule_broken"  # the kind of their alerts
@@ -195,15 +198,13 @@ def _alert_id(rule: str) -> str:
     return f"optimizer-rule-{rule}"[:200]
 
 
-async def scaled(store: Store, agent: str, replicas: int, *, most: int) -> bool:
+async def scaled(store: Store, agent: str, replicas: int, *, room: Limits) -> bool:
     """Have *replicas* of *agent*, if it is well, on no rollout's way, and there is room for so many."""
     entry = store.directory.entries.get(agent)
     if entry is None or entry.agent.state != "ready" or (entry.rollout is not None and entry.rollout.state.is_open):
         return False
-    if not 1 <= replicas <= most - store.directory.replicas(besides={agent}):
+    if replicas < 1:
         return False
-    try:
-        await store.agents.scale(agent, replicas)
-    except errors.NotFound:
-        return False
-    return True
+    item = Scale(agent=agent, replicas=replicas, room=room, rule=Rule.SET, by="optimizer", before=entry.agent.replicas)
+    (answer,) = await store.scaling.decide([item])
+    return answer is True

@@ -18,6 +18,9 @@ class State(enum.StrEnum):
 SETTLED = frozenset({State.READY, State.FAILED, State.QUARANTINED, State.DROPPED})
 
 
+ASLEEP = "it is asleep: the first task starts a replica"
+
+
 def checking(rollout: rollouts.Rollout) -> tuple[State, str] | None:
     """Return how an agent stands whose first revision gets no tasks before it has passed its checks; else None."""
     if rollout.from_revision is not None or rollout.weight_pct:
@@ -27,8 +30,8 @@ def checking(rollout: rollouts.Rollout) -> tuple[State, str] | None:
 
 def standing(name: str, record: recovery.Record, *, ready: int, wanted: int) -> tuple[State, str]:
     """Return how the agent *name* stands, and why, with *ready* of the replicas that are *wanted*."""
-    if ready >= wanted:
-        return State.READY, ""
+    if ready >= wanted and (wanted or not record.deaths):
+        return State.READY, "" if wanted else ASLEEP
     if record.is_given_up:
         remedy = f"mend it and deploy it again, or run: greenroom agents release {name}"
         return State.QUARANTINED, f"{record.reason} (quarantined; {remedy})"

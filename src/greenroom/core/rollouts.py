@@ -173,8 +173,17 @@ def switched(from_revision: int, to_revision: int, reason: str) -> Rollout:
 # --- capacity
 
 
+def wanted(rollout: Rollout, desired: int) -> int:
+    """Return how many replicas there should be of an agent that should have *desired*: one at least while it moves.
+
+    An agent at zero sleeps; its new revision has to be awake to prove itself.
+    """
+    return max(1, desired) if rollout.is_open else desired
+
+
 def capacity(rollout: Rollout, desired: int) -> dict[int, int]:
     """Return how many replicas each revision should have, of an agent that should have *desired*."""
+    desired = wanted(rollout, desired)
     if not desired or rollout.from_revision is None or rollout.is_retired:
         return {rollout.serving: desired}
     stage = rollout.stages[rollout.stage]
@@ -189,9 +198,10 @@ def capacity(rollout: Rollout, desired: int) -> dict[int, int]:
 def beside(rollout: Rollout, desired: int) -> int:
     """Return how many replicas more than *desired* there may be, until what *rollout* leaves behind is gone."""
     if rollout.from_revision is None or rollout.is_retired:
-        return 0
+        return wanted(rollout, desired) - desired
     if rollout.is_open:
-        return strategies.surge(rollout.stages, desired)
+        awake = wanted(rollout, desired)
+        return strategies.surge(rollout.stages, awake) + awake - desired
     return max(0, sum(capacity(rollout, desired).values()) - desired)
 
 

@@ -1,4 +1,4 @@
-"""The engine port: what runs replicas. Five verbs: start, stop, observe, invoke, close.
+"""The engine port: what runs replicas. Six verbs: start, stop, observe, invoke, keep_warm, close.
 
 `control.host` starts and stops, `control.dispatcher` invokes; both hear of what happened as a `Listener`. An
 engine knows neither store nor loops. `greenroom.testing.engine_contract.EngineContract` is the behaviour that
@@ -7,7 +7,7 @@ every engine must show.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -141,6 +141,12 @@ class Engine(Protocol):
         """SIGKILL now, with *reason* and *detail* in its `Exit`; unknown ids are ignored."""
 
     def observe(self) -> list[Observation]: ...
+
+    async def keep_warm(self, revisions: Sequence[Revision]) -> None:
+        """Be ready to start replicas of *revisions* at once, though none runs; of all others, no longer than useful.
+
+        A hint that costs nobody anything but memory: one that cannot be prepared is found out when it is started.
+        """
 
     async def close(self) -> None:
         """Stop everything that is left, zygotes too."""

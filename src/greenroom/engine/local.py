@@ -7,8 +7,9 @@ and no loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class LocalEngine:
         self._replicas: dict[str, replicas.Replica] = {}
         self._zygotes: dict[_Key, zygotes.Zygote] = {}
         self._leaving: set[zygotes.Zygote] = set()
+        self._warm: frozenset[_Key] = frozenset()  # zygotes that stay, though they have no replicas
         self._interpreters = interpreters.Interpreters()
         self._memory_poll: asyncio.TimerHandle | None = None
         self._descendants_look: asyncio.Task[None] | None = None
@@ -116,8 +118,10 @@ class LocalEngine:
             await self._interpreters.check(revision.agent, revision.python)
 
     def _zygote_of(self, record: replicas.Replica) -> zygotes.Zygote:
-        revision = record.revision
-        key = (revision.agent, revision.number, revision.snapshot, revision.interpreter)
+        return self._zygote(record.revision, self._log_of(record))
+
+    def _zygote(self, revision: contract.Revision, on_log: Callable[[str, str], None]) -> zygotes.Zygote:
+        key = _key(revision)
         known = self._zygotes.get(key)
         if known is not None and known.is_usable():
             return known
@@ -132,11 +136,24 @@ class LocalEngine:
             import_deadline_s=self._import_deadline_s,
         )
         try:
-            fresh = zygotes.Zygote(launch, on_log=self._log_of(record))
+            fresh = zygotes.Zygote(launch, on_log=on_log)
         except OSError as error:
             raise errors.AgentInvalid(f"cannot start agent {revision.agent} with {launch.python}: {error}") from error
         self._zygotes[key] = fresh
         return fresh
+
+    async def keep_warm(self, revisions: Sequence[contract.Revision]) -> None:
+        if self._is_closed:
+            return
+        gone, self._warm = self._warm, frozenset(map(_key, revisions))
+        for key in gone - self._warm:
+            self._retire_later(key)
+        for revision in revisions:
+            if _key(revision) in gone:
+                continue  # once: where its import fails, it fails again
+            with contextlib.suppress(errors.AgentInvalid):  # whoever starts a replica of it hears why
+                await self._check(revision)
+                self._zygote(revision, _unheard)
 
     def _log_of(self, record: replicas.Replica) -> Callable[[str, str], None]:
         """What a zygote says belongs to no replica; who asked for it first hears it, while there."""
@@ -185,8 +202,8 @@ class LocalEngine:
         return sum(not each.tenants and not each.gone.is_set() for each in self._zygotes.values())
 
     def drop_spares(self) -> int:
-        """Let the interpreters go that no replica needs; return how many that were."""
-        idle = [(key, each) for key, each in self._zygotes.items() if not each.tenants]
+        """Let the interpreters go that no replica needs and nobody keeps warm; return how many that were."""
+        idle = [(key, each) for key, each in self._zygotes.items() if not each.tenants and key not in self._warm]
         for key, each in idle:
             self._retire_if_idle(key, each)
         return len(idle)
@@ -256,10 +273,14 @@ class LocalEngine:
         self._leaving = {each for each in self._leaving if not each.gone.is_set()}
         for key, each in self._zygotes.items():
             if not each.tenants:
-                asyncio.get_running_loop().call_later(IDLE_ZYGOTE_S, self._retire_if_idle, key, each)
+                self._retire_later(key)
+
+    def _retire_later(self, key: _Key) -> None:
+        if (idle := self._zygotes.get(key)) is not None:
+            asyncio.get_running_loop().call_later(IDLE_ZYGOTE_S, self._retire_if_idle, key, idle)
 
     def _retire_if_idle(self, key: _Key, idle: zygotes.Zygote) -> None:
-        if self._zygotes.get(key) is idle and not idle.tenants:
+        if self._zygotes.get(key) is idle and not idle.tenants and key not in self._warm:
             del self._zygotes[key]
             self._leaving.add(idle)
             idle.retire()
@@ -298,6 +319,15 @@ class LocalEngine:
             held_mb = await loop.run_in_executor(self._memory_thread, processes.held_mb, pid, limit_mb)
             if record.lives() and record.pid == pid:
                 _end_if_over(record, held_mb, limit_mb)
+
+
+def _unheard(stream: str, line: str) -> None:
+    """What a zygote says that nobody has asked for yet belongs to no replica."""
+    del stream, line
+
+
+def _key(revision: contract.Revision) -> _Key:
+    return revision.agent, revision.number, revision.snapshot, revision.interpreter
 
 
 def _end_if_over(record: replicas.Replica, held_mb: float, limit_mb: int) -> None:

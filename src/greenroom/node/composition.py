@@ -16,6 +16,7 @@ from greenroom.api.backlog import Backlog
 from greenroom.api.services import Services
 from greenroom.backups import restoring
 from greenroom.control import supervisor
+from greenroom.control.autoscaler import Autoscaler
 from greenroom.control.breakers import Breakers
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
@@ -97,6 +98,7 @@ class Node:
         self.janitor = Janitor(self.store, clock)
         self.breakers = Breakers(self.store, clock, self.facts)
         self.outliers = Outliers(self.store.board, clock, self.facts, eject=self.host.restart)
+        self.autoscaler = Autoscaler(self.store, clock, self.facts, options.settings.cluster, use=self.resources.use)
         self.deployments = deployments.Deployments(
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
@@ -155,6 +157,7 @@ class Node:
             self.janitor,
             self.breakers,
             self.outliers,
+            self.autoscaler,
             self.backups.loop,
             self.resources.loop,
             *self.optimizer.loops,
@@ -206,6 +209,7 @@ class Node:
         self.services.stopping.set()
         self.facts.emit(telemetry.NodeChanged(self.id, "draining"))
         self.reconciler.stop()
+        self.autoscaler.stop()
         await self.host.drain_all(grace_s=grace_s)
         if self.failure is None:
             await self.host.leave()

@@ -12,6 +12,7 @@ from greenroom.control.optimizer import Actions, Optimizer, scaled
 from greenroom.core import measurements
 from greenroom.engine.local import LocalEngine
 from greenroom.node.resources import NodeResources
+from greenroom.store.deployments import Limits
 from greenroom.store.store import Store
 
 
@@ -53,7 +54,7 @@ class NodeOptimizer:
             ]
 
         async def scale(agent: str, count: int) -> bool:
-            return await scaled(store, agent, count, most=found.cluster.max_replicas)
+            return await scaled(store, agent, count, room=Limits.of(found.cluster))
 
         collector = Collector(
             store,
@@ -73,7 +74,7 @@ class NodeOptimizer:
             restart=host.recycle,
             scale=None if found.cluster.autoscaling else scale,  # there the autoscaler decides, and it is advice
             trim_cache=trim_cache,
-            lower_spares=lambda: engine.drop_spares() > 0,
+            lower_spares=lambda: host.lower_spares() or engine.drop_spares() > 0,
             limit_admission=services.backlog.limit_admission,
         )
         loop_of_advice = Optimizer(

@@ -40,6 +40,10 @@ class NodeResources:
             recycle=host.recycle,
         )
 
+    def use(self) -> resources.Use | None:
+        """Return what all replicas use together; None before the first look."""
+        return self.loop.use() if self.loop.is_known else None
+
     def announce(self) -> None:
         """Say what holds the limits, and what does not."""
         limits, how = self._engine.limits, self._engine.enforcement

@@ -16,6 +16,7 @@ from greenroom.sdk import calls, discovery, flows, streams, wire
 from greenroom.sdk.models import (
     Advice,
     Agent,
+    AgentScaling,
     Alert,
     Backup,
     Backups,
@@ -23,6 +24,7 @@ from greenroom.sdk.models import (
     Event,
     Failure,
     Key,
+    Load,
     Page,
     Plan,
     Problem,
@@ -212,6 +214,14 @@ class AsyncClient:
 
     async def scale(self, name: str, replicas: int) -> Agent:
         return await self._send(calls.scale(name, replicas))
+
+    async def scaling(self, name: str, *, cursor: str | None = None, limit: int | None = None) -> AgentScaling:
+        """How the agent is scaled and why, with one page of what was decided, the latest first."""
+        return await self._send(calls.scaling(name, cursor=cursor, limit=limit))
+
+    async def load(self, name: str, *, hours: int | None = None) -> list[Load]:
+        """The load of the last *hours* (24; at most a week) in steps of ten seconds, the oldest first."""
+        return list((await self._send(calls.load(name, hours=hours))).items)
 
     async def release(self, name: str) -> Agent:
         """Have a quarantined agent judged anew: its replicas are started again."""

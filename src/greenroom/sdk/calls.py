@@ -92,6 +92,7 @@ _advice = as_a(models.Page[models.Advice])
 _alerts, _alert = as_a(models.Page[models.Alert]), as_a(models.Alert)
 _revisions = as_a(models.Page[models.Revision])
 _rollouts, _rollout = as_a(models.Page[models.Rollout]), as_a(models.Rollout)
+_scaling, _load = as_a(models.AgentScaling), as_a(models.Page[models.Load])
 _plan = as_a(models.Plan)
 _code = as_a(models.Code)
 _sessions = as_a(models.Page[models.Session])
@@ -253,6 +254,14 @@ def roll_back(name: str, to: int | None) -> Call[models.Rollout]:
 
 def scale(name: str, replicas: int) -> Call[models.Agent]:
     return Call("PATCH", f"/v1/agents/{_segment(name)}/scale", _agent, body=strict_json.dumps({"replicas": replicas}))
+
+
+def scaling(name: str, *, cursor: str | None = None, limit: int | None = None) -> Call[models.AgentScaling]:
+    return Call("GET", f"/v1/agents/{_segment(name)}/scaling", _scaling, query={"cursor": cursor, "limit": limit})
+
+
+def load(name: str, *, hours: int | None = None) -> Call[models.Page[models.Load]]:
+    return Call("GET", f"/v1/agents/{_segment(name)}/load", _load, query={"hours": hours})
 
 
 def release(name: str) -> Call[models.Agent]:

@@ -21,6 +21,7 @@ from greenroom.sdk.async_client import AsyncClient
 from greenroom.sdk.models import (
     Advice,
     Agent,
+    AgentScaling,
     Alert,
     Backup,
     Backups,
@@ -28,6 +29,7 @@ from greenroom.sdk.models import (
     Event,
     Failure,
     Key,
+    Load,
     Page,
     Plan,
     Problem,
@@ -251,6 +253,14 @@ class Client:
 
     def scale(self, name: str, replicas: int) -> Agent:
         return self._send(calls.scale(name, replicas))
+
+    def scaling(self, name: str, *, cursor: str | None = None, limit: int | None = None) -> AgentScaling:
+        """How the agent is scaled and why, with one page of what was decided, the latest first."""
+        return self._send(calls.scaling(name, cursor=cursor, limit=limit))
+
+    def load(self, name: str, *, hours: int | None = None) -> list[Load]:
+        """The load of the last *hours* (24; at most a week) in steps of ten seconds, the oldest first."""
+        return list((self._send(calls.load(name, hours=hours))).items)
 
     def release(self, name: str) -> Agent:
         """Have a quarantined agent judged anew: its replicas are started again."""

@@ -329,6 +329,55 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
 
 
+class ScalingDecision(msgspec.Struct, frozen=True, kw_only=True):
+    """What was decided about an agent's number of replicas. Where both numbers are the same, *rule* is what held it.
+
+    *reason* is the sentence for people, *inputs* what it was decided by, *by* ``autoscaler`` or a person.
+    """
+
+    from_replicas: int
+    to_replicas: int
+    rule: str = ""
+    reason: str = ""
+    inputs: dict[str, float] = {}
+    by: str = ""
+    at: Instant | None = None
+
+
+class AgentScaling(msgspec.Struct, frozen=True, kw_only=True):
+    """How an agent is scaled: its bounds and targets, what it has and does now, and what was decided, latest first."""
+
+    agent: str
+    is_automatic: bool = False
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_queue_per_replica: float = 5.0
+    target_busy_pct: int = 80
+    replicas: int = 0
+    ready: int = 0
+    slots: int = 0
+    busy: int = 0
+    waiting: int = 0
+    latest: ScalingDecision | None = None
+    items: tuple[ScalingDecision, ...] = ()
+    next_cursor: str | None = None
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """Ten seconds of an agent, from *at* on: tasks that came to wait, attempts that ended and their mean *run_s*, the
+    most that waited, the mean of *busy* slots, the ready *replicas*, and how long those that were started took.
+    """
+
+    at: Instant | None = None
+    arrivals: int = 0
+    ends: int = 0
+    run_s: float | None = None
+    waiting: int = 0
+    busy: float = 0.0
+    replicas: int = 0
+    start_s: float | None = None
+
+
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """How a replica failed. *action* was taken; *recovered_by* is the replica that became ready in its place."""
 

@@ -16,6 +16,7 @@ from greenroom.store import (
     principals,
     recovery,
     rollouts,
+    scaling,
     sessions,
     tasks,
     transitions,
@@ -47,6 +48,7 @@ class Store:
                 *principals.ORDER,
                 *recovery.ORDER,
                 *advice.ORDER,
+                *scaling.ORDER,
             ),
             last=self._conclude,
             settle=self._settle,
@@ -58,6 +60,7 @@ class Store:
         self.recovery = recovery.Recovery(db, self.commits)
         self.advice = advice.Advices(db, self.commits)
         self.rollouts = rollouts.Rollouts(db, self.commits)
+        self.scaling = scaling.Scaling(db, self.commits)
         self.deployments = deployments.Deployments(db, self.commits)
         self.directory = directory.Directory(db, route=self.board.route)
         self.principals = principals.Principals(db, self.commits)

@@ -48,6 +48,10 @@ _PAUSES = {"waiting": b'{"state":"waiting",', "resumed": b'{"state":"running"}'}
 _IS_UNSUCCESSFUL = "finished_at is not null and state <> 'succeeded'"  # as the partial index has it, to the letter
 _OPEN_COUNTS = f"select agent, state, count(*) from task where {rows.IS_OPEN} group by agent, state"
 _QUEUED = f"select tenant, count(*) from task where state = 'queued' and {rows.IS_OPEN} group by tenant"
+_CLAIMABLE = "select agent, count(*) from task where state = 'queued' and due_at is null and not blocked group by agent"
+_ALONE = f"""
+select agent, count(*) from task where state = 'queued' and {rows.IS_SUSPECT} and due_at is null and not blocked
+group by agent"""
 _SUSPECTS = f"""
 select distinct agent from task where state = 'queued' and {rows.IS_SUSPECT} and due_at is null and not blocked"""
 _TIMES = "select created_at, not_before, started_at, finished_at from task where id = :id"
@@ -194,6 +198,17 @@ class Tasks:
             for created, due, started, finished in found
             if finished is not None
         ]
+
+    async def claimable_counts(self, *, is_large: bool = False) -> dict[str, int]:
+        """Return how many tasks of each agent a free slot would take now; those that run alone are not among them.
+
+        *is_large*: there may be many thousands, which take longer than the event loop may be held up.
+        """
+        read = self._db.read if is_large else self._db.lookup
+        counts = {row[0]: int(row[1]) for row in await read(_CLAIMABLE, {})}
+        for agent, alone in await self._db.lookup(_ALONE, {}):
+            counts[agent] = max(0, counts.get(agent, 0) - alone)
+        return counts
 
     async def open_counts(self) -> dict[tuple[str, str], int]:
         """Return how many tasks are open, by agent and state."""

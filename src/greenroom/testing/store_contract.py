@@ -18,9 +18,9 @@ import pytest
 from greenroom import errors, settings
 from greenroom.core import optimizer, rollouts, tasks
 from greenroom.store import advice as advices
-from greenroom.store import agents, recovery, submissions, transitions
+from greenroom.store import agents, recovery, scaling, submissions, transitions
 from greenroom.store.advice import MAX_TEXT, Move
-from greenroom.store.deployments import Deployed, Deployment
+from greenroom.store.deployments import Deployed, Deployment, Limits
 from greenroom.store.news import News
 from greenroom.store.recovery import NewFailure, Noted, Raised, Recovered, Resolved
 from greenroom.store.rows import Accepted, Call, Cancel, Claim, Event, Finish, Lease, NewTask, StoredEvent
@@ -43,6 +43,18 @@ def new_task(**changes: Any) -> NewTask:
         "max_attempts": 3,
     }
     return NewTask(**given | changes)
+
+
+def _scale(replicas: int, *, rule: str = "burst", reason: str = "why", before: int | None = None) -> scaling.Scale:
+    return scaling.Scale(
+        agent=AGENT,
+        replicas=replicas,
+        room=Limits(10, 10),
+        rule=rule,
+        by=scaling.AUTOSCALER,
+        reason=reason,
+        before=before,
+    )
 
 
 class Node:
@@ -99,6 +111,9 @@ class Node:
         done = msgspec.structs.replace(rollout.state, phase=rollouts.Phase.COMPLETE, weight_pct=100, is_retired=True)
         assert await self.store.rollouts.put(rollout, done)
         return begun.revision
+
+    async def agent(self) -> agents.Agent:
+        return (await self.store.directory.refresh())[AGENT].agent
 
     async def state(self, id: str, *, tenant: str = TENANT) -> str:
         return (await self.store.tasks.get(id, tenant=tenant)).state
@@ -1142,6 +1157,62 @@ class StoreContract:
         assert (begun.revision, begun.rollout, begun.action) == (1, undone, "leave")
         assert (await node.begin("two")).revision == 2
         assert (await node.begin("three", judged_anew=False)).revision == 3
+
+    # --- scaling
+
+    async def test_a_number_of_replicas_and_its_reason_are_one_write(self, node: Node) -> None:
+        await node.deploy("one")
+        store, generation = node.store.scaling, (await node.agent()).generation
+        assert await store.decide([_scale(3, before=1)]) == [True]
+        assert ((await node.agent()).replicas, (await node.agent()).generation) == (3, generation)
+        (decision,) = await store.decisions(AGENT)
+        told = (decision.from_replicas, decision.to_replicas, decision.rule, decision.reason, decision.decided_by)
+        assert told == (1, 3, "burst", "why", scaling.AUTOSCALER)
+        assert await store.decide([_scale(5, before=1)]) == [False]  # somebody else has set it
+        assert await store.decide([_scale(3, before=3, rule="enough")]) == [True]
+        assert [each.rule for each in await store.decisions(AGENT)] == ["enough", "burst"]
+        assert [each.rule for each in await store.decisions(AGENT, before_seq=decision.seq + 1)] == ["burst"]
+
+    async def test_what_a_person_sets_is_within_bounds_and_room_and_judged_anew(self, node: Node) -> None:
+        await node.deploy("one")
+        store, generation = node.store.scaling, (await node.agent()).generation
+        room = Limits(4, 4)
+        await store.set(AGENT, 3, room=room, by="ann", within_bounds=True)
+        assert (await node.agent()).generation == generation + 1
+        assert (await store.decisions(AGENT))[0].reason == "from 1 to 3: ann has set it"
+        for count, word in ((0, "min_replicas"), (5, "max_replicas")):
+            with pytest.raises(errors.Conflict, match=word):
+                await store.set(AGENT, count, room=room, by="ann", within_bounds=True)
+        with pytest.raises(errors.Conflict, match=r"cluster\.max_replicas is 4"):
+            await store.set(AGENT, 5, room=room, by="ann", within_bounds=False)
+        with pytest.raises(errors.NotFound):
+            await store.set("nobody", 1, room=room, by="ann", within_bounds=False)
+        assert (await node.agent()).replicas == 3
+
+    async def test_decisions_are_bounded_for_each_agent(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(scaling, "KEEP", 3)
+        await node.deploy("one")
+        for number in range(5):
+            await node.store.scaling.decide([_scale(1, rule=f"rule {number}", reason="x" * 9_999)])
+        found = await node.store.scaling.decisions(AGENT)
+        assert [each.rule for each in found] == ["rule 4", "rule 3", "rule 2"]
+        assert {len(each.reason) for each in found} == {scaling.MAX_REASON}
+
+    async def test_what_may_be_claimed_is_counted(self, node: Node) -> None:
+        for changes in ({}, {}, {"session": "s"}, {"session": "s"}, {"agent": "other"}, {"not_before": 2**61}):
+            await node.submit(**changes)
+        for is_large in (False, True):
+            assert await node.store.tasks.claimable_counts(is_large=is_large) == {AGENT: 3, "other": 1}
+
+    async def test_the_load_is_kept_by_the_time_of_the_store(self, node: Node) -> None:
+        load = scaling.Load(agent=AGENT, arrivals=2, ends=1, run_us=7, waiting=3, busy=0.5, replicas=1, start_us=None)
+        await node.store.scaling.record([load])
+        await node.store.scaling.record([load, msgspec.structs.replace(load, agent="other")])
+        found = await node.store.scaling.loads(AGENT, after_us=0)
+        assert sum(each.arrivals for each in found) == 4
+        assert {(each.run_us, each.busy) for each in found} == {(7, 0.5)}
+        assert all(each.at % 10_000_000 == 0 for each in found)
+        assert not await node.store.scaling.loads(AGENT, after_us=2**61)
 
     async def test_migrating_again_changes_nothing(self, node: Node) -> None:
         id = await node.submit()

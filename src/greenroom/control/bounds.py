@@ -1,0 +1,125 @@
+"""What bounds an agent's replicas from outside: the envelope, its rollout, its breaker, its state, and the others.
+
+Of one step of `control.autoscaler`; what one agent takes the next one does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from greenroom import settings
+from greenroom.core import agents, rollouts
+from greenroom.core.resources import Use
+from greenroom.core.scaling import Caps, Sample
+from greenroom.store.agents import Replica
+from greenroom.store.directory import Entry
+
+HOT = 0.9  # of cluster.cpu
+
+
+class Bounds:
+    """*use* is what all replicas use; None: nobody measures it, and their rows tell their memory."""
+
+    def __init__(
+        self,
+        cluster: settings.Cluster,
+        entries: Mapping[str, Entry],
+        replicas: Sequence[Replica],
+        use: Use | None,
+    ) -> None:
+        self._cluster, self._entries = cluster, entries
+        self._surge = cluster.max_replicas if cluster.max_surge is None else cluster.max_surge
+        self._sizes: dict[str, list[float]] = {}
+        for replica in replicas:
+            if replica.memory_mb is not None:
+                self._sizes.setdefault(replica.agent, []).append(replica.memory_mb)
+        self._use = use or Use(0.0, sum(map(sum, self._sizes.values())))
+        self._expected_mb = sum(self._coming_mb(entry) for entry in entries.values())
+        self._taken_mb = 0.0
+
+    def take(self, entry: Entry, replicas: int) -> None:
+        """Note that *replicas* more are to be started."""
+        self._taken_mb += max(0, replicas) * self._size_mb(entry.agent.name)
+
+    def forget_taken(self) -> None:
+        self._taken_mb = 0.0
+
+    def caps(self, entry: Entry, sample: Sample, *, limit: int | None) -> Caps:
+        """Return the bounds of an agent; *limit* is the board's, of its tasks at once."""
+        room, told = self._memory(entry)
+        return Caps(
+            surge=self._beside(entry),
+            room_by_memory=room,
+            memory=told,
+            cpu=self._cpu(),
+            breaker=_breaker(entry.spec, limit),
+            failing=_failing(entry, sample),
+        )
+
+    def _cpu(self) -> str:
+        most = self._cluster.cpu
+        if most == "off" or self._use.cpu < HOT * most:
+            return ""
+        return f"all replicas use {self._use.cpu:.1f} of {most:g} CPUs (cluster.cpu): more of them would not help"
+
+    def _memory(self, entry: Entry) -> tuple[int | None, str]:
+        most, size_mb = self._cluster.memory_mb, self._size_mb(entry.agent.name)
+        if most == "off" or not size_mb:
+            return None, ""
+        used_mb = self._use.memory_mb + self._expected_mb + self._taken_mb
+        room = max(0, int((most - used_mb) // size_mb))
+        return room, (
+            f"all replicas use {used_mb:.0f} of {most} MB (cluster.memory_mb), one of these takes {size_mb:.0f}, "
+            f"so there is room for {room} more"
+        )
+
+    def _size_mb(self, agent: str) -> float:
+        sizes = self._sizes.get(agent, ())
+        return sum(sizes) / len(sizes) if sizes else 0.0
+
+    def _coming_mb(self, entry: Entry) -> float:
+        """Return what the replicas that are on their way will take, as far as is known."""
+        name = entry.agent.name
+        return self._size_mb(name) * max(0, entry.agent.replicas - len(self._sizes.get(name, ())))
+
+    def _beside(self, entry: Entry) -> int | None:
+        """Return how many replicas the agent may have while its rollout needs others beside them."""
+        if entry.rollout is None or not entry.rollout.state.is_open:
+            return None
+        state, name = entry.rollout.state, entry.agent.name
+        taken = sum(
+            rollouts.beside(other.rollout.state, other.agent.replicas)
+            for other in self._entries.values()
+            if other.rollout is not None and other.agent.name != name
+        )
+        low, high = 0, self._cluster.max_replicas
+        while low < high:  # what a rollout needs beside them grows with their number
+            middle = (low + high + 1) // 2
+            if taken + rollouts.beside(state, middle) <= self._surge:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+
+def _failing(entry: Entry, sample: Sample) -> str:
+    """Say why more replicas would not help: none works, or none gets tasks."""
+    if entry.rollout is not None and (checking := agents.checking(entry.rollout.state)) is not None:
+        return f"its first revision gets no tasks before it has passed its checks: {checking[1]}"
+    state = entry.agent.state
+    is_failing = state == agents.State.QUARANTINED or (state == agents.State.FAILED and not sample.ready)
+    return f"none of its replicas works, and more would not: {entry.agent.reason[:200]}" if is_failing else ""
+
+
+def sharing(agent: str, share: int, wants: Mapping[str, tuple[int, int]], *, most: int) -> str:
+    """Say why *agent* gets no more than *share*: who else wants how many."""
+    others = sorted(((wanted, name) for name, (_, wanted) in wants.items() if name != agent), reverse=True)
+    named = "".join(f", {name} wants {wanted}" for wanted, name in others[:3] if wanted)
+    return f"cluster.max_replicas is {most}{named}, and its fair share is {share}"
+
+
+def _breaker(spec: settings.AgentSettings, limit: int | None) -> str:
+    """Say that an agent's circuit is open: what waits, waits for what it calls."""
+    if limit not in (0, 1) or limit == spec.max_running:
+        return ""
+    return "its circuit breaker is open: what waits, waits for what it calls"

@@ -1,0 +1,318 @@
+"""The autoscaler, step by step: what it decides from what is there, and what it writes."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from msgspec import structs
+
+from greenroom import settings, telemetry
+from greenroom.control.autoscaler import Autoscaler
+from greenroom.core.resources import Use
+from greenroom.store import scaling as rows
+from greenroom.store.deployments import Deployment, Limits
+
+if TYPE_CHECKING:
+    from control.conftest import Loops
+
+SCALING = {"min_replicas": 1, "max_replicas": 8}
+CLUSTER = settings.load(environ={}, overrides={"cluster": {"autoscaling": True}}).cluster
+
+
+@dataclass
+class Scaled:
+    """The loops with an autoscaler; *use* is what all replicas use."""
+
+    loops: Loops
+    use: Use = field(default_factory=lambda: Use(0.0, 10.0))
+    cluster: settings.Cluster = CLUSTER
+
+    def __post_init__(self) -> None:
+        self.autoscaler = self.fresh()
+
+    def fresh(self) -> Autoscaler:
+        clock, store = self.loops.scratch.clock, self.loops.store
+        return Autoscaler(store, clock, self.loops.told, self.cluster, use=lambda: self.use)
+
+    def bounded(self, **changes: Any) -> None:
+        self.cluster = structs.replace(CLUSTER, **changes)
+        self.autoscaler = self.fresh()
+
+    async def deploy(self, name: str = "agent", **spec: Any) -> None:
+        spec = {"scaling": SCALING} | spec
+        parsed = settings.parse_agent(name, {"factory": "module:agent", **spec})
+        item = Deployment(agent=name, digest="d", spec=parsed, by="ann", autoscaled=True)
+        await self.loops.store.deployments.deploy(item)
+        await self.loops.step(times=2)
+
+    async def queue(self, count: int, name: str = "agent") -> None:
+        for _ in range(count):
+            await self.loops.submit(name)
+
+    async def look(self, seconds: int = 1) -> None:
+        """Let time pass, looking every second."""
+        for _ in range(seconds):
+            step = asyncio.create_task(self.autoscaler.step())
+            await self.loops.until(step.done)
+            step.result()
+            await self.loops.advance(1.0)
+
+    async def replicas(self, name: str = "agent") -> int:
+        return (await self.loops.store.directory.refresh())[name].agent.replicas
+
+    async def last(self, name: str = "agent") -> rows.Decision:
+        return (await self.loops.store.scaling.decisions(name, limit=1))[0]
+
+
+@pytest.fixture
+def scaled(loops: Loops) -> Scaled:
+    return Scaled(loops)
+
+
+async def test_a_burst_is_written_with_its_reason_and_its_inputs(scaled: Scaled) -> None:
+    await scaled.deploy()
+    await scaled.queue(41)
+    await scaled.look()
+    decision = await scaled.last()
+    assert (decision.from_replicas, decision.to_replicas, decision.rule) == (1, 8, "burst")
+    assert decision.reason.startswith("from 1 to 8: 40 tasks wait for 1 ready replica, the target is 5 each, so 8")
+    assert b'"waiting":40' in decision.inputs
+    assert decision.decided_by == rows.AUTOSCALER
+    assert len(scaled.loops.engine.replicas) == 8
+    told = [fact for fact in scaled.loops.facts if isinstance(fact, telemetry.AgentScaled)]
+    assert [(fact.before, fact.replicas, fact.rule) for fact in told] == [(1, 8, "burst")]
+
+
+async def test_tasks_that_find_no_slot_wake_it_and_others_do_not(scaled: Scaled) -> None:
+    await scaled.deploy(concurrency=2)
+    await scaled.look()
+    await scaled.queue(2)
+    assert not scaled.autoscaler.wakeup.is_set()
+    await scaled.queue(1)
+    assert scaled.autoscaler.wakeup.is_set()
+
+
+async def test_under_load_it_is_not_woken_by_each_commit(scaled: Scaled) -> None:
+    await scaled.deploy()
+    await scaled.queue(3)
+    step = asyncio.create_task(scaled.autoscaler.step())
+    await scaled.loops.until(step.done)
+    scaled.autoscaler.wakeup.clear()
+    await scaled.queue(1)
+    assert not scaled.autoscaler.wakeup.is_set()
+
+
+async def test_it_does_nothing_where_scaling_is_manual(scaled: Scaled) -> None:
+    scaled.bounded(autoscaling=False)
+    await scaled.deploy()
+    await scaled.queue(60)
+    await scaled.look(3)
+    assert await scaled.replicas() == 1
+    assert not await scaled.loops.store.scaling.decisions("agent")
+
+
+async def test_what_a_person_sets_is_kept_for_the_window(scaled: Scaled) -> None:
+    await scaled.deploy()
+    await scaled.look(70)
+    room = Limits(10, 10)
+    await scaled.loops.store.scaling.set("agent", 5, room=room, by="ann", within_bounds=True)
+    await scaled.look(59)
+    assert await scaled.replicas() == 5
+    await scaled.look(3)
+    assert await scaled.replicas() < 5
+
+
+async def test_a_deployment_keeps_what_was_scaled_out_within_its_bounds(scaled: Scaled) -> None:
+    await scaled.deploy()
+    await scaled.queue(41)
+    await scaled.look()
+    await scaled.deploy(description="another one")
+    assert await scaled.replicas() == 8
+    await scaled.deploy(scaling=SCALING | {"max_replicas": 3})
+    assert await scaled.replicas() == 3
+    await scaled.deploy(scaling=SCALING | {"min_replicas": 4})
+    assert await scaled.replicas() == 4
+
+
+async def test_a_rollout_ends_with_as_many_as_there_are_then(scaled: Scaled) -> None:
+    await scaled.deploy()
+    await scaled.deploy(timeout_s=5, rollout={"scale_down_delay_s": 0})  # another revision
+    await scaled.queue(60)
+    await scaled.look(8)
+    assert await scaled.replicas() == 8
+    entry = (await scaled.loops.store.directory.refresh())["agent"]
+    assert entry.rollout is not None
+    assert (entry.rollout.phase, entry.agent.revision) == ("complete", 2)
+
+
+async def test_what_its_replicas_died_of_is_not_forgotten_when_it_is_scaled(scaled: Scaled) -> None:
+    await scaled.deploy()
+    before = (await scaled.loops.store.directory.refresh())["agent"].agent.generation
+    await scaled.queue(41)
+    await scaled.look()
+    assert (await scaled.loops.store.directory.refresh())["agent"].agent.generation == before
+
+
+async def test_a_quarantined_agent_is_not_scaled_on_its_backlog(scaled: Scaled) -> None:
+    scaled.loops.engine.refusal = "cannot import module"
+    await scaled.deploy()
+    await scaled.look(60)
+    await scaled.queue(60)
+    await scaled.look(12)
+    assert await scaled.replicas() == 1
+    decision = await scaled.last()
+    assert decision.rule == "failing"
+    assert "cannot import module" in decision.reason
+
+
+async def test_a_backlog_before_the_first_checks_have_passed_brings_no_replicas(scaled: Scaled) -> None:
+    scaled.loops.engine.holds_trials = True
+    await scaled.deploy(rollout={"checks": ["module:check"]})
+    await scaled.queue(60)
+    await scaled.look(2)
+    assert await scaled.replicas() == 1
+    decision = await scaled.last()
+    assert (decision.rule, "its checks run" in decision.reason) == ("failing", True)
+
+
+async def test_a_node_that_stops_decides_nothing_more(scaled: Scaled) -> None:
+    await scaled.deploy()
+    await scaled.queue(60)
+    scaled.autoscaler.stop()
+    await scaled.look(2)
+    assert await scaled.replicas() == 1
+
+
+async def test_an_open_breaker_keeps_more_from_coming(scaled: Scaled) -> None:
+    await scaled.deploy()
+    scaled.loops.store.board.limit("agent", 1)
+    await scaled.queue(60)
+    await scaled.look(2)
+    assert await scaled.replicas() == 1
+    assert (await scaled.last()).rule == "breaker"
+
+
+@pytest.mark.parametrize(("limit", "rule", "word"), [(3, "burst", "max_running"), (1, "max_running", "max_running")])
+async def test_no_more_replicas_than_have_slots_for_what_may_run(
+    scaled: Scaled, limit: int, rule: str, word: str
+) -> None:
+    await scaled.deploy(max_running=limit)
+    scaled.loops.store.board.limit("agent", limit)
+    await scaled.queue(60)
+    await scaled.look(2)
+    assert await scaled.replicas() == limit
+    (first, *_) = reversed(await scaled.loops.store.scaling.decisions("agent"))
+    assert (first.rule, word in first.reason) == (rule, True)
+
+
+async def test_busy_processors_keep_more_from_coming(scaled: Scaled) -> None:
+    scaled.bounded(cpu=2.0)
+    await scaled.deploy()
+    scaled.use = Use(1.9, 10.0)
+    await scaled.queue(60)
+    await scaled.look(2)
+    assert await scaled.replicas() == 1
+    decision = await scaled.last()
+    assert (decision.rule, "1.9 of 2 CPUs" in decision.reason) == ("cpu", True)
+    scaled.use = Use(1.0, 10.0)
+    await scaled.look()
+    assert await scaled.replicas() == 8
+
+
+async def test_no_more_are_started_than_memory_holds_whoever_asks_first(scaled: Scaled) -> None:
+    scaled.bounded(memory_mb=50)
+    for name in ("a", "b"):
+        await scaled.deploy(name)
+    scaled.use = Use(0.0, 20.0)  # each replica has 10 MB
+    for name in ("a", "b"):
+        await scaled.queue(60, name)
+    await scaled.look()
+    assert [await scaled.replicas(name) for name in ("a", "b")] == [4, 1]
+    decision = await scaled.last("b")
+    assert (decision.rule, "of 50 MB" in decision.reason) == ("memory", True)
+
+
+async def test_scarce_replicas_are_shared_and_each_is_told_who_else_wants_them(scaled: Scaled) -> None:
+    scaled.bounded(max_replicas=6)
+    for name in ("a", "b"):
+        await scaled.deploy(name, scaling=SCALING | {"max_replicas": 6})
+        await scaled.queue(60, name)
+    await scaled.look()
+    assert [await scaled.replicas(name) for name in ("a", "b")] == [3, 3]
+    assert "b wants 6" in (await scaled.last("a")).reason
+
+
+async def test_who_comes_late_gets_a_fair_share_from_who_has_more(scaled: Scaled) -> None:
+    scaled.bounded(max_replicas=6)
+    for name in ("a", "b"):
+        await scaled.deploy(name, scaling=SCALING | {"max_replicas": 6})
+    await scaled.queue(60, "a")
+    await scaled.look(2)
+    assert [await scaled.replicas(name) for name in ("a", "b")] == [5, 1]
+    await scaled.queue(60, "b")
+    await scaled.look(2)
+    assert [await scaled.replicas(name) for name in ("a", "b")] == [3, 3]
+    assert (await scaled.loops.store.scaling.decisions("a"))[0].rule == "cluster"
+
+
+async def test_a_node_that_starts_keeps_the_number_and_looks_first(scaled: Scaled) -> None:
+    await scaled.deploy()
+    await scaled.queue(41)
+    await scaled.look()
+    for replica in list(scaled.loops.engine.replicas):
+        while scaled.loops.engine.replicas[replica].invocations:
+            scaled.loops.engine.succeed(replica)
+            break
+    scaled.autoscaler = scaled.fresh()
+    await scaled.look(50)
+    assert await scaled.replicas() == 8
+
+
+async def test_an_agent_sleeps_is_kept_warm_and_is_woken_by_a_task(scaled: Scaled) -> None:
+    await scaled.deploy(scaling={"min_replicas": 0, "max_replicas": 4, "idle_s": 5})
+    assert await scaled.replicas() == 0  # it has proven itself, and nothing waits
+    await scaled.loops.step(times=2)
+    assert not scaled.loops.engine.replicas
+    agent = (await scaled.loops.store.directory.refresh())["agent"].agent
+    assert (agent.state, "asleep" in agent.reason) == ("ready", True)
+    assert [(each.agent, each.number) for each in scaled.loops.engine.warm] == [("agent", 1)]
+    await scaled.look(2)
+    id = await scaled.loops.submit()
+    await scaled.look()
+    assert await scaled.replicas() == 1
+    assert (await scaled.last()).rule == "wake"
+    scaled.loops.engine.succeed(scaled.loops.replica_of(id))
+    await scaled.look(8)
+    assert await scaled.replicas() == 0
+    assert not scaled.loops.engine.replicas
+
+
+async def test_a_dropped_agent_is_left_alone(scaled: Scaled) -> None:
+    await scaled.deploy()
+    store = scaled.loops.store
+    await store.agents.scale("agent", 0)
+    await store.agents.observe("agent", state="dropped", reason="it left the manifest")
+    await scaled.queue(3)
+    await scaled.look(3)
+    assert await scaled.replicas() == 0
+
+
+async def test_what_holds_a_number_is_noted_when_it_changes_and_not_each_second(scaled: Scaled) -> None:
+    await scaled.deploy()
+    await scaled.look(30)
+    assert len(await scaled.loops.store.scaling.decisions("agent")) == 1
+
+
+async def test_the_load_is_recorded_every_ten_seconds_where_there_is_any(scaled: Scaled) -> None:
+    await scaled.deploy()
+    await scaled.look(21)
+    assert not await scaled.loops.store.scaling.loads("agent", after_us=0)
+    id = await scaled.loops.submit()
+    await scaled.look(2)
+    scaled.loops.engine.succeed(scaled.loops.replica_of(id))
+    await scaled.look(20)
+    loads = await scaled.loops.store.scaling.loads("agent", after_us=0)
+    assert (sum(load.arrivals for load in loads), sum(load.ends for load in loads)) == (1, 1)
