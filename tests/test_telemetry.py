@@ -54,3 +54,12 @@ def test_the_metric_of_the_newest_backup_is_of_when_it_was_made_whenever_that_is
     at = datetime(2030, 1, 1, tzinfo=UTC).timestamp()
     line = next(each for each in metrics.render().splitlines() if each.startswith(b"greenroom_backup_last_success"))
     assert float(line.split()[1]) == at
+
+
+def test_the_wanted_number_of_replicas_and_the_rules_that_decided_are_metrics() -> None:
+    metrics = telemetry.Metrics()
+    for replicas, rule in ((3, "burst"), (3, "enough"), (2, "idle")):
+        metrics(telemetry.ScalingDecided("a", replicas, rule))
+    text = metrics.render().decode()
+    assert 'greenroom_replicas_wanted{agent="a"} 2.0' in text
+    assert 'greenroom_scaling_decisions_total{agent="a",rule="burst"} 1.0' in text

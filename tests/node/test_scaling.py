@@ -67,10 +67,10 @@ async def test_scale_in_takes_those_that_are_free_and_lets_tasks_end(tmp_path: P
     scaling = QUICK | {"target_busy_pct": 100}
     async with nodes.opened(tmp_path / "data", {"gated": nodes.agent("gated", scaling=scaling)}, cluster=ON) as api:
         short, long = gate.with_name("short"), gate
+        held = await _submitted(api, "gated", 2, ledger=str(ledger), gate=str(long))
         await _submitted(api, "gated", 20, ledger=str(ledger), gate=str(short))
         await _wanted(api, "gated", 5)
         short.touch()
-        held = await _submitted(api, "gated", 2, ledger=str(ledger), gate=str(long))
         await nodes.lines_of(ledger, 22)
         await _wanted(api, "gated", 2)
         assert {replica["busy"] for replica in await api.replicas("gated")} == {1}
