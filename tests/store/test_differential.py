@@ -191,6 +191,9 @@ class Trial:
 
     def _begin(self, command: tuple[Any, ...]) -> tuple[Any, Awaitable[Any]] | None:
         """Tell the model; return what it says, and what the store will say."""
+        # A node counts turns in its memory: not those of tasks that never waited, and those of commits that failed.
+        known = self.node.store.board.tenants
+        self.model.turns = {agent: known.turns(agent, TENANT) for agent in AGENTS}
         name, *arguments = command
         if name in ("finish", "append", "call", "resume"):
             if not self.attempts:

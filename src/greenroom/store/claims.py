@@ -38,6 +38,8 @@ _ITS_SHARE = _TO_SHARE.format(
         then seq * {STRIDE} % {BUCKETS} >= :low and seq * {STRIDE} % {BUCKETS} < :high else pin = :revision end"""
 )
 
+_IS_SHARED = f"{_IS_READY} and not ({IS_SUSPECT})"
+
 # Who waits for an agent, and which of a tenant's priorities: each found by one look into the index, however many wait.
 _TENANTS = f"""
 with recursive waiting (tenant) as (
@@ -47,10 +49,10 @@ with recursive waiting (tenant) as (
 select cast(:agent as text), tenant from waiting where tenant is not null limit :most"""
 _LOWER = f"""
 with recursive lower (priority) as (
-    select max(priority) from task where agent = :agent and tenant = :tenant and priority < :below and {_IS_READY}
+    select max(priority) from task where agent = :agent and tenant = :tenant and priority < :below and {_IS_SHARED}
     union all select (
         select max(priority) from task
-        where agent = :agent and tenant = :tenant and priority < lower.priority and {_IS_READY})
+        where agent = :agent and tenant = :tenant and priority < lower.priority and {_IS_SHARED})
     from lower where lower.priority is not null)
 select priority from lower where priority is not null limit :most"""
 
