@@ -38,6 +38,8 @@ _ITS_SHARE = _TO_SHARE.format(
         then seq * {STRIDE} % {BUCKETS} >= :low and seq * {STRIDE} % {BUCKETS} < :high else pin = :revision end"""
 )
 
+_IS_SHARED = f"{_IS_READY} and not ({IS_SUSPECT})"
+
 # Who waits for an agent, and which of a tenant's priorities: each found by one look into the index, however many wait.
 _TENANTS = f"""
 with recursive waiting (tenant) as (
@@ -47,10 +49,10 @@ with recursive waiting (tenant) as (
 select cast(:agent as text), tenant from waiting where tenant is not null limit :most"""
 _LOWER = f"""
 with recursive lower (priority) as (
-    select max(priority) from task where agent = :agent and tenant = :tenant and priority < :below and {_IS_READY}
+    select max(priority) from task where agent = :agent and tenant = :tenant and priority < :below and {_IS_SHARED}
     union all select (
         select max(priority) from task
-        where agent = :agent and tenant = :tenant and priority < lower.priority and {_IS_READY})
+        where agent = :agent and tenant = :tenant and priority < lower.priority and {_IS_SHARED})
     from lower where lower.priority is not null)
 select priority from lower where priority is not null limit :most"""
 
@@ -152,14 +154,24 @@ class Claims:
             if not shares:
                 return
             firsts, lower = await self._choose(tx, demand, shares)
-            for rows in (firsts, await _at_priorities(tx, demand, lower) if lower else ()):
-                late_ids = [row[_ID] for row in rows if row[_DEADLINE] is not None and row[_DEADLINE] <= tx.now_us]
-                if late_ids:  # the janitor has not come by yet; the slot is for one whom somebody waits for
-                    await transitions.expire(tx, news, late_ids)
-                    self.board.mark(news.ready)
-                begun = [row for row in rows if row[_ID] not in late_ids] if late_ids else rows
-                await self._begin(tx, news, demand, begun)
-                slots, late = slots - len(begun), late + len(late_ids)
+            ended = await self._begin_or_expire(tx, news, demand, firsts)
+            found = len(firsts)
+            if lower:  # looked for now: some of those may have been among the first
+                rows = await _at_priorities(tx, demand, lower)
+                ended += await self._begin_or_expire(tx, news, demand, rows)
+                found += len(rows)
+            slots, late = slots - found + ended, late + ended
+
+    async def _begin_or_expire(self, tx: Transaction, news: News, demand: Demand, rows: Sequence[Row]) -> int:
+        """Let queued tasks begin, but for those whose time is over; return how many these were."""
+        late = [row[_ID] for row in rows if row[_DEADLINE] is not None and row[_DEADLINE] <= tx.now_us]
+        if late:  # the janitor has not come by yet; the slot is for one whom somebody waits for
+            await transitions.expire(tx, news, late)
+            self.board.mark(news.ready)  # the next of their sessions
+            rows = [row for row in rows if row[_ID] not in late]
+        if rows:
+            await self._begin(tx, news, demand, rows)
+        return len(late)
 
     async def _choose(
         self, tx: Transaction, demand: Demand, shares: Mapping[str, int]
@@ -193,8 +205,6 @@ class Claims:
         return firsts, lower
 
     async def _begin(self, tx: Transaction, news: News, demand: Demand, ready: Sequence[Row]) -> None:
-        if not ready:
-            return
         keys = [None if row[4] is None else (row[3], demand.agent, row[4]) for row in ready]
         states = {session: await _state(tx, session) for session in set(keys)}
         replicas = self.board.assign(demand, [(row[3], row[4]) for row in ready], self._homes)

@@ -379,6 +379,15 @@ class StoreContract:
         priorities = [(await node.store.tasks.get(id, tenant=TENANT)).priority for id in ids]
         assert Counter(priorities) == {9: 28, 0: 2, -5: 1, -9: 1}
 
+    async def test_a_lower_priority_that_is_reached_anyway_and_has_a_turn_is_claimed_once(self, node: Node) -> None:
+        await node.store.tasks.submit_all([new_task(priority=9) for _ in range(4)])
+        await node.store.tasks.submit_all([new_task(priority=0) for _ in range(30)])
+        await node.submit(priority=-9)
+        claims = await node.claim(24)
+        assert len({claim.id for claim in claims}) == len(claims) == 24
+        priorities = [(await node.store.tasks.get(claim.id, tenant=TENANT)).priority for claim in claims]
+        assert Counter(priorities) == {9: 4, 0: 19, -9: 1}
+
     async def test_the_sessions_of_a_tenant_take_turns(self, node: Node) -> None:
         await node.store.tasks.submit_all([new_task(session="long") for _ in range(50)])
         await node.store.tasks.submit_all([new_task(session="other") for _ in range(3)])
