@@ -24,6 +24,17 @@ class TaskAccepted(msgspec.Struct, frozen=True):
     count: int = 1
 
 
+class CacheAsked(msgspec.Struct, frozen=True):
+    """Tasks of an agent that caches were accepted, outside of sessions.
+
+    *result* is ``hit`` (answered at once), ``joined`` (it waits for the same input's first task) or ``miss``.
+    """
+
+    agent: str
+    result: str
+    count: int = 1
+
+
 class AttemptEnded(msgspec.Struct, frozen=True):
     """*state* is the task's afterwards; *duration_s* the attempt's."""
 
@@ -204,6 +215,7 @@ class NodeChanged(msgspec.Struct, frozen=True):
 
 Fact = (
     TaskAccepted
+    | CacheAsked
     | AttemptEnded
     | AttemptBegan
     | AttemptSeen
@@ -256,6 +268,7 @@ class Metrics:
 
     KINDS: tuple[type[Fact], ...] = (
         TaskAccepted,
+        CacheAsked,
         AttemptEnded,
         ReplicaReady,
         ReplicaExited,
@@ -269,6 +282,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
         self._accepted = self._counter("tasks_accepted", "Tasks accepted", ["agent"])
+        self._cache = self._counter("cache", "Tasks accepted for agents that cache", ["agent", "result"])
         self._attempts = self._counter("attempts", "Attempts ended", ["agent", "state", "reason"])
         self._exits = self._counter("replica_exits", "Replicas that ended", ["agent", "reason"])
         self._duration = prometheus.Histogram(
@@ -326,6 +340,8 @@ class Metrics:
         match fact:
             case TaskAccepted(agent, count):
                 self._child(self._accepted, agent).inc(count)
+            case CacheAsked(agent, result, count):
+                self._child(self._cache, agent, result).inc(count)
             case AttemptEnded(agent, state, reason, duration_s):
                 self._child(self._attempts, agent, state, reason).inc()
                 self._child(self._duration, agent).observe(duration_s)

@@ -12,8 +12,9 @@ import msgspec
 from greenroom import errors, strict_json, telemetry
 from greenroom.api import problems, schemas, views
 from greenroom.api.request import Answer, Call, Stream
-from greenroom.core import routing, tasks
+from greenroom.core import caching, routing, tasks
 from greenroom.store import submissions
+from greenroom.store.directory import Entry
 from greenroom.store.rows import Accepted, NewTask, Task
 
 _encode = msgspec.json.encode
@@ -45,10 +46,11 @@ async def submit(call: Call) -> Answer:
         return await _wait(call, recorded.id, wait_s)
     if not wait_s:
         accepted = await _accept(call, task)
-        return Answer(_new_document(task, accepted), 202) if accepted.is_new else await _wait(call, accepted.id, 0)
+        is_open = accepted.is_new and not accepted.is_answered
+        return Answer(_new_document(task, accepted), 202) if is_open else await _wait(call, accepted.id, 0)
     with call.store.hub.end_of(task.id) as end:  # before it is stored: its end must not slip by
         accepted = await _accept(call, task)
-        if accepted.is_new:
+        if accepted.is_new and not accepted.is_answered:
             first_s = min(wait_s, EVENT_POLL_S)  # it may end on another node, of which nobody here hears
             ended = await end.within(first_s)
             if ended is not None:
@@ -109,7 +111,7 @@ async def _item(call: Call, item: NewTask | Task | errors.GreenroomError, result
             raise result
         assert isinstance(item, NewTask)
         _check(item, result)
-        if result.is_new:
+        if result.is_new and not result.is_answered:
             return _new_document(item, result)
         return await _document(call, await call.store.tasks.get(result.id, tenant=call.principal.tenant))
     except errors.GreenroomError as error:
@@ -157,12 +159,13 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
         scores = [candidate._asdict() for candidate in _candidates(choice.scores)]
         chosen = _encode({"agent": name, "scores": scores})
     entry = directory.get(name)
+    task_input = _encode(submission.input)
     return submissions.new_task(
         name,
         entry.spec,
         now=call.services.clock.now(),
         tenant=call.principal.tenant,
-        input=_encode(submission.input),
+        input=task_input,
         submitted_by=call.principal.key_id,
         session=submission.session,
         priority=submission.priority,
@@ -172,7 +175,16 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
         fingerprint=None if key is None else key.fingerprint,
         metadata=None if submission.metadata is None else _encode(submission.metadata),
         routing=chosen,
+        cache_key=_cache_key(call, submission, entry, task_input) if call.store.results.is_on else None,
     )
+
+
+def _cache_key(call: Call, submission: schemas.Submission, entry: Entry, task_input: bytes) -> str | None:
+    """Return what is known to the result cache; None for a task that has to run."""
+    is_asked = submission.cache and caching.may_answer(call.header("cache-control"))
+    if not is_asked or submission.session is not None or submission.not_before is not None:
+        return None
+    return call.store.results.key(entry.agent.name, entry.agent.revision, task_input)
 
 
 async def _route(call: Call, value: Any) -> routing.Choice:

@@ -61,6 +61,8 @@ def task(row: Task, moves: Sequence[StoredEvent]) -> dict[str, Any]:
     }
     if row.routing is not None:
         document["routing"] = msgspec.Raw(row.routing)
+    if row.cached_from is not None:
+        document["cached_from"] = row.cached_from
     return document
 
 

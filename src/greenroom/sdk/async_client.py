@@ -78,6 +78,7 @@ class AsyncClient:
         metadata: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
         wait_s: float | None = None,
+        cache: bool = True,
     ) -> Task:
         submission = Submission(
             input=input,
@@ -87,6 +88,7 @@ class AsyncClient:
             timeout_s=timeout_s,
             not_before=not_before,
             metadata=metadata,
+            cache=cache,
         )
         return await self._send(calls.submit(submission, idempotency_key, wait_s=wait_s))
 

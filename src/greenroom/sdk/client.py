@@ -89,10 +89,12 @@ class Client:
         metadata: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
         wait_s: float | None = None,
+        cache: bool = True,
     ) -> Task:
         """Submit *input* to *agent*, or to whom the router chooses; the task is durable when this returns.
 
-        With *wait_s* (at most 300) it returns when the task has ended, in whatever state, or after that time.
+        With *wait_s* (at most 300) it returns when the task has ended, in whatever state, or after that time. With
+        *cache* false no kept result answers it, and its own is not kept.
         """
         submission = Submission(
             input=input,
@@ -102,6 +104,7 @@ class Client:
             timeout_s=timeout_s,
             not_before=not_before,
             metadata=metadata,
+            cache=cache,
         )
         return self._send(calls.submit(submission, idempotency_key, wait_s=wait_s))
 

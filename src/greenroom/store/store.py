@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from greenroom import clock as clocks
-from greenroom import errors
+from greenroom import errors, settings
 from greenroom.store import (
     agents,
     database,
@@ -14,6 +14,7 @@ from greenroom.store import (
     news,
     principals,
     recovery,
+    results,
     rollouts,
     sessions,
     tasks,
@@ -34,10 +35,11 @@ class Store:
         self.hub = news.Hub()
         self.claims = Claims(owner=owner, lease_ttl_us=int(lease_ttl_s * 1e6))
         self.board = self.claims.board
+        self.results = results.Results(submit=self.claims.submit, cache_of=self._cache_of)
         self.commits = Commits(
             db,
             order=(
-                self.claims.submit,
+                self.results.submit,
                 *transitions.ORDER,
                 sessions.remove,
                 *agents.ORDER,
@@ -45,12 +47,14 @@ class Store:
                 *rollouts.ORDER,
                 *principals.ORDER,
                 *recovery.ORDER,
+                *results.ORDER,
             ),
             last=self._conclude,
             settle=self._settle,
             has_demand=self.board.has_demand,
         )
-        self.tasks = tasks.Tasks(db, self.commits, submit=self.claims.submit)
+        self.tasks = tasks.Tasks(db, self.commits, submit=self.results.submit)
+        self.cache = results.Cache(db, self.commits)
         self.sessions = sessions.Sessions(db, self.commits)
         self.agents = agents.Agents(db, self.commits)
         self.recovery = recovery.Recovery(db, self.commits)
@@ -74,8 +78,13 @@ class Store:
             await self.db.close()
 
     async def _conclude(self, tx: Transaction, facts: news.News) -> None:
+        await self.results.conclude(tx, facts)
         await self.claims.fill(tx, facts)
         await transitions.count(tx, facts)
+
+    def _cache_of(self, agent: str) -> settings.Cache | None:
+        entry = self.directory.entries.get(agent)
+        return None if entry is None else entry.spec.cache
 
     def _settle(self, facts: news.News, committed: bool) -> None:
         self.claims.settle(facts, committed=committed)
