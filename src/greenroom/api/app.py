@@ -14,7 +14,7 @@ import msgspec
 from starlette.responses import Response
 
 from greenroom import errors, random_bits, telemetry
-from greenroom.api import openapi, problems
+from greenroom.api import connections, openapi, problems
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import OPEN, ROUTES, Route
 from greenroom.api.services import Services
@@ -27,6 +27,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 UNREADABLE = (UnicodeDecodeError, msgspec.DecodeError, OverflowError)
 _ID = f"({sessions.NAME_PATTERN})"
 _encode = msgspec.json.Encoder().encode
+_JSON, _JSON_HEADERS = "application/json", b"cache-control: no-store\r\ncontent-type: application/json\r\n"
 
 
 class App:
@@ -70,7 +71,7 @@ class App:
         else:
             match answer:
                 case Answer():
-                    await _send_answer(answer, send)
+                    await _send_answer(answer, scope, send)
                 case Stream():
                     await _send_stream(answer, receive, send)
 
@@ -165,9 +166,13 @@ async def _body(scope: Scope, headers: dict[bytes, bytes], receive: Receive, *, 
             return b"".join(pieces)
 
 
-async def _send_answer(answer: Answer, send: Send) -> None:
+async def _send_answer(answer: Answer, scope: Scope, send: Send) -> None:
     document = answer.document
     body = b"" if document is None else document if isinstance(document, bytes) else _encode(document)
+    if body and answer.media_type == _JSON:
+        send_whole = scope.get("extensions", {}).get(connections.WHOLE)
+        if send_whole is not None and send_whole(answer.status, _JSON_HEADERS, body):
+            return
     headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
     if body:
         headers.append((b"content-type", answer.media_type.encode()))

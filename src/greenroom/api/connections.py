@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+WHOLE = "greenroom.whole"  # the extension of ASGI by which the application answers at once
 MAX_HEAD_BYTES = 64 * 1024  # and of what stands around the chunks of a body
 HEAD_TIMEOUT_S = 10.0
 MAX_UNSENT_BYTES = 64 * 1024  # more is the transport's: it knows how much its reader has left unread
@@ -32,6 +34,9 @@ class Gathering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
     def write(self, data: bytes) -> None:
         if not self._unsent:
             self._loop.call_soon(self._flush)
@@ -48,6 +53,27 @@ class Gathering:
         unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
         if unsent and not self._transport.is_closing():
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+
+
+def _send_whole(cycle: RequestResponseCycle, status: int, headers: bytes, body: bytes) -> bool:
+    """Send an answer in one step, of which head and body are there; False where it has to go by ASGI's messages.
+
+    Both messages of ASGI, each with its look at every header, cost a task 8 µs.
+    """
+    if cycle.disconnected or cycle.response_started or cycle.flow.write_paused:
+        return False
+    cycle.response_started = cycle.response_complete = True
+    cycle.waiting_for_100_continue = False
+    head = [b"%b: %b\r\n" % header for header in cycle.default_headers]
+    if not cycle.keep_alive:
+        head.append(b"connection: close\r\n")
+    length = b"content-length: %d\r\n\r\n" % len(body)
+    cycle.transport.write(b"".join((STATUS_LINE[status], *head, headers, length, body)))
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+    return True
 
 
 class Part(enum.Enum):
@@ -97,6 +123,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._begin(Part.BODY)
         super().on_headers_complete()
+        self.scope["extensions"] = {WHOLE: functools.partial(_send_whole, self.cycle)}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         self._dry_bytes = 0

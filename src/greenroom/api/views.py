@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -31,8 +30,7 @@ def _raw(value: bytes | None) -> msgspec.Raw:
     return _NULL if value is None else msgspec.Raw(value)
 
 
-def _at(microseconds: int | None) -> datetime | None:
-    return database.instant_or_none(microseconds)
+_at = database.instant_or_none
 
 
 def task(row: Task, moves: Sequence[StoredEvent]) -> dict[str, Any]:

@@ -109,7 +109,8 @@ class Dispatcher:
         elif claim.is_restored:
             line = f"it runs with the session's last good state, of revision {claim.state_revision}"
             self._emit(attempt, protocol.Emitted(*attempt.key, "log", _line("greenroom", line)))
-        self.wakeup.set()
+        if len(self._attempts) == 1:  # from now on deadlines are watched; for those that follow they are already
+            self.wakeup.set()
 
     # --- what replicas say (engine.contract.Listener)
 
