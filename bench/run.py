@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench import figures, servers
+from bench import filled as filled_bench
 from bench.figures import Figure
 from bench.recovery import recovery
 from bench.rollouts import rollouts
@@ -81,6 +82,11 @@ def _rates(store: str, bare: servers.Server, node: servers.Server, scale: Scale)
     )
 
 
+def filled(folder: Path, scale: Scale) -> Iterator[Figure]:
+    """The rates on a store that has many finished tasks, beside an empty one's."""
+    yield from filled_bench.rates(folder, scale, agent=ECHO, body=BODY, batch=BATCH_BODY)
+
+
 def idle(folder: Path, scale: Scale) -> Iterator[Figure]:
     """A node with three agents and nothing to do."""
     with servers.greenroom(folder, THREE) as node:
@@ -118,7 +124,7 @@ def replicas(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 
 BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
-    bench.__name__: bench for bench in (sqlite, postgres, recovery, rollouts, idle, start, replicas)
+    bench.__name__: bench for bench in (sqlite, filled, postgres, recovery, rollouts, idle, start, replicas)
 }
 
 

@@ -256,9 +256,25 @@ async def test_an_answer_that_cannot_be_whole_is_left_to_the_messages(wire: Wire
     assert not wire.connection.cycle.response_complete
 
 
+def _whole(cycle: Any) -> connections.Whole:
+    found = cycle.scope["extensions"][connections.WHOLE]
+    assert isinstance(found, connections.Whole)
+    return found
+
+
 def _answer_whole(wire: Wire, status: int, body: bytes, *, place: int = -1) -> bool:
-    send_whole = wire._unanswered.pop(place).scope["extensions"][connections.WHOLE]
-    return bool(send_whole(status, b"x-own: 1\r\n", body))
+    return _whole(wire._unanswered.pop(place)).answer(status, b"x-own: 1\r\n", body)
+
+
+async def test_a_body_is_taken_once_when_all_of_it_is_there(wire: Wire) -> None:
+    wire.send(HEAD + b"123")
+    whole = _whole(wire.connection.cycle)
+    assert whole.take_body() is None
+    wire.send(b"45")
+    assert whole.take_body() == b"12345"
+    assert not wire.connection.cycle.body
+    wire.connection.cycle.disconnected = True
+    assert whole.take_body() is None
 
 
 class Written(Transport):

@@ -151,7 +151,17 @@ async def _body(scope: Scope, headers: dict[bytes, bytes], receive: Receive, *, 
     """Return the body, of at most *most* bytes; *bound* is the setting that says so."""
     length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length[:20]) > most:
-        raise errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
+        raise _too_large(most, bound)
+    whole = scope.get("extensions", {}).get(connections.WHOLE)
+    body: bytes | None = None if whole is None else whole.take_body()
+    if body is None:
+        body = await _pieces(receive, most=most, bound=bound)
+    if len(body) > most:
+        raise _too_large(most, bound)
+    return body
+
+
+async def _pieces(receive: Receive, *, most: int, bound: str) -> bytes:
     pieces, size = [], 0
     while True:
         message = await receive()
@@ -160,18 +170,22 @@ async def _body(scope: Scope, headers: dict[bytes, bytes], receive: Receive, *, 
         piece = bytes(message.get("body", b""))
         pieces.append(piece)
         size += len(piece)
-        if size > most:
-            raise errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
+        if size > most:  # before the rest of it has come
+            raise _too_large(most, bound)
         if not message.get("more_body"):
             return b"".join(pieces)
+
+
+def _too_large(most: int, bound: str) -> errors.BodyTooLarge:
+    return errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
 
 
 async def _send_answer(answer: Answer, scope: Scope, send: Send) -> None:
     document = answer.document
     body = b"" if document is None else document if isinstance(document, bytes) else _encode(document)
     if body and answer.media_type == _JSON:
-        send_whole = scope.get("extensions", {}).get(connections.WHOLE)
-        if send_whole is not None and send_whole(answer.status, _JSON_HEADERS, body):
+        whole = scope.get("extensions", {}).get(connections.WHOLE)
+        if whole is not None and whole.answer(answer.status, _JSON_HEADERS, body):
             return
     headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
     if body:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import functools
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-WHOLE = "greenroom.whole"  # the extension of ASGI by which the application answers at once
+WHOLE = "greenroom.whole"  # the extension of ASGI that is a `Whole`
 MAX_HEAD_BYTES = 64 * 1024  # and of what stands around the chunks of a body
 HEAD_TIMEOUT_S = 10.0
 MAX_UNSENT_BYTES = 64 * 1024  # more is the transport's: it knows how much its reader has left unread
@@ -55,25 +54,43 @@ class Gathering:
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
 
-def _send_whole(cycle: RequestResponseCycle, status: int, headers: bytes, body: bytes) -> bool:
-    """Send an answer in one step, of which head and body are there; False where it has to go by ASGI's messages.
+class Whole:
+    """A request that is here as a whole, and an answer that goes as one, without ASGI's messages for their parts.
 
-    Both messages of ASGI, each with its look at every header, cost a task 8 µs.
+    Each of those is looked at header by header: together they are a tenth of the Python that a task costs.
     """
-    if cycle.disconnected or cycle.response_started or cycle.flow.write_paused:
-        return False
-    cycle.response_started = cycle.response_complete = True
-    cycle.waiting_for_100_continue = False
-    head = [b"%b: %b\r\n" % header for header in cycle.default_headers]
-    if not cycle.keep_alive:
-        head.append(b"connection: close\r\n")
-    length = b"content-length: %d\r\n\r\n" % len(body)
-    cycle.transport.write(b"".join((STATUS_LINE[status], *head, headers, length, body)))
-    cycle.message_event.set()
-    if not cycle.keep_alive:
-        cycle.transport.close()
-    cycle.on_response()
-    return True
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    def take_body(self) -> bytes | None:
+        """Return the body; None where it has to be waited for, by ASGI's messages."""
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected or cycle.response_complete:
+            return None
+        cycle.flow.resume_reading()
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    def answer(self, status: int, headers: bytes, body: bytes) -> bool:
+        """Send an answer, whose *headers* are lines; False where it has to go by ASGI's messages."""
+        cycle = self._cycle
+        if cycle.disconnected or cycle.response_started or cycle.flow.write_paused:
+            return False
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        head = [b"%b: %b\r\n" % header for header in cycle.default_headers]
+        if not cycle.keep_alive:
+            head.append(b"connection: close\r\n")
+        length = b"content-length: %d\r\n\r\n" % len(body)
+        cycle.transport.write(b"".join((STATUS_LINE[status], *head, headers, length, body)))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+        return True
 
 
 class Part(enum.Enum):
@@ -123,7 +140,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._begin(Part.BODY)
         super().on_headers_complete()
-        self.scope["extensions"] = {WHOLE: functools.partial(_send_whole, self.cycle)}  # type: ignore[dict-item]
+        self.scope["extensions"] = {WHOLE: Whole(self.cycle)}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         self._dry_bytes = 0
@@ -148,7 +165,8 @@ class Connection(HttpToolsProtocol):
     def _begin(self, part: Part) -> None:
         if part is not self._part:
             self._part, self._dry_bytes = part, 0
-            self._stop_timer()
+            if self._timer is not None:
+                self._stop_timer()
 
     def _start_timer(self) -> None:
         self._stop_timer()

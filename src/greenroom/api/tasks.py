@@ -47,7 +47,7 @@ async def submit(call: Call) -> Answer:
     if not wait_s:
         accepted = await _accept(call, task)
         is_open = accepted.is_new and not accepted.is_answered
-        return Answer(_new_document(task, accepted), 202) if is_open else await _wait(call, accepted.id, 0)
+        return Answer(views.new_task(task, accepted), 202) if is_open else await _wait(call, accepted.id, 0)
     with call.store.hub.end_of(task.id) as end:  # before it is stored: its end must not slip by
         accepted = await _accept(call, task)
         if accepted.is_new and not accepted.is_answered:
@@ -112,7 +112,7 @@ async def _item(call: Call, item: NewTask | Task | errors.GreenroomError, result
         assert isinstance(item, NewTask)
         _check(item, result)
         if result.is_new and not result.is_answered:
-            return _new_document(item, result)
+            return views.new_task(item, result)
         return await _document(call, await call.store.tasks.get(result.id, tenant=call.principal.tenant))
     except errors.GreenroomError as error:
         return problems.problem(error, call.id)
@@ -225,48 +225,6 @@ def _check(task: NewTask, accepted: Accepted) -> None:
         raise _mismatch(given, accepted.id)
 
 
-def _new_document(task: NewTask, accepted: Accepted) -> dict[str, Any]:
-    """The document of a task that was accepted just now: no need to read it back."""
-    return views.task(
-        Task(
-            seq=0,
-            id=task.id,
-            tenant=task.tenant,
-            agent=task.agent,
-            session=task.session,
-            state="queued",
-            priority=task.priority,
-            not_before=task.not_before,
-            due_at=None,
-            deadline_at=accepted.deadline_at,
-            run_timeout_us=task.run_timeout_us,
-            epoch=0,
-            event_seq=1,
-            attempts_charged=0,
-            max_attempts=task.max_attempts,
-            kills=0,
-            revision=None,
-            replica=None,
-            claimed_at=None,
-            claim_seq=None,
-            parent=None,
-            submitted_by=task.submitted_by,
-            input=task.input,
-            output=None,
-            error=None,
-            reason=None,
-            metadata=task.metadata,
-            routing=task.routing,
-            input_tokens=0,
-            output_tokens=0,
-            created_at=accepted.created_at,
-            started_at=None,
-            finished_at=None,
-        ),
-        (),
-    )
-
-
 async def _task_answer(call: Call, row: Task) -> Answer:
     return Answer(await _document(call, row), status=200 if row.has_ended else 202)
 
@@ -342,7 +300,7 @@ async def retry(call: Call) -> Answer:
     )
     accepted = await call.store.tasks.submit(task)
     call.services.facts.emit(telemetry.TaskAccepted(task.agent))
-    return Answer(_new_document(task, accepted), status=202)
+    return Answer(views.new_task(task, accepted), status=202)
 
 
 def _timeout_s(row: Task) -> float | None:
