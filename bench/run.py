@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench import figures, servers
+from bench import filled as filled_bench
 from bench.fairness import fairness
 from bench.figures import Figure
 from bench.overload import overload
@@ -84,6 +85,11 @@ def _rates(store: str, bare: servers.Server, node: servers.Server, scale: Scale)
     )
 
 
+def filled(folder: Path, scale: Scale) -> Iterator[Figure]:
+    """The rates on a store that has many finished tasks, beside an empty one's."""
+    yield from filled_bench.rates(folder, scale, agent=ECHO, body=BODY, batch=BATCH_BODY)
+
+
 def idle(folder: Path, scale: Scale) -> Iterator[Figure]:
     """A node with three agents and nothing to do."""
     with servers.greenroom(folder, THREE) as node:
@@ -122,7 +128,7 @@ def replicas(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
     bench.__name__: bench
-    for bench in (sqlite, postgres, recovery, rollouts, scaling, fairness, overload, idle, start, replicas)
+    for bench in (sqlite, filled, postgres, recovery, rollouts, scaling, fairness, overload, idle, start, replicas)
 }
 
 

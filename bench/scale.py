@@ -21,6 +21,7 @@ class Scale:
     starts: int
     idle_s: float
     replicas: int
+    finished: int  # tasks in a store that is full
 
 
 FULL = Scale(
@@ -36,6 +37,7 @@ FULL = Scale(
     starts=5,
     idle_s=10.0,
     replicas=200,
+    finished=1_000_000,
 )
 QUICK = Scale(
     rounds=3,
@@ -50,4 +52,5 @@ QUICK = Scale(
     starts=3,
     idle_s=3.0,
     replicas=30,
+    finished=100_000,
 )

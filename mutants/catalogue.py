@@ -37,6 +37,7 @@ CONTRACT, DISPATCHER, HOST = (
     "tests/control/test_host.py",
 )
 TRANSITIONS = "store/transitions.py"
+RESULTS = "tests/store/test_results.py"
 ROLLOUTS, STRUCK = "tests/store/test_rollouts.py", "tests/simulation/test_rollouts.py"
 
 CATALOGUE = (
@@ -434,8 +435,8 @@ CATALOGUE = (
     _mutant(
         "the limit of an agent's running tasks for those that resume",
         "store/board.py",
-        "self._running(agent) >= max(1, limit)",
-        "self._running(agent) >= 10**9",
+        "self.running(agent) >= max(1, limit)",
+        "self.running(agent) >= 10**9",
         "tests/store/test_board.py",
         DISPATCHER,
     ),
@@ -618,5 +619,36 @@ CATALOGUE = (
         "        if trouble is not None and id not in self._broken:",
         "        if trouble is not None and id in self._broken:",
         "tests/control/test_optimizer.py",
+    ),
+    # --- the result cache
+    _mutant(
+        "the blocking of tasks whose key is in flight",
+        "store/submissions.py",
+        "is_blocked=result is None and item.parent is None)",
+        "is_blocked=False)",
+        f"{RESULTS}::TestSqlite::test_of_the_same_input_one_runs_and_answers_the_others",
+        f"{RESULTS}::test_never_two_of_one_key_run_and_nobody_waits_for_ever",
+    ),
+    _mutant(
+        "the turn of the next task of a key when the first one has no result",
+        "store/results.py",
+        "        await _let_go(tx, news, keys)\n",
+        "",
+        f"{RESULTS}::TestSqlite::test_the_next_one_takes_the_place_of_one_that_has_no_result",
+        f"{RESULTS}::test_never_two_of_one_key_run_and_nobody_waits_for_ever",
+    ),
+    _mutant(
+        "the time that a result is kept for",
+        "store/results.py",
+        "    and result_cache.expires_at > :now and task.state",
+        "    and result_cache.expires_at + :now > 0 and task.state",
+        f"{RESULTS}::TestSqlite::test_a_result_is_kept_for_its_time_by_the_databases_clock",
+    ),
+    _mutant(
+        "the revision in the key of a result",
+        "core/caching.py",
+        "    return key if revision is None else",
+        "    return key if key else",
+        f"{RESULTS}::TestSqlite::test_a_result_belongs_to_the_revision_that_made_it",
     ),
 )

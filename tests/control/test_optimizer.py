@@ -34,7 +34,6 @@ class _World:
         self.cpu_pct: float | None = None
         self.memory_pct: float | None = None
         self.replicas: list[measurements.Replica] = []
-        self.cache: dict[str, tuple[int, int]] = {}
         self.done: list[tuple[Any, ...]] = []
 
     def optimizer(self, *rules: user_rules.UserRule, is_applying: bool = False) -> Optimizer:
@@ -44,7 +43,6 @@ class _World:
             replicas=lambda: self.replicas,
             cpu_pct=lambda: self.cpu_pct,
             memory_pct=lambda: self.memory_pct,
-            cache=lambda: self.cache,
         )
         self.collector = Collector(loops.store, loops.scratch.clock, loops.told, found, sources)
         return Optimizer(
@@ -145,7 +143,8 @@ async def test_errors_cold_starts_idle_time_and_lookups_are_counted(loops: Loops
     await _look(loops, looking)
     loops.engine.die(next(iter(loops.engine.replicas)))
     await loops.advance(30)
-    world.cache = {"agent": (1, 9)}
+    world.loops.told.emit(telemetry.CacheAsked("agent", "hit"))
+    world.loops.told.emit(telemetry.CacheAsked("agent", "miss", 9))
     (agent,) = (await world.collector.look()).agents
     assert (agent.attempts, agent.error_pct, agent.cold_starts, agent.queued) == (1, 100.0, 1, 1)
     assert (agent.cache_hits, agent.cache_misses, agent.hit_pct, agent.idle_s) == (1, 9, 10.0, 0.0)

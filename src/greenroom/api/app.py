@@ -14,7 +14,7 @@ import msgspec
 from starlette.responses import Response
 
 from greenroom import errors, random_bits, telemetry
-from greenroom.api import openapi, problems
+from greenroom.api import connections, openapi, problems
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import OPEN, ROUTES, Route
 from greenroom.api.services import Services
@@ -27,6 +27,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 UNREADABLE = (UnicodeDecodeError, msgspec.DecodeError, OverflowError)
 _ID = f"({sessions.NAME_PATTERN})"
 _encode = msgspec.json.Encoder().encode
+_JSON, _JSON_HEADERS = "application/json", b"cache-control: no-store\r\ncontent-type: application/json\r\n"
 
 
 class App:
@@ -70,7 +71,7 @@ class App:
         else:
             match answer:
                 case Answer():
-                    await _send_answer(answer, send)
+                    await _send_answer(answer, scope, send)
                 case Stream():
                     await _send_stream(answer, receive, send)
 
@@ -148,7 +149,17 @@ async def _body(scope: Scope, headers: dict[bytes, bytes], receive: Receive, *, 
     """Return the body, of at most *most* bytes; *bound* is the setting that says so."""
     length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length[:20]) > most:
-        raise errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
+        raise _too_large(most, bound)
+    whole = scope.get("extensions", {}).get(connections.WHOLE)
+    body: bytes | None = None if whole is None else whole.take_body()
+    if body is None:
+        body = await _pieces(receive, most=most, bound=bound)
+    if len(body) > most:
+        raise _too_large(most, bound)
+    return body
+
+
+async def _pieces(receive: Receive, *, most: int, bound: str) -> bytes:
     pieces, size = [], 0
     while True:
         message = await receive()
@@ -157,15 +168,23 @@ async def _body(scope: Scope, headers: dict[bytes, bytes], receive: Receive, *, 
         piece = bytes(message.get("body", b""))
         pieces.append(piece)
         size += len(piece)
-        if size > most:
-            raise errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
+        if size > most:  # before the rest of it has come
+            raise _too_large(most, bound)
         if not message.get("more_body"):
             return b"".join(pieces)
 
 
-async def _send_answer(answer: Answer, send: Send) -> None:
+def _too_large(most: int, bound: str) -> errors.BodyTooLarge:
+    return errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
+
+
+async def _send_answer(answer: Answer, scope: Scope, send: Send) -> None:
     document = answer.document
     body = b"" if document is None else document if isinstance(document, bytes) else _encode(document)
+    if body and answer.media_type == _JSON:
+        whole = scope.get("extensions", {}).get(connections.WHOLE)
+        if whole is not None and whole.answer(answer.status, _JSON_HEADERS, body):
+            return
     headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
     if body:
         headers.append((b"content-type", answer.media_type.encode()))

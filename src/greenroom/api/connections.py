@@ -13,16 +13,18 @@ from __future__ import annotations
 import asyncio
 import enum
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from greenroom import errors, random_bits
 from greenroom.api import problems
 from greenroom.api.routes import OPEN
 
+WHOLE = "greenroom.whole"  # the extension of ASGI that is a `Whole`
 MAX_HEAD_BYTES = 64 * 1024  # and of what stands around the chunks of a body
 HEAD_TIMEOUT_S = 10.0
 MAX_UNSENT_BYTES = 64 * 1024  # more is the transport's: it knows how much its reader has left unread
@@ -46,6 +48,9 @@ class Gathering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
     def write(self, data: bytes) -> None:
         if not self._unsent:
             self._loop.call_soon(self._flush)
@@ -53,6 +58,13 @@ class Gathering:
         self._unsent_bytes += len(data)
         if self._unsent_bytes >= MAX_UNSENT_BYTES:
             self._flush()
+
+    def write_whole(self, data: bytes) -> None:
+        """Write what nothing is to be gathered with."""
+        if self._unsent:
+            self.write(data)
+        elif not self._transport.is_closing():
+            self._transport.write(data)
 
     def close(self) -> None:
         self._flush()
@@ -62,6 +74,45 @@ class Gathering:
         unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
         if unsent and not self._transport.is_closing():
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+
+
+class Whole:
+    """A request that is here as a whole, and an answer that goes as one, without ASGI's messages for their parts.
+
+    Each of those is looked at header by header: together they are a tenth of the Python that a task costs.
+    """
+
+    __slots__ = ("_cycle", "_write")
+
+    def __init__(self, cycle: RequestResponseCycle, write: Callable[[bytes], None]) -> None:
+        self._cycle, self._write = cycle, write
+
+    def take_body(self) -> bytes | None:
+        """Return the body; None where it has to be waited for, by ASGI's messages."""
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected or cycle.response_complete:
+            return None
+        cycle.flow.resume_reading()
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    def answer(self, status: int, headers: bytes, body: bytes) -> bool:
+        """Send an answer, whose *headers* are lines; False where it has to go by ASGI's messages."""
+        cycle = self._cycle
+        if cycle.disconnected or cycle.response_started or cycle.flow.write_paused:
+            return False
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        head = [b"%b: %b\r\n" % header for header in cycle.default_headers]
+        if not cycle.keep_alive:
+            head.append(b"connection: close\r\n")
+        length = b"content-length: %d\r\n\r\n" % len(body)
+        self._write(b"".join((STATUS_LINE[status], *head, headers, length, body)))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+        return True
 
 
 class Part(enum.Enum):
@@ -96,7 +147,8 @@ class Connection(HttpToolsProtocol):
         self._is_surplus = self._is_turned_away = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(Gathering(transport, self.loop))  # type: ignore[arg-type] # one, but for its class
+        self._gathering = Gathering(transport, self.loop)
+        super().connection_made(self._gathering)  # type: ignore[arg-type] # one, but for its class
         self._is_surplus = len(self.connections) > self.most
         if len(self.connections) > self.most + SURPLUS:
             self._turn_away()
@@ -137,6 +189,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         if self._is_surplus:
             self.cycle.keep_alive = False
+        self.scope["extensions"] = {WHOLE: Whole(self.cycle, self._gathering.write_whole)}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         self._dry_bytes = 0
@@ -173,7 +226,8 @@ class Connection(HttpToolsProtocol):
     def _begin(self, part: Part) -> None:
         if part is not self._part:
             self._part, self._dry_bytes = part, 0
-            self._stop_timer()
+            if self._timer is not None:
+                self._stop_timer()
 
     def _start_timer(self) -> None:
         self._stop_timer()

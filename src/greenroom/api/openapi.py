@@ -106,7 +106,7 @@ _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("Plan", "action"): ("begin", "join", "stay"),
 }
 _SOMETIMES = {
-    "Task": {"routing"},
+    "Task": {"routing", "cached_from"},
     "Session": {"state"},
     "Key": {"key"},
 }

@@ -36,7 +36,7 @@ Object = Annotated[dict[str, Any], Meta(title="an object")]
 
 
 class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A task to run. Without ``agent`` it is routed by its text."""
+    """A task to run. Without ``agent`` it is routed by its text. Without ``cache`` no kept result answers it."""
 
     input: Any
     agent: Name | None = None
@@ -47,6 +47,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metadata: Object | None = None
     webhook: None = None  # not yet built
     idempotency_key: Annotated[str, Meta(min_length=1, max_length=255, title="1 to 255 characters")] | None = None
+    cache: bool = True
 
 
 class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

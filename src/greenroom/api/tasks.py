@@ -13,8 +13,9 @@ import msgspec
 from greenroom import errors, strict_json, telemetry
 from greenroom.api import problems, schemas, views
 from greenroom.api.request import Answer, Call, Stream
-from greenroom.core import routing, tasks
+from greenroom.core import caching, routing, tasks
 from greenroom.store import submissions
+from greenroom.store.directory import Entry
 from greenroom.store.rows import Accepted, NewTask, Task
 
 _encode = msgspec.json.encode
@@ -56,10 +57,11 @@ async def submit(call: Call) -> Answer:
         return await (_wait_or_cancel if accepted.is_new else _wait)(call, accepted.id, wait_s)
     if not wait_s:
         accepted = await _accept(call, task)
-        return Answer(_new_document(task, accepted), 202) if accepted.is_new else await _wait(call, accepted.id, 0)
+        is_open = accepted.is_new and not accepted.is_answered
+        return Answer(views.new_task(task, accepted), 202) if is_open else await _wait(call, accepted.id, 0)
     with call.store.hub.end_of(task.id) as end:  # before it is stored: its end must not slip by
         accepted = await _accept(call, task)
-        if accepted.is_new:
+        if accepted.is_new and not accepted.is_answered:
             first_s = min(wait_s, EVENT_POLL_S)  # it may end on another node, of which nobody here hears
             ended = await end.within(first_s)
             if ended is not None:
@@ -120,8 +122,8 @@ async def _item(call: Call, item: NewTask | Task | errors.GreenroomError, result
             raise result
         assert isinstance(item, NewTask)
         _check(item, result)
-        if result.is_new:
-            return _new_document(item, result)
+        if result.is_new and not result.is_answered:
+            return views.new_task(item, result)
         return await _document(call, await call.store.tasks.get(result.id, tenant=call.principal.tenant))
     except errors.GreenroomError as error:
         return problems.problem(error, call.id)
@@ -168,12 +170,13 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
         scores = [candidate._asdict() for candidate in _candidates(choice.scores)]
         chosen = _encode({"agent": name, "scores": scores})
     entry = directory.get(name)
+    task_input = _encode(submission.input)
     return submissions.new_task(
         name,
         entry.spec,
         now=call.services.clock.now(),
         tenant=call.principal.tenant,
-        input=_encode(submission.input),
+        input=task_input,
         submitted_by=call.principal.key_id,
         session=submission.session,
         priority=submission.priority,
@@ -183,7 +186,16 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
         fingerprint=None if key is None else key.fingerprint,
         metadata=None if submission.metadata is None else _encode(submission.metadata),
         routing=chosen,
+        cache_key=_cache_key(call, submission, entry, task_input) if call.store.results.is_on else None,
     )
+
+
+def _cache_key(call: Call, submission: schemas.Submission, entry: Entry, task_input: bytes) -> str | None:
+    """Return what is known to the result cache; None for a task that has to run."""
+    is_asked = submission.cache and caching.may_answer(call.header("cache-control"))
+    if not is_asked or submission.session is not None or submission.not_before is not None:
+        return None
+    return call.store.results.key(entry.agent.name, entry.agent.revision, task_input)
 
 
 async def _route(call: Call, value: Any) -> routing.Choice:
@@ -222,48 +234,6 @@ def _check(task: NewTask, accepted: Accepted) -> None:
     if not accepted.matches:
         _, _, given = (task.idempotency_key or "").partition(":")
         raise _mismatch(given, accepted.id)
-
-
-def _new_document(task: NewTask, accepted: Accepted) -> dict[str, Any]:
-    """The document of a task that was accepted just now: no need to read it back."""
-    return views.task(
-        Task(
-            seq=0,
-            id=task.id,
-            tenant=task.tenant,
-            agent=task.agent,
-            session=task.session,
-            state="queued",
-            priority=task.priority,
-            not_before=task.not_before,
-            due_at=None,
-            deadline_at=accepted.deadline_at,
-            run_timeout_us=task.run_timeout_us,
-            epoch=0,
-            event_seq=1,
-            attempts_charged=0,
-            max_attempts=task.max_attempts,
-            kills=0,
-            revision=None,
-            replica=None,
-            claimed_at=None,
-            claim_seq=None,
-            parent=None,
-            submitted_by=task.submitted_by,
-            input=task.input,
-            output=None,
-            error=None,
-            reason=None,
-            metadata=task.metadata,
-            routing=task.routing,
-            input_tokens=0,
-            output_tokens=0,
-            created_at=accepted.created_at,
-            started_at=None,
-            finished_at=None,
-        ),
-        (),
-    )
 
 
 async def _task_answer(call: Call, row: Task) -> Answer:
@@ -367,7 +337,7 @@ async def retry(call: Call) -> Answer:
     )
     accepted = await call.store.tasks.submit(task)
     call.services.facts.emit(telemetry.TaskAccepted(task.agent))
-    return Answer(_new_document(task, accepted), status=202)
+    return Answer(views.new_task(task, accepted), status=202)
 
 
 def _timeout_s(row: Task) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -20,7 +19,7 @@ from greenroom.store.board import Board
 from greenroom.store.directory import Entry
 from greenroom.store.recovery import Alert, Failure
 from greenroom.store.rollouts import Rollout
-from greenroom.store.rows import StoredEvent, Task
+from greenroom.store.rows import Accepted, NewTask, StoredEvent, Task
 from greenroom.store.scaling import Decision, Load
 from greenroom.store.sessions import Session, Summary
 
@@ -33,8 +32,7 @@ def _raw(value: bytes | None) -> msgspec.Raw:
     return _NULL if value is None else msgspec.Raw(value)
 
 
-def _at(microseconds: int | None) -> datetime | None:
-    return database.instant_or_none(microseconds)
+_at = database.instant_or_none
 
 
 def task(row: Task, moves: Sequence[StoredEvent]) -> dict[str, Any]:
@@ -63,6 +61,37 @@ def task(row: Task, moves: Sequence[StoredEvent]) -> dict[str, Any]:
     }
     if row.routing is not None:
         document["routing"] = msgspec.Raw(row.routing)
+    if row.cached_from is not None:
+        document["cached_from"] = row.cached_from
+    return document
+
+
+def new_task(given: NewTask, accepted: Accepted) -> dict[str, Any]:
+    """Return the document of a task that was accepted just now, as `task` would show its row: no need to read it."""
+    document: dict[str, Any] = {
+        "id": given.id,
+        "agent": given.agent,
+        "revision": None,
+        "state": "queued",
+        "input": msgspec.Raw(given.input),
+        "output": None,
+        "error": None,
+        "session": given.session,
+        "priority": given.priority,
+        "attempt": 0,
+        "attempts": [],
+        "max_attempts": given.max_attempts,
+        "usage": {"input_tokens": 0, "output_tokens": 0},
+        "created_at": _at(accepted.created_at),
+        "started_at": None,
+        "finished_at": None,
+        "not_before": _at(given.not_before),
+        "deadline_at": _at(accepted.deadline_at),
+        "parent": given.parent,
+        "metadata": _raw(given.metadata),
+    }
+    if given.routing is not None:
+        document["routing"] = msgspec.Raw(given.routing)
     return document
 
 

@@ -43,6 +43,7 @@ def submit(
     priority: int = 0,
     timeout_s: float | None = None,
     json_input: Annotated[bool, Parameter(show_default=False)] = False,
+    no_cache: Annotated[bool, Parameter(show_default=False)] = False,
     given: options.Options = options.DEFAULT,
 ) -> int:
     """Give an agent a task: greenroom submit AGENT TEXT. Without AGENT, the router chooses the one that fits.
@@ -69,6 +70,8 @@ def submit(
         How long it may run, in seconds.
     json_input
         TEXT is JSON, and the agent gets its value.
+    no_cache
+        Run the agent, even if it keeps results and has one of the same input.
     """
     name, words = (agent, text) if text is not None else (None, agent)
     _check(name or "", words, more)
@@ -79,10 +82,12 @@ def submit(
             with render.spinner("waiting for its end"):
                 task = node.submit(
                     task_input, name, session=session, priority=priority, timeout_s=timeout_s, wait_s=longest_s,
-                    or_cancel=True,
+                    or_cancel=True, cache=not no_cache,
                 )  # fmt: skip
             return _end(task, as_json=given.json)
-        task = node.submit(task_input, name, session=session, priority=priority, timeout_s=timeout_s)
+        task = node.submit(
+            task_input, name, session=session, priority=priority, timeout_s=timeout_s, cache=not no_cache
+        )
         if not given.json:
             _announce(task)
         if not wait and wait_s is None:

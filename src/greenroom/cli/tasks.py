@@ -116,6 +116,8 @@ def _facts(task: models.Task) -> Iterator[tuple[str, object]]:
     yield "task", task.id
     yield "agent", task.agent
     yield "state", task.state
+    if task.cached_from is not None:
+        yield "from the cache", f"result of task {task.cached_from}"
     yield "revision", task.revision
     yield "session", task.session
     yield "parent", task.parent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -20,14 +19,13 @@ MAX_CALLS = 1_000
 _TOO_MUCH_LOG = b'{"truncated":true,"line":"(this task has logged too much; the rest is dropped)"}'
 
 
-@dataclass(slots=True, eq=False)
-class Attempt:
+class Attempt(msgspec.Struct, eq=False):
     claim: Claim
     started_s: float  # monotonic
     deadline_s: float  # monotonic
     holds_slot: bool = True
     waiting_for: int = 0  # sub-tasks
-    calls: set[int] = field(default_factory=set)  # ordinals
+    calls: set[int] = msgspec.field(default_factory=set)  # ordinals
     kill_at_s: float | None = None  # its end is recorded; when its process has to go if it does not stop by itself
     events_left: int = MAX_EVENTS
     event_bytes_left: int = MAX_EVENT_BYTES
@@ -118,6 +116,9 @@ def loss_of(exit: Exit, claim: Claim, *, attempts: int, suspects: int, is_suspec
     return tasks.ReplicaGone(reason, exit.detail or exit.reason, charged=suspects == 1, is_poison=is_poison)
 
 
+_NOTHING = protocol.Ended("", 0)
+
+
 def finish(
     attempt: Attempt,
     verdict: tasks.Verdict,
@@ -130,7 +131,7 @@ def finish(
 ) -> Finish:
     """Build the statement's parameters; results and state only of an attempt that succeeded."""
     claim = attempt.claim
-    has_result = message is not None and verdict.by is tasks.Move.SUCCEED
+    said, has_result = message or _NOTHING, verdict.by is tasks.Move.SUCCEED
     return Finish(
         id=claim.id,
         epoch=claim.epoch,
@@ -141,13 +142,13 @@ def finish(
         kills=int(is_kill),
         restores=int(restores),
         due_at=due_at_us,
-        output=message.output if message is not None and has_result else None,
+        output=said.output if has_result else None,
         error=error,
-        session_state=message.state if message is not None and has_result else None,
+        session_state=said.state if has_result else None,
         is_restored=claim.is_restored,
         revision=claim.revision,
-        input_tokens=message.input_tokens if message is not None else 0,
-        output_tokens=message.output_tokens if message is not None else 0,
+        input_tokens=said.input_tokens,
+        output_tokens=said.output_tokens,
     )
 
 

@@ -108,7 +108,8 @@ class Dispatcher:
         elif claim.is_restored:
             line = f"it runs with the session's last good state, of revision {claim.state_revision}"
             self._emit(attempt, protocol.Emitted(*attempt.key, "log", _line("greenroom", line)))
-        self.wakeup.set()
+        if len(self._attempts) == 1:  # from now on deadlines are watched; for those that follow they are already
+            self.wakeup.set()
 
     # --- what replicas say (engine.contract.Listener)
 
@@ -196,7 +197,7 @@ class Dispatcher:
     def _settle(
         self, attempt: Attempt, end: tasks.End, message: protocol.Ended | None, *, is_kill: bool = False
     ) -> None:
-        now = self._clock.now()
+        now, now_s = self._clock.now(), self._clock.monotonic_s()
         verdict = tasks.settle(
             end,
             attempts_charged=attempt.claim.attempts_charged,
@@ -207,7 +208,7 @@ class Dispatcher:
         # The delay is this node's; the instant is by the database's clock, which claimed_at was read from.
         due_at_us = None
         if verdict.due_at is not None:
-            elapsed_us = int((self._clock.monotonic_s() - attempt.started_s) * 1e6)
+            elapsed_us = int((now_s - attempt.started_s) * 1e6)
             due_at_us = attempt.claim.claimed_at + elapsed_us + (verdict.due_at - now) // timedelta(microseconds=1)
         error = None if verdict.error is None else msgspec.json.encode(verdict.error)
         self._write(
@@ -221,7 +222,7 @@ class Dispatcher:
                 restores=isinstance(end, tasks.ReplicaGone) and end.restores,
             )
         )
-        now_s, claim = self._clock.monotonic_s(), attempt.claim
+        claim = attempt.claim
         duration_s = now_s - attempt.started_s
         self._facts.emit(
             telemetry.AttemptEnded(

@@ -7,7 +7,7 @@ evenly, and their tasks' rows read, so that a response time is what the store sa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -62,19 +62,16 @@ class _Account:
     now: _Bucket = field(default_factory=_Bucket)
     past: deque[_Bucket] = field(default_factory=lambda: deque(maxlen=BUCKETS))
     starts: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=MAX_STARTS))
-    looked_up: tuple[int, int] = (0, 0)  # hits and misses so far
     queued: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """What is asked at each look. *cache* counts each agent's hits and misses so far."""
+    """What is asked at each look."""
 
     replicas: Callable[[], Sequence[measurements.Replica]]
     cpu_pct: Callable[[], float | None]
     memory_pct: Callable[[], float | None]
-    cache: Callable[[], Mapping[str, tuple[int, int]]] = dict
-    cache_entries: Callable[[], int] = lambda: 0
     spares: Callable[[], int] = lambda: 0
 
 
@@ -91,6 +88,7 @@ class Collector:
         self._accounts: dict[str, _Account] = {}
         facts.subscribe(self._note, telemetry.AttemptSeen)
         facts.subscribe(self._note_start, telemetry.ReplicaReady)
+        facts.subscribe(self._note_lookup, telemetry.CacheAsked)
 
     async def look(self) -> measurements.Measurements:
         """Close the current part of the window, and return what all of it holds."""
@@ -98,12 +96,12 @@ class Collector:
         open_counts = await self._store.tasks.open_counts()
         for gone in self._accounts.keys() - entries.keys():
             del self._accounts[gone]
-        lookups, replicas = self._sources.cache(), self._sources.replicas()
+        replicas = self._sources.replicas()
         agents = []
         for name, entry in entries.items():
             account = self._accounts.setdefault(name, _Account(now_s))
             account.queued = open_counts.get((name, "queued"), 0)
-            await self._close(name, account, lookups.get(name, account.looked_up))
+            await self._close(name, account)
             agents.append(self._agent(entry, account, [each for each in replicas if each.agent == name], now_s))
         cluster = self._settings.cluster
         return measurements.Measurements(
@@ -115,20 +113,16 @@ class Collector:
             queued=sum(each.queued for each in agents),
             max_queued=self._settings.server.max_queued_tasks,
             spares=self._sources.spares(),
-            cache_entries=self._sources.cache_entries(),
+            cache_entries=sum((await self._store.cache.counts()).values()) if self._store.results.is_on else 0,
             agents=tuple(agents),
             replicas=tuple(replicas),
         )
 
-    async def _close(self, name: str, account: _Account, looked_up: tuple[int, int]) -> None:
+    async def _close(self, name: str, account: _Account) -> None:
         bucket, account.now = account.now, _Bucket()
         usage = self._store.board.usage(name)
         bucket.busy, bucket.slots = usage.busy, usage.slots
         bucket.times = await self._store.tasks.times(bucket.tasks.items)
-        bucket.hits, bucket.misses = (
-            max(0, now - then) for now, then in zip(looked_up, account.looked_up, strict=True)
-        )
-        account.looked_up = looked_up
         account.past.append(bucket)
 
     def _agent(
@@ -179,6 +173,13 @@ class Collector:
         bucket.errors += is_error
         bucket.tasks.offer(seen.task)
         bucket.runs_s.offer(seen.duration_s)
+
+    def _note_lookup(self, asked: telemetry.CacheAsked) -> None:
+        if (account := self._accounts.get(asked.agent)) is not None:
+            if asked.result == "miss":
+                account.now.misses += asked.count
+            else:
+                account.now.hits += asked.count
 
     def _note_start(self, ready: telemetry.ReplicaReady) -> None:
         """Count a start that tasks had to wait for: no other replica was there, and there was work at the last look, or

@@ -34,7 +34,6 @@ class Actions:
     restart: Callable[[str, str], bool] | None = None  # a replica, and why
     scale: Callable[[str, int], Awaitable[bool]] | None = None
     floor: Callable[[str, int], Awaitable[bool]] | None = None  # of the autoscaler
-    trim_cache: Callable[[], bool] | None = None
     lower_spares: Callable[[], bool] | None = None
     limit_admission: Callable[[float], None] | None = None
 
@@ -156,7 +155,7 @@ class Optimizer:
             case optimizer.Floor(agent, replicas):
                 return actions.floor is not None and await actions.floor(agent, replicas)
             case optimizer.TrimCache():
-                return actions.trim_cache is not None and actions.trim_cache()
+                return await self._store.cache.trim() > 0
             case optimizer.LowerSpares():
                 return actions.lower_spares is not None and actions.lower_spares()
             case optimizer.LimitAdmission(pct):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import operator
 import os
 import signal
 import socket
@@ -117,9 +118,10 @@ class Replica:
     def _tell(self, event: str, *what: object) -> None:
         """Tell every listener, also after one that raises; its error follows when all have heard."""
         failure: Exception | None = None
+        tell = operator.methodcaller(event, self.id, *what)
         for listener in self._listeners:
             try:
-                getattr(listener, event)(self.id, *what)
+                tell(listener)
             except Exception as error:  # noqa: BLE001 - raised below
                 failure = failure or error
         if failure is not None:

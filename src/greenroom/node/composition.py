@@ -81,6 +81,7 @@ class Node:
             self.store = stores.open(url, clock=clock, owner=self.id)
         except errors.StoreDamaged as error:
             raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
+        self.store.results.is_on = options.settings.cluster.result_cache
         self.engine = LocalEngine(options.data_dir, clock, limits=limits(options.settings.cluster))
         self.host = Host(
             self.store,
@@ -288,6 +289,8 @@ class Node:
         if news.traffic:
             self._moved.set()
             self._moved = asyncio.Event()
+        for (agent, result), count in news.cache.items():
+            self.facts.emit(telemetry.CacheAsked(agent, result, count))
 
     async def _revision_of(self, entry: Entry, number: int) -> contract.Revision:
         """Return what the engine needs to run a revision of *entry* that stands."""

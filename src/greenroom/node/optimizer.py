@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from greenroom.api.services import Services
 from greenroom.control import supervisor, user_rules
 from greenroom.control.host import Host
@@ -17,10 +15,7 @@ from greenroom.store.store import Store
 
 
 class NodeOptimizer:
-    """*loops* is empty where ``cluster.performance_rules`` is off.
-
-    *cache* counts each agent's hits and misses so far, *trim_cache* forgets the older half of what is cached.
-    """
+    """*loops* is empty where ``cluster.performance_rules`` is off."""
 
     def __init__(
         self,
@@ -29,10 +24,6 @@ class NodeOptimizer:
         host: Host,
         held: NodeResources,
         services: Services,
-        *,
-        cache: Callable[[], Mapping[str, tuple[int, int]]] = dict,
-        cache_entries: Callable[[], int] = lambda: 0,
-        trim_cache: Callable[[], bool] | None = None,
     ) -> None:
         self.loops: tuple[supervisor.Loop, ...] = ()
         found, loop = services.settings, held.loop
@@ -65,15 +56,12 @@ class NodeOptimizer:
                 replicas=replicas,
                 cpu_pct=lambda: held.state().cpu.pct,
                 memory_pct=lambda: held.state().memory_mb.pct,
-                cache=cache,
-                cache_entries=cache_entries,
                 spares=lambda: engine.spares,
             ),
         )
         actions = Actions(
             restart=host.recycle,
             scale=None if found.cluster.autoscaling else scale,  # there the autoscaler decides, and it is advice
-            trim_cache=trim_cache,
             lower_spares=lambda: host.lower_spares() or engine.drop_spares() > 0,
             limit_admission=services.backlog.limit_admission,
         )

@@ -82,6 +82,7 @@ class AsyncClient:
         idempotency_key: str | None = None,
         wait_s: float | None = None,
         or_cancel: bool = False,
+        cache: bool = True,
     ) -> Task:
         submission = Submission(
             input=input,
@@ -91,6 +92,7 @@ class AsyncClient:
             timeout_s=timeout_s,
             not_before=not_before,
             metadata=metadata,
+            cache=cache,
         )
         return await self._send(calls.submit(submission, idempotency_key, wait_s=wait_s, or_cancel=or_cancel))
 

@@ -358,6 +358,8 @@ def _body(submission: models.Submission) -> dict[str, Any]:
     for name in ("agent", "session", "timeout_s", "metadata", "idempotency_key"):
         if (value := getattr(submission, name)) is not None:
             body[name] = value
+    if not submission.cache:
+        body["cache"] = False
     return body
 
 

@@ -93,11 +93,13 @@ class Client:
         idempotency_key: str | None = None,
         wait_s: float | None = None,
         or_cancel: bool = False,
+        cache: bool = True,
     ) -> Task:
         """Submit *input* to *agent*, or to whom the router chooses; the task is durable when this returns.
 
         With *wait_s* (at most 300) it returns when the task has ended, in whatever state, or after that time. With
         *or_cancel* the task is cancelled then, and as soon as this client is gone.
+        *cache* false no kept result answers it, and its own is not kept.
         """
         submission = Submission(
             input=input,
@@ -107,6 +109,7 @@ class Client:
             timeout_s=timeout_s,
             not_before=not_before,
             metadata=metadata,
+            cache=cache,
         )
         return self._send(calls.submit(submission, idempotency_key, wait_s=wait_s, or_cancel=or_cancel))
 

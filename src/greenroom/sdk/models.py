@@ -29,7 +29,8 @@ class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
 class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A task to be. Without *agent* it is routed by its text; *not_before* is an aware instant.
 
-    *idempotency_key* is for batches: a single submission gives its own beside.
+    *idempotency_key* is for batches: a single submission gives its own beside. Without *cache* its agent runs, even if
+    it keeps results and has one of the same input.
     """
 
     input: Any
@@ -40,6 +41,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     not_before: datetime | None = None
     metadata: dict[str, Any] | None = None
     idempotency_key: str | None = None
+    cache: bool = True
 
 
 class TaskError(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +88,10 @@ class Routing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """One durable unit of work, as it was when it was asked for."""
+    """One durable unit of work, as it was when it was asked for.
+
+    *cached_from* is the task whose result it was given, where it did not run itself.
+    """
 
     id: str
     state: str
@@ -109,6 +114,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] | None = None
     parent: str | None = None
     routing: Routing | None = None
+    cached_from: str | None = None
 
     @property
     def ended(self) -> bool:

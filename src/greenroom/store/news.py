@@ -11,12 +11,26 @@ from greenroom.store.board import Demand, Traffic
 from greenroom.store.rows import Claim, Task
 
 
+@dataclass(frozen=True, slots=True)
+class KeyedEnd:
+    """The end of a task that has a key of the result cache; *output* is None unless it succeeded."""
+
+    tenant: str
+    agent: str
+    key: str
+    task: str
+    revision: int | None = None
+    output: bytes | None = None
+
+
 @dataclass(slots=True)
 class News:
     """Facts of one commit, by the ids of those whom they concern."""
 
     ended: dict[str, Callable[[], Task] | None] = field(default_factory=dict)  # tasks now in a terminal state
     endings: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # how many, by tenant, agent and state
+    keyed: list[KeyedEnd] = field(default_factory=list)  # ends that the result cache has to look at
+    cache: Counter[tuple[str, str]] = field(default_factory=Counter)  # submissions to it: agent, and how they met it
     stopped: list[str] = field(default_factory=list)  # tasks that ended although an attempt of theirs may still run
     changed: set[str] = field(default_factory=set)  # tasks with new events
     ready: set[tuple[str, str]] = field(default_factory=set)  # agents and tenants with tasks that may be claimed

@@ -46,6 +46,7 @@ class NewTask(msgspec.Struct, frozen=True):
     routing: bytes | None = None
     deadline_at: int | None = None
     timeout_us: int | None = None  # of the whole task, from acceptance or not_before
+    cache_key: str | None = None  # its result may be another task's, and another's its
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -56,6 +57,7 @@ class Accepted(msgspec.Struct, frozen=True):
     matches: bool = True  # false: the key was used with another body; nothing was stored
     created_at: int = 0
     deadline_at: int | None = None
+    is_answered: bool = False  # from the result cache: it has ended already
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -195,6 +197,8 @@ class Task(msgspec.Struct, frozen=True):
     created_at: int
     started_at: int | None
     finished_at: int | None
+    cache_key: str | None = None
+    cached_from: str | None = None  # the task whose result it was given
 
     @property
     def has_ended(self) -> bool:
@@ -229,6 +233,8 @@ def moves(task: Task) -> list[StoredEvent]:
             data["replica"] = task.replica
         if task.error is not None:
             data["error"] = msgspec.Raw(task.error)
+        if task.cached_from is not None:
+            data["cached_from"] = task.cached_from
         events.append(_move(task.event_seq, task.epoch, task.finished_at, data))
     return events
 

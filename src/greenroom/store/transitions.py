@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from greenroom.core import tasks
-from greenroom.store import database, rows, sessions, submissions
+from greenroom.store import database, results, rows, sessions, submissions
 from greenroom.store.database import Row, Transaction
-from greenroom.store.news import News
+from greenroom.store.news import KeyedEnd, News
 from greenroom.store.rows import (
     Accepted,
     Call,
@@ -83,8 +83,8 @@ async def finish(tx: Transaction, news: News, items: Sequence[Finish]) -> list[b
     return is_stored
 
 
-_SEQ, _ID, _EPOCH, _TENANT, _AGENT, _SESSION = (
-    Task.__struct_fields__.index(name) for name in ("seq", "id", "epoch", "tenant", "agent", "session")
+_SEQ, _ID, _EPOCH, _TENANT, _AGENT, _SESSION, _CACHE_KEY = (
+    Task.__struct_fields__.index(name) for name in ("seq", "id", "epoch", "tenant", "agent", "session", "cache_key")
 )
 
 
@@ -104,6 +104,9 @@ async def _note_end(tx: Transaction, news: News, item: Finish, row: Row) -> None
             saved = {"state": item.session_state, "revision": item.revision, "restored": item.is_restored}
             await tx.execute_many(_SAVE_SESSION, [key | saved])
         await _unblock(tx, news, {(tenant, agent, session)})
+    elif (key := row[_CACHE_KEY]) is not None:
+        output = item.output if item.state == "succeeded" else None
+        news.keyed.append(KeyedEnd(tenant, agent, key, item.id, item.revision, output))
     if item.state != "succeeded" or item.epoch > 1:
         await _cancel_children(tx, news, item.id)
 
@@ -216,7 +219,10 @@ async def call(tx: Transaction, news: News, items: Sequence[Call]) -> list[Accep
         if not await tx.fetch(_STILL_LEASED, lease):
             answers.append(None)
             continue
-        (accepted,) = await submissions.submit(tx, news, [item.child])
+        if item.child.cache_key is not None:
+            accepted = await results.submit_call(tx, news, item.child)
+        else:
+            (accepted,) = await submissions.submit(tx, news, [item.child])
         answers.append(accepted)
         await _move(tx, news, _WAIT, lease, {"state": "waiting", "for": accepted.id})
     return answers
@@ -248,7 +254,7 @@ _CANCEL = f"""
 update task set state = 'cancelled', reason = 'cancelled', error = :error, finished_at = :now, owner = null,
     lease_until = null, due_at = null, event_seq = event_seq + 1
 where id in (select id from tree) and {rows.IS_OPEN}
-returning id, tenant, agent, session, state, epoch"""
+returning id, tenant, agent, session, state, epoch, cache_key"""
 
 _CANCEL_TREE = _TREE.format(root="id = :id and tenant = :tenant") + _CANCEL
 _CANCEL_BELOW = _TREE.format(root="parent = :id") + _CANCEL
@@ -283,16 +289,18 @@ _MAY_HAVE_RUN = "update task set error = :error where id = :id"
 
 
 async def _end_all(tx: Transaction, news: News, sql: str, params: dict[str, Any], error: tasks.Error) -> list[str]:
-    """Run a statement that ends tasks (returning id, tenant, agent, session, state, epoch), and what follows."""
+    """Run a statement that ends tasks, which returns what `_CANCEL` does, and what follows from that."""
     ended = await tx.fetch(sql, params | {"now": tx.now_us, "error": _encode(error)})
     if claimed := [row[0] for row in ended if row[5]]:
         after_run = _encode(msgspec.structs.replace(error, may_have_run=True))
         await tx.execute_many(_MAY_HAVE_RUN, [{"id": id, "error": after_run} for id in claimed])
-    for id, tenant, agent, _, state, epoch in ended:
+    for id, tenant, agent, _, state, epoch, key in ended:
         news.end(id, tenant, agent, state)
         news.stopped.append(id)
         if state == tasks.State.EXPIRED or not epoch:  # of one that was begun nobody knows here whether it waited again
             news.left[tenant] += 1
+        if key is not None:
+            news.keyed.append(KeyedEnd(tenant, agent, key, id))
     await _unblock(tx, news, {(row[1], row[2], row[3]) for row in ended if row[3] is not None})
     return [row[0] for row in ended]
 
@@ -363,11 +371,11 @@ with late as materialized (
     order by deadline_at limit :most for update skip locked)
 update task set state = 'expired', reason = 'timeout', error = :error, finished_at = :now, due_at = null,
     event_seq = event_seq + 1
-from late where task.seq = late.seq returning id, tenant, agent, session, state, epoch"""
+from late where task.seq = late.seq returning id, tenant, agent, session, state, epoch, cache_key"""
 _EXPIRE_ONE = """
 update task set state = 'expired', reason = 'timeout', error = :error, finished_at = :now, due_at = null,
     event_seq = event_seq + 1
-where id = :id and state = 'queued' returning id, tenant, agent, session, state, epoch"""
+where id = :id and state = 'queued' returning id, tenant, agent, session, state, epoch, cache_key"""
 _LATE = tasks.Error("timeout", "the task's time was over while it was queued")
 _NEXT_DUE = """
 select min(least_us) from (
