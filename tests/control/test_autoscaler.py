@@ -186,9 +186,10 @@ async def test_a_node_that_stops_decides_nothing_more(scaled: Scaled) -> None:
     assert await scaled.replicas() == 1
 
 
-async def test_an_open_breaker_keeps_more_from_coming(scaled: Scaled) -> None:
+@pytest.mark.parametrize("limit", [0, 1, 4])  # it is open, or half-open
+async def test_a_breaker_that_is_not_closed_keeps_more_from_coming(scaled: Scaled, limit: int) -> None:
     await scaled.deploy()
-    scaled.loops.store.board.limit("agent", 1)
+    scaled.loops.store.board.limit("agent", limit)
     await scaled.queue(60)
     await scaled.look(2)
     assert await scaled.replicas() == 1

@@ -119,7 +119,10 @@ def sharing(agent: str, share: int, wants: Mapping[str, tuple[int, int]], *, mos
 
 
 def _breaker(spec: settings.AgentSettings, limit: int | None) -> str:
-    """Say that an agent's circuit is open: what waits, waits for what it calls."""
-    if limit not in (0, 1) or limit == spec.max_running:
+    """Say that its breaker, and not `max_running`, limits an agent: what waits, waits for what it calls.
+
+    One that is half-open lets through what still ran and one more: any number.
+    """
+    if limit is None or limit == spec.max_running:
         return ""
-    return "its circuit breaker is open: what waits, waits for what it calls"
+    return "its circuit breaker is not closed: what waits, waits for what it calls"
