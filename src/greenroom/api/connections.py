@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -45,13 +44,6 @@ class Gathering:
         if self._unsent_bytes >= MAX_UNSENT_BYTES:
             self._flush()
 
-    def write_whole(self, data: bytes) -> None:
-        """Write what nothing is to be gathered with."""
-        if self._unsent:
-            self.write(data)
-        elif not self._transport.is_closing():
-            self._transport.write(data)
-
     def close(self) -> None:
         self._flush()
         self._transport.close()
@@ -68,10 +60,10 @@ class Whole:
     Each of those is looked at header by header: together they are a tenth of the Python that a task costs.
     """
 
-    __slots__ = ("_cycle", "_write")
+    __slots__ = ("_cycle",)
 
-    def __init__(self, cycle: RequestResponseCycle, write: Callable[[bytes], None]) -> None:
-        self._cycle, self._write = cycle, write
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
 
     def take_body(self) -> bytes | None:
         """Return the body; None where it has to be waited for, by ASGI's messages."""
@@ -93,7 +85,7 @@ class Whole:
         if not cycle.keep_alive:
             head.append(b"connection: close\r\n")
         length = b"content-length: %d\r\n\r\n" % len(body)
-        self._write(b"".join((STATUS_LINE[status], *head, headers, length, body)))
+        cycle.transport.write(b"".join((STATUS_LINE[status], *head, headers, length, body)))
         cycle.message_event.set()
         if not cycle.keep_alive:
             cycle.transport.close()
@@ -117,8 +109,7 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None  # of the part, where it did not come in one piece
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._gathering = Gathering(transport, self.loop)
-        super().connection_made(self._gathering)  # type: ignore[arg-type] # one, but for its class
+        super().connection_made(Gathering(transport, self.loop))  # type: ignore[arg-type] # one, but for its class
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -149,7 +140,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._begin(Part.BODY)
         super().on_headers_complete()
-        self.scope["extensions"] = {WHOLE: Whole(self.cycle, self._gathering.write_whole)}  # type: ignore[dict-item]
+        self.scope["extensions"] = {WHOLE: Whole(self.cycle)}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         self._dry_bytes = 0
