@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -59,13 +58,6 @@ class Gathering:
         if self._unsent_bytes >= MAX_UNSENT_BYTES:
             self._flush()
 
-    def write_whole(self, data: bytes) -> None:
-        """Write what nothing is to be gathered with."""
-        if self._unsent:
-            self.write(data)
-        elif not self._transport.is_closing():
-            self._transport.write(data)
-
     def close(self) -> None:
         self._flush()
         self._transport.close()
@@ -82,10 +74,10 @@ class Whole:
     Each of those is looked at header by header: together they are a tenth of the Python that a task costs.
     """
 
-    __slots__ = ("_cycle", "_write")
+    __slots__ = ("_cycle",)
 
-    def __init__(self, cycle: RequestResponseCycle, write: Callable[[bytes], None]) -> None:
-        self._cycle, self._write = cycle, write
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
 
     def take_body(self) -> bytes | None:
         """Return the body; None where it has to be waited for, by ASGI's messages."""
@@ -107,7 +99,7 @@ class Whole:
         if not cycle.keep_alive:
             head.append(b"connection: close\r\n")
         length = b"content-length: %d\r\n\r\n" % len(body)
-        self._write(b"".join((STATUS_LINE[status], *head, headers, length, body)))
+        cycle.transport.write(b"".join((STATUS_LINE[status], *head, headers, length, body)))
         cycle.message_event.set()
         if not cycle.keep_alive:
             cycle.transport.close()
@@ -147,8 +139,7 @@ class Connection(HttpToolsProtocol):
         self._is_surplus = self._is_turned_away = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._gathering = Gathering(transport, self.loop)
-        super().connection_made(self._gathering)  # type: ignore[arg-type] # one, but for its class
+        super().connection_made(Gathering(transport, self.loop))  # type: ignore[arg-type] # one, but for its class
         self._is_surplus = len(self.connections) > self.most
         if len(self.connections) > self.most + SURPLUS:
             self._turn_away()
@@ -189,7 +180,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         if self._is_surplus:
             self.cycle.keep_alive = False
-        self.scope["extensions"] = {WHOLE: Whole(self.cycle, self._gathering.write_whole)}  # type: ignore[dict-item]
+        self.scope["extensions"] = {WHOLE: Whole(self.cycle)}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         self._dry_bytes = 0

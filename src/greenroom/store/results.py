@@ -98,7 +98,7 @@ class Results:
 
     async def submit(self, tx: Transaction, news: News, items: Sequence[NewTask]) -> Sequence[Accepted]:
         """Store tasks; those that have a key are answered, or wait, or are the first of their key."""
-        keyed = [item for item in items if item.cache_key is not None]
+        keyed = [item for item in items if item.cache_key is not None] if self.is_on else []
         if not keyed:
             return await self._submit(tx, news, items)
         plain = [item for item in items if item.cache_key is None]

@@ -77,6 +77,7 @@ class ResultsContract:
         await node.store.close()
         scratch.opened.clear()
         again = Node(await scratch.open())
+        caching_with(again)
         assert (await again.store.tasks.submit(new_task(cache_key=KEY))).is_answered
 
     async def test_other_tenants_agents_and_keys_are_not_answered(self, node: Node) -> None:
