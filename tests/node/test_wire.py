@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 import nodes
 from greenroom import node
@@ -142,6 +144,22 @@ async def test_a_task_that_another_caller_submitted_is_not_cancelled_for_one_who
 
 async def _waits(api: nodes.Api, id: str) -> bool:
     return id in api.running.store.hub._ends
+
+
+async def test_a_request_that_is_over_is_forgotten_without_the_garbage_collector(
+    live: tuple[nodes.Api, httpx.AsyncClient],
+) -> None:
+    _, http = live
+    gc.collect()
+    gc.disable()
+    try:
+        for path in ("/v1/tasks?wait=30", "/v1/tasks", "/v1/none"):
+            for _ in range(10):
+                await http.post(path, json={"agent": "echo", "input": 1})
+        left = sum(isinstance(each, RequestResponseCycle) for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert left <= 2  # the last one of the connection, and one that is ending
 
 
 async def test_connections_beyond_the_bound_are_told_to_come_again_and_probes_are_answered(data_dir: Path) -> None:
