@@ -333,7 +333,7 @@ class Board:
         # In one order: a simulation is its seed.
         return [agent for agent in sorted(self.tenants.unlisted) if any(map(self._free, self._queues.get(agent, ())))]
 
-    def list_waiting(self, agent: str, tenants: Mapping[str, None]) -> None:
+    def list_waiting(self, agent: str, tenants: dict[str, None]) -> None:
         """Note who waits for *agent*, as it stands in the table."""
         self.tenants.list_waiting(agent, self._queues.get(agent, ()), tenants)
 

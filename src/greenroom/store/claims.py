@@ -43,7 +43,7 @@ _IS_SHARED = f"{_IS_READY} and not ({IS_SUSPECT})"
 # Who waits for an agent, and which of a tenant's priorities: each found by one look into the index, however many wait.
 _TENANTS = f"""
 with recursive waiting (tenant) as (
-    select min(tenant) from task where agent = :agent and {_IS_READY}
+    select min(tenant) from task where agent = :agent and tenant > :behind and {_IS_READY}
     union all select (select min(tenant) from task where agent = :agent and tenant > waiting.tenant and {_IS_READY})
     from waiting where waiting.tenant is not null)
 select cast(:agent as text), tenant from waiting where tenant is not null limit :most"""
@@ -139,7 +139,8 @@ class Claims:
 
     async def _list_tenants(self, tx: Transaction) -> None:
         if agents := self.board.unlisted():
-            asked = [{"agent": agent, "most": tenants.MAX_WAITING} for agent in agents]
+            behind = self.board.tenants.listed_to
+            asked = [{"agent": agent, "behind": behind(agent), "most": tenants.MAX_WAITING} for agent in agents]
             found: dict[str, dict[str, None]] = {agent: {} for agent in agents}
             for agent, tenant in await tx.fetch_many(_TENANTS, asked):
                 found[agent][tenant] = None

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from greenroom.core import fairness
 
 MAX_TURNS = 10_000  # beyond, those whose last turn is the longest ago are forgotten, which changes nobody's place
-MAX_WAITING = 10_000  # of one agent's tenants that are listed at once; the others are found when those have been served
+MAX_WAITING = 10_000  # of one agent's tenants that are listed at once; of more, the next ones when it is asked again
 
 Queue = tuple[str, bool, int]  # an agent, whether it is its suspects', which run alone, and the revision
 
@@ -24,6 +24,7 @@ class Tenants:
         self._turn = 0
         self._waiting: dict[Queue, dict[str, None]] = {}  # in the order in which they came
         self._unlisted: set[str] = set()
+        self._listed_to: dict[str, str] = {}  # the last tenant of those agents' of which only a part is listed
 
     # --- slots
 
@@ -76,19 +77,28 @@ class Tenants:
             waiting.pop(tenant, None)
             if not waiting:
                 del self._waiting[queue]
+                if queue[0] in self._listed_to:
+                    self._unlisted.add(queue[0])
 
     def doubt(self, agent: str) -> None:
         """Note that nobody knows who waits for *agent*."""
         self._unlisted.add(agent)
 
-    def list_waiting(self, agent: str, queues: Iterable[Queue], tenants: Mapping[str, None]) -> None:
-        """Note that *tenants*, and no others, wait for *agent*; where not all fit the list, it is asked for again."""
+    def list_waiting(self, agent: str, queues: Iterable[Queue], tenants: dict[str, None]) -> None:
+        """Note that *tenants* wait for *agent*, the first behind `listed_to`, and no others, unless they are too many."""
         for queue in queues:
             kept = [tenant for tenant in self._waiting.pop(queue, {}) if tenant in tenants]
             if tenants:
                 self._waiting[queue] = dict.fromkeys((*kept, *tenants))
-        if len(tenants) < MAX_WAITING:
+        was_behind = self._listed_to.pop(agent, None) is not None
+        if tenants or not was_behind:  # else it begins again at the first
             self._unlisted.discard(agent)
+        if len(tenants) >= MAX_WAITING:
+            self._listed_to[agent] = next(reversed(tenants))
+
+    def listed_to(self, agent: str) -> str:
+        """Return the tenant behind which those of *agent* are to be listed next."""
+        return self._listed_to.get(agent, "")
 
     def forget(self, queue: Queue) -> None:
         self._waiting.pop(queue, None)

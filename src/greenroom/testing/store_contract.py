@@ -18,7 +18,7 @@ import pytest
 from greenroom import errors, settings
 from greenroom.core import optimizer, rollouts, tasks
 from greenroom.store import advice as advices
-from greenroom.store import agents, recovery, scaling, submissions, transitions
+from greenroom.store import agents, recovery, scaling, submissions, tenants, transitions
 from greenroom.store.advice import MAX_TEXT, Move
 from greenroom.store.deployments import Deployed, Deployment, Limits
 from greenroom.store.news import News
@@ -345,6 +345,27 @@ class StoreContract:
             await node.store.tasks.submit_all([new_task(tenant=tenant) for _ in range(count)])
         claims = await node.claim(10)
         assert Counter(claim.tenant for claim in claims) == {"a": 7, "b": 2, "c": 1}
+
+    async def test_of_more_tenants_than_are_listed_at_once_each_gets_its_turn(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tenants, "MAX_WAITING", 2)
+        for tenant in "abcde":
+            await node.store.tasks.submit_all([new_task(tenant=tenant) for _ in range(9)])
+        had = Counter([(await node.claim_one()).tenant for _ in range(15)])
+        assert min(had[tenant] for tenant in "abcde") >= 2
+
+    async def test_who_was_not_listed_is_looked_for_when_those_who_were_have_nothing_more(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tenants, "MAX_WAITING", 2)
+        await node.store.tasks.submit_all([new_task(tenant=tenant) for tenant in "abcde"])
+        node.store.board.open("r", agent=AGENT, revision=1, slots=9)
+        for _ in range(4):
+            await node.flush()
+        assert sorted(claim.tenant for claim in node.claims) == ["a", "b", "c", "d", "e"]
+        await node.store.tasks.submit_all([new_task(tenant=tenant) for tenant in "abaa"])
+        assert len(node.claims) == 9
 
     async def test_where_slots_are_scarce_the_tenants_of_one_commit_share_them(self, node: Node) -> None:
         node.store.board.open("r", agent=AGENT, revision=1, slots=4)
