@@ -89,6 +89,7 @@ class Store:
         if facts.keyed:  # they were late, as their claim has found: the next of their keys are for another commit
             await self.results.conclude(tx, facts)
             self.board.mark(facts.ready)
+            self.commits.nudge()
         await transitions.count(tx, facts)
 
     def _cache_of(self, agent: str) -> settings.Cache | None:

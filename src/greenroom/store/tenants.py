@@ -85,7 +85,7 @@ class Tenants:
         self._unlisted.add(agent)
 
     def list_waiting(self, agent: str, queues: Iterable[Queue], tenants: dict[str, None]) -> None:
-        """Note that *tenants* wait for *agent*, the first behind `listed_to`, and no others, unless they are too many."""
+        """Note that *tenants* wait for *agent*, and no others behind `listed_to`, or where they are many, the first."""
         for queue in queues:
             kept = [tenant for tenant in self._waiting.pop(queue, {}) if tenant in tenants]
             if tenants:

@@ -222,6 +222,17 @@ class ResultsContract:
         await node.store.tasks.tick()
         assert (await node.claim_one()).id == second
 
+    async def test_one_that_is_found_to_be_late_at_its_claim_lets_the_next_go_at_once(
+        self, scratch: Scratch, node: Node
+    ) -> None:
+        await node.submit(cache_key=KEY, timeout_us=1_000_000)
+        second, begun = await node.submit(cache_key=KEY), asyncio.get_running_loop().create_future()
+        await scratch.advance(5)
+        node.store.claims.claimed = lambda claims: begun.set_result(claims) if claims else None
+        node.store.board.open("r", agent=AGENT, revision=1, slots=1)
+        await node.flush()  # and nobody asks for another commit
+        assert [claim.id for claim in await asyncio.wait_for(begun, 5)] == [second]
+
     async def test_who_waits_is_answered_after_a_restart_too(self, scratch: Scratch, node: Node) -> None:
         first, second = await node.submit(cache_key=KEY), await node.submit(cache_key=KEY)
         await node.claim_one()
