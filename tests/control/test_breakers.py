@@ -178,7 +178,7 @@ async def test_people_are_told_once_and_again_when_it_is_over(loops: Loops, brea
     await breakers.step()
     _end(loops, DOWN, times=4)
     shown = breakers.state("agent")
-    assert shown.reason == "4 of 4 attempts failed within 30 s; the last one: ConnectError: no route"
+    assert shown.reason == "4 of 4 attempts failed within 30 s; the last one: ConnectError"
     assert shown.until is not None
     assert (shown.until - loops.scratch.clock.now()).total_seconds() == 10
     await breakers.step()
