@@ -84,6 +84,10 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
     ),
 }
 _HEADERS: dict[str, tuple[dict[str, Any], str]] = {
+    "Cache-Control": (
+        {"type": "string"},
+        "With no-cache or no-store the task runs: no kept result answers it, and its own is not kept.",
+    ),
     "Idempotency-Key": (
         {"type": "string", "minLength": 1, "maxLength": 255},
         "The same request with the same key is accepted once, however often it is sent.",

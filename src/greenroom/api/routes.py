@@ -55,15 +55,15 @@ REVISION, ROLLOUT = models.Revision, models.Rollout
 AGENT_OR_PLAN = {200: (AGENT, models.Plan)}  # the latter for a dry run
 TASK_IN_TIME = {200: TASK, 202: TASK}  # it has ended, or not yet
 EVENTS, TEXT = "text/event-stream", "text/plain"
-ONCE = ("Idempotency-Key",)
+ASKED = ("Idempotency-Key", "Cache-Control")
 LATEST = ("agent", "limit", "cursor")
 STREAM = {200: EVENTS, 204: None}  # it goes on, or nothing is left
 GONE = {204: None}
 
 
 ROUTES = (
-    Route("POST", "/v1/tasks", tasks.submit, SUBMIT, TASK_IN_TIME, schemas.Submission, ("wait", "or_cancel"), ONCE),
-    Route("POST", "/v1/tasks/batch", tasks.submit_batch, SUBMIT, {202: schemas.BatchResult}, schemas.Batch, (), ONCE),
+    Route("POST", "/v1/tasks", tasks.submit, SUBMIT, TASK_IN_TIME, schemas.Submission, ("wait", "or_cancel"), ASKED),
+    Route("POST", "/v1/tasks/batch", tasks.submit_batch, SUBMIT, {202: schemas.BatchResult}, schemas.Batch, (), ASKED),
     Route(
         "GET",
         "/v1/tasks",
