@@ -111,7 +111,7 @@ _PLANNED: dict[str, tuple[str, dict[str, Any]]] = {
     "the sessions of a revision": (claims._PINNED, _OF_A_TENANT),
     "the queue of a revision": (claims._ITS_SHARE, _OF_A_TENANT | {"low": 0, "high": 5_000}),
     "suspects": (claims._TO_RUN_ALONE, _OF_A_TENANT),
-    "who waits": (claims._TENANTS, {"agent": "a", "most": 9}),
+    "who waits": (claims._TENANTS, {"agent": "a", "behind": "", "most": 9}),
     "lower priorities": (claims._LOWER, {"agent": "a", "tenant": "t", "below": 1, "most": 9}),
     "the next of a session": (transitions._UNBLOCK, {"tenant": "t", "agent": "a", "session": "s"}),
     "who has suspects": (tasks._SUSPECTS, {}),
