@@ -45,7 +45,8 @@ from task where tenant = :tenant and agent = :agent and cache_key = :key and cac
     and parent is null"""
 _LET_GO = f"""
 update task set blocked = false where seq = (select seq {_OF_KEY} order by seq limit 1) and blocked returning id"""
-_WAITING = f"select seq, id {_OF_KEY} and state = 'queued' and blocked order by seq limit :most for update"
+# Not by its state, which leads PostgreSQL to an index of all that is queued: who is blocked and open waits.
+_WAITING = f"select seq, id {_OF_KEY} and blocked order by seq limit :most for update"
 _ANSWER = """
 update task set state = 'succeeded', reason = 'cached', output = :output, cached_from = :task, revision = :revision,
     finished_at = :now, blocked = false, due_at = null, event_seq = event_seq + 1
