@@ -20,6 +20,8 @@ from fake_node import AT, LATER, SLOTS, TASK_ID, FakeNode, agent, event, problem
 from greenroom import errors
 from greenroom.cli import main as cli
 from greenroom.cli import render
+from greenroom.cli import tasks as task_commands
+from greenroom.sdk import models
 
 TASK = f"/v1/tasks/{TASK_ID}"
 REPLICA = {
@@ -811,3 +813,8 @@ def test_help_is_quick_and_imports_no_web_library() -> None:
     )
     assert done.returncode == 0
     assert time.monotonic() - start_s < 4.0  # a fifth of a second on an idle machine
+
+
+def test_a_task_that_was_answered_from_the_cache_says_whose_result_it_has() -> None:
+    told = dict(task_commands._facts(models.Task(id="x", state="succeeded", cached_from="y")))
+    assert told["from the cache"] == "result of task y"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from starlette.responses import Response
 
@@ -586,3 +587,8 @@ def test_the_public_names_are_there() -> None:
     assert set(greenroom.__all__) <= set(dir(greenroom))
     with pytest.raises(AttributeError, match="nothing"):
         greenroom.nothing  # noqa: B018
+
+
+def test_a_submission_says_of_the_cache_only_that_it_is_not_to_be_asked() -> None:
+    sent = [calls.submit(models.Submission(input=1, cache=cache), None).body for cache in (True, False)]
+    assert [msgspec.json.decode(body or b"") for body in sent] == [{"input": 1}, {"input": 1, "cache": False}]
