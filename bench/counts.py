@@ -102,7 +102,13 @@ class Load:
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
         request = f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
         config = uvicorn.Config(
-            running.app, ws="none", lifespan="off", access_log=False, log_config=None, timeout_keep_alive=600
+            running.app,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            proxy_headers=False,
+            timeout_keep_alive=600,
         )
         config.load()
         state, loop = ServerState(), asyncio.get_running_loop()
