@@ -27,7 +27,7 @@ from uvicorn.server import ServerState
 
 from greenroom import node, settings
 from greenroom.api import connections
-from greenroom.engine import protocol
+from greenroom.engine import contract, envelope, protocol
 from greenroom.node import composition
 from greenroom.testing import fake_engine
 
@@ -37,9 +37,14 @@ TURNS, TASKS_OF_A_TURN = 100, {1: 320, run.BATCH: 2 * run.BATCH}  # by how many 
 class Replicas(fake_engine.FakeEngine):
     """Replicas that echo in the next turn of the loop; every message takes the form that it has on a channel."""
 
-    def __init__(self, *_: object) -> None:
+    limits, enforcement, spares = envelope.Limits(), envelope.Enforcement(), 0
+
+    def __init__(self, *_: object, **_given: object) -> None:
         super().__init__(is_eager=True)
         self._frames, self._due = protocol.Frames(), list[tuple[str, protocol.Invoke]]()
+
+    async def measure(self, **_: object) -> contract.Usage:
+        return contract.Usage({}, 0.0, {})
 
     def invoke(self, replica: str, message: protocol.ToReplica) -> bool:
         if not isinstance(message, protocol.Invoke):
@@ -97,7 +102,13 @@ class Load:
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
         request = f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
         config = uvicorn.Config(
-            running.app, ws="none", lifespan="off", access_log=False, log_config=None, timeout_keep_alive=600
+            running.app,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            proxy_headers=False,
+            timeout_keep_alive=600,
         )
         config.load()
         state, loop = ServerState(), asyncio.get_running_loop()

@@ -40,8 +40,11 @@ class CacheAsked(msgspec.Struct, frozen=True):
     count: int = 1
 
 
-class AttemptEnded(msgspec.Struct, frozen=True):
-    """*state* is the task's afterwards; *duration_s* the attempt's. Never logged: the text of *end* is its caller's."""
+class AttemptEnded(msgspec.Struct, frozen=True, gc=False):
+    """*state* is the task's afterwards; *duration_s* the attempt's. *end* is None where it was cancelled.
+
+    Each attempt tells one of these to many. Never logged: *output*, JSON, and the text of *end* are its caller's.
+    """
 
     agent: str
     state: str
@@ -50,6 +53,10 @@ class AttemptEnded(msgspec.Struct, frozen=True):
     replica: str
     end: tasks.End | None = None
     session: str | None = None
+    task: str = ""
+    epoch: int = 0
+    tokens: int = 0
+    output: bytes | None = None
 
 
 class AttemptBegan(msgspec.Struct, frozen=True, gc=False):
@@ -57,19 +64,6 @@ class AttemptBegan(msgspec.Struct, frozen=True, gc=False):
     epoch: int
     agent: str
     revision: int
-
-
-class AttemptSeen(msgspec.Struct, frozen=True, gc=False):
-    """How an attempt ended, for who compares revisions. Never logged: *output*, JSON, is its caller's."""
-
-    task: str
-    epoch: int
-    agent: str
-    reason: str
-    duration_s: float
-    tokens: int
-    output: bytes | None
-    error_type: str | None
 
 
 class ReplicaReady(msgspec.Struct, frozen=True):
@@ -300,7 +294,6 @@ Fact = (
     | CacheAsked
     | AttemptEnded
     | AttemptBegan
-    | AttemptSeen
     | ReplicaReady
     | ReplicaExited
     | ReplicaRecycled
@@ -498,12 +491,13 @@ class Metrics:
             self._child(self._replicas, *now).inc()
 
     def __call__(self, fact: Fact) -> None:
+        if type(fact) is AttemptEnded:  # each task comes by here
+            self._attempts.add(fact.agent, fact.state, fact.reason)
+            self._duration.add(fact.agent, fact.duration_s)
+            return
         match fact:
             case TaskAccepted(agent, count):
                 self._accepted.add(agent, count=count)
-            case AttemptEnded(agent, state, reason, duration_s):
-                self._attempts.add(agent, state, reason)
-                self._duration.add(agent, duration_s)
             case CacheAsked(agent, result, count):
                 self._child(self._cache, agent, result).inc(count)
             case ReplicaReady(agent, replica, start_s):

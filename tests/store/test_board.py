@@ -123,11 +123,11 @@ def test_room_that_a_commit_may_fill_is_not_given_away() -> None:
 def test_what_tenants_hold_is_what_they_occupy() -> None:
     board = _board(2, 2)
     board.assign(board.reserve()[0], [("acme", None), ("other", None), ("acme", "s")], {})
-    assert board.tenants.holding(AGENT) == {"acme": 2, "other": 1}
+    assert board.holding(AGENT) == {"acme": 2, "other": 1}
     board.close("r0")
     board.close("r1")
     board.release("r0", "acme")  # its attempt ends after its replica
-    assert board.tenants.holding(AGENT) == {}
+    assert board.holding(AGENT) == {}
 
 
 def test_a_free_slot_is_for_who_holds_least_and_then_for_whose_turn_is_the_longest_ago() -> None:
@@ -135,7 +135,7 @@ def test_a_free_slot_is_for_who_holds_least_and_then_for_whose_turn_is_the_longe
     _listed(board, "acme", "other", "third")
     for _ in range(6):
         (demand,) = board.reserve()
-        (tenant,) = board.tenants.share_out(demand.queue, 1)
+        (tenant,) = board.share_out(demand.queue, 1)
         board.tenants.note_turns(AGENT, tenant, 1)
         served.append((tenant, board.assign(demand, [(tenant, None)], {})[0]))
         board.settle(demand)
@@ -448,7 +448,7 @@ class BoardMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_tenants_hold_is_what_was_given_to_them(self) -> None:
-        assert self.board.tenants.holding(AGENT) == Counter(tenant for _, tenant in self.taken)
+        assert self.board.holding(AGENT) == Counter(tenant for _, tenant in self.taken)
 
 
 TestBoard = BoardMachine.TestCase

@@ -51,7 +51,9 @@ class Backlog:
         if self._clock.monotonic_s() >= self._count_at_s and not self._counting.locked():
             async with self._counting:
                 await self._count()
-        if self._room(tenant) < count:
+        # Where all that is queued fits one tenant's bound, whoever comes does.
+        fits_all = self._counted is not None and self._queued + self._let_in + count <= self._bounds.per_tenant
+        if not fits_all and self._room(tenant) < count:
             await self._look_again(tenant, count)
         self._since[tenant] += count
         self._let_in += count

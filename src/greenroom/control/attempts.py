@@ -152,14 +152,24 @@ def finish(
     )
 
 
-def seen(attempt: Attempt, reason: str, message: protocol.Ended | None, *, now_s: float) -> telemetry.AttemptSeen:
-    """Return what is seen of a revision by the end of an attempt on it."""
-    claim, duration_s = attempt.claim, now_s - attempt.started_s
-    if message is None:
-        return telemetry.AttemptSeen(*attempt.key, claim.agent, reason, duration_s, 0, None, None)
-    tokens = message.input_tokens + message.output_tokens
-    return telemetry.AttemptSeen(
-        *attempt.key, claim.agent, reason, duration_s, tokens, message.output, message.error_type
+def ended(
+    attempt: Attempt, state: str, reason: str, *, end: tasks.End | None, message: protocol.Ended | None, now_s: float
+) -> telemetry.AttemptEnded:
+    """Return what is told of the end of an attempt; *end* is None where it was cancelled."""
+    claim = attempt.claim
+    tokens, output = (0, None) if message is None else (message.input_tokens + message.output_tokens, message.output)
+    return telemetry.AttemptEnded(
+        claim.agent,
+        state,
+        reason,
+        now_s - attempt.started_s,
+        claim.replica,
+        end,
+        claim.session,
+        claim.id,
+        claim.epoch,
+        tokens,
+        output,
     )
 
 

@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from greenroom import clock as clocks
 from greenroom import settings, telemetry
-from greenroom.core import breaker, failures
+from greenroom.core import breaker, failures, tasks
 from greenroom.core.breaker import Breaker, State
 from greenroom.sdk import models
 from greenroom.store.directory import Entry
@@ -56,14 +56,14 @@ class Breakers:
         self.wakeup = asyncio.Event()
         self._guarded: dict[str, _Guarded] = {}
         self._told: dict[str, str] | None = None  # the reasons of the alerts that fire, as the store has them
-        self._looked_s = clock.monotonic_s()
         self._is_stale = False  # a rollout has moved since the directory was read
         facts.subscribe(self._note, telemetry.AttemptEnded)
         store.hub.subscribe(self._hear)
 
     async def step(self) -> float:
-        now_s = self._looked_s = self._clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         for name, guarded in self._guarded.items():  # first, for the store may not answer
+            guarded.window.counts(now_s)  # what succeeds from now on counts as of now
             self._become(name, guarded, breaker.after_time(guarded.breaker, now_s=now_s))
             self._limit(name, guarded)
         if self._is_stale:
@@ -104,12 +104,13 @@ class Breakers:
         guarded = self._guarded.get(ended.agent)
         if guarded is None or guarded.policy is None:
             return
+        if guarded.breaker.state is State.CLOSED and type(ended.end) is tasks.Succeeded:
+            guarded.window.note_success()
+            return
         is_failure = breaker.is_failure(ended.end, timeout_s=guarded.timeout_s)
         if is_failure and self._store.board.is_distrusted(ended.replica):
             is_failure = None  # it is this replica, as far as one can see, and not what they all call
         if guarded.breaker.state is State.CLOSED and not is_failure:
-            if is_failure is not None:
-                guarded.window.note(is_failure=False, now_s=self._looked_s)
             return
         now_s = self._clock.monotonic_s()
         if is_failure is not None:

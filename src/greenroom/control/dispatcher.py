@@ -222,14 +222,8 @@ class Dispatcher:
                 restores=isinstance(end, tasks.ReplicaGone) and end.restores,
             )
         )
-        claim = attempt.claim
-        duration_s = now_s - attempt.started_s
-        self._facts.emit(
-            telemetry.AttemptEnded(
-                claim.agent, verdict.state, verdict.reason, duration_s, claim.replica, end, claim.session
-            )
-        )
-        self._facts.emit(attempts.seen(attempt, verdict.reason, message, now_s=now_s))
+        told = attempts.ended(attempt, verdict.state, verdict.reason, end=end, message=message, now_s=now_s)
+        self._facts.emit(told)
 
     def _write(self, finish: Finish) -> None:
         """Write the end of an attempt, together with those of this turn of the loop."""
@@ -286,7 +280,8 @@ class Dispatcher:
             for attempt in list(self._attempts.values()):
                 if attempt.claim.id in stopped:
                     now_s = self._clock.monotonic_s()
-                    self._facts.emit(attempts.seen(attempt, tasks.Reason.CANCELLED, None, now_s=now_s))
+                    state, reason = tasks.State.CANCELLED, tasks.Reason.CANCELLED
+                    self._facts.emit(attempts.ended(attempt, state, reason, end=None, message=None, now_s=now_s))
                     self._stop(attempt, now_s)
 
     async def _renew(self) -> None:

@@ -47,8 +47,7 @@ class _Bucket:
 
     attempts: int = 0
     errors: int = 0
-    tasks: Drawn[str] = field(default_factory=lambda: Drawn(DRAWN))
-    runs_s: Drawn[float] = field(default_factory=lambda: Drawn(RUNS))
+    runs: Drawn[tuple[str, float]] = field(default_factory=lambda: Drawn(RUNS))  # of the drawn: task and seconds
     times: Sequence[tuple[float, float]] = ()  # response and wait, of those tasks that have ended
     busy: int = 0
     slots: int = 0
@@ -86,7 +85,7 @@ class Collector:
     ) -> None:
         self._store, self._clock, self._settings, self._sources = store, clock, found, sources
         self._accounts: dict[str, _Account] = {}
-        facts.subscribe(self._note, telemetry.AttemptSeen)
+        facts.subscribe(self._note, telemetry.AttemptEnded)
         facts.subscribe(self._note_start, telemetry.ReplicaReady)
         facts.subscribe(self._note_lookup, telemetry.CacheAsked)
 
@@ -122,7 +121,10 @@ class Collector:
         bucket, account.now = account.now, _Bucket()
         usage = self._store.board.usage(name)
         bucket.busy, bucket.slots = usage.busy, usage.slots
-        bucket.times = await self._store.tasks.times(bucket.tasks.items)
+        drawn = [task for task, _ in bucket.runs.items]
+        bucket.times = await self._store.tasks.times(drawn[:: max(1, len(drawn) // DRAWN)][:DRAWN])
+        if bucket.attempts:
+            account.last_end_s = self._clock.monotonic_s()
         account.past.append(bucket)
 
     def _agent(
@@ -150,7 +152,7 @@ class Collector:
             error_pct=100 * sum(bucket.errors for bucket in buckets) / attempts if attempts else None,
             response_s=measurements.spread([response_s for response_s, _ in times], count=attempts),
             wait_s=measurements.spread([wait_s for _, wait_s in times], count=attempts),
-            run_s=measurements.spread([run_s for bucket in buckets for run_s in bucket.runs_s.items], count=attempts),
+            run_s=measurements.spread([run_s for bucket in buckets for _, run_s in bucket.runs.items], count=attempts),
             memory_mb=sum(each.memory_mb for each in replicas),
             cpu=sum(each.cpu for each in replicas),
             cache_hits=sum(bucket.hits for bucket in buckets),
@@ -162,17 +164,16 @@ class Collector:
 
     # --- facts
 
-    def _note(self, seen: telemetry.AttemptSeen) -> None:
-        account = self._accounts.get(seen.agent)
-        is_error = health.is_error(seen.reason)
+    def _note(self, ended: telemetry.AttemptEnded) -> None:
+        account = self._accounts.get(ended.agent)
+        is_error = health.is_error(ended.reason)
         if account is None or is_error is None:  # of those who were stopped nothing is learnt
             return
-        account.last_end_s = self._clock.monotonic_s()
         bucket = account.now
         bucket.attempts += 1
-        bucket.errors += is_error
-        bucket.tasks.offer(seen.task)
-        bucket.runs_s.offer(seen.duration_s)
+        if is_error:
+            bucket.errors += 1
+        bucket.runs.offer((ended.task, ended.duration_s))
 
     def _note_lookup(self, asked: telemetry.CacheAsked) -> None:
         if (account := self._accounts.get(asked.agent)) is not None:

@@ -37,6 +37,7 @@ class Outliers:
         self.wakeup = asyncio.Event()
         self._evidence: dict[str, outliers.Evidence] = defaultdict(outliers.Evidence)
         self._ejected_s: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_MAX_EJECTIONS))
+        self._failed_s: dict[str, float] = {}  # when an attempt of each agent that is watched has failed last
         self._failing: set[str] = set()  # agents of which an attempt has failed since the last step
         self._streaks: dict[str, int] = {}  # failures in a row of each replica that has just failed
         self._distrusted: set[str] = set()
@@ -48,6 +49,10 @@ class Outliers:
         self._looked_s = self._clock.monotonic_s()
         for replica in self._distrusted:
             self._board.distrust(replica, is_resting=False)
+        for agent, failed_s in list(self._failed_s.items()):
+            if self._looked_s - failed_s > outliers.WINDOW_S:  # what is known is stale, and it is well
+                del self._failed_s[agent]
+                self._evidence.pop(agent, None)
         failing, self._failing = self._failing, set()
         for agent in sorted(failing):
             self._look_at(agent)
@@ -73,7 +78,10 @@ class Outliers:
             return
         if is_failure:
             self._failing.add(ended.agent)
+            self._failed_s[ended.agent] = self._looked_s
             self._doubt(ended.agent, ended.replica)
+        elif ended.agent not in self._evidence:
+            return  # none has failed for long: there is nobody to compare it with
         elif self._streaks.pop(ended.replica, 0) and ended.replica in self._distrusted:
             self._trust(ended.replica)
         self._evidence[ended.agent].note(
@@ -103,3 +111,4 @@ class Outliers:
             evidence.forget(exited.replica)
             if not self._board.replicas(exited.agent):  # perhaps for good: agents come and go
                 del self._evidence[exited.agent]
+                self._failed_s.pop(exited.agent, None)

@@ -88,19 +88,22 @@ class Window:
     ((2, 1), (1, 0))
     """
 
-    __slots__ = ("_ended", "_failed", "_latest", "window_s")
+    __slots__ = ("_ended", "_failed", "_latest", "_place", "window_s")
 
     def __init__(self, window_s: float) -> None:
         self.window_s = window_s
         self._ended, self._failed = [0] * BUCKETS, [0] * BUCKETS
-        self._latest = 0  # the number of the newest bucket
+        self._latest = self._place = 0  # the number of the newest bucket, and where it is
 
     def note(self, *, is_failure: bool, now_s: float) -> None:
         """Count an attempt; one that comes with an older instant than the last counts as if it came with that."""
         self._turn_to(now_s)
-        place = self._latest % BUCKETS
-        self._ended[place] += 1
-        self._failed[place] += is_failure
+        self._ended[self._place] += 1
+        self._failed[self._place] += is_failure
+
+    def note_success(self) -> None:
+        """Count a success as if it came with the instant of the last `note` or `counts`."""
+        self._ended[self._place] += 1
 
     def counts(self, now_s: float) -> tuple[int, int]:
         """Return how many have ended, and how many of them failed."""
@@ -116,7 +119,7 @@ class Window:
             return
         for stale in range(max(self._latest + 1, number - BUCKETS + 1), number + 1):
             self._ended[stale % BUCKETS] = self._failed[stale % BUCKETS] = 0
-        self._latest = number
+        self._latest, self._place = number, number % BUCKETS
 
 
 def is_failure(end: tasks.End | None, *, timeout_s: float) -> bool | None:

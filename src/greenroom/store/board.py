@@ -150,8 +150,6 @@ class Board:
             return
         lines, agent = self._by_queue[line.queue], line.queue[0]
         del lines[replica]
-        for tenant, slots in line.held.items():
-            self.tenants.free(agent, tenant, slots)
         if not lines:
             del self._by_queue[line.queue]
             self._queues[agent].discard(line.queue)
@@ -292,7 +290,6 @@ class Board:
                 line.held[tenant] = left
             else:
                 del line.held[tenant]
-            self.tenants.free(line.queue[0], tenant)
 
     def vacate(self, replica: str, tenant: str) -> None:
         """Take back an assignment: it was not committed."""
@@ -306,7 +303,18 @@ class Board:
 
     def _hold(self, line: Line, tenant: str) -> None:
         line.held[tenant] = line.held.get(tenant, 0) + 1
-        self.tenants.hold(line.queue[0], tenant)
+
+    def holding(self, agent: str) -> Mapping[str, int]:
+        """Return how many slots of *agent* each tenant holds."""
+        held: Counter[str] = Counter()
+        for queue in self._queues.get(agent, ()):
+            for line in self._by_queue[queue].values():
+                held.update(line.held)
+        return held
+
+    def share_out(self, queue: Queue, slots: int) -> dict[str, int]:
+        """Return how many of *slots* each of the tenants gets that wait in *queue*."""
+        return self.tenants.share_out(queue, slots, lambda: self.holding(queue[0]))
 
     # --- who waits
 

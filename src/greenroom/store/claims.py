@@ -151,7 +151,7 @@ class Claims:
         """Share the slots of *demand* out among those who wait, and again what some of them have no tasks for."""
         slots, late = self.board.left(demand), 0
         while slots and late < transitions.MAX_MOVED:
-            shares = self.board.tenants.share_out(demand.queue, slots)
+            shares = self.board.share_out(demand.queue, slots)
             if not shares:
                 return
             firsts, lower = await self._choose(tx, demand, shares)

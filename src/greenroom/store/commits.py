@@ -66,6 +66,7 @@ class Commits:
         self._in_flight: list[_Entry] = []
         self._wakeup = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # kept: to ask for it costs a system call
         self._closed = False
 
     def start(self) -> None:
@@ -83,7 +84,9 @@ class Commits:
         return self._put(operation, items, is_one=False)
 
     def _put(self, operation: Operation, items: Sequence[Any], *, is_one: bool) -> asyncio.Future[Any]:
-        entry = _Entry(operation, items, asyncio.get_running_loop().create_future(), is_one)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        entry = _Entry(operation, items, self._loop.create_future(), is_one)
         if self._closed:
             entry.resolve([errors.StoreUnavailable("cannot write to the store: it is closed")] * len(items))
         else:

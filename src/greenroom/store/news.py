@@ -60,13 +60,16 @@ class Hub:
         self._ends: dict[str, list[asyncio.Future[Task | None]]] = {}
         self._watchers: dict[str, list[asyncio.Event]] = defaultdict(list)
         self._subscribers: list[Callable[[News], None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None  # kept: to ask for it costs a system call
 
     def subscribe(self, subscriber: Callable[[News], None]) -> None:
         self._subscribers.append(subscriber)
 
     def end_of(self, task: str) -> End:
         """Return the coming end of *task*; it listens from now on, until it is closed."""
-        return End(self._ends, task)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return End(self._ends, task, self._loop)
 
     def watch(self, task: str) -> asyncio.Event:
         """Return an event that is set whenever *task* has new events; `unwatch` it."""
@@ -96,11 +99,13 @@ class Hub:
 class End:
     """The end of a task, for one who waits for it once; as a context it listens until it is left."""
 
-    __slots__ = ("_ends", "_future", "_task")
+    __slots__ = ("_ends", "_future", "_loop", "_task")
 
-    def __init__(self, ends: dict[str, list[asyncio.Future[Task | None]]], task: str) -> None:
-        self._ends, self._task = ends, task
-        self._future: asyncio.Future[Task | None] = asyncio.get_running_loop().create_future()
+    def __init__(
+        self, ends: dict[str, list[asyncio.Future[Task | None]]], task: str, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._ends, self._task, self._loop = ends, task, loop
+        self._future: asyncio.Future[Task | None] = loop.create_future()
         ends.setdefault(task, []).append(self._future)
 
     def __enter__(self) -> End:
@@ -119,7 +124,7 @@ class End:
     async def within(self, timeout_s: float) -> Task | None:
         """Wait for it; return the task, or None if the time is over or the row was not at hand: read it then."""
         # Not asyncio.timeout or asyncio.wait, which cost each waiting request several times this.
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._give_up)
+        timer = self._loop.call_later(timeout_s, self._give_up)
         try:
             return await self._future
         finally:

@@ -1,4 +1,4 @@
-"""The tenants of each agent: what they hold, when they had a turn, and which of them may have tasks that wait.
+"""The tenants of each agent: when they had a turn, and which of them may have tasks that wait.
 
 In memory, beside the board's lines; what `core.fairness` decides by. Hints, made right from the table: for agents that
 are `unlisted` the next commit asks it who waits.
@@ -7,7 +7,7 @@ are `unlisted` the next commit asks it who waits.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from greenroom.core import fairness
 
@@ -19,39 +19,21 @@ Queue = tuple[str, bool, int]  # an agent, whether it is its suspects', which ru
 
 class Tenants:
     def __init__(self) -> None:
-        self._holding: dict[str, dict[str, int]] = {}
         self._turns: OrderedDict[tuple[str, str], tuple[int, fairness.Turns]] = OrderedDict()  # the oldest first
         self._turn = 0
         self._waiting: dict[Queue, dict[str, None]] = {}  # in the order in which they came
         self._unlisted: set[str] = set()
         self._listed_to: dict[str, str] = {}  # the last tenant of those agents' of which only a part is listed
 
-    # --- slots
-
-    def hold(self, agent: str, tenant: str) -> None:
-        held = self._holding.setdefault(agent, {})
-        held[tenant] = held.get(tenant, 0) + 1
-
-    def free(self, agent: str, tenant: str, slots: int = 1) -> None:
-        held = self._holding[agent]
-        left = held[tenant] - slots
-        if left:
-            held[tenant] = left
-        else:
-            del held[tenant]
-
-    def holding(self, agent: str) -> Mapping[str, int]:
-        return self._holding.get(agent, {})
-
     # --- turns
 
-    def share_out(self, queue: Queue, slots: int) -> dict[str, int]:
-        """Return how many of *slots* each of the tenants gets that wait in *queue*."""
+    def share_out(self, queue: Queue, slots: int, holding: Callable[[], Mapping[str, int]]) -> dict[str, int]:
+        """Return how many of *slots* each of the tenants gets that wait in *queue*; *holding*: where that matters."""
         agent, waiting = queue[0], self._waiting.get(queue, {})
         if len(waiting) < 2:
             return dict.fromkeys(waiting, slots)
         had = {tenant: self._turns[agent, tenant][0] for tenant in waiting if (agent, tenant) in self._turns}
-        return fairness.share_out(slots, waiting, holding=self.holding(agent), turns=had)
+        return fairness.share_out(slots, waiting, holding=holding(), turns=had)
 
     def turns(self, agent: str, tenant: str) -> fairness.Turns:
         return self._turns[agent, tenant][1] if (agent, tenant) in self._turns else fairness.Turns()
