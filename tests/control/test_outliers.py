@@ -138,6 +138,19 @@ async def test_one_that_fails_in_a_row_gets_one_task_for_each_step_until_it_succ
     assert not ward.board.is_distrusted("b")
 
 
+async def test_one_that_succeeds_after_a_long_rest_is_trusted_again(ward: Ward) -> None:
+    ward.open(*"abc")
+    for _ in range(outliers.STREAK):
+        ward.end("b", tasks.Reason.AGENT_ERROR)
+    for seconds in (0.0, outliers.WINDOW_S + 1):
+        ward.clock.advance(seconds)
+        await ward.loop.step()
+    ward.end("b", tasks.Reason.OK)
+    assert not ward.board.is_distrusted("b")
+    ward.end("b", tasks.Reason.AGENT_ERROR)
+    assert not ward.board.is_distrusted("b")
+
+
 async def test_where_all_fail_nobody_is_distrusted(ward: Ward) -> None:
     ward.open(*"abc")
     for _ in range(10):

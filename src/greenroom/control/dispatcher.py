@@ -278,7 +278,7 @@ class Dispatcher:
         if news.stopped and self._attempts:
             stopped = set(news.stopped)
             for attempt in list(self._attempts.values()):
-                if attempt.claim.id in stopped:
+                if attempt.claim.id in stopped and attempt.kill_at_s is None:  # else its end has been told
                     now_s = self._clock.monotonic_s()
                     state, reason = tasks.State.CANCELLED, tasks.Reason.CANCELLED
                     self._facts.emit(attempts.ended(attempt, state, reason, end=None, message=None, now_s=now_s))

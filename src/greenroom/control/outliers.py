@@ -80,10 +80,11 @@ class Outliers:
             self._failing.add(ended.agent)
             self._failed_s[ended.agent] = self._looked_s
             self._doubt(ended.agent, ended.replica)
-        elif ended.agent not in self._evidence:
-            return  # none has failed for long: there is nobody to compare it with
-        elif self._streaks.pop(ended.replica, 0) and ended.replica in self._distrusted:
-            self._trust(ended.replica)
+        else:
+            if self._streaks and self._streaks.pop(ended.replica, 0) and ended.replica in self._distrusted:
+                self._trust(ended.replica)
+            if ended.agent not in self._evidence:
+                return  # none has failed for long: there is nobody to compare it with
         self._evidence[ended.agent].note(
             ended.replica, is_failure=is_failure, session=ended.session if is_failure else None, at_s=self._looked_s
         )
