@@ -90,6 +90,28 @@ async def test_a_reader_who_leaves_is_forgotten(
     assert (await api.end_of(task["id"]))["state"] == "succeeded"
 
 
+async def test_a_reader_who_has_asked_for_more_and_leaves_is_forgotten(
+    live: tuple[nodes.Api, httpx.AsyncClient], ledger: Path, gate: Path
+) -> None:
+    api, http = live
+    task = await api.submit("gated", {"ledger": str(ledger), "gate": str(gate)})
+    authorization = b"Host: x\r\nAuthorization: %s\r\n\r\n" % http.headers["authorization"].encode()
+    _, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port or 0)
+    writer.write(b"GET /v1/tasks/%s/events HTTP/1.1\r\n%s" % (task["id"].encode(), authorization))
+    writer.write(b"GET /v1/status HTTP/1.1\r\n" + authorization)
+
+    async def is_heard() -> bool:
+        return bool(api.running.store.hub._watchers)
+
+    async def is_forgotten() -> bool:
+        return not api.running.store.hub._watchers
+
+    await nodes.eventually(is_heard)
+    writer.close()
+    await nodes.eventually(is_forgotten)
+    gate.touch()
+
+
 @pytest.mark.parametrize("ends", ["by leaving", "when its time is over"])
 @pytest.mark.parametrize("how", ["running", "queued"])
 async def test_a_task_that_nobody_waits_for_any_more_is_cancelled(

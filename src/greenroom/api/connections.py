@@ -137,6 +137,7 @@ class Connection(HttpToolsProtocol):
         self._dry_bytes = 0  # of the part, or since the last of the body itself
         self._timer: asyncio.TimerHandle | None = None  # of the part, where it did not come in one piece
         self._is_surplus = self._is_turned_away = False
+        self._running: RequestResponseCycle | None = None  # others may wait in line behind it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(Gathering(transport, self.loop))  # type: ignore[arg-type] # one, but for its class
@@ -149,6 +150,14 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._begin(Part.NOTHING)
         super().connection_lost(exc)
+        # uvicorn tells the last request only, and one before it would wait, or stream, for nobody.
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         # In pieces, so that a head and the body behind it can be told apart.
