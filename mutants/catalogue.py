@@ -419,6 +419,20 @@ CATALOGUE = (
         CONTRACT,
     ),
     _mutant(
+        "the tenant behind whom those are listed who wait",
+        "store/claims.py",
+        "where agent = :agent and tenant > :behind and {_IS_READY}",
+        "where agent = :agent and {_IS_READY}",
+        CONTRACT,
+    ),
+    _mutant(
+        "the commit that begins with who waited for a task that was late at its claim",
+        "store/store.py",
+        "            self.commits.nudge()",
+        "            pass",
+        RESULTS,
+    ),
+    _mutant(
         "the part of a full queue that is each tenant's",
         "core/admission.py",
         "max(self.total - queued, self.door - own)",

@@ -293,9 +293,8 @@ async def test_what_is_given_beside_the_body_is_described_with_its_type() -> Non
         assert all(item["description"] for (place, _), item in given.items() if place != "path")
     paths = openapi.document()["paths"]
     for path in ("/v1/tasks", "/v1/tasks/batch"):
-        assert ("header", "Idempotency-Key") in {
-            (item["in"], item["name"]) for item in paths[path]["post"]["parameters"]
-        }
+        headers = {(item["in"], item["name"]) for item in paths[path]["post"]["parameters"]}
+        assert headers >= {("header", "Idempotency-Key"), ("header", "Cache-Control")}
     events = paths["/v1/tasks/{id}/events"]["get"]["parameters"]
     assert ("header", "Last-Event-ID") in {(item["in"], item["name"]) for item in events}
     wait = next(item for item in paths["/v1/tasks"]["post"]["parameters"] if item["name"] == "wait")
