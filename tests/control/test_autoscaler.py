@@ -231,9 +231,33 @@ async def test_no_more_are_started_than_memory_holds_whoever_asks_first(scaled: 
     for name in ("a", "b"):
         await scaled.queue(60, name)
     await scaled.look()
-    assert [await scaled.replicas(name) for name in ("a", "b")] == [4, 1]
+    assert [await scaled.replicas(name) for name in ("a", "b")] == [3, 1]
     decision = await scaled.last("b")
     assert (decision.rule, "of 50 MB" in decision.reason) == ("memory", True)
+
+
+async def test_replicas_that_came_since_memory_was_measured_count_as_well(scaled: Scaled) -> None:
+    scaled.bounded(memory_mb=60)
+    await scaled.deploy()
+    scaled.use = Use(0.0, 10.0, {"agent": 1})
+    await scaled.queue(16)
+    await scaled.look()
+    assert await scaled.replicas() == 3
+    await scaled.queue(60)
+    await scaled.look()
+    assert await scaled.replicas() == 5  # of 10 MB each, and from nine tenths on replicas are replaced
+
+
+async def test_one_comes_alone_while_nobody_knows_what_it_takes(scaled: Scaled) -> None:
+    scaled.bounded(memory_mb=1000)
+    await scaled.deploy(scaling=SCALING | {"min_replicas": 0})
+    await scaled.loops.step(times=2)  # what has proven its revision is gone
+    await scaled.queue(60)
+    await scaled.look()
+    assert await scaled.replicas() == 1
+    assert "not known yet" in (await scaled.last()).reason
+    await scaled.look()
+    assert await scaled.replicas() == 8
 
 
 async def test_scarce_replicas_are_shared_and_each_is_told_who_else_wants_them(scaled: Scaled) -> None:

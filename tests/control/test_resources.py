@@ -202,7 +202,7 @@ async def test_what_is_used_is_told_to_whoever_asks(loops: Loops, scales: _Scale
     await watching.step()
     scales.cpu_s = 2.5
     await _look(loops, watching)
-    assert watching.use() == resources.Use(0.5, 20.0)
+    assert watching.use() == resources.Use(0.5, 20.0, {"agent": 2})
     (replica, _) = loops.engine.replicas
     assert watching.cpu_of(replica) == 0.5
     text = metrics.render().decode()

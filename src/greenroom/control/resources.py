@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -111,7 +111,8 @@ class Resources:
         elapsed_s = 0.0 if before_s is None else now_s - before_s
         cpu = 0.0 if before_s is None else resources.cpus(self._trees, usage.cpu_s, elapsed_s=elapsed_s)
         self._trees = usage.cpu_s
-        self._use = resources.Use(min(cpu, self._cpus), usage.memory_mb)
+        counted = Counter(each.agent for each in self._ours() if each.state == "ready" and each.id in usage.replicas)
+        self._use = resources.Use(min(cpu, self._cpus), usage.memory_mb, counted)
         spent_s: defaultdict[str, float] = defaultdict(float)
         for each in self._ours():
             if (held := usage.replicas.get(each.id)) is not None:

@@ -29,10 +29,14 @@ MAX_PAIRS_OF = 40  # samples that the slope is the median of, each with each
 
 
 class Use(msgspec.Struct, frozen=True):
-    """What all replicas together use; *memory_mb* may be more than that while it is far below the limit."""
+    """What all replicas together use; *memory_mb* may be more than that while it is far below the limit.
+
+    *counted* is how many ready replicas of each agent it is of; None: of all that there are.
+    """
 
     cpu: float = 0.0
     memory_mb: float = 0.0
+    counted: Mapping[str, int] | None = None
 
 
 class Limits(msgspec.Struct, frozen=True):
