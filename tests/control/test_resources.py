@@ -101,6 +101,32 @@ async def test_a_replica_that_has_had_enough_ends_its_tasks_when_another_is_read
     assert not [fact for fact in loops.facts if isinstance(fact, telemetry.AgentFailing)]
 
 
+async def test_who_is_too_large_when_it_is_new_is_not_replaced_for_ever(loops: Loops, scales: _Scales) -> None:
+    watching = _loop(loops, scales)
+    await loops.deploy(recycling={"memory_mb": 9})  # each has 10 when it is new
+    (replica,) = loops.engine.replicas
+    for _ in range(20):
+        await _look(loops, watching)
+    assert list(loops.engine.replicas) == [replica]
+    (fact,) = [fact for fact in loops.facts if isinstance(fact, telemetry.EnvelopeWeak)]
+    assert fact.warning.startswith("replicas of agent hold 10 MB when they are new")
+
+
+async def test_who_alone_is_more_than_the_envelope_is_charged(loops: Loops, scales: _Scales) -> None:
+    await loops.deploy(max_attempts=2, retry_backoff_s=0)
+    watching = _loop(loops, scales, resources.Limits(memory_mb=1000))
+    task = await loops.submit()
+    for _ in range(2):
+        fattest = loops.replica_of(task)
+        scales.sizes_mb = {fattest: 1001.0}
+        await loops.scratch.advance(loop.MEASURE_EVERY_S)
+        await watching.step()
+        assert loops.engine.killed[fattest] == "oom"
+        await loops.advance(recovery.CAP_S)
+    row = await loops.task(task)
+    assert (row.state, row.reason) == ("failed", "oom")  # it does not go on for ever
+
+
 async def test_one_of_an_agent_waits_for_its_successor_at_a_time(loops: Loops, scales: _Scales) -> None:
     await loops.deploy(replicas=3, recycling={"memory_mb": 100})
     watching = _loop(loops, scales)

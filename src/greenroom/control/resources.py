@@ -17,7 +17,7 @@ from typing import Protocol
 from greenroom import clock as clocks
 from greenroom import telemetry
 from greenroom.control.hosted import Hosted
-from greenroom.core import failures, resources
+from greenroom.core import resources
 from greenroom.engine import contract
 from greenroom.store.directory import Entry
 
@@ -33,6 +33,7 @@ class _Watched:
     cpu_s: float = 0.0
     cpu: float = 0.0
     held: contract.Held | None = None
+    new_mb: float | None = None  # its size when it became ready
     trend: resources.Trend = field(default_factory=resources.Trend)
 
 
@@ -60,6 +61,7 @@ class Resources:
         self._hosted, self._entries, self._recycle = hosted, entries, recycle
         self.wakeup = asyncio.Event()
         self._watched: dict[str, _Watched] = {}
+        self._new_mb: dict[str, float] = {}  # of each agent, of the replica that became ready last
         self._use: resources.Use | None = None
         self._trees: Mapping[int, float] = {}
         self._measured_s: float | None = None
@@ -87,6 +89,10 @@ class Resources:
         """Return how many CPUs *replica* used at the last look."""
         return self._watched[replica].cpu if replica in self._watched else 0.0
 
+    def new_mb(self, agent: str) -> float:
+        """Return what the last replica of *agent* held when it was new; 0 where nobody knows."""
+        return self._new_mb.get(agent, 0.0)
+
     def held_by(self, replica: str) -> contract.Held | None:
         return self._watched[replica].held if replica in self._watched else None
 
@@ -113,6 +119,8 @@ class Resources:
         self._trees = usage.cpu_s
         counted = Counter(each.agent for each in self._ours() if each.state == "ready" and each.id in usage.replicas)
         self._use = resources.Use(min(cpu, self._cpus), usage.memory_mb, counted)
+        for gone in self._new_mb.keys() - self._entries().keys():
+            del self._new_mb[gone]
         spent_s: defaultdict[str, float] = defaultdict(float)
         for each in self._ours():
             if (held := usage.replicas.get(each.id)) is not None:
@@ -151,6 +159,7 @@ class Resources:
                 held.share_mb,
                 is_ready=each.state == "ready",
                 is_recycled=bool(each.recycled_for),
+                successor_mb=self.new_mb(each.agent),
             )
             for each in self._ours()
             if (held := self.held_by(each.id)) is not None
@@ -160,8 +169,8 @@ class Resources:
             case resources.Recycle(replica, reason):
                 if self._recycle(replica, reason):
                     self._relieved_s = now_s
-            case resources.Evict(replica, reason):
-                self._engine.kill(replica, failures.Failure.EVICTED, reason)
+            case resources.Evict(replica, reason, failure):
+                self._engine.kill(replica, failure, reason)
             case None:
                 pass
 
@@ -175,6 +184,7 @@ class Resources:
                 memory_mb=watched.held.memory_mb if watched.held is not None else 0.0,
                 tasks=watched.tasks,
                 trend=watched.trend,
+                new_mb=watched.new_mb,
             )
             if reason is not None:
                 self._recycle(each.id, reason)
@@ -201,7 +211,19 @@ class Resources:
         self._facts.emit(telemetry.EnvelopeMeasured(dict(spent_s), dict(held_mb), known))
 
     def _begin(self, ready: telemetry.ReplicaReady) -> None:
-        self._watched.setdefault(ready.replica, _Watched())
+        watched = self._watched.setdefault(ready.replica, _Watched())
+        sizes_mb = {seen.replica: seen.rss_mb for seen in self._engine.observe()}
+        if (new_mb := sizes_mb.get(ready.replica)) is None:
+            return
+        watched.new_mb = self._new_mb[ready.agent] = new_mb
+        for each in self._ours():
+            most_mb = self._bounds(each).most_mb if each.id == ready.replica else None
+            if most_mb is not None and new_mb > most_mb:
+                warning = (
+                    f"replicas of {ready.agent} hold {new_mb:.0f} MB when they are new: they are not recycled from "
+                )
+                warning += f"{most_mb:.0f} MB on, as the next would be as large; raise recycling.memory_mb or memory_mb"
+                self._facts.emit(telemetry.EnvelopeWeak(warning))
 
     def _count(self, ended: telemetry.AttemptEnded) -> None:
         if (watched := self._watched.get(ended.replica)) is not None:  # else it is gone

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec.structs import replace
 
+from greenroom.core.failures import Failure
+
 RECYCLE_PCT = 90  # of the envelope: from here on the fattest replica is replaced
 FULL_PCT = 100
 REST_S = 60.0  # from one replacement for the envelope's sake to the next: where all use what they need, none helps
@@ -48,7 +50,10 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Replica(msgspec.Struct, frozen=True):
-    """A replica as it was measured. *memory_mb* counts shared pages in full, *share_mb* its part of them."""
+    """A replica as it was measured. *memory_mb* counts shared pages in full, *share_mb* its part of them.
+
+    *successor_mb* is what another in its place would take at first; 0 where nobody knows.
+    """
 
     id: str
     agent: str
@@ -56,6 +61,7 @@ class Replica(msgspec.Struct, frozen=True):
     share_mb: float
     is_ready: bool = True
     is_recycled: bool = False  # another takes its place already
+    successor_mb: float = 0.0
 
 
 class Recycle(msgspec.Struct, frozen=True):
@@ -66,10 +72,13 @@ class Recycle(msgspec.Struct, frozen=True):
 
 
 class Evict(msgspec.Struct, frozen=True):
-    """Kill *replica* for the others' sake; nobody is charged for it."""
+    """Kill *replica*. `Failure.EVICTED` is for the others' sake, and nobody is charged; `Failure.OOM` is for its own:
+    it alone is too much, and would be again, so that somebody has to be charged, or it would go on for ever.
+    """
 
     replica: str
     reason: str
+    failure: Failure = Failure.EVICTED
 
 
 def pct(used: float, limit: float | None) -> float | None:
@@ -87,8 +96,9 @@ def relieve(
     """Return what makes room in the memory of the envelope, if that is short.
 
     One at a time: while a replica is on its way out, and for `REST_S` after the last that was recycled for this,
-    *since_s* ago, no other is recycled. Over the limit, and where no kernel sees to
-    it, the fattest is killed, also one that is on its way out: that may take as long as its tasks do.
+    *since_s* ago, no other is recycled. None is where its successor is as large, or has no room beside it. Over the
+    limit, and where no kernel sees to it, the fattest is killed, also one that is on its way out: that may take as long
+    as its tasks do.
 
     >>> one, two = Replica("one", "a", 500, 450), Replica("two", "a", 600, 500)
     >>> relieve(Limits(memory_mb=1000), Use(memory_mb=950), [one, two]).replica
@@ -101,15 +111,23 @@ def relieve(
     fattest = max(replicas, key=lambda each: (each.share_mb, each.id))
     told = f"all replicas use {use.memory_mb:.0f} MB of cluster.memory_mb, {limits.memory_mb}"
     if use.memory_mb > limits.memory_mb * FULL_PCT / 100 and not limits.kernel_holds_memory:
+        if fattest.share_mb > limits.memory_mb:
+            alone = f"it alone used {fattest.share_mb:.0f} MB, and cluster.memory_mb is {limits.memory_mb}"
+            return Evict(fattest.id, alone, Failure.OOM)
         return Evict(fattest.id, f"{told}, and with {fattest.share_mb:.0f} MB it had the most")
     if use.memory_mb <= limits.memory_mb * RECYCLE_PCT / 100 or since_s < REST_S:
         return None
     if any(each.is_recycled for each in replicas):
         return None
-    ready = [each for each in replicas if each.is_ready]
-    if not ready:
+    room_mb = limits.memory_mb - use.memory_mb
+    worth_it = [
+        each
+        for each in replicas
+        if each.is_ready and (not each.successor_mb or each.successor_mb < min(each.share_mb, room_mb))
+    ]
+    if not worth_it:
         return None
-    fattest = max(ready, key=lambda each: (each.share_mb, each.id))
+    fattest = max(worth_it, key=lambda each: (each.share_mb, each.id))
     return Recycle(fattest.id, f"{told}, and with {fattest.share_mb:.0f} MB it has the most")
 
 
@@ -206,8 +224,13 @@ def _slope(samples: Sequence[Sample]) -> float:
     )
 
 
-def why_recycled(bounds: Bounds, *, memory_mb: float, tasks: int, trend: Trend) -> str | None:
+def why_recycled(
+    bounds: Bounds, *, memory_mb: float, tasks: int, trend: Trend, new_mb: float | None = None
+) -> str | None:
     """Return why a replica has had enough, None if it has not.
+
+    One that held more than its bound when it was new, *new_mb*, is not replaced for that: the next one would hold it,
+    too, and the one after it.
 
     >>> why_recycled(Bounds(memory_mb=512), memory_mb=470, tasks=3, trend=Trend())
     'it holds 470 MB, and is replaced from 461 MB on'
@@ -217,7 +240,7 @@ def why_recycled(bounds: Bounds, *, memory_mb: float, tasks: int, trend: Trend) 
     if bounds.tasks is not None and tasks >= bounds.tasks:
         return f"it has run {tasks} tasks, and is replaced after so many"
     most_mb = bounds.most_mb
-    if most_mb is not None:
+    if most_mb is not None and (new_mb is None or new_mb <= most_mb):
         return f"it holds {memory_mb:.0f} MB, and is replaced from {most_mb:.0f} MB on" if memory_mb > most_mb else None
     found = leak(trend)
     return None if found is None else str(found)
