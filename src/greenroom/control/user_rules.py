@@ -56,22 +56,21 @@ class UserRule:
         if self._is_running:
             return [], "it has not returned yet from the look before"
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future()
+        answer: asyncio.Future[tuple[list[Found], str | None]] = loop.create_future()
 
-        def settle(result: Any, error: str | None) -> None:
+        def settle(result: tuple[list[Found], str | None]) -> None:
             self._is_running = False
             if not answer.done():
-                answer.set_result((result, error))
+                answer.set_result(result)
 
         def run() -> None:
-            result, error = None, None
             try:
                 self._rule = self._rule or self._load()
-                result = self._rule(seen)
+                result = self._read(self._rule(seen))  # here, for an answer may have code of its own, or no end
             except BaseException as raised:  # noqa: BLE001 - whatever a stranger's code raises, SystemExit too
-                error = _told(raised)
+                result = [], _told(raised)
             try:
-                loop.call_soon_threadsafe(settle, result, error)
+                loop.call_soon_threadsafe(settle, result)
             except RuntimeError:
                 return  # the node has ended meanwhile
 
@@ -79,12 +78,9 @@ class UserRule:
         # A daemon, so that one that never returns does not keep the node from ending.
         threading.Thread(target=run, name=f"rule-{self.name}"[:15], daemon=True).start()
         try:
-            result, error = await asyncio.wait_for(answer, self._within_s)
+            return await asyncio.wait_for(answer, self._within_s)
         except TimeoutError:
             return [], f"it took longer than {self._within_s:g} s"
-        if error is not None:
-            return [], error
-        return self._read(result)
 
     def _read(self, result: Any) -> tuple[list[Found], str | None]:
         try:

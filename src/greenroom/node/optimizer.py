@@ -36,6 +36,7 @@ class NodeOptimizer:
                     id=each.id,
                     agent=each.agent,
                     memory_mb=held_now.share_mb if (held_now := loop.held_by(each.id)) is not None else 0.0,
+                    new_mb=loop.new_mb(each.agent),
                     cpu=loop.cpu_of(each.id),
                     busy=store.board.busy(each.id),
                     slots=each.slots,
