@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -281,6 +282,26 @@ async def test_who_comes_late_gets_a_fair_share_from_who_has_more(scaled: Scaled
     await scaled.look(2)
     assert [await scaled.replicas(name) for name in ("a", "b")] == [3, 3]
     assert (await scaled.loops.store.scaling.decisions("a"))[0].rule == "cluster"
+
+
+async def test_more_agents_than_replicas_take_turns(scaled: Scaled) -> None:
+    scaled.bounded(max_replicas=2)
+    names = ("a", "b", "c")
+    for name in names:
+        await scaled.deploy(name, scaling={"min_replicas": 0, "max_replicas": 2, "stabilisation_s": 10})
+        await scaled.queue(5, name)
+    awake = []
+    for _ in range(60):
+        await scaled.look()
+        for id in list(scaled.loops.engine.replicas):  # who goes ends what it has
+            if scaled.loops.store.board.attempts(id) and id not in scaled.loops.store.board.replicas(id[0]).get(1, []):
+                scaled.loops.engine.succeed(id)
+        awake.append(tuple([name for name in names if await scaled.replicas(name)]))
+    assert all(len(each) <= 2 for each in awake)
+    shares = [sum(name in each for each in awake) for name in names]
+    assert min(shares) >= 20, shares  # of 40, if it came out even
+    turns = sum(before != after for before, after in itertools.pairwise(awake))
+    assert turns <= 2 * 60 / 10  # and none is cut more than once in its window
 
 
 async def test_a_node_that_starts_keeps_the_number_and_looks_first(scaled: Scaled) -> None:

@@ -173,6 +173,21 @@ def test_min_replicas_ends_a_step_down_and_does_not_hurry_it() -> None:
     assert course.looks(30).replicas == 3
 
 
+def test_min_replicas_does_not_wait_for_what_holds_the_rest() -> None:
+    course = Course(replicas=2)
+    course.set_to(1)
+    assert course.looks(8, 6, 1).rule is Rule.SET
+    course.policy = Policy(min_replicas=3)
+    decision = course.look(6, 1)
+    assert (decision.replicas, decision.rule) == (3, Rule.MIN)
+
+
+def test_what_is_left_over_goes_to_whose_turn_it_is() -> None:
+    wants = {"a": (0, 1), "b": (0, 1), "c": (0, 1)}
+    assert scaling.share(2, wants) == {"a": 1, "b": 1, "c": 0}
+    assert scaling.share(2, wants, turns={"a": 2, "b": 0, "c": 1}) == {"a": 0, "b": 1, "c": 1}
+
+
 def test_what_somebody_has_set_holds_for_the_window() -> None:
     course = Course(replicas=1)
     course.looks(70)

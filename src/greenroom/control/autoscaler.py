@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,12 @@ class _Case:
     replicas: int  # as this loop has written or found them last
     told: str | None = None  # the rule that was stored last
     told_s: float = 0.0
+    woken_s: float = -math.inf  # when it had a replica first, after it had none
+
+    def came_to(self, replicas: int, now_s: float) -> None:
+        if replicas and not self.replicas:
+            self.woken_s = now_s
+        self.replicas = replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +151,7 @@ class Autoscaler:
             memory = case.memory.resized(policy)
             if entry.agent.replicas != case.replicas:  # a person, or a deployment
                 memory = scaling.noted(memory, sample.at_s, before=case.replicas, replicas=entry.agent.replicas)
-                case.replicas = entry.agent.replicas
+                case.came_to(entry.agent.replicas, sample.at_s)
             case.memory = scaling.observe(policy, memory, sample)
             looks.append(_Look(entry, policy, sample))
         return looks
@@ -160,9 +167,20 @@ class Autoscaler:
             look.name: (min(look.policy.min_replicas, alone[look.name].replicas), alone[look.name].replicas)
             for look in looks
         }
-        shares = scaling.share(self._cluster.max_replicas, wants)
+        shares = scaling.share(self._cluster.max_replicas, wants, turns=self._turns())
         bounds.forget_taken()
         return {look.name: self._decide_one(look, bounds, shares=shares, wants=wants) for look in looks}
+
+    def _turns(self) -> dict[str, int]:
+        """Say whose turn it is where there are more agents than replicas: who sleeps, and has slept the longest; then
+        who has been awake the shortest. A turn lasts as long as it takes to be cut again, `stabilisation_s`.
+        """
+        cases = self._cases
+        order = sorted(
+            cases,
+            key=lambda name: (cases[name].replicas > 0, cases[name].woken_s * (-1 if cases[name].replicas else 1)),
+        )
+        return {name: place for place, name in enumerate(order)}
 
     def _decide_one(
         self,
@@ -227,7 +245,8 @@ class Autoscaler:
     def _note(self, look: _Look, decision: Decision) -> None:
         case = self._cases[look.name]
         case.memory = scaling.after(case.memory, look.sample.at_s, decision)
-        case.replicas, case.told, case.told_s = decision.replicas, decision.rule, look.sample.at_s
+        case.came_to(decision.replicas, look.sample.at_s)
+        case.told, case.told_s = decision.rule, look.sample.at_s
         self._facts.emit(telemetry.ScalingDecided(look.name, decision.replicas, decision.rule))
         if decision.has_changed:
             self._facts.emit(
