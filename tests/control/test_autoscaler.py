@@ -362,3 +362,14 @@ async def test_the_load_is_recorded_every_ten_seconds_where_there_is_any(scaled:
     await scaled.look(20)
     loads = await scaled.loops.store.scaling.loads("agent", after_us=0)
     assert (sum(load.arrivals for load in loads), sum(load.ends for load in loads)) == (1, 1)
+
+
+async def test_what_waits_when_a_node_starts_again_does_not_arrive_again(scaled: Scaled) -> None:
+    await scaled.deploy()
+    await scaled.look()
+    await scaled.queue(30)
+    await scaled.look(11)
+    scaled.autoscaler = scaled.fresh()
+    await scaled.look(11)
+    loads = await scaled.loops.store.scaling.loads("agent", after_us=0)
+    assert sum(load.arrivals for load in loads) == 30
