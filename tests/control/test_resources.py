@@ -219,6 +219,22 @@ async def test_close_to_its_memory_the_fattest_is_replaced_one_at_a_time(loops: 
     assert not loops.engine.killed
 
 
+async def test_what_is_only_kept_warm_goes_before_what_is_used(loops: Loops, scales: _Scales) -> None:
+    await loops.deploy(replicas=3)
+    watching = _loop(loops, scales, resources.Limits(memory_mb=1000))
+    spares = [True, True]
+    watching._lower_spares = lambda: bool(spares) and spares.pop()
+    scales.sizes_mb, scales.total_mb = {next(iter(loops.engine.replicas)): 500.0}, 950.0
+    for _ in range(2):
+        await _look(loops, watching)
+        assert not _recycled(loops)
+    await _look(loops, watching)
+    assert len(_recycled(loops)) == 1
+    spares, scales.total_mb = [True], 1001.0
+    await _look(loops, watching)
+    assert list(loops.engine.killed.values()) == ["evicted"]  # there is no time
+
+
 async def test_what_is_used_is_told_to_whoever_asks(loops: Loops, scales: _Scales) -> None:
     await loops.deploy(replicas=2)
     metrics = telemetry.Metrics()

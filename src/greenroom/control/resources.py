@@ -42,7 +42,9 @@ class Engine(contract.Engine, contract.Meter, Protocol):
 
 
 class Resources:
-    """*recycle* is `Host.recycle`; *entries* are the directory's, *hosted* the host's replicas."""
+    """*recycle* is `Host.recycle`; *entries* are the directory's, *hosted* the host's replicas. *lower_spares* lets
+    some of the interpreters go that are only kept warm, and says whether there were any.
+    """
 
     name = "resources"
 
@@ -56,9 +58,11 @@ class Resources:
         hosted: Callable[[], Collection[Hosted]],
         entries: Callable[[], Mapping[str, Entry]],
         recycle: Callable[[str, str], bool],
+        lower_spares: Callable[[], bool] = lambda: False,
     ) -> None:
         self._engine, self._clock, self._facts, self._limits = engine, clock, facts, limits
         self._hosted, self._entries, self._recycle = hosted, entries, recycle
+        self._lower_spares = lower_spares
         self.wakeup = asyncio.Event()
         self._watched: dict[str, _Watched] = {}
         self._new_mb: dict[str, float] = {}  # of each agent, of the replica that became ready last
@@ -150,7 +154,11 @@ class Resources:
             watched.held = replace(held, memory_mb=max(held.memory_mb, seen.rss_mb))
 
     def _relieve(self) -> None:
+        """Make room: first in what nobody uses now, which has to do unless all of the envelope is full."""
         assert self._use is not None
+        now_s = self._clock.monotonic_s()
+        is_eased = resources.is_short(self._limits, self._use) and self._lower_spares()
+        since_s = 0.0 if is_eased else now_s - self._relieved_s
         replicas = [
             resources.Replica(
                 each.id,
@@ -164,8 +172,7 @@ class Resources:
             for each in self._ours()
             if (held := self.held_by(each.id)) is not None
         ]
-        now_s = self._clock.monotonic_s()
-        match resources.relieve(self._limits, self._use, replicas, since_s=now_s - self._relieved_s):
+        match resources.relieve(self._limits, self._use, replicas, since_s=since_s):
             case resources.Recycle(replica, reason):
                 if self._recycle(replica, reason):
                     self._relieved_s = now_s

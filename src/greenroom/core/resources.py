@@ -90,6 +90,15 @@ def pct(used: float, limit: float | None) -> float | None:
     return None if limit is None else round(100 * used / limit, 1)
 
 
+def is_short(limits: Limits, use: Use) -> bool:
+    """Whether room is to be made in the memory of the envelope.
+
+    >>> is_short(Limits(memory_mb=1000), Use(memory_mb=901)), is_short(Limits(), Use(memory_mb=901))
+    (True, False)
+    """
+    return limits.memory_mb is not None and use.memory_mb > limits.memory_mb * RECYCLE_PCT / 100
+
+
 def relieve(
     limits: Limits, use: Use, replicas: Sequence[Replica], *, since_s: float = math.inf
 ) -> Recycle | Evict | None:
@@ -115,7 +124,7 @@ def relieve(
             alone = f"it alone used {fattest.share_mb:.0f} MB, and cluster.memory_mb is {limits.memory_mb}"
             return Evict(fattest.id, alone, Failure.OOM)
         return Evict(fattest.id, f"{told}, and with {fattest.share_mb:.0f} MB it had the most")
-    if use.memory_mb <= limits.memory_mb * RECYCLE_PCT / 100 or since_s < REST_S:
+    if not is_short(limits, use) or since_s < REST_S:
         return None
     if any(each.is_recycled for each in replicas):
         return None

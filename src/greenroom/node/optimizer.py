@@ -63,7 +63,7 @@ class NodeOptimizer:
         actions = Actions(
             restart=host.recycle,
             scale=None if found.cluster.autoscaling else scale,  # there the autoscaler decides, and it is advice
-            lower_spares=lambda: host.lower_spares() or engine.drop_spares() > 0,
+            lower_spares=held.lower_spares,
             limit_admission=services.backlog.limit_admission,
         )
         loop_of_advice = Optimizer(
