@@ -187,6 +187,22 @@ async def test_a_node_that_stops_decides_nothing_more(scaled: Scaled) -> None:
     assert await scaled.replicas() == 1
 
 
+async def test_a_node_that_stops_while_it_looks_decides_nothing(
+    scaled: Scaled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scaled.deploy()
+    await scaled.queue(60)
+    replicas = scaled.loops.store.agents.replicas
+
+    async def stopped_meanwhile() -> Any:
+        scaled.autoscaler.stop()
+        return await replicas()
+
+    monkeypatch.setattr(scaled.loops.store.agents, "replicas", stopped_meanwhile)
+    await scaled.look()
+    assert await scaled.replicas() == 1
+
+
 @pytest.mark.parametrize("limit", [0, 1, 4])  # it is open, or half-open
 async def test_a_breaker_that_is_not_closed_keeps_more_from_coming(scaled: Scaled, limit: int) -> None:
     await scaled.deploy()

@@ -110,8 +110,10 @@ class Autoscaler:
         for gone in self._cases.keys() - samples.keys():
             del self._cases[gone]
         looks = self._look(entries, samples)
-        decided = self._decide(looks, Bounds(self._cluster, entries, await self._store.agents.replicas(), self._use()))
-        await self._write(looks, decided)
+        bounds = Bounds(self._cluster, entries, await self._store.agents.replicas(), self._use())
+        if self._is_stopping:  # meanwhile
+            return STEP_EVERY_S
+        await self._write(looks, self._decide(looks, bounds))
         self._looked_s = {look.name: now_s for look in looks if look.sample.waiting}
         return STEP_EVERY_S
 
