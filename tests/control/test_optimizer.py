@@ -378,13 +378,13 @@ async def test_a_rule_of_a_user_sees_the_measurements_as_plain_data(loops: Loops
 
 def test_rules_come_from_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     class Point:
-        name = "mine"
+        name, value = "mine", "package:mine"
 
         def load(self) -> Any:
             return len
 
-    monkeypatch.setattr(user_rules, "_points", lambda: [Point()])
-    assert [rule.name for rule in user_rules.installed()] == ["mine"]
+    monkeypatch.setattr(user_rules, "_points", lambda: [Point(), Point()])
+    assert [rule.name for rule in user_rules.installed()] == ["mine", "mine-2"]  # each has an alert of its own
 
 
 async def test_the_alert_of_a_rule_that_was_uninstalled_is_resolved(loops: Loops, world: _World) -> None:

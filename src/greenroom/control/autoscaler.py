@@ -111,8 +111,6 @@ class Autoscaler:
             del self._cases[gone]
         looks = self._look(entries, samples)
         bounds = Bounds(self._cluster, entries, await self._store.agents.replicas(), self._use())
-        if self._is_stopping:  # meanwhile
-            return STEP_EVERY_S
         await self._write(looks, self._decide(looks, bounds))
         self._looked_s = {look.name: now_s for look in looks if look.sample.waiting}
         return STEP_EVERY_S
@@ -205,6 +203,8 @@ class Autoscaler:
 
     async def _write(self, looks: Sequence[_Look], decided: Mapping[str, Decision]) -> None:
         """Store what has changed and what is worth telling: first those that give something up."""
+        if self._is_stopping:  # since it was seen
+            return
         due = [look for look in looks if self._is_due(decided[look.name], self._cases[look.name], look.sample.at_s)]
         due.sort(key=lambda look: decided[look.name].replicas - decided[look.name].before)
         if not due:

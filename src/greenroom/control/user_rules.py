@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from typing import Annotated, Any
@@ -110,8 +111,14 @@ def _told(error: BaseException) -> str:
 
 
 def installed() -> list[UserRule]:
-    """Return the rules of all packages that are installed beside Greenroom."""
-    return [UserRule(point.name, point.load) for point in sorted(_points(), key=lambda each: each.name)]
+    """Return the rules of all packages that are installed beside Greenroom; a name that two have gets a number."""
+    found: list[UserRule] = []
+    names: Counter[str] = Counter()
+    for point in sorted(_points(), key=lambda each: (each.name, each.value)):
+        names[point.name] += 1
+        name = point.name if names[point.name] == 1 else f"{point.name}-{names[point.name]}"
+        found.append(UserRule(name, point.load))
+    return found
 
 
 def _points() -> Iterable[metadata.EntryPoint]:
