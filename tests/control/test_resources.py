@@ -235,6 +235,32 @@ async def test_what_is_only_kept_warm_goes_before_what_is_used(loops: Loops, sca
     assert list(loops.engine.killed.values()) == ["evicted"]  # there is no time
 
 
+async def test_one_that_runs_suspects_is_evicted_like_any_other(loops: Loops, scales: _Scales) -> None:
+    await loops.deploy(replicas=2)
+    watching = _loop(loops, scales, resources.Limits(memory_mb=1000))
+    alone = loops.replica_of(await loops.submit())
+    loops.host._replicas[alone].for_suspects = True
+    scales.sizes_mb, scales.total_mb = {alone: 900.0}, 950.0
+    await _look(loops, watching)
+    assert not any(fact.replica == alone for fact in _recycled(loops))  # it goes by itself
+    scales.total_mb = 1001.0
+    await _look(loops, watching)
+    assert loops.engine.killed == {alone: "evicted"}  # and not one that is innocent
+
+
+async def test_one_that_dies_before_it_is_replaced_says_what_it_died_of(loops: Loops, scales: _Scales) -> None:
+    await loops.deploy(memory_mb=500)
+    watching = _loop(loops, scales)
+    (old,) = loops.engine.replicas
+    scales.sizes_mb[old] = 451
+    loops.engine.is_eager = False
+    await _look(loops, watching)
+    loops.engine.kill(old, "oom", "it used 501 MB, and memory_mb is 500")
+    await loops.step(times=2)
+    row = await loops.store.agents.replica(old)
+    assert (row.state, row.reason) == ("failed", "it used 501 MB, and memory_mb is 500")
+
+
 async def test_what_is_used_is_told_to_whoever_asks(loops: Loops, scales: _Scales) -> None:
     await loops.deploy(replicas=2)
     metrics = telemetry.Metrics()

@@ -103,9 +103,9 @@ def test_what_is_advised_says_how_and_how_much() -> None:
     assert (found.act, "raise agents.a.scaling.max_replicas" in found.what) == (None, True)
     assert "it waits for others" in _rules(_seen(WAITING))["more-concurrency"].why
     assert _rules(_seen(memory_pct=81.0, replicas=FAT))["memory-fattest"].act == optimizer.Restart("a-1", "a")
-    fat = tuple(replace(each, new_mb=95.0) for each in FAT)
+    fat = tuple(replace(each, successor_mb=95.0) for each in FAT)
     assert _rules(_seen(memory_pct=81.0, replicas=fat))["memory-fattest"].act is None  # no room for its successor
-    fat = tuple(replace(each, new_mb=298.0) for each in FAT)
+    fat = tuple(replace(each, successor_mb=298.0) for each in FAT)
     found = _rules(_seen(memory_pct=81.0, replicas=fat))["memory-fattest"]
     assert (found.act, "raise cluster.memory_mb" in found.what) == (None, True)  # a fresh one would hold as much
     assert _rules(_seen(**HOT, queued=200))["cpu-admission"].act == optimizer.LimitAdmission(20.0)

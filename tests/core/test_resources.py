@@ -45,7 +45,7 @@ FAT, THIN = _replica("fat", 500), _replica("thin", 400)
         (MEASURED, 950, [_replica("fat", 500, is_ready=False)], None),
         (MEASURED, 950, [_replica("fat", 500, successor_mb=49), THIN], (Recycle, "fat")),
         (MEASURED, 950, [_replica("fat", 500, successor_mb=50), THIN], (Recycle, "thin")),  # it has no room beside it
-        (MEASURED, 950, [_replica("as new", 40, successor_mb=40)], None),  # it would be in vain
+        (MEASURED, 950, [_replica("as new", 40, successor_mb=33)], None),  # it would be in vain
         (MEASURED, 2000, [], None),
         (Limits(), 1e9, [FAT], None),
     ],

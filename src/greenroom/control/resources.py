@@ -93,9 +93,15 @@ class Resources:
         """Return how many CPUs *replica* used at the last look."""
         return self._watched[replica].cpu if replica in self._watched else 0.0
 
-    def new_mb(self, agent: str) -> float:
-        """Return what the last replica of *agent* held when it was new; 0 where nobody knows."""
-        return self._new_mb.get(agent, 0.0)
+    def successor_mb(self, replica: str, agent: str) -> float:
+        """Return what another in the place of *replica* would hold when it is new; 0 where nobody knows.
+
+        Of the pages that it shares its part, supposed that this is as large a part as of its predecessor's.
+        """
+        held, new_mb = self.held_by(replica), self._new_mb.get(agent)
+        if held is None or new_mb is None or not held.memory_mb:
+            return 0.0
+        return held.share_mb * min(1.0, new_mb / held.memory_mb)
 
     def held_by(self, replica: str) -> contract.Held | None:
         return self._watched[replica].held if replica in self._watched else None
@@ -126,7 +132,7 @@ class Resources:
         for gone in self._new_mb.keys() - self._entries().keys():
             del self._new_mb[gone]
         spent_s: defaultdict[str, float] = defaultdict(float)
-        for each in self._ours():
+        for each in self._hosted():
             if (held := usage.replicas.get(each.id)) is not None:
                 spent_s[each.agent] += self._note(each, held, now_s=now_s, elapsed_s=elapsed_s)
         self._tell(spent_s)
@@ -165,11 +171,11 @@ class Resources:
                 each.agent,
                 held.memory_mb,
                 held.share_mb,
-                is_ready=each.state == "ready",
+                is_ready=each.state == "ready" and not each.for_suspects,  # that one goes by itself
                 is_recycled=bool(each.recycled_for),
-                successor_mb=self.new_mb(each.agent),
+                successor_mb=self.successor_mb(each.id, each.agent),
             )
-            for each in self._ours()
+            for each in self._hosted()
             if (held := self.held_by(each.id)) is not None
         ]
         match resources.relieve(self._limits, self._use, replicas, since_s=since_s):

@@ -142,16 +142,16 @@ def _fattest(seen: Measurements, easing: float) -> Iterator[Found]:
         return
     fattest = max(seen.replicas, key=lambda each: (each.memory_mb, each.id))
     others = [each.memory_mb for each in seen.replicas if each.agent == fattest.agent and each.id != fattest.id]
-    usual_mb = fattest.new_mb or min(others, default=fattest.memory_mb / 2)
+    usual_mb = fattest.successor_mb or min(others, default=fattest.memory_mb / 2)
     pct_per_mb = seen.memory_pct / max(sum(each.memory_mb for each in seen.replicas), 1.0)
     less_pct = pct_per_mb * (fattest.memory_mb - usual_mb)
     why = f"all replicas use {seen.memory_pct:.0f} % of cluster.memory_mb"
-    if fattest.new_mb and less_pct < 1:
+    if fattest.successor_mb and less_pct < 1:
         what = "raise cluster.memory_mb, or have fewer replicas: none holds more than a fresh one"
         yield Found("memory-fattest", None, what, why, "none by Greenroom's doing", "memory_pct", seen.memory_pct)
         return
     # Its successor is started beside it, and must not be what is too much.
-    has_room = seen.memory_pct + pct_per_mb * fattest.new_mb <= 100
+    has_room = seen.memory_pct + pct_per_mb * fattest.successor_mb <= 100
     yield Found(
         "memory-fattest",
         None,

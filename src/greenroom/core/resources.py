@@ -18,6 +18,7 @@ from greenroom.core.failures import Failure
 RECYCLE_PCT = 90  # of the envelope: from here on the fattest replica is replaced
 FULL_PCT = 100
 REST_S = 60.0  # from one replacement for the envelope's sake to the next: where all use what they need, none helps
+WORTH_TIMES = 1.25  # as much as when it was new: less is what any replica grows by at work
 KNOWN_PCT = 75  # below nobody needs to know the use exactly; the optimizer looks from 80 on
 
 WARM_S = 60.0  # since readiness: what a replica loads with its first tasks is no leak
@@ -52,7 +53,7 @@ class Limits(msgspec.Struct, frozen=True):
 class Replica(msgspec.Struct, frozen=True):
     """A replica as it was measured. *memory_mb* counts shared pages in full, *share_mb* its part of them.
 
-    *successor_mb* is what another in its place would take at first; 0 where nobody knows.
+    *successor_mb* is what another in its place would hold when it is new, as *share_mb*; 0 where nobody knows.
     """
 
     id: str
@@ -132,7 +133,7 @@ def relieve(
     worth_it = [
         each
         for each in replicas
-        if each.is_ready and (not each.successor_mb or each.successor_mb < min(each.share_mb, room_mb))
+        if each.is_ready and (not each.successor_mb or each.successor_mb < min(each.share_mb / WORTH_TIMES, room_mb))
     ]
     if not worth_it:
         return None

@@ -45,7 +45,7 @@ def _replicas(store: Store, host: Host, held: NodeResources) -> list[measurement
             id=each.id,
             agent=each.agent,
             memory_mb=held_now.share_mb if (held_now := held.loop.held_by(each.id)) is not None else 0.0,
-            new_mb=held.loop.new_mb(each.agent),
+            successor_mb=held.loop.successor_mb(each.id, each.agent),
             cpu=held.loop.cpu_of(each.id),
             busy=store.board.busy(each.id),
             slots=each.slots,
