@@ -152,6 +152,16 @@ def test_memory_gives_as_much_as_there_is() -> None:
     assert decision.sentence.endswith("room for 3")
 
 
+def test_where_memory_is_over_its_limit_one_goes_whatever_is_asked_for() -> None:
+    course = Course(replicas=4)
+    caps = Caps(room_by_memory=-1, memory="all replicas use 101 of 100 MB")
+    decision = course.look(200, 4, caps=caps)
+    assert (decision.replicas, decision.rule) == (3, Rule.MEMORY)
+    assert course.look(200, 4, caps=caps).rule is Rule.COOLDOWN
+    least = Course(Policy(min_replicas=4), replicas=4)
+    assert least.look(0, 4, caps=caps).replicas == 4
+
+
 def test_max_running_bounds_by_slots() -> None:
     course = Course(Policy(slots=2, max_running=7, max_replicas=10))
     assert course.look(200, 2).replicas == 4

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from greenroom import settings
 from greenroom.core import agents, rollouts
-from greenroom.core.resources import RECYCLE_PCT, Use
+from greenroom.core.resources import FULL_PCT, RECYCLE_PCT, Use
 from greenroom.core.scaling import Caps, Sample
 from greenroom.store.agents import Replica
 from greenroom.store.directory import Entry
@@ -39,6 +39,8 @@ class Bounds:
             self._counted = {name: len(sizes) for name, sizes in self._sizes.items()}
         self._expected_mb = sum(self._coming_mb(entry) for entry in entries.values())
         self._taken_mb = 0.0
+        # What was not measured counts shared pages again and again: it takes nothing that is there.
+        self._over = None if use is None else self._giving_up()
 
     def take(self, entry: Entry, replicas: int) -> None:
         """Note that *replicas* more are to be started."""
@@ -71,6 +73,9 @@ class Bounds:
             return None, ""
         used_mb = self._use.memory_mb + self._expected_mb + self._taken_mb
         told = f"all replicas use {used_mb:.0f} of {most} MB (cluster.memory_mb)"
+        if entry.agent.name == self._over:
+            # Else who is evicted would be started again, and evicted again.
+            return -1, f"{told}, the most of them those of this agent: one has to go"
         if not size_mb:
             return int(used_mb < most), f"{told}, and what one of these takes is not known yet: they come one by one"
         # From there on replicas are replaced, and each needs room for its successor.
@@ -79,6 +84,18 @@ class Bounds:
             f"{told}, one of these takes {size_mb:.0f}, and {RECYCLE_PCT} % may be filled, "
             f"so there is room for {room} more"
         )
+
+    def _giving_up(self) -> str | None:
+        """Return the agent that has the most memory above its minimum, where all of them have more than there is."""
+        most = self._cluster.memory_mb
+        if most == "off" or self._use.memory_mb <= most * FULL_PCT / 100:
+            return None
+        held_mb = {
+            name: self._size_mb(name) * entry.agent.replicas
+            for name, entry in self._entries.items()
+            if entry.agent.replicas > max(1, entry.spec.scaling.min_replicas)
+        }
+        return max(held_mb, key=lambda name: (held_mb[name], name), default=None)
 
     def _size_mb(self, agent: str) -> float:
         sizes = self._sizes.get(agent, ())

@@ -94,7 +94,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caps:
-    """What bounds an agent from outside; None: nothing does. *room* is of replicas more than there are."""
+    """What bounds an agent from outside; None: nothing does. *room* is of replicas more than there are; less than 0: so
+    many have to go.
+    """
 
     allotment: int | None = None  # of ``cluster.max_replicas``, where agents want more than there may be
     sharing: str = ""  # who else wants how many
@@ -343,7 +345,8 @@ def _ceilings(policy: Policy, caps: Caps, current: int) -> list[tuple[int, Rule,
     if caps.cpu:
         found.append((waking, Rule.CPU, caps.cpu))
     if caps.room_by_memory is not None:
-        found.append((max(kept, current + caps.room_by_memory), Rule.MEMORY, caps.memory))
+        least = kept if caps.room_by_memory >= 0 else policy.lowest
+        found.append((max(least, current + caps.room_by_memory), Rule.MEMORY, caps.memory))
     if caps.surge is not None:
         told = f"the rollout that is open leaves room for {caps.surge} (cluster.max_surge)"
         found.append((max(kept, caps.surge), Rule.SURGE, told))
