@@ -65,6 +65,7 @@ class Resources:
         self._lower_spares = lower_spares
         self.wakeup = asyncio.Event()
         self._watched: dict[str, _Watched] = {}
+        self._new: set[str] = set()  # replicas that have become ready since the last step
         self._new_mb: dict[str, float] = {}  # of each agent, of the replica that became ready last
         self._use: resources.Use | None = None
         self._trees: Mapping[int, float] = {}
@@ -110,6 +111,8 @@ class Resources:
 
     async def step(self) -> float:
         now_s = self._clock.monotonic_s()
+        if self._new:
+            self._note_new()
         if self._measured_s is None or now_s >= self._measured_s + MEASURE_EVERY_S:
             await self._measure(now_s)
             self._relieve()
@@ -224,16 +227,22 @@ class Resources:
         self._facts.emit(telemetry.EnvelopeMeasured(dict(spent_s), dict(held_mb), known))
 
     def _begin(self, ready: telemetry.ReplicaReady) -> None:
-        watched = self._watched.setdefault(ready.replica, _Watched())
-        sizes_mb = {seen.replica: seen.rss_mb for seen in self._engine.observe()}
-        if (new_mb := sizes_mb.get(ready.replica)) is None:
-            return
-        watched.new_mb = self._new_mb[ready.agent] = new_mb
+        self._watched.setdefault(ready.replica, _Watched())
+        self._new.add(ready.replica)
+        self.wakeup.set()
+
+    def _note_new(self) -> None:
+        """Note what those hold that have become ready: one look for all of them, as many may come at once."""
+        sizes_mb = {seen.replica: seen.rss_mb for seen in self._engine.observe() if seen.replica in self._new}
+        self._new.clear()
         for each in self._ours():
-            most_mb = self._bounds(each).most_mb if each.id == ready.replica else None
+            if (new_mb := sizes_mb.get(each.id)) is None or (watched := self._watched.get(each.id)) is None:
+                continue
+            watched.new_mb = self._new_mb[each.agent] = new_mb
+            most_mb = self._bounds(each).most_mb
             if most_mb is not None and new_mb > most_mb:
                 warning = (
-                    f"replicas of {ready.agent} hold {new_mb:.0f} MB when they are new: they are not recycled from "
+                    f"replicas of {each.agent} hold {new_mb:.0f} MB when they are new: they are not recycled from "
                 )
                 warning += f"{most_mb:.0f} MB on, as the next would be as large; raise recycling.memory_mb or memory_mb"
                 self._facts.emit(telemetry.EnvelopeWeak(warning))
@@ -244,3 +253,4 @@ class Resources:
 
     def _forget(self, gone: telemetry.ReplicaExited) -> None:
         self._watched.pop(gone.replica, None)
+        self._new.discard(gone.replica)
