@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msgspec import structs
 
-from greenroom import settings, telemetry
+from greenroom import errors, settings, telemetry
 from greenroom.control.autoscaler import Autoscaler
 from greenroom.core.resources import Use
 from greenroom.store import scaling as rows
 from greenroom.store.deployments import Deployment, Limits
+from greenroom.testing.fakes import Fault, FaultyDatabase
 
 if TYPE_CHECKING:
     from control.conftest import Loops
@@ -124,6 +125,21 @@ async def test_what_a_person_sets_is_kept_for_the_window(scaled: Scaled) -> None
     assert await scaled.replicas() == 5
     await scaled.look(3)
     assert await scaled.replicas() < 5
+
+
+async def test_what_it_has_written_itself_is_its_own_though_the_answer_was_lost(scaled: Scaled) -> None:
+    await scaled.deploy()
+    await scaled.look()
+    await scaled.queue(12)
+    scaled.loops.store.commits._db = faulty = FaultyDatabase(scaled.loops.store.db)
+    faulty.faults = [Fault.AFTER_COMMIT]
+    with pytest.raises(errors.StoreUnavailable):
+        await scaled.look()
+    assert await scaled.replicas() == 3
+    await scaled.queue(12)  # more are asked for, and nobody has set another number
+    await scaled.look(10)
+    assert await scaled.replicas() > 3
+    assert not any(row.rule == "set" for row in await scaled.loops.store.scaling.decisions("agent"))
 
 
 async def test_a_deployment_keeps_what_was_scaled_out_within_its_bounds(scaled: Scaled) -> None:

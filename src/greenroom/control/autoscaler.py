@@ -45,7 +45,19 @@ class _Case:
     replicas: int  # as this loop has written or found them last
     told: str | None = None  # the rule that was stored last
     told_s: float = 0.0
+    tried: Decision | None = None  # written, and not answered yet: the answer may be lost
     woken_s: float = -math.inf  # when it had a replica first, after it had none
+
+    def find(self, replicas: int, now_s: float) -> None:
+        """Take in how many there should be by now: by this loop, by a person, or by a deployment."""
+        tried, self.tried = self.tried, None
+        if replicas == self.replicas:
+            return
+        if tried is not None and tried.replicas == replicas:
+            self.memory = scaling.after(self.memory, now_s, tried)
+        else:
+            self.memory = scaling.noted(self.memory, now_s, before=self.replicas, replicas=replicas)
+        self.came_to(replicas, now_s)
 
     def came_to(self, replicas: int, now_s: float) -> None:
         if replicas and not self.replicas:
@@ -148,11 +160,9 @@ class Autoscaler:
             case = self._cases.get(name)
             if case is None:
                 case = self._cases[name] = _Case(Memory.empty(policy), entry.agent.replicas)
-            memory = case.memory.resized(policy)
-            if entry.agent.replicas != case.replicas:  # a person, or a deployment
-                memory = scaling.noted(memory, sample.at_s, before=case.replicas, replicas=entry.agent.replicas)
-                case.came_to(entry.agent.replicas, sample.at_s)
-            case.memory = scaling.observe(policy, memory, sample)
+            case.memory = case.memory.resized(policy)
+            case.find(entry.agent.replicas, sample.at_s)
+            case.memory = scaling.observe(policy, case.memory, sample)
             looks.append(_Look(entry, policy, sample))
         return looks
 
@@ -209,10 +219,14 @@ class Autoscaler:
         due.sort(key=lambda look: decided[look.name].replicas - decided[look.name].before)
         if not due:
             return
+        for look in due:
+            self._cases[look.name].tried = decided[look.name]
         items = [self._item(look.name, decided[look.name]) for look in due]
         answers = await self._store.scaling.decide(items)
         for look, answer in zip(due, answers, strict=True):
             decision = decided[look.name]
+            if not isinstance(answer, errors.StoreUnavailable):
+                self._cases[look.name].tried = None
             if answer is True:
                 self._note(look, decision)
             elif isinstance(answer, errors.Conflict):  # there is no room before another one has given some up

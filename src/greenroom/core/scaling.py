@@ -136,7 +136,11 @@ class Memory:
         if own == (policy.burst_window_s, policy.stable_window_s, policy.stabilisation_s):
             return self
         return replace(
-            Memory.empty(policy), direction=self.direction, turned_at_s=self.turned_at_s, down_at_s=self.down_at_s
+            Memory.empty(policy),
+            direction=self.direction,
+            turned_at_s=self.turned_at_s,
+            down_at_s=self.down_at_s,
+            set_at_s=self.set_at_s,
         )
 
 
