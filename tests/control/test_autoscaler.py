@@ -281,14 +281,14 @@ async def test_replicas_that_came_since_memory_was_measured_count_as_well(scaled
     assert await scaled.replicas() == 5  # of 10 MB each, and from nine tenths on replicas are replaced
 
 
-async def test_over_the_envelope_who_has_the_most_gives_one_up(scaled: Scaled) -> None:
+async def test_where_the_envelope_is_full_who_has_the_most_gives_one_up(scaled: Scaled) -> None:
     scaled.bounded(memory_mb=100)
     for name in ("a", "b"):
         await scaled.deploy(name)
     await scaled.queue(16, "a")
     await scaled.look()
     assert [await scaled.replicas(name) for name in ("a", "b")] == [3, 1]
-    scaled.use = Use(0.0, 101.0, {"a": 3, "b": 1})
+    scaled.use = Use(0.0, 96.0, {"a": 3, "b": 1})
     await scaled.look()
     assert [await scaled.replicas(name) for name in ("a", "b")] == [2, 1]
     decision = await scaled.last("a")

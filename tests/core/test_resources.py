@@ -54,15 +54,28 @@ def test_memory_is_made_room_in(
     limits: Limits, used_mb: float, replicas: list[Replica], wanted: tuple[type, str] | None
 ) -> None:
     found = resources.relieve(limits, Use(memory_mb=used_mb), replicas)
-    assert (None if found is None else (type(found), found.replica)) == wanted
+    done = found if isinstance(found, list) else [] if found is None else [found]
+    assert [(type(each), each.replica) for each in done] == ([] if wanted is None else [wanted])
 
 
 def test_one_that_is_too_much_all_alone_is_to_blame() -> None:
     found = resources.relieve(MEASURED, Use(memory_mb=1900), [_replica("fat", 1001), THIN])
-    assert found == Evict("fat", "it alone used 1001 MB, and cluster.memory_mb is 1000", Failure.OOM)
-    others = resources.relieve(MEASURED, Use(memory_mb=1900), [_replica("fat", 1000), THIN])
-    assert isinstance(others, Evict)
-    assert others.failure is Failure.EVICTED
+    assert found == [Evict("fat", "it alone used 1001 MB, and cluster.memory_mb is 1000", Failure.OOM)]
+    found = resources.relieve(MEASURED, Use(memory_mb=1900), [_replica("fat", 1000), THIN])
+    assert isinstance(found, list)
+    assert [each.failure for each in found] == [Failure.EVICTED]
+
+
+def test_as_many_go_at_once_as_have_to_and_not_all() -> None:
+    replicas = [_replica(f"r{place}", 300 + place) for place in range(6)]
+
+    def evicted(used_mb: float) -> list[str]:
+        found = resources.relieve(MEASURED, Use(memory_mb=used_mb), replicas)
+        assert isinstance(found, list)
+        return [each.replica for each in found]
+
+    assert evicted(1815) == ["r5", "r4", "r3"]
+    assert evicted(9000) == ["r5", "r4", "r3", "r2", "r1"]  # the rest is not theirs
 
 
 def test_a_replica_that_was_as_large_when_it_was_new_is_not_replaced_for_that() -> None:
@@ -76,7 +89,7 @@ def test_where_all_use_what_they_need_one_is_replaced_now_and_then() -> None:
     use = Use(memory_mb=950)
     assert resources.relieve(MEASURED, use, [FAT], since_s=resources.REST_S - 1) is None
     assert resources.relieve(MEASURED, use, [FAT], since_s=resources.REST_S) is not None
-    assert isinstance(resources.relieve(MEASURED, Use(memory_mb=1001), [FAT], since_s=0.0), Evict)
+    assert isinstance(resources.relieve(MEASURED, Use(memory_mb=1001), [FAT], since_s=0.0), list)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from greenroom import settings
 from greenroom.core import agents, rollouts
-from greenroom.core.resources import FULL_PCT, RECYCLE_PCT, Use
+from greenroom.core.resources import CROWDED_PCT, RECYCLE_PCT, Use
 from greenroom.core.scaling import Caps, Sample
 from greenroom.store.agents import Replica
 from greenroom.store.directory import Entry
@@ -40,7 +40,7 @@ class Bounds:
         self._expected_mb = sum(self._coming_mb(entry) for entry in entries.values())
         self._taken_mb = 0.0
         # What was not measured counts shared pages again and again: it takes nothing that is there.
-        self._over = None if use is None else self._giving_up()
+        self._crowding = None if use is None else self._giving_up()
 
     def take(self, entry: Entry, replicas: int) -> None:
         """Note that *replicas* more are to be started."""
@@ -73,8 +73,8 @@ class Bounds:
             return None, ""
         used_mb = self._use.memory_mb + self._expected_mb + self._taken_mb
         told = f"all replicas use {used_mb:.0f} of {most} MB (cluster.memory_mb)"
-        if entry.agent.name == self._over:
-            # Else who is evicted would be started again, and evicted again.
+        if entry.agent.name == self._crowding:
+            # Else who is killed for it would be started again, and killed again.
             return -1, f"{told}, the most of them those of this agent: one has to go"
         if not size_mb:
             return int(used_mb < most), f"{told}, and what one of these takes is not known yet: they come one by one"
@@ -86,9 +86,9 @@ class Bounds:
         )
 
     def _giving_up(self) -> str | None:
-        """Return the agent that has the most memory above its minimum, where all of them have more than there is."""
+        """Return the agent that has the most memory above its minimum, where there is hardly any left."""
         most = self._cluster.memory_mb
-        if most == "off" or self._use.memory_mb <= most * FULL_PCT / 100:
+        if most == "off" or self._use.memory_mb <= most * CROWDED_PCT / 100:
             return None
         held_mb = {
             name: self._size_mb(name) * entry.agent.replicas

@@ -22,7 +22,7 @@ from greenroom.engine import contract
 from greenroom.store.directory import Entry
 
 LOOK_EVERY_S = 1.0  # at the sizes of replicas that have a bound
-MEASURE_EVERY_S = 5.0  # all processes
+MEASURE_EVERY_S = 5.0  # all processes; where memory is short, at each look
 
 
 @dataclass(slots=True, eq=False)
@@ -113,7 +113,8 @@ class Resources:
         now_s = self._clock.monotonic_s()
         if self._new:
             self._note_new()
-        if self._measured_s is None or now_s >= self._measured_s + MEASURE_EVERY_S:
+        every_s = LOOK_EVERY_S if resources.is_short(self._limits, self.use()) else MEASURE_EVERY_S
+        if self._measured_s is None or now_s >= self._measured_s + every_s:
             await self._measure(now_s)
             self._relieve()
         else:
@@ -185,8 +186,9 @@ class Resources:
             case resources.Recycle(replica, reason):
                 if self._recycle(replica, reason):
                     self._relieved_s = now_s
-            case resources.Evict(replica, reason, failure):
-                self._engine.kill(replica, failure, reason)
+            case [*evicted]:
+                for each in evicted:
+                    self._engine.kill(each.replica, each.failure, each.reason)
             case None:
                 pass
 

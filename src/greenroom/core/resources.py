@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from greenroom.core.failures import Failure
 
 RECYCLE_PCT = 90  # of the envelope: from here on the fattest replica is replaced
+CROWDED_PCT = 95  # from here on the autoscaler gives replicas up; a kernel that holds the limit lets use come no closer
 FULL_PCT = 100
 REST_S = 60.0  # from one replacement for the envelope's sake to the next: where all use what they need, none helps
 WORTH_TIMES = 1.25  # as much as when it was new: less is what any replica grows by at work
@@ -102,29 +103,24 @@ def is_short(limits: Limits, use: Use) -> bool:
 
 def relieve(
     limits: Limits, use: Use, replicas: Sequence[Replica], *, since_s: float = math.inf
-) -> Recycle | Evict | None:
+) -> Recycle | list[Evict] | None:
     """Return what makes room in the memory of the envelope, if that is short.
 
     One at a time: while a replica is on its way out, and for `REST_S` after the last that was recycled for this,
     *since_s* ago, no other is recycled. None is where its successor is as large, or has no room beside it. Over the
-    limit, and where no kernel sees to it, the fattest is killed, also one that is on its way out: that may take as long
-    as its tasks do.
+    limit, and where no kernel sees to it, the fattest are killed, as many as have to go, also those that are on their
+    way out: that may take as long as their tasks do.
 
     >>> one, two = Replica("one", "a", 500, 450), Replica("two", "a", 600, 500)
     >>> relieve(Limits(memory_mb=1000), Use(memory_mb=950), [one, two]).replica
     'two'
-    >>> type(relieve(Limits(memory_mb=1000), Use(memory_mb=1001), [one, two])).__name__
-    'Evict'
+    >>> [each.replica for each in relieve(Limits(memory_mb=1000), Use(memory_mb=1001), [one, two])]
+    ['two']
     """
     if limits.memory_mb is None or not replicas:
         return None
-    fattest = max(replicas, key=lambda each: (each.share_mb, each.id))
-    told = f"all replicas use {use.memory_mb:.0f} MB of cluster.memory_mb, {limits.memory_mb}"
     if use.memory_mb > limits.memory_mb * FULL_PCT / 100 and not limits.kernel_holds_memory:
-        if fattest.share_mb > limits.memory_mb:
-            alone = f"it alone used {fattest.share_mb:.0f} MB, and cluster.memory_mb is {limits.memory_mb}"
-            return Evict(fattest.id, alone, Failure.OOM)
-        return Evict(fattest.id, f"{told}, and with {fattest.share_mb:.0f} MB it had the most")
+        return _evicted(limits.memory_mb, use, replicas)
     if not is_short(limits, use) or since_s < REST_S:
         return None
     if any(each.is_recycled for each in replicas):
@@ -137,8 +133,33 @@ def relieve(
     ]
     if not worth_it:
         return None
-    fattest = max(worth_it, key=lambda each: (each.share_mb, each.id))
-    return Recycle(fattest.id, f"{told}, and with {fattest.share_mb:.0f} MB it has the most")
+    fattest = max(worth_it, key=_fatness)
+    return Recycle(fattest.id, f"{_told(limits.memory_mb, use)}, and with {fattest.share_mb:.0f} MB it has the most")
+
+
+def _evicted(most_mb: int, use: Use, replicas: Sequence[Replica]) -> list[Evict]:
+    """Return the fattest without whom there would be room; not all: what is too much then is not theirs."""
+    found: list[Evict] = []
+    over_mb = use.memory_mb - most_mb * FULL_PCT / 100
+    for each in sorted(replicas, key=_fatness, reverse=True)[: max(1, len(replicas) - 1)]:
+        if over_mb <= 0:
+            break
+        over_mb -= each.share_mb
+        if each.share_mb > most_mb:
+            alone = f"it alone used {each.share_mb:.0f} MB, and cluster.memory_mb is {most_mb}"
+            found.append(Evict(each.id, alone, Failure.OOM))
+        else:
+            why = f"{_told(most_mb, use)}, and with {each.share_mb:.0f} MB it was among those that had the most"
+            found.append(Evict(each.id, why))
+    return found
+
+
+def _fatness(replica: Replica) -> tuple[float, str]:
+    return replica.share_mb, replica.id
+
+
+def _told(most_mb: int, use: Use) -> str:
+    return f"all replicas use {use.memory_mb:.0f} MB of cluster.memory_mb, {most_mb}"
 
 
 # --- replicas that have had enough
