@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec import structs
 
-from greenroom import settings, telemetry
+from greenroom import errors, settings, telemetry
 from greenroom.control.autoscaler import Autoscaler
 from greenroom.core.resources import Use
 from greenroom.store import scaling as rows
 from greenroom.store.deployments import Deployment, Limits
+from greenroom.testing.fakes import Fault, FaultyDatabase
 
 if TYPE_CHECKING:
     from control.conftest import Loops
@@ -125,6 +127,21 @@ async def test_what_a_person_sets_is_kept_for_the_window(scaled: Scaled) -> None
     assert await scaled.replicas() < 5
 
 
+async def test_what_it_has_written_itself_is_its_own_though_the_answer_was_lost(scaled: Scaled) -> None:
+    await scaled.deploy()
+    await scaled.look()
+    await scaled.queue(12)
+    scaled.loops.store.commits._db = faulty = FaultyDatabase(scaled.loops.store.db)
+    faulty.faults = [Fault.AFTER_COMMIT]
+    with pytest.raises(errors.StoreUnavailable):
+        await scaled.look()
+    assert await scaled.replicas() == 3
+    await scaled.queue(12)  # more are asked for, and nobody has set another number
+    await scaled.look(10)
+    assert await scaled.replicas() > 3
+    assert not any(row.rule == "set" for row in await scaled.loops.store.scaling.decisions("agent"))
+
+
 async def test_a_deployment_keeps_what_was_scaled_out_within_its_bounds(scaled: Scaled) -> None:
     await scaled.deploy()
     await scaled.queue(41)
@@ -186,6 +203,22 @@ async def test_a_node_that_stops_decides_nothing_more(scaled: Scaled) -> None:
     assert await scaled.replicas() == 1
 
 
+async def test_a_node_that_stops_while_it_looks_decides_nothing(
+    scaled: Scaled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scaled.deploy()
+    await scaled.queue(60)
+    replicas = scaled.loops.store.agents.replicas
+
+    async def stopped_meanwhile() -> Any:
+        scaled.autoscaler.stop()
+        return await replicas()
+
+    monkeypatch.setattr(scaled.loops.store.agents, "replicas", stopped_meanwhile)
+    await scaled.look()
+    assert await scaled.replicas() == 1
+
+
 @pytest.mark.parametrize("limit", [0, 1, 4])  # it is open, or half-open
 async def test_a_breaker_that_is_not_closed_keeps_more_from_coming(scaled: Scaled, limit: int) -> None:
     await scaled.deploy()
@@ -231,9 +264,47 @@ async def test_no_more_are_started_than_memory_holds_whoever_asks_first(scaled: 
     for name in ("a", "b"):
         await scaled.queue(60, name)
     await scaled.look()
-    assert [await scaled.replicas(name) for name in ("a", "b")] == [4, 1]
+    assert [await scaled.replicas(name) for name in ("a", "b")] == [3, 1]
     decision = await scaled.last("b")
     assert (decision.rule, "of 50 MB" in decision.reason) == ("memory", True)
+
+
+async def test_replicas_that_came_since_memory_was_measured_count_as_well(scaled: Scaled) -> None:
+    scaled.bounded(memory_mb=60)
+    await scaled.deploy()
+    scaled.use = Use(0.0, 10.0, {"agent": 1})
+    await scaled.queue(16)
+    await scaled.look()
+    assert await scaled.replicas() == 3
+    await scaled.queue(60)
+    await scaled.look()
+    assert await scaled.replicas() == 5  # of 10 MB each, and from nine tenths on replicas are replaced
+
+
+async def test_where_the_envelope_is_full_who_has_the_most_gives_one_up(scaled: Scaled) -> None:
+    scaled.bounded(memory_mb=100)
+    for name in ("a", "b"):
+        await scaled.deploy(name)
+    await scaled.queue(16, "a")
+    await scaled.look()
+    assert [await scaled.replicas(name) for name in ("a", "b")] == [3, 1]
+    scaled.use = Use(0.0, 96.0, {"a": 3, "b": 1})
+    await scaled.look()
+    assert [await scaled.replicas(name) for name in ("a", "b")] == [2, 1]
+    decision = await scaled.last("a")
+    assert (decision.rule, "one has to go" in decision.reason) == ("memory", True)
+
+
+async def test_one_comes_alone_while_nobody_knows_what_it_takes(scaled: Scaled) -> None:
+    scaled.bounded(memory_mb=1000)
+    await scaled.deploy(scaling=SCALING | {"min_replicas": 0})
+    await scaled.loops.step(times=2)  # what has proven its revision is gone
+    await scaled.queue(60)
+    await scaled.look()
+    assert await scaled.replicas() == 1
+    assert "not known yet" in (await scaled.last()).reason
+    await scaled.look()
+    assert await scaled.replicas() == 8
 
 
 async def test_scarce_replicas_are_shared_and_each_is_told_who_else_wants_them(scaled: Scaled) -> None:
@@ -257,6 +328,26 @@ async def test_who_comes_late_gets_a_fair_share_from_who_has_more(scaled: Scaled
     await scaled.look(2)
     assert [await scaled.replicas(name) for name in ("a", "b")] == [3, 3]
     assert (await scaled.loops.store.scaling.decisions("a"))[0].rule == "cluster"
+
+
+async def test_more_agents_than_replicas_take_turns(scaled: Scaled) -> None:
+    scaled.bounded(max_replicas=2)
+    names = ("a", "b", "c")
+    for name in names:
+        await scaled.deploy(name, scaling={"min_replicas": 0, "max_replicas": 2, "stabilisation_s": 10})
+        await scaled.queue(5, name)
+    awake = []
+    for _ in range(60):
+        await scaled.look()
+        for id in list(scaled.loops.engine.replicas):  # who goes ends what it has
+            if scaled.loops.store.board.attempts(id) and id not in scaled.loops.store.board.replicas(id[0]).get(1, []):
+                scaled.loops.engine.succeed(id)
+        awake.append(tuple([name for name in names if await scaled.replicas(name)]))
+    assert all(len(each) <= 2 for each in awake)
+    shares = [sum(name in each for each in awake) for name in names]
+    assert min(shares) >= 20, shares  # of 40, if it came out even
+    turns = sum(before != after for before, after in itertools.pairwise(awake))
+    assert turns <= 2 * 60 / 10  # and none is cut more than once in its window
 
 
 async def test_a_node_that_starts_keeps_the_number_and_looks_first(scaled: Scaled) -> None:
@@ -317,3 +408,14 @@ async def test_the_load_is_recorded_every_ten_seconds_where_there_is_any(scaled:
     await scaled.look(20)
     loads = await scaled.loops.store.scaling.loads("agent", after_us=0)
     assert (sum(load.arrivals for load in loads), sum(load.ends for load in loads)) == (1, 1)
+
+
+async def test_what_waits_when_a_node_starts_again_does_not_arrive_again(scaled: Scaled) -> None:
+    await scaled.deploy()
+    await scaled.look()
+    await scaled.queue(30)
+    await scaled.look(11)
+    scaled.autoscaler = scaled.fresh()
+    await scaled.look(11)
+    loads = await scaled.loops.store.scaling.loads("agent", after_us=0)
+    assert sum(load.arrivals for load in loads) == 30

@@ -214,7 +214,7 @@ async def test_agents_are_scaled_only_where_they_are_well_and_there_is_room(loop
     await loops.deploy(replicas=2)
     assert not await scaled(loops.store, "nobody", 3, room=Limits(10, 10))
     assert not await scaled(loops.store, "agent", 11, room=Limits(10, 10))
-    assert not await scaled(loops.store, "agent", 0, room=Limits(10, 10))
+    assert not await scaled(loops.store, "agent", 1, room=Limits(10, 10))  # its min_replicas is 2
     assert await scaled(loops.store, "agent", 3, room=Limits(10, 10))
     await loops.step(times=2)
     assert len(loops.engine.replicas) == 3
@@ -236,6 +236,39 @@ async def test_what_was_open_stays_open_over_a_restart_and_what_was_applied_is_o
     assert await world.rows() == [("memory-fattest", "applied")]
     await _look(loops, world.optimizer(), 1)
     assert await world.rows() == [("memory-fattest", "withdrawn")]
+
+
+async def test_what_was_done_is_told_as_it_was_then(loops: Loops, world: _World) -> None:
+    await loops.deploy()
+    world.memory_pct = 85.0
+    world.replicas = [measurements.Replica(id="agent-1", agent="agent", memory_mb=300)]
+    await _look(loops, world.optimizer(), 5)
+    world.memory_pct = 95.0
+    world.replicas = [measurements.Replica(id="agent-2", agent="agent", memory_mb=400)]
+    looking = world.optimizer(is_applying=True)
+    await _look(loops, looking, 3)
+    (row,) = await loops.store.advice.list()
+    assert (row.state, row.value_before, "agent-2" in row.what) == ("applied", 95.0, True)
+    world.memory_pct = 47.5
+    await _look(loops, looking, int(optimizer.SETTLE_S / EVERY_S) + 1)
+    (row,) = await loops.store.advice.list()
+    assert row.outcome == "better by 50 %"
+
+
+async def test_what_was_done_and_not_written_is_not_done_again(loops: Loops, world: _World) -> None:
+    await loops.deploy()
+    world.memory_pct = 85.0
+    world.replicas = [measurements.Replica(id="agent-1", agent="agent", memory_mb=300)]
+    await _look(loops, world.optimizer(), 5)
+    looking = world.optimizer(is_applying=True)
+    faulty = FaultyDatabase(loops.store.db)
+    faulty.faults = [Fault.AT_COMMIT]
+    loops.store.commits._db = faulty
+    with pytest.raises(errors.StoreUnavailable):
+        await _look(loops, looking, 5)
+    await _look(loops, looking, 5)
+    assert await world.rows() == [("memory-fattest", "applied")]
+    assert len(world.done) == 1
 
 
 async def test_weather_opens_nothing_twice(loops: Loops, world: _World) -> None:
@@ -263,8 +296,11 @@ def _raises(_: Any) -> Any:
 
 
 class _Odd:
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
     def __bool__(self) -> bool:
-        raise RuntimeError("neither")
+        raise self._error
 
 
 @pytest.mark.parametrize(
@@ -277,7 +313,8 @@ class _Odd:
         (lambda _: [_GOOD | {"unknown": 1}], "it returned what is no list of advices"),
         (lambda _: [_GOOD | {"before": float("nan")}], "it returned a number that is none"),
         (lambda _: [_GOOD] * 21, "it returned 21 advices"),
-        (lambda _: _Odd(), "it returned what cannot be read: it raised RuntimeError"),
+        (lambda _: _Odd(RuntimeError("neither")), "it returned what cannot be read: it raised RuntimeError"),
+        (lambda _: _Odd(SystemExit(3)), "it raised SystemExit: 3"),
     ],
 )
 async def test_a_rule_that_is_broken_is_skipped_with_one_alert_until_it_works_again(
@@ -341,13 +378,13 @@ async def test_a_rule_of_a_user_sees_the_measurements_as_plain_data(loops: Loops
 
 def test_rules_come_from_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     class Point:
-        name = "mine"
+        name, value = "mine", "package:mine"
 
         def load(self) -> Any:
             return len
 
-    monkeypatch.setattr(user_rules, "_points", lambda: [Point()])
-    assert [rule.name for rule in user_rules.installed()] == ["mine"]
+    monkeypatch.setattr(user_rules, "_points", lambda: [Point(), Point()])
+    assert [rule.name for rule in user_rules.installed()] == ["mine", "mine-2"]  # each has an alert of its own
 
 
 async def test_the_alert_of_a_rule_that_was_uninstalled_is_resolved(loops: Loops, world: _World) -> None:

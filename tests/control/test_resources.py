@@ -101,6 +101,32 @@ async def test_a_replica_that_has_had_enough_ends_its_tasks_when_another_is_read
     assert not [fact for fact in loops.facts if isinstance(fact, telemetry.AgentFailing)]
 
 
+async def test_who_is_too_large_when_it_is_new_is_not_replaced_for_ever(loops: Loops, scales: _Scales) -> None:
+    watching = _loop(loops, scales)
+    await loops.deploy(recycling={"memory_mb": 9})  # each has 10 when it is new
+    (replica,) = loops.engine.replicas
+    for _ in range(20):
+        await _look(loops, watching)
+    assert list(loops.engine.replicas) == [replica]
+    (fact,) = [fact for fact in loops.facts if isinstance(fact, telemetry.EnvelopeWeak)]
+    assert fact.warning.startswith("replicas of agent hold 10 MB when they are new")
+
+
+async def test_who_alone_is_more_than_the_envelope_is_charged(loops: Loops, scales: _Scales) -> None:
+    await loops.deploy(max_attempts=2, retry_backoff_s=0)
+    watching = _loop(loops, scales, resources.Limits(memory_mb=1000))
+    task = await loops.submit()
+    for _ in range(2):
+        fattest = loops.replica_of(task)
+        scales.sizes_mb = {fattest: 1001.0}
+        await loops.scratch.advance(loop.MEASURE_EVERY_S)
+        await watching.step()
+        assert loops.engine.killed[fattest] == "oom"
+        await loops.advance(recovery.CAP_S)
+    row = await loops.task(task)
+    assert (row.state, row.reason) == ("failed", "oom")  # it does not go on for ever
+
+
 async def test_one_of_an_agent_waits_for_its_successor_at_a_time(loops: Loops, scales: _Scales) -> None:
     await loops.deploy(replicas=3, recycling={"memory_mb": 100})
     watching = _loop(loops, scales)
@@ -193,6 +219,48 @@ async def test_close_to_its_memory_the_fattest_is_replaced_one_at_a_time(loops: 
     assert not loops.engine.killed
 
 
+async def test_what_is_only_kept_warm_goes_before_what_is_used(loops: Loops, scales: _Scales) -> None:
+    await loops.deploy(replicas=3)
+    watching = _loop(loops, scales, resources.Limits(memory_mb=1000))
+    spares = [True, True]
+    watching._lower_spares = lambda: bool(spares) and spares.pop()
+    scales.sizes_mb, scales.total_mb = {next(iter(loops.engine.replicas)): 500.0}, 950.0
+    for _ in range(2):
+        await _look(loops, watching)
+        assert not _recycled(loops)
+    await _look(loops, watching)
+    assert len(_recycled(loops)) == 1
+    spares, scales.total_mb = [True], 1001.0
+    await _look(loops, watching)
+    assert list(loops.engine.killed.values()) == ["evicted"]  # there is no time
+
+
+async def test_one_that_runs_suspects_is_evicted_like_any_other(loops: Loops, scales: _Scales) -> None:
+    await loops.deploy(replicas=2)
+    watching = _loop(loops, scales, resources.Limits(memory_mb=1000))
+    alone = loops.replica_of(await loops.submit())
+    loops.host._replicas[alone].for_suspects = True
+    scales.sizes_mb, scales.total_mb = {alone: 900.0}, 950.0
+    await _look(loops, watching)
+    assert not any(fact.replica == alone for fact in _recycled(loops))  # it goes by itself
+    scales.total_mb = 1001.0
+    await _look(loops, watching)
+    assert loops.engine.killed == {alone: "evicted"}  # and not one that is innocent
+
+
+async def test_one_that_dies_before_it_is_replaced_says_what_it_died_of(loops: Loops, scales: _Scales) -> None:
+    await loops.deploy(memory_mb=500)
+    watching = _loop(loops, scales)
+    (old,) = loops.engine.replicas
+    scales.sizes_mb[old] = 451
+    loops.engine.is_eager = False
+    await _look(loops, watching)
+    loops.engine.kill(old, "oom", "it used 501 MB, and memory_mb is 500")
+    await loops.step(times=2)
+    row = await loops.store.agents.replica(old)
+    assert (row.state, row.reason) == ("failed", "it used 501 MB, and memory_mb is 500")
+
+
 async def test_what_is_used_is_told_to_whoever_asks(loops: Loops, scales: _Scales) -> None:
     await loops.deploy(replicas=2)
     metrics = telemetry.Metrics()
@@ -202,7 +270,7 @@ async def test_what_is_used_is_told_to_whoever_asks(loops: Loops, scales: _Scale
     await watching.step()
     scales.cpu_s = 2.5
     await _look(loops, watching)
-    assert watching.use() == resources.Use(0.5, 20.0)
+    assert watching.use() == resources.Use(0.5, 20.0, {"agent": 2})
     (replica, _) = loops.engine.replicas
     assert watching.cpu_of(replica) == 0.5
     text = metrics.render().decode()

@@ -103,6 +103,11 @@ def test_what_is_advised_says_how_and_how_much() -> None:
     assert (found.act, "raise agents.a.scaling.max_replicas" in found.what) == (None, True)
     assert "it waits for others" in _rules(_seen(WAITING))["more-concurrency"].why
     assert _rules(_seen(memory_pct=81.0, replicas=FAT))["memory-fattest"].act == optimizer.Restart("a-1", "a")
+    fat = tuple(replace(each, successor_mb=95.0) for each in FAT)
+    assert _rules(_seen(memory_pct=81.0, replicas=fat))["memory-fattest"].act is None  # no room for its successor
+    fat = tuple(replace(each, successor_mb=298.0) for each in FAT)
+    found = _rules(_seen(memory_pct=81.0, replicas=fat))["memory-fattest"]
+    assert (found.act, "raise cluster.memory_mb" in found.what) == (None, True)  # a fresh one would hold as much
     assert _rules(_seen(**HOT, queued=200))["cpu-admission"].act == optimizer.LimitAdmission(20.0)
     assert _rules(_seen(_agent(idle_s=3600.0)))["idle"].act == optimizer.Scale("a", 1)
 
@@ -152,7 +157,7 @@ def _looked(
         found, memory = optimizer.advise(_seen(memory_pct=level), memory, now_s, rules=[rule])
         moves += found
         if applies and act is not None and KEY in memory and memory[KEY].phase is Phase.OPEN:
-            memory = optimizer.applied(memory, KEY, act, now_s)
+            memory = optimizer.applied(memory, KEY, _found(act), now_s)
     return moves
 
 
@@ -209,7 +214,8 @@ def test_nothing_is_measured_of_what_nothing_happened_to() -> None:
 
 def test_one_thing_at_a_time_is_done_about_an_agent() -> None:
     act = optimizer.Scale("a", 3)
-    memory = optimizer.applied({("r", "a"): Standing(Phase.OPEN, 0.0)}, ("r", "a"), act, 5.0)
+    found = Found("r", "a", "", "", "", "", 0.0, act=act)
+    memory = optimizer.applied({("r", "a"): Standing(Phase.OPEN, 0.0)}, ("r", "a"), found, 5.0)
     assert not optimizer.may_apply(memory, optimizer.Restart("a-1", "a"))
     assert optimizer.may_apply(memory, optimizer.Scale("b", 3))
     assert optimizer.may_apply(memory, optimizer.TrimCache())

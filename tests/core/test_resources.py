@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from greenroom.core import resources
+from greenroom.core.failures import Failure
 from greenroom.core.resources import Bounds, Evict, Limits, Recycle, Replica, Sample, Trend, Use
 
 EVERY_S = 5.0
 MEASURED, HELD = Limits(memory_mb=1000), Limits(memory_mb=1000, kernel_holds_memory=True)
 
 
-def _replica(id: str, share_mb: float, **given: bool) -> Replica:
+def _replica(id: str, share_mb: float, **given: Any) -> Replica:
     return Replica(id, "agent", 2 * share_mb, share_mb, **given)
 
 
@@ -40,6 +43,9 @@ FAT, THIN = _replica("fat", 500), _replica("thin", 400)
         (MEASURED, 1001, [_replica("fat", 500, is_recycled=True), THIN], (Evict, "fat")),
         (MEASURED, 950, [_replica("fat", 500, is_ready=False), THIN], (Recycle, "thin")),
         (MEASURED, 950, [_replica("fat", 500, is_ready=False)], None),
+        (MEASURED, 950, [_replica("fat", 500, successor_mb=49), THIN], (Recycle, "fat")),
+        (MEASURED, 950, [_replica("fat", 500, successor_mb=50), THIN], (Recycle, "thin")),  # it has no room beside it
+        (MEASURED, 950, [_replica("as new", 40, successor_mb=33)], None),  # it would be in vain
         (MEASURED, 2000, [], None),
         (Limits(), 1e9, [FAT], None),
     ],
@@ -48,14 +54,42 @@ def test_memory_is_made_room_in(
     limits: Limits, used_mb: float, replicas: list[Replica], wanted: tuple[type, str] | None
 ) -> None:
     found = resources.relieve(limits, Use(memory_mb=used_mb), replicas)
-    assert (None if found is None else (type(found), found.replica)) == wanted
+    done = found if isinstance(found, list) else [] if found is None else [found]
+    assert [(type(each), each.replica) for each in done] == ([] if wanted is None else [wanted])
+
+
+def test_one_that_is_too_much_all_alone_is_to_blame() -> None:
+    found = resources.relieve(MEASURED, Use(memory_mb=1900), [_replica("fat", 1001), THIN])
+    assert found == [Evict("fat", "it alone used 1001 MB, and cluster.memory_mb is 1000", Failure.OOM)]
+    found = resources.relieve(MEASURED, Use(memory_mb=1900), [_replica("fat", 1000), THIN])
+    assert isinstance(found, list)
+    assert [each.failure for each in found] == [Failure.EVICTED]
+
+
+def test_as_many_go_at_once_as_have_to_and_not_all() -> None:
+    replicas = [_replica(f"r{place}", 300 + place) for place in range(6)]
+
+    def evicted(used_mb: float) -> list[str]:
+        found = resources.relieve(MEASURED, Use(memory_mb=used_mb), replicas)
+        assert isinstance(found, list)
+        return [each.replica for each in found]
+
+    assert evicted(1815) == ["r5", "r4", "r3"]
+    assert evicted(9000) == ["r5", "r4", "r3", "r2", "r1"]  # the rest is not theirs
+
+
+def test_a_replica_that_was_as_large_when_it_was_new_is_not_replaced_for_that() -> None:
+    def why(new_mb: float | None) -> str | None:
+        return resources.why_recycled(Bounds(recycle_mb=400), memory_mb=450, tasks=1, trend=Trend(), new_mb=new_mb)
+
+    assert (why(401), why(400) is None, why(None) is None) == (None, False, False)
 
 
 def test_where_all_use_what_they_need_one_is_replaced_now_and_then() -> None:
     use = Use(memory_mb=950)
     assert resources.relieve(MEASURED, use, [FAT], since_s=resources.REST_S - 1) is None
     assert resources.relieve(MEASURED, use, [FAT], since_s=resources.REST_S) is not None
-    assert isinstance(resources.relieve(MEASURED, Use(memory_mb=1001), [FAT], since_s=0.0), Evict)
+    assert isinstance(resources.relieve(MEASURED, Use(memory_mb=1001), [FAT], since_s=0.0), list)
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,16 @@ def test_memory_gives_as_much_as_there_is() -> None:
     assert decision.sentence.endswith("room for 3")
 
 
+def test_where_memory_is_over_its_limit_one_goes_whatever_is_asked_for() -> None:
+    course = Course(replicas=4)
+    caps = Caps(room_by_memory=-1, memory="all replicas use 101 of 100 MB")
+    decision = course.look(200, 4, caps=caps)
+    assert (decision.replicas, decision.rule) == (3, Rule.MEMORY)
+    assert course.look(200, 4, caps=caps).rule is Rule.COOLDOWN
+    least = Course(Policy(min_replicas=4), replicas=4)
+    assert least.look(0, 4, caps=caps).replicas == 4
+
+
 def test_max_running_bounds_by_slots() -> None:
     course = Course(Policy(slots=2, max_running=7, max_replicas=10))
     assert course.look(200, 2).replicas == 4
@@ -171,6 +181,21 @@ def test_min_replicas_ends_a_step_down_and_does_not_hurry_it() -> None:
     course = Course(Policy(min_replicas=3), replicas=10)
     assert course.looks(60).replicas == 10
     assert course.looks(30).replicas == 3
+
+
+def test_min_replicas_does_not_wait_for_what_holds_the_rest() -> None:
+    course = Course(replicas=2)
+    course.set_to(1)
+    assert course.looks(8, 6, 1).rule is Rule.SET
+    course.policy = Policy(min_replicas=3)
+    decision = course.look(6, 1)
+    assert (decision.replicas, decision.rule) == (3, Rule.MIN)
+
+
+def test_what_is_left_over_goes_to_whose_turn_it_is() -> None:
+    wants = {"a": (0, 1), "b": (0, 1), "c": (0, 1)}
+    assert scaling.share(2, wants) == {"a": 1, "b": 1, "c": 0}
+    assert scaling.share(2, wants, turns={"a": 2, "b": 0, "c": 1}) == {"a": 0, "b": 1, "c": 1}
 
 
 def test_what_somebody_has_set_holds_for_the_window() -> None:
@@ -314,7 +339,7 @@ def test_a_window_is_bounded_however_long_it_is() -> None:
 
 
 def test_other_windows_begin_anew_and_keep_the_direction() -> None:
-    memory = dataclasses.replace(Memory.empty(TEN), direction=-1, turned_at_s=3.0)
+    memory = dataclasses.replace(Memory.empty(TEN), direction=-1, turned_at_s=3.0, set_at_s=4.0)
     assert memory.resized(TEN) is memory
     other = memory.resized(Policy(stabilisation_s=10.0))
-    assert (other.highest.window_s, other.direction, other.turned_at_s) == (10.0, -1, 3.0)
+    assert (other.highest.window_s, other.direction, other.turned_at_s, other.set_at_s) == (10.0, -1, 3.0, 4.0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,24 @@ class _Case:
     replicas: int  # as this loop has written or found them last
     told: str | None = None  # the rule that was stored last
     told_s: float = 0.0
+    tried: Decision | None = None  # written, and not answered yet: the answer may be lost
+    woken_s: float = -math.inf  # when it had a replica first, after it had none
+
+    def find(self, replicas: int, now_s: float) -> None:
+        """Take in how many there should be by now: by this loop, by a person, or by a deployment."""
+        tried, self.tried = self.tried, None
+        if replicas == self.replicas:
+            return
+        if tried is not None and tried.replicas == replicas:
+            self.memory = scaling.after(self.memory, now_s, tried)
+        else:
+            self.memory = scaling.noted(self.memory, now_s, before=self.replicas, replicas=replicas)
+        self.came_to(replicas, now_s)
+
+    def came_to(self, replicas: int, now_s: float) -> None:
+        if replicas and not self.replicas:
+            self.woken_s = now_s
+        self.replicas = replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +122,8 @@ class Autoscaler:
         for gone in self._cases.keys() - samples.keys():
             del self._cases[gone]
         looks = self._look(entries, samples)
-        decided = self._decide(looks, Bounds(self._cluster, entries, await self._store.agents.replicas(), self._use()))
-        await self._write(looks, decided)
+        bounds = Bounds(self._cluster, entries, await self._store.agents.replicas(), self._use())
+        await self._write(looks, self._decide(looks, bounds))
         self._looked_s = {look.name: now_s for look in looks if look.sample.waiting}
         return STEP_EVERY_S
 
@@ -141,11 +160,9 @@ class Autoscaler:
             case = self._cases.get(name)
             if case is None:
                 case = self._cases[name] = _Case(Memory.empty(policy), entry.agent.replicas)
-            memory = case.memory.resized(policy)
-            if entry.agent.replicas != case.replicas:  # a person, or a deployment
-                memory = scaling.noted(memory, sample.at_s, before=case.replicas, replicas=entry.agent.replicas)
-                case.replicas = entry.agent.replicas
-            case.memory = scaling.observe(policy, memory, sample)
+            case.memory = case.memory.resized(policy)
+            case.find(entry.agent.replicas, sample.at_s)
+            case.memory = scaling.observe(policy, case.memory, sample)
             looks.append(_Look(entry, policy, sample))
         return looks
 
@@ -160,9 +177,20 @@ class Autoscaler:
             look.name: (min(look.policy.min_replicas, alone[look.name].replicas), alone[look.name].replicas)
             for look in looks
         }
-        shares = scaling.share(self._cluster.max_replicas, wants)
+        shares = scaling.share(self._cluster.max_replicas, wants, turns=self._turns())
         bounds.forget_taken()
         return {look.name: self._decide_one(look, bounds, shares=shares, wants=wants) for look in looks}
+
+    def _turns(self) -> dict[str, int]:
+        """Say whose turn it is where there are more agents than replicas: who sleeps, and has slept the longest; then
+        who has been awake the shortest. A turn lasts as long as it takes to be cut again, `stabilisation_s`.
+        """
+        cases = self._cases
+        order = sorted(
+            cases,
+            key=lambda name: (cases[name].replicas > 0, cases[name].woken_s * (-1 if cases[name].replicas else 1)),
+        )
+        return {name: place for place, name in enumerate(order)}
 
     def _decide_one(
         self,
@@ -185,14 +213,20 @@ class Autoscaler:
 
     async def _write(self, looks: Sequence[_Look], decided: Mapping[str, Decision]) -> None:
         """Store what has changed and what is worth telling: first those that give something up."""
+        if self._is_stopping:  # since it was seen
+            return
         due = [look for look in looks if self._is_due(decided[look.name], self._cases[look.name], look.sample.at_s)]
         due.sort(key=lambda look: decided[look.name].replicas - decided[look.name].before)
         if not due:
             return
+        for look in due:
+            self._cases[look.name].tried = decided[look.name]
         items = [self._item(look.name, decided[look.name]) for look in due]
         answers = await self._store.scaling.decide(items)
         for look, answer in zip(due, answers, strict=True):
             decision = decided[look.name]
+            if not isinstance(answer, errors.StoreUnavailable):
+                self._cases[look.name].tried = None
             if answer is True:
                 self._note(look, decision)
             elif isinstance(answer, errors.Conflict):  # there is no room before another one has given some up
@@ -227,7 +261,8 @@ class Autoscaler:
     def _note(self, look: _Look, decision: Decision) -> None:
         case = self._cases[look.name]
         case.memory = scaling.after(case.memory, look.sample.at_s, decision)
-        case.replicas, case.told, case.told_s = decision.replicas, decision.rule, look.sample.at_s
+        case.came_to(decision.replicas, look.sample.at_s)
+        case.told, case.told_s = decision.rule, look.sample.at_s
         self._facts.emit(telemetry.ScalingDecided(look.name, decision.replicas, decision.rule))
         if decision.has_changed:
             self._facts.emit(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from greenroom import settings
 from greenroom.core import agents, rollouts
-from greenroom.core.resources import Use
+from greenroom.core.resources import CROWDED_PCT, RECYCLE_PCT, Use
 from greenroom.core.scaling import Caps, Sample
 from greenroom.store.agents import Replica
 from greenroom.store.directory import Entry
@@ -34,8 +34,13 @@ class Bounds:
             if replica.memory_mb is not None:
                 self._sizes.setdefault(replica.agent, []).append(replica.memory_mb)
         self._use = use or Use(0.0, sum(map(sum, self._sizes.values())))
+        self._counted = self._use.counted
+        if self._counted is None:
+            self._counted = {name: len(sizes) for name, sizes in self._sizes.items()}
         self._expected_mb = sum(self._coming_mb(entry) for entry in entries.values())
         self._taken_mb = 0.0
+        # What was not measured counts shared pages again and again: it takes nothing that is there.
+        self._crowding = None if use is None else self._giving_up()
 
     def take(self, entry: Entry, replicas: int) -> None:
         """Note that *replicas* more are to be started."""
@@ -64,23 +69,43 @@ class Bounds:
 
     def _memory(self, entry: Entry) -> tuple[int | None, str]:
         most, size_mb = self._cluster.memory_mb, self._size_mb(entry.agent.name)
-        if most == "off" or not size_mb:
+        if most == "off":
             return None, ""
         used_mb = self._use.memory_mb + self._expected_mb + self._taken_mb
-        room = max(0, int((most - used_mb) // size_mb))
+        told = f"all replicas use {used_mb:.0f} of {most} MB (cluster.memory_mb)"
+        if entry.agent.name == self._crowding:
+            # Else who is killed for it would be started again, and killed again.
+            return -1, f"{told}, the most of them those of this agent: one has to go"
+        if not size_mb:
+            return int(used_mb < most), f"{told}, and what one of these takes is not known yet: they come one by one"
+        # From there on replicas are replaced, and each needs room for its successor.
+        room = max(0, int((most * RECYCLE_PCT / 100 - used_mb) // size_mb))
         return room, (
-            f"all replicas use {used_mb:.0f} of {most} MB (cluster.memory_mb), one of these takes {size_mb:.0f}, "
+            f"{told}, one of these takes {size_mb:.0f}, and {RECYCLE_PCT} % may be filled, "
             f"so there is room for {room} more"
         )
+
+    def _giving_up(self) -> str | None:
+        """Return the agent that has the most memory above its minimum, where there is hardly any left."""
+        most = self._cluster.memory_mb
+        if most == "off" or self._use.memory_mb <= most * CROWDED_PCT / 100:
+            return None
+        held_mb = {
+            name: self._size_mb(name) * entry.agent.replicas
+            for name, entry in self._entries.items()
+            if entry.agent.replicas > max(1, entry.spec.scaling.min_replicas)
+        }
+        return max(held_mb, key=lambda name: (held_mb[name], name), default=None)
 
     def _size_mb(self, agent: str) -> float:
         sizes = self._sizes.get(agent, ())
         return sum(sizes) / len(sizes) if sizes else 0.0
 
     def _coming_mb(self, entry: Entry) -> float:
-        """Return what the replicas that are on their way will take, as far as is known."""
+        """Return what the replicas will take, as far as is known, that were not there when memory was measured."""
+        assert self._counted is not None
         name = entry.agent.name
-        return self._size_mb(name) * max(0, entry.agent.replicas - len(self._sizes.get(name, ())))
+        return self._size_mb(name) * max(0, entry.agent.replicas - self._counted.get(name, 0))
 
     def _beside(self, entry: Entry) -> int | None:
         """Return how many replicas the agent may have while its rollout needs others beside them."""

@@ -51,10 +51,14 @@ class Hosted:
             pid=pid,
             state=self.state,
             grade=found.grade if is_graded else health.Grade.UNKNOWN,
-            reason=self.recycled_for or (found.reason if is_graded and not is_let_go else self.reason),
+            reason=self._reason(found.reason if is_graded and not is_let_go else self.reason),
             slots=self.slots,
             memory_mb=self.memory_mb,
             restarts=restarts,
             started_at=self.started_at_us,
             ended_at=now_us if has_ended else None,
         )
+
+    def _reason(self, usual: str) -> str:
+        """Why it is replaced says more than how it is, and what it died of more than both."""
+        return self.reason if self.state == "failed" else self.recycled_for or usual

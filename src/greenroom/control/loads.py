@@ -36,6 +36,7 @@ class Loads:
         self._store, self._clock = store, clock
         self._sums: dict[str, _Sum] = defaultdict(_Sum)
         self._write_at_s = clock.monotonic_s() + rows.BUCKET_S
+        self._has_looked = False
         facts.subscribe(self._on_end, telemetry.AttemptEnded)
         facts.subscribe(self._on_ready, telemetry.ReplicaReady)
 
@@ -51,6 +52,9 @@ class Loads:
 
     async def note(self, samples: Mapping[str, Sample]) -> None:
         """Take *samples* in; write ten seconds down when they are over."""
+        if not self._has_looked:  # what is there came in an earlier life of the node
+            self._has_looked = True
+            self._open(samples)
         for agent, sample in samples.items():
             found = self._sums[agent]
             found.waiting = max(found.waiting, sample.waiting)
@@ -62,10 +66,13 @@ class Loads:
         self._write_at_s = now_s + rows.BUCKET_S
         sums, self._sums = self._sums, defaultdict(_Sum)
         loads = [_load(agent, sample, sums[agent]) for agent, sample in samples.items()]
-        for agent, sample in samples.items():
-            self._sums[agent].open_before = sample.waiting + sample.busy
+        self._open(samples)
         if busy := [load for load in loads if load.arrivals or load.ends or load.waiting or load.busy]:
             await self._store.scaling.record(busy)
+
+    def _open(self, samples: Mapping[str, Sample]) -> None:
+        for agent, sample in samples.items():
+            self._sums[agent].open_before = sample.waiting + sample.busy
 
 
 def _load(agent: str, sample: Sample, found: _Sum) -> rows.Load:

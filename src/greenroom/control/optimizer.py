@@ -33,7 +33,6 @@ class Actions:
 
     restart: Callable[[str, str], bool] | None = None  # a replica, and why
     scale: Callable[[str, int], Awaitable[bool]] | None = None
-    floor: Callable[[str, int], Awaitable[bool]] | None = None  # of the autoscaler
     lower_spares: Callable[[], bool] | None = None
     limit_admission: Callable[[float], None] | None = None
 
@@ -94,6 +93,10 @@ class Optimizer:
             if known is not None and known.phase == row.state and key not in self._ids:
                 self._ids[key] = row.id
                 continue
+            if known is not None and known.phase is optimizer.Phase.APPLIED and key not in self._ids:
+                await self._store.advice.move(Move(row.id, "applied"))  # it was done, and not written
+                self._ids[key] = row.id
+                continue
             if row.state == "applied" or key in self._ids:
                 await self._store.advice.move(Move(row.id, "withdrawn", None, "not known: the node was started again"))
                 continue
@@ -141,8 +144,8 @@ class Optimizer:
             act = found[key].act  # as it is now: the fattest may be another one
             if act is None or not optimizer.may_apply(self._memory, act) or not await self._do(act, found[key].why):
                 continue
-            self._memory = optimizer.applied(self._memory, key, act, now_s)
-            await self._store.advice.move(Move(self._ids[key], "applied"))
+            self._memory = optimizer.applied(self._memory, key, found[key], now_s)
+            await self._store.advice.move(Move(self._ids[key], "applied", found=found[key]))
             self._tell(key, "applied", found[key].what)
 
     async def _do(self, act: Act, why: str) -> bool:
@@ -152,8 +155,6 @@ class Optimizer:
                 return actions.restart is not None and actions.restart(replica, why)
             case optimizer.Scale(agent, replicas):
                 return actions.scale is not None and await actions.scale(agent, replicas)
-            case optimizer.Floor(agent, replicas):
-                return actions.floor is not None and await actions.floor(agent, replicas)
             case optimizer.TrimCache():
                 return await self._store.cache.trim() > 0
             case optimizer.LowerSpares():
@@ -198,12 +199,20 @@ def _alert_id(rule: str) -> str:
 
 
 async def scaled(store: Store, agent: str, replicas: int, *, room: Limits) -> bool:
-    """Have *replicas* of *agent*, if it is well, on no rollout's way, and there is room for so many."""
+    """Have *replicas* of *agent*, if it is well, on no rollout's way, and there may be and is room for so many."""
     entry = store.directory.entries.get(agent)
     if entry is None or entry.agent.state != "ready" or (entry.rollout is not None and entry.rollout.state.is_open):
         return False
     if replicas < 1:
         return False
-    item = Scale(agent=agent, replicas=replicas, room=room, rule=Rule.SET, by="optimizer", before=entry.agent.replicas)
+    item = Scale(
+        agent=agent,
+        replicas=replicas,
+        room=room,
+        rule=Rule.SET,
+        by="optimizer",
+        before=entry.agent.replicas,
+        within_bounds=True,
+    )
     (answer,) = await store.scaling.decide([item])
     return answer is True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from typing import Annotated, Any
@@ -56,22 +57,21 @@ class UserRule:
         if self._is_running:
             return [], "it has not returned yet from the look before"
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future()
+        answer: asyncio.Future[tuple[list[Found], str | None]] = loop.create_future()
 
-        def settle(result: Any, error: str | None) -> None:
+        def settle(result: tuple[list[Found], str | None]) -> None:
             self._is_running = False
             if not answer.done():
-                answer.set_result((result, error))
+                answer.set_result(result)
 
         def run() -> None:
-            result, error = None, None
             try:
                 self._rule = self._rule or self._load()
-                result = self._rule(seen)
+                result = self._read(self._rule(seen))  # here, for an answer may have code of its own, or no end
             except BaseException as raised:  # noqa: BLE001 - whatever a stranger's code raises, SystemExit too
-                error = _told(raised)
+                result = [], _told(raised)
             try:
-                loop.call_soon_threadsafe(settle, result, error)
+                loop.call_soon_threadsafe(settle, result)
             except RuntimeError:
                 return  # the node has ended meanwhile
 
@@ -79,12 +79,9 @@ class UserRule:
         # A daemon, so that one that never returns does not keep the node from ending.
         threading.Thread(target=run, name=f"rule-{self.name}"[:15], daemon=True).start()
         try:
-            result, error = await asyncio.wait_for(answer, self._within_s)
+            return await asyncio.wait_for(answer, self._within_s)
         except TimeoutError:
             return [], f"it took longer than {self._within_s:g} s"
-        if error is not None:
-            return [], error
-        return self._read(result)
 
     def _read(self, result: Any) -> tuple[list[Found], str | None]:
         try:
@@ -114,8 +111,14 @@ def _told(error: BaseException) -> str:
 
 
 def installed() -> list[UserRule]:
-    """Return the rules of all packages that are installed beside Greenroom."""
-    return [UserRule(point.name, point.load) for point in sorted(_points(), key=lambda each: each.name)]
+    """Return the rules of all packages that are installed beside Greenroom; a name that two have gets a number."""
+    found: list[UserRule] = []
+    names: Counter[str] = Counter()
+    for point in sorted(_points(), key=lambda each: (each.name, each.value)):
+        names[point.name] += 1
+        name = point.name if names[point.name] == 1 else f"{point.name}-{names[point.name]}"
+        found.append(UserRule(name, point.load))
+    return found
 
 
 def _points() -> Iterable[metadata.EntryPoint]:

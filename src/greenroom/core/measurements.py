@@ -21,9 +21,12 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """*successor_mb* is what another in its place would hold when it is new; 0 where nobody knows."""
+
     id: str
     agent: str
     memory_mb: float = 0.0
+    successor_mb: float = 0.0
     cpu: float = 0.0
     busy: int = 0
     slots: int = 1

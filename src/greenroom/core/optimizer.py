@@ -38,13 +38,6 @@ class Scale(msgspec.Struct, frozen=True, tag="scale"):
     replicas: int
 
 
-class Floor(msgspec.Struct, frozen=True, tag="floor"):
-    """Let the autoscaler keep so many *replicas* at least."""
-
-    agent: str
-    replicas: int
-
-
 class TrimCache(msgspec.Struct, frozen=True, tag="trim_cache"):
     agent: None = None
 
@@ -60,7 +53,7 @@ class LimitAdmission(msgspec.Struct, frozen=True, tag="limit_admission"):
     agent: None = None
 
 
-Act = Restart | Scale | Floor | TrimCache | LowerSpares | LimitAdmission
+Act = Restart | Scale | TrimCache | LowerSpares | LimitAdmission
 Key = tuple[str, str]  # a rule, and the agent that it found, or nothing
 
 
@@ -193,9 +186,9 @@ def _lasting(
     return quiet, Measured(key, now, outcome(standing.before, now))
 
 
-def applied(memory: Memory, key: Key, act: Act, now_s: float) -> dict[Key, Standing]:
-    """Note that *act* was done about what is open."""
-    return {**memory, key: replace(memory[key], phase=Phase.APPLIED, since_s=now_s, act=act, gone_s=None)}
+def applied(memory: Memory, key: Key, found: Found, now_s: float) -> dict[Key, Standing]:
+    """Note that what is open was done, as it was *found* just now: what it gains is measured from there."""
+    return {**memory, key: replace(_of(found, Phase.APPLIED, now_s), act=found.act)}
 
 
 def reopened(metric: str, before: float, now_s: float) -> Standing:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 from greenroom.core.measurements import MIN_SAMPLES, Agent, Measurements, Replica
 from greenroom.core.optimizer import (
-    Floor,
     Found,
     LimitAdmission,
     LowerSpares,
@@ -143,19 +142,27 @@ def _fattest(seen: Measurements, easing: float) -> Iterator[Found]:
         return
     fattest = max(seen.replicas, key=lambda each: (each.memory_mb, each.id))
     others = [each.memory_mb for each in seen.replicas if each.agent == fattest.agent and each.id != fattest.id]
-    usual_mb = min(others, default=fattest.memory_mb / 2)
-    less_pct = seen.memory_pct * (fattest.memory_mb - usual_mb) / sum(each.memory_mb for each in seen.replicas)
+    usual_mb = fattest.successor_mb or min(others, default=fattest.memory_mb / 2)
+    pct_per_mb = seen.memory_pct / max(sum(each.memory_mb for each in seen.replicas), 1.0)
+    less_pct = pct_per_mb * (fattest.memory_mb - usual_mb)
+    why = f"all replicas use {seen.memory_pct:.0f} % of cluster.memory_mb"
+    if fattest.successor_mb and less_pct < 1:
+        what = "raise cluster.memory_mb, or have fewer replicas: none holds more than a fresh one"
+        yield Found("memory-fattest", None, what, why, "none by Greenroom's doing", "memory_pct", seen.memory_pct)
+        return
+    # Its successor is started beside it, and must not be what is too much.
+    has_room = seen.memory_pct + pct_per_mb * fattest.successor_mb <= 100
     yield Found(
         "memory-fattest",
         None,
         f"replace the replica {fattest.id} of {fattest.agent}, which holds {fattest.memory_mb:.0f} MB: "
         f"greenroom replicas restart {fattest.id}",
-        f"all replicas use {seen.memory_pct:.0f} % of cluster.memory_mb",
+        why,
         f"about {less_pct:.0f} % less, if a fresh one holds {usual_mb:.0f} MB",
         "memory_pct",
         seen.memory_pct,
         seen.memory_pct - less_pct,
-        Restart(fattest.id, fattest.agent),
+        Restart(fattest.id, fattest.agent) if has_room else None,
     )
 
 
@@ -284,7 +291,6 @@ def _cold_starts(seen: Measurements, easing: float) -> Iterator[Found]:
             "cold_starts",
             float(agent.cold_starts),
             0.0,
-            Floor(agent.name, least),
         )
 
 

@@ -13,9 +13,13 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec.structs import replace
 
+from greenroom.core.failures import Failure
+
 RECYCLE_PCT = 90  # of the envelope: from here on the fattest replica is replaced
+CROWDED_PCT = 95  # from here on the autoscaler gives replicas up; a kernel that holds the limit lets use come no closer
 FULL_PCT = 100
 REST_S = 60.0  # from one replacement for the envelope's sake to the next: where all use what they need, none helps
+WORTH_TIMES = 1.25  # as much as when it was new: less is what any replica grows by at work
 KNOWN_PCT = 75  # below nobody needs to know the use exactly; the optimizer looks from 80 on
 
 WARM_S = 60.0  # since readiness: what a replica loads with its first tasks is no leak
@@ -29,10 +33,14 @@ MAX_PAIRS_OF = 40  # samples that the slope is the median of, each with each
 
 
 class Use(msgspec.Struct, frozen=True):
-    """What all replicas together use; *memory_mb* may be more than that while it is far below the limit."""
+    """What all replicas together use; *memory_mb* may be more than that while it is far below the limit.
+
+    *counted* is how many ready replicas of each agent it is of; None: of all that there are.
+    """
 
     cpu: float = 0.0
     memory_mb: float = 0.0
+    counted: Mapping[str, int] | None = None
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -44,7 +52,10 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Replica(msgspec.Struct, frozen=True):
-    """A replica as it was measured. *memory_mb* counts shared pages in full, *share_mb* its part of them."""
+    """A replica as it was measured. *memory_mb* counts shared pages in full, *share_mb* its part of them.
+
+    *successor_mb* is what another in its place would hold when it is new, as *share_mb*; 0 where nobody knows.
+    """
 
     id: str
     agent: str
@@ -52,6 +63,7 @@ class Replica(msgspec.Struct, frozen=True):
     share_mb: float
     is_ready: bool = True
     is_recycled: bool = False  # another takes its place already
+    successor_mb: float = 0.0
 
 
 class Recycle(msgspec.Struct, frozen=True):
@@ -62,10 +74,13 @@ class Recycle(msgspec.Struct, frozen=True):
 
 
 class Evict(msgspec.Struct, frozen=True):
-    """Kill *replica* for the others' sake; nobody is charged for it."""
+    """Kill *replica*. `Failure.EVICTED` is for the others' sake, and nobody is charged; `Failure.OOM` is for its own:
+    it alone is too much, and would be again, so that somebody has to be charged, or it would go on for ever.
+    """
 
     replica: str
     reason: str
+    failure: Failure = Failure.EVICTED
 
 
 def pct(used: float, limit: float | None) -> float | None:
@@ -77,36 +92,74 @@ def pct(used: float, limit: float | None) -> float | None:
     return None if limit is None else round(100 * used / limit, 1)
 
 
+def is_short(limits: Limits, use: Use) -> bool:
+    """Whether room is to be made in the memory of the envelope.
+
+    >>> is_short(Limits(memory_mb=1000), Use(memory_mb=901)), is_short(Limits(), Use(memory_mb=901))
+    (True, False)
+    """
+    return limits.memory_mb is not None and use.memory_mb > limits.memory_mb * RECYCLE_PCT / 100
+
+
 def relieve(
     limits: Limits, use: Use, replicas: Sequence[Replica], *, since_s: float = math.inf
-) -> Recycle | Evict | None:
+) -> Recycle | list[Evict] | None:
     """Return what makes room in the memory of the envelope, if that is short.
 
     One at a time: while a replica is on its way out, and for `REST_S` after the last that was recycled for this,
-    *since_s* ago, no other is recycled. Over the limit, and where no kernel sees to
-    it, the fattest is killed, also one that is on its way out: that may take as long as its tasks do.
+    *since_s* ago, no other is recycled. None is where its successor is as large, or has no room beside it. Over the
+    limit, and where no kernel sees to it, the fattest are killed, as many as have to go, also those that are on their
+    way out: that may take as long as their tasks do.
 
     >>> one, two = Replica("one", "a", 500, 450), Replica("two", "a", 600, 500)
     >>> relieve(Limits(memory_mb=1000), Use(memory_mb=950), [one, two]).replica
     'two'
-    >>> type(relieve(Limits(memory_mb=1000), Use(memory_mb=1001), [one, two])).__name__
-    'Evict'
+    >>> [each.replica for each in relieve(Limits(memory_mb=1000), Use(memory_mb=1001), [one, two])]
+    ['two']
     """
     if limits.memory_mb is None or not replicas:
         return None
-    fattest = max(replicas, key=lambda each: (each.share_mb, each.id))
-    told = f"all replicas use {use.memory_mb:.0f} MB of cluster.memory_mb, {limits.memory_mb}"
     if use.memory_mb > limits.memory_mb * FULL_PCT / 100 and not limits.kernel_holds_memory:
-        return Evict(fattest.id, f"{told}, and with {fattest.share_mb:.0f} MB it had the most")
-    if use.memory_mb <= limits.memory_mb * RECYCLE_PCT / 100 or since_s < REST_S:
+        return _evicted(limits.memory_mb, use, replicas)
+    if not is_short(limits, use) or since_s < REST_S:
         return None
     if any(each.is_recycled for each in replicas):
         return None
-    ready = [each for each in replicas if each.is_ready]
-    if not ready:
+    room_mb = limits.memory_mb - use.memory_mb
+    worth_it = [
+        each
+        for each in replicas
+        if each.is_ready and (not each.successor_mb or each.successor_mb < min(each.share_mb / WORTH_TIMES, room_mb))
+    ]
+    if not worth_it:
         return None
-    fattest = max(ready, key=lambda each: (each.share_mb, each.id))
-    return Recycle(fattest.id, f"{told}, and with {fattest.share_mb:.0f} MB it has the most")
+    fattest = max(worth_it, key=_fatness)
+    return Recycle(fattest.id, f"{_told(limits.memory_mb, use)}, and with {fattest.share_mb:.0f} MB it has the most")
+
+
+def _evicted(most_mb: int, use: Use, replicas: Sequence[Replica]) -> list[Evict]:
+    """Return the fattest without whom there would be room; not all: what is too much then is not theirs."""
+    found: list[Evict] = []
+    over_mb = use.memory_mb - most_mb * FULL_PCT / 100
+    for each in sorted(replicas, key=_fatness, reverse=True)[: max(1, len(replicas) - 1)]:
+        if over_mb <= 0:
+            break
+        over_mb -= each.share_mb
+        if each.share_mb > most_mb:
+            alone = f"it alone used {each.share_mb:.0f} MB, and cluster.memory_mb is {most_mb}"
+            found.append(Evict(each.id, alone, Failure.OOM))
+        else:
+            why = f"{_told(most_mb, use)}, and with {each.share_mb:.0f} MB it was among those that had the most"
+            found.append(Evict(each.id, why))
+    return found
+
+
+def _fatness(replica: Replica) -> tuple[float, str]:
+    return replica.share_mb, replica.id
+
+
+def _told(most_mb: int, use: Use) -> str:
+    return f"all replicas use {use.memory_mb:.0f} MB of cluster.memory_mb, {most_mb}"
 
 
 # --- replicas that have had enough
@@ -202,8 +255,13 @@ def _slope(samples: Sequence[Sample]) -> float:
     )
 
 
-def why_recycled(bounds: Bounds, *, memory_mb: float, tasks: int, trend: Trend) -> str | None:
+def why_recycled(
+    bounds: Bounds, *, memory_mb: float, tasks: int, trend: Trend, new_mb: float | None = None
+) -> str | None:
     """Return why a replica has had enough, None if it has not.
+
+    One that held more than its bound when it was new, *new_mb*, is not replaced for that: the next one would hold it,
+    too, and the one after it.
 
     >>> why_recycled(Bounds(memory_mb=512), memory_mb=470, tasks=3, trend=Trend())
     'it holds 470 MB, and is replaced from 461 MB on'
@@ -213,7 +271,7 @@ def why_recycled(bounds: Bounds, *, memory_mb: float, tasks: int, trend: Trend) 
     if bounds.tasks is not None and tasks >= bounds.tasks:
         return f"it has run {tasks} tasks, and is replaced after so many"
     most_mb = bounds.most_mb
-    if most_mb is not None:
+    if most_mb is not None and (new_mb is None or new_mb <= most_mb):
         return f"it holds {memory_mb:.0f} MB, and is replaced from {most_mb:.0f} MB on" if memory_mb > most_mb else None
     found = leak(trend)
     return None if found is None else str(found)

@@ -94,7 +94,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caps:
-    """What bounds an agent from outside; None: nothing does. *room* is of replicas more than there are."""
+    """What bounds an agent from outside; None: nothing does. *room* is of replicas more than there are; less than 0: so
+    many have to go.
+    """
 
     allotment: int | None = None  # of ``cluster.max_replicas``, where agents want more than there may be
     sharing: str = ""  # who else wants how many
@@ -134,7 +136,11 @@ class Memory:
         if own == (policy.burst_window_s, policy.stable_window_s, policy.stabilisation_s):
             return self
         return replace(
-            Memory.empty(policy), direction=self.direction, turned_at_s=self.turned_at_s, down_at_s=self.down_at_s
+            Memory.empty(policy),
+            direction=self.direction,
+            turned_at_s=self.turned_at_s,
+            down_at_s=self.down_at_s,
+            set_at_s=self.set_at_s,
         )
 
 
@@ -226,7 +232,7 @@ def decide(
         assert cap is not None
         held, rule = _hold_cut(policy, memory, sample, cap), cap
     elif bounded > current:
-        held = _hold_up(policy, memory, sample, wish)
+        held = None if cap is Rule.MIN else _hold_up(policy, memory, sample, wish)
         rule = Rule.MIN if cap is Rule.MIN else rule
     elif bounded < current:  # min_replicas only ends the step
         held = _hold_down(policy, memory, sample, wish)
@@ -239,18 +245,22 @@ def decide(
     return decision, after(memory, sample.at_s, decision)
 
 
-def share(total: int, wants: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+def share(
+    total: int, wants: Mapping[str, tuple[int, int]], *, turns: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """Share *total* replicas out between agents that have to have the first number, and want the second.
 
     Max-min fair over what each wants above its minimum: nobody gets more while somebody has less and wants more. What
-    is left over where it does not come out even goes by name. The minimums are given in any case.
+    is left over where it does not come out even goes to the least of *turns*, then by name. The minimums are given in
+    any case.
 
     >>> share(10, {"a": (1, 20), "b": (1, 3), "c": (0, 0)})
     {'a': 7, 'b': 3, 'c': 0}
     """
     shares = {name: least for name, (least, _) in wants.items()}
     left = total - sum(shares.values())
-    hungry = sorted(name for name, (least, wanted) in wants.items() if wanted > least)
+    hungry = [name for name, (least, wanted) in wants.items() if wanted > least]
+    hungry.sort(key=lambda name: ((turns or {}).get(name, 0), name))
     while left > 0 and hungry:
         each = max(1, left // len(hungry))
         for name in hungry:
@@ -339,7 +349,8 @@ def _ceilings(policy: Policy, caps: Caps, current: int) -> list[tuple[int, Rule,
     if caps.cpu:
         found.append((waking, Rule.CPU, caps.cpu))
     if caps.room_by_memory is not None:
-        found.append((max(kept, current + caps.room_by_memory), Rule.MEMORY, caps.memory))
+        least = kept if caps.room_by_memory >= 0 else policy.lowest
+        found.append((max(least, current + caps.room_by_memory), Rule.MEMORY, caps.memory))
     if caps.surge is not None:
         told = f"the rollout that is open leaves room for {caps.surge} (cluster.max_surge)"
         found.append((max(kept, caps.surge), Rule.SURGE, told))

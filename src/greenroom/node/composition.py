@@ -27,8 +27,8 @@ from greenroom.control.rehearsal import Rehearsal
 from greenroom.core import rollouts, routing
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
+from greenroom.node import optimizer
 from greenroom.node.backups import NodeBackups
-from greenroom.node.optimizer import NodeOptimizer
 from greenroom.node.resources import NodeResources, limits
 from greenroom.sdk import models
 from greenroom.security import secret_file
@@ -128,7 +128,7 @@ class Node:
             similarity=_similarity(),
             resources=self.resources.state,
         )
-        self.optimizer = NodeOptimizer(self.store, self.engine, self.host, self.resources, self.services)
+        self.optimizer = optimizer.loops(self.store, self.engine, self.host, self.resources, self.services)
         self.app = App(self.services)
         self._moved = asyncio.Event()  # a rollout has
         self.store.hub.subscribe(self._hear)
@@ -161,7 +161,7 @@ class Node:
             self.autoscaler,
             self.backups.loop,
             self.resources.loop,
-            *self.optimizer.loops,
+            *self.optimizer,
         )
         self.resources.announce()
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")

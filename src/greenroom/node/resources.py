@@ -24,7 +24,7 @@ class NodeResources:
     def __init__(
         self, store: Store, engine: LocalEngine, host: Host, clock: clocks.Clock, facts: telemetry.Telemetry
     ) -> None:
-        self._engine, self._facts = engine, facts
+        self._engine, self._host, self._facts = engine, host, facts
         held = engine.limits
         self.loop = Resources(
             engine,
@@ -38,7 +38,13 @@ class NodeResources:
             hosted=lambda: host.hosted,
             entries=lambda: store.directory.entries,
             recycle=host.recycle,
+            lower_spares=self.lower_spares,
         )
+
+    def lower_spares(self) -> bool:
+        """Keep fewer interpreters warm, and let those go that are not needed; False where there are none."""
+        dropped = self._engine.drop_spares()
+        return self._host.lower_spares() or dropped > 0
 
     def use(self) -> resources.Use | None:
         """Return what all replicas use together; None before the first look."""

@@ -45,12 +45,13 @@ class Advice(msgspec.Struct, frozen=True):
 
 
 class Move(msgspec.Struct, frozen=True):
-    """What becomes of the advice *id*: it is applied, or has ended as *state* says."""
+    """What becomes of the advice *id*: it is applied, as it was *found* then, or has ended as *state* says."""
 
     id: int
     state: str
     after: float | None = None
     outcome: str = ""
+    found: optimizer.Found | None = None
 
 
 _COLUMNS = Advice.__struct_fields__
@@ -59,6 +60,10 @@ _OPEN = f"""
 insert into advice ({", ".join(_NEW)}, state, outcome, opened_at)
 values ({", ".join(f":{name}" for name in _NEW)}, 'open', '', :now) returning id"""
 _APPLY = "update advice set state = 'applied', applied_at = :now where id = :id and ended_at is null"
+_ANEW = """
+update advice set what = :what, why = :why, expected = :expected, metric = :metric, value_before = :value_before,
+    value_wanted = :value_wanted
+where id = :id and ended_at is null"""
 _END = """
 update advice set state = :state, value_after = :after, outcome = :outcome, ended_at = :now
 where id = :id and ended_at is null"""
@@ -75,20 +80,21 @@ async def open_all(tx: Transaction, news: News, items: Sequence[optimizer.Found]
     """Note new advice; return the id of each."""
     ids: list[int] = []
     for item in items:
-        params = {
-            "rule": item.rule,
-            "agent": item.agent,
-            "what": item.what[:MAX_TEXT],
-            "why": item.why[:MAX_TEXT],
-            "expected": item.expected[:MAX_TEXT],
-            "metric": item.metric,
-            "value_before": float(item.before),
-            "value_wanted": None if item.wanted is None else float(item.wanted),
-            "now": tx.now_us,
-        }
-        ((id,),) = await tx.fetch(_OPEN, params)
+        params = {"rule": item.rule, "agent": item.agent, "now": tx.now_us}
+        ((id,),) = await tx.fetch(_OPEN, params | _told(item))
         ids.append(id)
     return ids
+
+
+def _told(found: optimizer.Found) -> dict[str, str | float | None]:
+    return {
+        "what": found.what[:MAX_TEXT],
+        "why": found.why[:MAX_TEXT],
+        "expected": found.expected[:MAX_TEXT],
+        "metric": found.metric,
+        "value_before": float(found.before),
+        "value_wanted": None if found.wanted is None else float(found.wanted),
+    }
 
 
 async def move(tx: Transaction, news: News, items: Sequence[Move]) -> list[None]:
@@ -96,6 +102,8 @@ async def move(tx: Transaction, news: News, items: Sequence[Move]) -> list[None]
         params = {"id": item.id, "now": tx.now_us}
         if item.state == "applied":
             await tx.execute_many(_APPLY, [params])
+            if item.found is not None:
+                await tx.execute_many(_ANEW, [{"id": item.id} | _told(item.found)])
             continue
         after = None if item.after is None else float(item.after)
         ended = {"state": item.state, "after": after, "outcome": item.outcome[:MAX_TEXT]}
