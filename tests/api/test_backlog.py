@@ -45,7 +45,7 @@ class Queue:
 
     async def queued_counts(self) -> dict[str, int]:
         self.counts += 1
-        counted = dict(self.tenants)
+        counted = dict(+self.tenants)
         await asyncio.sleep(0)
         if not self.is_reachable:
             raise errors.StoreUnavailable("cannot count: a test said so")
@@ -212,6 +212,21 @@ async def test_who_is_refused_is_told_when_by_how_fast_the_queue_drains() -> Non
     assert " leave the queue each second: try again in " in str(refused)
     later = await bound.together(*[1] * 100)
     assert max(each.retry_after_s for each in later) >= 7  # those come after the 50, not for the same places
+
+
+@pytest.mark.parametrize("per_tenant", [None, 99])
+async def test_seconds_in_which_nothing_waited_do_not_count(per_tenant: int | None) -> None:
+    bound = Bound(limit=100, per_tenant=per_tenant)
+    await bound.one(1)
+    bound.leave(1)
+    bound.clock.advance(60.0)
+    await bound.one(99)
+    for _ in range(4):
+        bound.clock.advance(0.5)
+        bound.leave(1)
+        await bound.one(1)
+    (refused,) = await bound.together(10)
+    assert refused.retry_after_s in (5, 6)  # two leave in each second, whatever was before
 
 
 async def test_who_is_refused_at_its_own_bound_waits_for_its_own_tasks() -> None:

@@ -131,6 +131,26 @@ def test_waiting_for_an_agent_that_is_failed_says_so_at_once_and_goes_on(
     assert asked[:2] == ["/v1/tasks", "/v1/agents/research"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"state": "quarantined", "reason": "it dies"}, "agent research is quarantined: it dies; the task waits until"),
+        (
+            {"breaker": {"state": "half_open", "reason": "20 of 20 attempts failed", "until": None}},
+            "agent research: its circuit breaker is half-open, some tasks are tried: 20 of 20 attempts failed",
+        ),
+    ],
+)
+def test_a_queued_task_is_shown_with_what_keeps_it_from_beginning(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], fields: dict[str, Any], told: str
+) -> None:
+    fake.put(f"GET {TASK}", task("queued"))
+    fake.put("GET /v1/agents/research", agent(**fields))
+    assert told in run(capsys, "tasks", "show", TASK_ID)[2]
+    fake.put(f"GET {TASK}", task("running"))
+    assert told not in run(capsys, "tasks", "show", TASK_ID)[2]
+
+
 def test_an_agent_that_fails_while_its_task_waits_is_told_of_once(
     fake: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -551,6 +551,19 @@ async def test_the_replicas_of_a_removed_agent_go_and_its_record_too(loops: Loop
     assert not await loops.store.recovery.records()
 
 
+async def test_who_drains_goes_as_soon_as_its_last_task_has_ended(loops: Loops) -> None:
+    await loops.deploy()
+    id = await loops.submit()
+    replica = loops.replica_of(id)
+    assert loops.host.restart(replica)
+    await loops.step(times=2)
+    loops.host.wakeup.clear()
+    loops.engine.succeed(replica)
+    assert loops.host.wakeup.is_set()
+    await loops.step(times=2)
+    assert replica not in loops.engine.replicas
+
+
 async def test_a_restarted_replica_is_drained_and_replaced(loops: Loops) -> None:
     await loops.deploy()
     (old,) = loops.engine.replicas

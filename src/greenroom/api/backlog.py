@@ -115,6 +115,11 @@ class Backlog:
         self._queued, self._let_in = self._counted.total(), self._since.total()
         now_s = self._clock.monotonic_s()
         self._count_took_s, self._count_at_s = now_s - begun_s, now_s + COUNT_EVERY_S
+        if not counted:
+            self._drain.begin(now_s)
+        for tenant, drain in self._drains.items():
+            if tenant not in counted:
+                drain.begin(now_s)
 
     # --- how fast it drains
 

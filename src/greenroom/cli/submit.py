@@ -151,12 +151,12 @@ def _announce(task: models.Task) -> None:
 
 
 def _wait(node: client.Client, task: models.Task, wait_s: float | None) -> models.Task:
-    """Wait for the end; say once if the agent has failed, before or meanwhile: it may be long then."""
+    """Wait for the end; say once if its agent is in trouble, before or meanwhile: it may be long then."""
     monotonic_s = clock.SystemClock().monotonic_s
     end_at_s = math.inf if wait_s is None else monotonic_s() + wait_s
     has_failed = False
     while True:
-        has_failed = has_failed or _tell_of_failure(node, task.agent)
+        has_failed = has_failed or _tell_why(node, task.agent)
         left_s = end_at_s - monotonic_s()
         timeout_s = left_s if has_failed else min(left_s, LOOK_EVERY_S)
         task = node.wait(task.id, None if math.isinf(timeout_s) else timeout_s)
@@ -164,15 +164,11 @@ def _wait(node: client.Client, task: models.Task, wait_s: float | None) -> model
             return task
 
 
-def _tell_of_failure(node: client.Client, name: str) -> bool:
-    try:
-        agent = node.agent(name)
-    except errors.GreenroomError:
-        return False  # whether the task ends is what was asked
-    if agent.state not in ("failed", "quarantined"):
-        return False
-    render.say(f"agent {name} is {agent.state}: {agent.reason}; the task waits until it works again")
-    return True
+def _tell_why(node: client.Client, name: str) -> bool:
+    why = tasks.why_it_waits(node, name)
+    if why is not None:
+        render.say(why)
+    return why is not None
 
 
 def _leave(task: models.Task, *, as_json: bool) -> None:

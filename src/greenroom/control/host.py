@@ -186,11 +186,12 @@ class Host:
         self.wakeup.set()
 
     def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
+        if not isinstance(message, protocol.Ended) or (hosted := self._replicas.get(replica)) is None:
+            return
+        if hosted.drain_until_s is not None:
+            self.wakeup.set()  # it may have been the last one
         # Epoch 0 is of a trial, which proves less than a task.
-        if isinstance(message, protocol.Ended) and message.output is not None and message.epoch:
-            hosted = self._replicas.get(replica)
-            if hosted is None:
-                return
+        if message.output is not None and message.epoch:
             hosted.has_answered = True
             self._recovery.on_success(hosted.agent, hosted.revision, started_s=hosted.started_s)
 

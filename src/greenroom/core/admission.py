@@ -121,6 +121,11 @@ class Drain:
         self._left: deque[tuple[int, int]] = deque()  # how many in each second
         self._awaited: OrderedDict[int, int] = OrderedDict()  # how many were told to come in each second
 
+    def begin(self, now_s: float) -> None:
+        """Note that nothing waits: how little has left the queue until now does not say how fast it drains."""
+        self._begun_s = now_s
+        self._left.clear()
+
     def note(self, count: int, now_s: float) -> None:
         """Note that *count* tasks have left the queue."""
         second = int(now_s)
