@@ -623,8 +623,8 @@ CATALOGUE = (
     _mutant(
         "the charge for who alone is more than the envelope",
         "core/resources.py",
-        "            return Evict(fattest.id, alone, Failure.OOM)",
-        "            return Evict(fattest.id, alone)",
+        "            found.append(Evict(each.id, alone, Failure.OOM))",
+        "            found.append(Evict(each.id, alone))",
         "tests/core/test_resources.py",
         "tests/control/test_resources.py",
     ),
