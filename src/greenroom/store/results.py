@@ -46,6 +46,10 @@ from task where tenant = :tenant and agent = :agent and cache_key = :key and cac
 _LET_GO = f"""
 update task set blocked = false where seq = (select seq {_OF_KEY} order by seq limit 1) and blocked returning id"""
 # Not by its state, which leads PostgreSQL to an index of all that is queued: who is blocked and open waits.
+# Who is waited for by somebody more urgent is as urgent, until it runs.
+_LIFT = f"""
+update task set priority = :priority where seq = (select seq {_OF_KEY} order by seq limit 1)
+    and state = 'queued' and not blocked and priority < :priority"""
 _WAITING = f"select seq, id {_OF_KEY} and blocked order by seq limit :most for update"
 _ANSWER = """
 update task set state = 'succeeded', reason = 'cached', output = :output, cached_from = :task, revision = :revision,
@@ -156,6 +160,8 @@ async def submit(tx: Transaction, news: News, items: Sequence[NewTask]) -> list[
         await _take(tx, missed)
     accepted = await submissions.submit_keyed(tx, news, items, found)
     let_go = await _let_go(tx, news, missed)
+    joined = [item for item in items if item.id not in let_go and _key(item) in missed]
+    await tx.execute_many(_LIFT, [(item.priority, *_key(item)) for item in joined])
     answers = []
     for item, answer in zip(items, accepted, strict=True):
         word = "hit" if _key(item) in found else "miss" if item.id in let_go else "joined"

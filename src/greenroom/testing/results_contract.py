@@ -169,6 +169,17 @@ class ResultsContract:
         assert await node.claim(5) == []
         assert await node.trail(second) == ["succeeded"]
 
+    async def test_who_is_waited_for_by_somebody_more_urgent_is_as_urgent(self, node: Node) -> None:
+        await node.submit(priority=5)
+        first = await node.submit(cache_key=KEY)
+        await node.submit(cache_key=KEY, priority=3)
+        assert (await task(node, first)).priority == 3
+        await node.submit(cache_key=KEY, priority=9)
+        claim = await node.claim_one()
+        assert claim.id == first
+        await node.submit(cache_key=KEY, priority=10)
+        assert (await task(node, first)).priority == 9  # it runs
+
     async def test_the_same_input_many_times_in_one_commit_runs_once(self, node: Node) -> None:
         answers = await asyncio.gather(*(node.store.tasks.submit(new_task(cache_key=KEY)) for _ in range(20)))
         (claim,) = await node.claim(20)
