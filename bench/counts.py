@@ -22,7 +22,7 @@ from unittest import mock
 
 import uvicorn
 import uvloop
-from bench import run, servers
+from bench import servers, switches
 from uvicorn.server import ServerState
 
 from greenroom import node, settings
@@ -31,7 +31,7 @@ from greenroom.engine import contract, envelope, protocol
 from greenroom.node import composition
 from greenroom.testing import fake_engine
 
-TURNS, TASKS_OF_A_TURN = 100, {1: 320, run.BATCH: 2 * run.BATCH}  # by how many tasks a request has
+TURNS, TASKS_OF_A_TURN = 100, {1: 320, switches.BATCH: 2 * switches.BATCH}  # by how many tasks a request has
 
 
 class Replicas(fake_engine.FakeEngine):
@@ -188,10 +188,10 @@ async def main(folder: Path, *, top: int) -> None:
         async with node.opened(options, grace_s=0) as running:
             await running.ready.wait()
             key = (folder / "data" / "local.key").read_text().strip()
-            one = Load(running, key, path="/v1/tasks?wait=30", body=run.BODY, callers=64, tasks=1)
+            one = Load(running, key, path="/v1/tasks?wait=30", body=switches.BODY, callers=64, tasks=1)
             await measure(one, "64 connections", top=top)
-            many = Load(running, key, path="/v1/tasks/batch", body=run.BATCH_BODY, callers=2, tasks=run.BATCH)
-            await measure(many, f"batches of {run.BATCH}", top=top)
+            many = Load(running, key, path="/v1/tasks/batch", body=switches.BATCH_BODY, callers=2, tasks=switches.BATCH)
+            await measure(many, f"batches of {switches.BATCH}", top=top)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import servers
+from bench import servers, switches
 from bench.figures import Figure
 from bench.scale import Scale
 
@@ -22,7 +22,7 @@ ASLEEP = {
 
 
 def scaling(folder: Path, scale: Scale) -> Iterator[Figure]:
-    """A burst of tasks of a second each, and waking from zero beside a warm replica."""
+    """A burst of tasks of a second each, waking from zero beside a warm replica, and what looking costs."""
     with servers.greenroom(folder, {}, settings=SETTINGS) as node:
         bursts = [_burst(node, f"burst-{number}") for number in range(scale.rounds)]
         yield Figure(f"{TASKS} tasks of {TASK_S:g} s: to {MOST} ready replicas", "s", bursts, aim="≤ 1 s")
@@ -31,6 +31,7 @@ def scaling(folder: Path, scale: Scale) -> Iterator[Figure]:
         yield Figure("the same of a warm replica", "ms", warm_ms)
         more_ms = [woken - warm for woken, warm in zip(woken_ms, warm_ms, strict=True)]
         yield Figure("from zero, beyond a warm replica's time", "ms", more_ms, aim="≤ 100 ms")
+    yield from switches.beside(folder, scale, switch="autoscaling")
 
 
 def _burst(node: servers.Server, agent: str) -> float:
