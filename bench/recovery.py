@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import figures, servers
+from bench import figures, servers, switches
 from bench.figures import Figure
 from bench.scale import Scale
 
