@@ -419,3 +419,65 @@ async def test_what_waits_when_a_node_starts_again_does_not_arrive_again(scaled:
     await scaled.look(11)
     loads = await scaled.loops.store.scaling.loads("agent", after_us=0)
     assert sum(load.arrivals for load in loads) == 30
+
+
+async def test_who_sleeps_and_cannot_be_woken_is_told_of(scaled: Scaled) -> None:
+    scaled.bounded(max_replicas=2)
+    await scaled.deploy("nap", scaling={"min_replicas": 0, "max_replicas": 2, "idle_s": 5})
+    await scaled.look(2)
+    for name in ("a", "b"):
+        await scaled.deploy(name, scaling={"min_replicas": 1})
+    await scaled.queue(1, "nap")
+    await scaled.look(59)
+    assert [row.kind for row in await scaled.loops.store.recovery.alerts()] == []
+    decision = await scaled.last("nap")
+    assert (decision.rule, decision.to_replicas) == ("cluster", 0)
+    assert "1 task waits" in decision.reason
+    assert "the minimums of the others are 2" in decision.reason
+    await scaled.look(3)
+    (alert,) = await scaled.loops.store.recovery.alerts()
+    assert (alert.id, alert.kind, alert.severity, alert.state) == ("starved-nap", "starved", "warning", "firing")
+    assert "cluster.max_replicas is 2" in alert.reason
+    scaled.autoscaler = scaled.fresh()  # another node finds it, and resolves it
+    scaled.bounded(max_replicas=3)
+    await scaled.look(2)
+    assert await scaled.replicas("nap") == 1
+    assert [row.state for row in await scaled.loops.store.recovery.alerts()] == ["resolved"]
+
+
+async def test_what_refuses_to_wake_one_again_is_stored_though_the_same_has_sent_it_to_sleep(scaled: Scaled) -> None:
+    scaled.bounded(max_replicas=2)
+    await scaled.deploy("nap", scaling={"min_replicas": 0, "max_replicas": 2})
+    await scaled.look(2)
+    await scaled.queue(1, "nap")
+    await scaled.look(2)
+    scaled.loops.engine.succeed(next(iter(scaled.loops.engine.replicas)))
+    assert await scaled.replicas("nap") == 1
+    await scaled.deploy("a", scaling={"min_replicas": 1})
+    await scaled.deploy("b", scaling={"min_replicas": 1})
+    await scaled.look(20)
+    assert ((await scaled.last("nap")).from_replicas, (await scaled.last("nap")).rule) == (1, "cluster")
+    await scaled.queue(3, "nap")
+    await scaled.look(12)
+    decision = await scaled.last("nap")
+    assert (decision.from_replicas, decision.to_replicas, decision.rule) == (0, 0, "cluster")
+    assert "3 tasks wait for an agent that is asleep" in decision.reason
+
+
+async def test_who_is_awake_under_a_light_load_lets_another_one_wake(scaled: Scaled) -> None:
+    scaled.bounded(max_replicas=1)
+    for name in ("a", "b"):
+        await scaled.deploy(name, scaling={"min_replicas": 0, "max_replicas": 1, "stabilisation_s": 10})
+        await scaled.look()
+    awake: list[str] = []
+    for second in range(40):
+        await scaled.queue(1, "a")
+        if second == 5:
+            await scaled.queue(1, "b")
+        await scaled.look()
+        for id in list(scaled.loops.engine.replicas):
+            if scaled.loops.store.board.attempts(id):
+                scaled.loops.engine.succeed(id)
+        awake += [name for name in ("a", "b") if await scaled.replicas(name)]
+    assert "b" in awake[5:17]
+    assert "a" in awake[20:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -151,8 +151,27 @@ def grade(entry: Entry, ready: Ready) -> tuple[health.Grade, str]:
     return health.of_agent(row.replicas, replicas, failure=row.reason if has_failed else "")
 
 
+def full(entries: Mapping[str, Entry], most: int) -> int | None:
+    """Return *most*, which all agents together may have, where they have it."""
+    return most if sum(entry.agent.replicas for entry in entries.values()) >= most else None
+
+
+def _reason(entry: Entry, *, queued: int, full: int | None) -> str:
+    """Return why the agent stands as it does; where it sleeps though tasks wait, what keeps it from waking."""
+    row = entry.agent
+    if row.replicas or not queued or full is None or row.state != agents.State.READY:
+        return row.reason
+    tasks = "1 task waits" if queued == 1 else f"{queued} tasks wait"
+    return f"{tasks}, and cluster.max_replicas ({full}) leaves no replica: see greenroom scale explain {row.name}"
+
+
 def agent(
-    entry: Entry, *, ready: Ready, open_counts: dict[tuple[str, str], int], breaker: models.BreakerState
+    entry: Entry,
+    *,
+    ready: Ready,
+    open_counts: dict[tuple[str, str], int],
+    breaker: models.BreakerState,
+    full: int | None,
 ) -> dict[str, Any]:
     row, spec = entry.agent, entry.spec
     graded, why = grade(entry, ready)
@@ -160,7 +179,7 @@ def agent(
         "name": row.name,
         "description": spec.description,
         "state": row.state,
-        "reason": row.reason,
+        "reason": _reason(entry, queued=open_counts.get((row.name, "queued"), 0), full=full),
         "grade": graded,
         "grade_reason": why,
         "revision": row.revision,
@@ -182,14 +201,14 @@ def agent(
 
 
 def agent_status(
-    entry: Entry, *, ready: Ready, tasks: dict[str, int], breaker: models.BreakerState
+    entry: Entry, *, ready: Ready, tasks: dict[str, int], breaker: models.BreakerState, full: int | None
 ) -> schemas.AgentStatus:
     row = entry.agent
     graded, why = grade(entry, ready)
     return schemas.AgentStatus(
         name=row.name,
         state=row.state,
-        reason=row.reason,
+        reason=_reason(entry, queued=tasks.get("queued", 0), full=full),
         grade=graded,
         grade_reason=why,
         revision=row.revision,

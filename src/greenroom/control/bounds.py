@@ -15,6 +15,7 @@ from greenroom.store.agents import Replica
 from greenroom.store.directory import Entry
 
 HOT = 0.9  # of cluster.cpu
+NAMED = 3  # of those that want replicas, too
 
 
 class Bounds:
@@ -139,8 +140,14 @@ def _failing(entry: Entry, sample: Sample) -> str:
 def sharing(agent: str, share: int, wants: Mapping[str, tuple[int, int]], *, most: int) -> str:
     """Say why *agent* gets no more than *share*: who else wants how many."""
     others = sorted(((wanted, name) for name, (_, wanted) in wants.items() if name != agent), reverse=True)
-    named = "".join(f", {name} wants {wanted}" for wanted, name in others[:3] if wanted)
-    return f"cluster.max_replicas is {most}{named}, and its fair share is {share}"
+    hungry = [(wanted, name) for wanted, name in others if wanted]
+    named = "".join(f", {name} wants {wanted}" for wanted, name in hungry[:NAMED])
+    more = f" and {len(hungry) - NAMED} more do" if len(hungry) > NAMED else ""
+    told = f"cluster.max_replicas is {most}{named}{more}, and its fair share is {share}"
+    least = sum(least for name, (least, _) in wants.items() if name != agent)
+    if share or least < most:
+        return told
+    return f"{told}: the minimums of the others are {least}; raise it, or lower a scaling.min_replicas"
 
 
 def _breaker(spec: settings.AgentSettings, limit: int | None) -> str:
