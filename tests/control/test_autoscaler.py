@@ -481,3 +481,35 @@ async def test_who_is_awake_under_a_light_load_lets_another_one_wake(scaled: Sca
         awake += [name for name in ("a", "b") if await scaled.replicas(name)]
     assert "b" in awake[5:17]
     assert "a" in awake[20:]
+
+
+async def test_a_burst_brings_no_more_of_what_dies_after_it_was_ready(scaled: Scaled) -> None:
+    await scaled.deploy()
+    for _ in range(3):
+        for id in list(scaled.loops.engine.replicas):
+            scaled.loops.engine.die(id, "exited", "it exited with 1")
+        await scaled.loops.advance(5.0)  # and another one is ready
+        await scaled.look()
+    assert scaled.loops.store.board.usage("agent").replicas == 1
+    await scaled.queue(46)
+    await scaled.look()
+    assert await scaled.replicas() == 1
+    await scaled.look(11)
+    decision = await scaled.last()
+    assert decision.rule == "failing"
+    assert "its replicas have died" in decision.reason
+    assert "exited with 1" in decision.reason
+    scaled.loops.engine.succeed(next(iter(scaled.loops.engine.replicas)))
+    await scaled.loops.step(times=2)
+    await scaled.look(2)
+    assert await scaled.replicas() == 8
+
+
+async def test_one_death_among_replicas_that_work_holds_nothing(scaled: Scaled) -> None:
+    await scaled.deploy(scaling={"min_replicas": 2, "max_replicas": 8})
+    await scaled.look(70)
+    scaled.loops.engine.die(next(iter(scaled.loops.engine.replicas)), "exited")
+    await scaled.loops.advance(5.0)
+    await scaled.queue(46)
+    await scaled.look()
+    assert await scaled.replicas() == 8

@@ -116,7 +116,7 @@ def test_what_is_advised_says_how_and_how_much() -> None:
     found = _rules(_seen(memory_pct=81.0, replicas=fat))["memory-fattest"]
     assert (found.act, "raise cluster.memory_mb" in found.what) == (None, True)  # a fresh one would hold as much
     assert _rules(_seen(**HOT, queued=200))["cpu-admission"].act == optimizer.LimitAdmission(20.0)
-    assert _rules(_seen(_agent(idle_s=3600.0)))["idle"].act == optimizer.Scale("a", 1)
+    assert _rules(_seen(_agent(idle_s=3600.0)))["idle"].act == optimizer.Scale("a", 1, 2)
 
 
 @given(

@@ -20,6 +20,7 @@ import msgspec
 from greenroom import clock as clocks
 from greenroom import errors, settings, telemetry
 from greenroom.control.bounds import Bounds, sharing
+from greenroom.control.dying import dying
 from greenroom.control.loads import Loads
 from greenroom.control.starving import Starving
 from greenroom.core import scaling
@@ -123,7 +124,10 @@ class Autoscaler:
         for gone in self._cases.keys() - samples.keys():
             del self._cases[gone]
         looks = self._look(entries, samples)
-        bounds = Bounds(self._cluster, entries, await self._store.agents.replicas(), self._use())
+        replicas = await self._store.agents.replicas()
+        waiting = [look.entry for look in looks if look.sample.waiting]
+        failing = await dying(self._store, self._clock, waiting, replicas)
+        bounds = Bounds(self._cluster, entries, replicas, self._use(), dying=failing)
         decided = self._decide(looks, bounds)
         await self._write(looks, decided)
         await self._starving.note(now_s, self._held_asleep(looks, decided))

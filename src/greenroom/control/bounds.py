@@ -19,7 +19,9 @@ NAMED = 3  # of those that want replicas, too
 
 
 class Bounds:
-    """*use* is what all replicas use; None: nobody measures it, and their rows tell their memory."""
+    """*use* is what all replicas use; None: nobody measures it, and their rows tell their memory. *dying* says whose
+    replicas die, and of what.
+    """
 
     def __init__(
         self,
@@ -27,8 +29,10 @@ class Bounds:
         entries: Mapping[str, Entry],
         replicas: Sequence[Replica],
         use: Use | None,
+        *,
+        dying: Mapping[str, str],
     ) -> None:
-        self._cluster, self._entries = cluster, entries
+        self._cluster, self._entries, self._dying = cluster, entries, dying
         self._surge = cluster.max_replicas if cluster.max_surge is None else cluster.max_surge
         self._sizes: dict[str, list[float]] = {}
         for replica in replicas:
@@ -59,7 +63,7 @@ class Bounds:
             memory=told,
             cpu=self._cpu(),
             breaker=_breaker(entry.spec, limit),
-            failing=_failing(entry, sample),
+            failing=_failing(entry, sample) or self._dying.get(entry.agent.name, ""),
         )
 
     def _cpu(self) -> str:
