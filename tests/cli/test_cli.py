@@ -537,6 +537,25 @@ def test_explain_says_how_it_stands_and_why(fake: FakeNode, capsys: pytest.Captu
     assert json.loads(run(capsys, "scale", "explain", "research", "--json")[1])["latest"]["rule"] == "burst"
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"replicas": 0, "ready": 0, "waiting": 1}, "research is asleep; 1 task waits, 0 of 0 slots busy"),
+        ({"replicas": 0, "ready": 2, "waiting": 0}, "research goes to sleep: 2 replicas still ready; no tasks wait"),
+        ({"replicas": 0, "beside": 2, "ready": 2}, "research has 2 of 2 replicas ready, 2 of them for its rollout"),
+        (
+            {"replicas": 1, "ready": 1, "busy": 1, "slots": 1},
+            "has 1 of 1 replica ready; 12 tasks wait, 1 of 1 slot busy",
+        ),
+    ],
+)
+def test_explain_counts_as_people_do(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    fake.put("GET /v1/agents/research/scaling", _scaling(**changes))
+    assert said in run(capsys, "scale", "explain", "research")[1]
+
+
 @pytest.mark.parametrize("columns", ["40", "200"])
 def test_simulate_draws_both_on_any_screen(
     fake: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str

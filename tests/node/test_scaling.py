@@ -122,6 +122,10 @@ async def test_a_canary_of_a_sleeping_agent_gets_its_share_of_the_tasks_that_wak
             return bool((await api.get("/v1/agents/echo"))["rollout"]["weight_pct"] == 50)
 
         await nodes.eventually(has_half)
+        shown = await api.get("/v1/agents/echo")
+        assert (shown["replicas"], shown["grade"]) == ({"desired": 1, "ready": 1}, "healthy")
+        scaling = await api.get("/v1/agents/echo/scaling")
+        assert scaling["replicas"] + scaling["beside"] == scaling["ready"] == 2
         revisions = {(await api.run("echo", number))["revision"] for number in range(20)}
         assert revisions == {1, 2}
 

@@ -34,6 +34,7 @@ async def show(call: Call) -> Answer:
             target_queue_per_replica=policy.target_queue,
             target_busy_pct=policy.target_busy_pct,
             replicas=entry.agent.replicas,
+            beside=sum(entry.capacity.values()) - entry.agent.replicas,
             ready=usage.replicas,
             slots=usage.slots,
             busy=usage.busy,

@@ -148,7 +148,7 @@ def grade(entry: Entry, ready: Ready) -> tuple[health.Grade, str]:
     used = {row.revision, *(revision for revision, share in shares.items() if share)}
     replicas = [replica for revision in sorted(used) for replica in ready[row.name, revision]]
     has_failed = row.state in (agents.State.FAILED, agents.State.QUARANTINED)
-    return health.of_agent(row.replicas, replicas, failure=row.reason if has_failed else "")
+    return health.of_agent(entry.wanted, replicas, failure=row.reason if has_failed else "")
 
 
 def full(entries: Mapping[str, Entry], most: int) -> int | None:
@@ -159,7 +159,7 @@ def full(entries: Mapping[str, Entry], most: int) -> int | None:
 def _reason(entry: Entry, *, queued: int, full: int | None) -> str:
     """Return why the agent stands as it does; where it sleeps though tasks wait, what keeps it from waking."""
     row = entry.agent
-    if row.replicas or not queued or full is None or row.state != agents.State.READY:
+    if entry.wanted or not queued or full is None or row.state != agents.State.READY:
         return row.reason
     tasks = "1 task waits" if queued == 1 else f"{queued} tasks wait"
     return f"{tasks}, and cluster.max_replicas ({full}) leaves no replica: see greenroom scale explain {row.name}"
@@ -185,7 +185,7 @@ def agent(
         "revision": row.revision,
         "generation": row.generation,
         "adapter": row.adapter,
-        "replicas": {"desired": row.replicas, "ready": len(ready[row.name, row.revision])},
+        "replicas": {"desired": entry.wanted, "ready": len(ready[row.name, row.revision])},
         "queued": open_counts.get((row.name, "queued"), 0),
         "running": open_counts.get((row.name, "running"), 0),
         "waiting": open_counts.get((row.name, "waiting"), 0),
@@ -212,7 +212,7 @@ def agent_status(
         grade=graded,
         grade_reason=why,
         revision=row.revision,
-        replicas=models.ReplicaCount(desired=row.replicas, ready=len(ready[row.name, row.revision])),
+        replicas=models.ReplicaCount(desired=entry.wanted, ready=len(ready[row.name, row.revision])),
         tasks=tasks,
         rollout=_rollout_status(entry.rollout),
         breaker=breaker,

@@ -31,9 +31,7 @@ def move(decision: models.ScalingDecision) -> str:
 
 def standing(found: models.AgentScaling, now: datetime) -> str:
     """Say how many replicas there are and why."""
-    ready = f"{found.ready} of {found.replicas} replicas ready"
-    has = "is asleep" if not found.replicas else f"has {ready}"
-    load = f"{found.waiting} tasks wait, {found.busy} of {found.slots} slots are busy"
+    has, load = _has(found), _load(found)
     if not found.is_automatic:
         return f"{found.agent} {has}; {load}. Its number is set by hand: cluster.autoscaling is off."
     within = f"It is scaled automatically between {found.min_replicas} and {found.max_replicas}"
@@ -41,6 +39,23 @@ def standing(found: models.AgentScaling, now: datetime) -> str:
     if found.latest is not None:
         why = f"{render.since(found.latest.at, now)} ago it was decided: {found.latest.reason}"
     return f"{found.agent} {has}; {load}. {within}; {why}."
+
+
+def _has(found: models.AgentScaling) -> str:
+    wanted = found.replicas + found.beside
+    if not wanted:
+        return "is asleep" if not found.ready else f"goes to sleep: {_counted(found.ready, 'replica')} still ready"
+    beside = f", {found.beside} of them for its rollout" if found.beside > 0 else ""
+    return f"has {found.ready} of {_counted(wanted, 'replica')} ready{beside}"
+
+
+def _load(found: models.AgentScaling) -> str:
+    waiting = "1 task waits" if found.waiting == 1 else f"{found.waiting or 'no'} tasks wait"
+    return f"{waiting}, {found.busy} of {_counted(found.slots, 'slot')} busy"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True, slots=True)
