@@ -103,6 +103,8 @@ async def test_a_rollout_of_a_sleeping_agent_is_proven_by_a_replica_that_goes_to
     async with nodes.opened(tmp_path / "data", {"echo": agent}, cluster=ON) as api:
         await _wanted(api, "echo", 0)
         new = agent | {"timeout_s": 5, "rollout": {"strategy": strategy, "scale_down_delay_s": 0}}
+        plan = (await api.call("PUT", "/v1/agents/echo?dry_run=true", new)).json()
+        assert (plan["replicas"], plan["surge"]) == (0, 2)  # one of each revision
         rollout = (await api.call("PUT", "/v1/agents/echo", new)).json()["rollout"]
         assert (rollout["from_revision"], rollout["to_revision"]) == (1, 2)
         assert (await api.running.rollout_at_rest(rollout["id"])).phase == "complete"
