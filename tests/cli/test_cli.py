@@ -528,13 +528,38 @@ def test_explain_says_how_it_stands_and_why(fake: FakeNode, capsys: pytest.Captu
     fake.put("GET /v1/agents/research/scaling", _scaling(), _scaling(is_automatic=False), _scaling())
     code, out, _ = run(capsys, "scale", "explain", "research")
     assert code == 0
-    first = out.splitlines()[0]
+    first = " ".join(out.split("\n\n")[0].split())
     assert first.startswith("research has 4 of 10 replicas ready; 12 tasks wait")
     assert "automatically between 1 and 10" in first
     assert "from 1 to 10: 200 tasks wait" in first
     assert "1 -> 10" in out
     assert "set by hand" in run(capsys, "scale", "explain", "research")[1]
     assert json.loads(run(capsys, "scale", "explain", "research", "--json")[1])["latest"]["rule"] == "burst"
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_explain_cuts_no_reason(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    reason = (
+        "stays at 3: 60 tasks wait, 3 of 3 slots busy; cluster.max_replicas is 6, b wants 6, and its fair share is 3"
+    )
+    decision = DECISION | {"reason": reason, "rule": "stabilising"}
+    fake.put("GET /v1/agents/research/scaling", _scaling(latest=None, items=[decision]))
+    _, out, _ = run(capsys, "scale", "explain", "research")
+    assert all(len(line.rstrip()) <= int(columns) for line in out.splitlines()), out
+    assert "…" not in out
+    told = out.split("\n\n")[1]
+    assert all(word in told for word in reason.split())
+
+
+def test_alerts_are_listed_with_the_begin_of_a_long_reason(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    alert = {"id": "a", "kind": "k", "severity": "warning", "state": "firing", "reason": "word " * 300, "count": 1}
+    fake.put("GET /v1/alerts", {"items": [alert]})
+    out = run(capsys, "alerts", "ls")[1]
+    assert 30 <= out.count("word") <= 40
+    assert run(capsys, "alerts", "ls", "--json")[1].count("word") == 300
 
 
 @pytest.mark.parametrize(
@@ -553,7 +578,7 @@ def test_explain_counts_as_people_do(
     fake: FakeNode, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
 ) -> None:
     fake.put("GET /v1/agents/research/scaling", _scaling(**changes))
-    assert said in run(capsys, "scale", "explain", "research")[1]
+    assert said in " ".join(run(capsys, "scale", "explain", "research")[1].split())
 
 
 @pytest.mark.parametrize("columns", ["40", "200"])

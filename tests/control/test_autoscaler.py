@@ -11,6 +11,7 @@ import pytest
 from msgspec import structs
 
 from greenroom import errors, settings, telemetry
+from greenroom.control import bounds
 from greenroom.control.autoscaler import Autoscaler
 from greenroom.core.resources import Use
 from greenroom.store import scaling as rows
@@ -513,3 +514,10 @@ async def test_one_death_among_replicas_that_work_holds_nothing(scaled: Scaled) 
     await scaled.queue(46)
     await scaled.look()
     assert await scaled.replicas() == 8
+
+
+def test_who_shares_names_the_greatest_and_counts_the_others() -> None:
+    wants = {name: (1, place) for place, name in enumerate("abcdef", 1)}
+    assert bounds.sharing("a", 1, wants, most=10) == (
+        "cluster.max_replicas is 10, f wants 6, e wants 5, d wants 4 and 2 more do, and its fair share is 1"
+    )

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from greenroom.sdk import models
     from greenroom.settings import AgentSettings
 
+COLUMNS = (
+    render.Column("AGE", right=True),
+    render.Column("REPLICAS"),
+    render.Column("RULE"),
+    render.Column("BY", whole=False),
+    render.Column("BECAUSE", whole=False, wraps=True),
+)
+ROOMY = 72  # characters of a screen: there the table leaves a column for the reasons
 BUCKET_S = 10.0
 BLOCKS = " ▁▂▃▄▅▆▇█"
 WIDEST, NARROWEST = 100, 10  # characters of a row of blocks
@@ -27,6 +35,17 @@ def move(decision: models.ScalingDecision) -> str:
     """Return the numbers: ``1 -> 10``, or ``10`` where it was held."""
     before, after = decision.from_replicas, decision.to_replicas
     return str(after) if before == after else f"{before} -> {after}"
+
+
+def decisions(found: Sequence[models.ScalingDecision], now: datetime) -> None:
+    """Print what was decided and why: as a table, or below each other where the screen is narrow."""
+    rows = [(render.since(each.at, now), move(each), each.rule, each.by, each.reason) for each in found]
+    if render.out().width >= ROOMY:
+        render.table(COLUMNS, rows, empty="nothing was decided yet")
+        return
+    for *facts, because in rows:
+        render.line("  ".join(map(render.printable, facts)))
+        render.paragraph(because, indent=4)
 
 
 def standing(found: models.AgentScaling, now: datetime) -> str:
