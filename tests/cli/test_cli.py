@@ -862,3 +862,10 @@ def test_help_is_quick_and_imports_no_web_library() -> None:
 def test_a_task_that_was_answered_from_the_cache_says_whose_result_it_has() -> None:
     told = dict(task_commands._facts(models.Task(id="x", state="succeeded", cached_from="y")))
     assert told["from the cache"] == "result of task y"
+
+
+def test_simulate_says_itself_how_far_back_it_can_look(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "scale", "simulate", "research", "--from-history", "--hours", "0")
+    assert (code, fake.requests) == (2, [])
+    assert "hours" in err
+    assert ">= 1" in err

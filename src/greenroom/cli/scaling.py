@@ -72,7 +72,7 @@ def simulate(
     /,
     *,
     from_history: bool = False,
-    hours: int = 24,
+    hours: Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=1, lte=168))] = 24,
     set: Annotated[list[str], cyclopts.Parameter(name="--set", allow_repeating=True)] = [],  # noqa: B006
     given: options.Options = options.DEFAULT,
 ) -> None:

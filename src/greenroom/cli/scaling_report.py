@@ -97,6 +97,7 @@ def compare(
         replays.Bucket(
             at_s=load.at.timestamp() if load.at is not None else 0.0,
             arrivals=load.arrivals,
+            ends=load.ends,
             run_s=load.run_s,
             start_s=load.start_s,
             waiting=load.waiting,
@@ -139,7 +140,10 @@ def draw(compared: Compared, changes: Sequence[str]) -> None:
     render.line("")
     columns = tuple(render.Column(title, right=bool(title)) for title in ("", "RECORDED", "PRESENT", "OTHER"))
     render.table(columns, _summary(compared), empty="")
-    render.say(f"other: {what}. A replay leaves out what tasks differ in, other agents and rollouts")
+    render.say(
+        f"other: {what}. Recorded replicas are those at the end of each ten seconds. Arrivals are replayed evenly over "
+        "these, but for those that came at once, and a task takes their mean time. It knows no other agents or rollouts"
+    )
 
 
 def _summary(compared: Compared) -> list[tuple[str, str, str, str]]:
