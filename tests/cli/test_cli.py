@@ -566,7 +566,7 @@ def test_alerts_are_listed_with_the_begin_of_a_long_reason(fake: FakeNode, capsy
     ("changes", "said"),
     [
         ({"replicas": 0, "ready": 0, "waiting": 1}, "research is asleep; 1 task waits, 0 of 0 slots busy"),
-        ({"replicas": 0, "ready": 2, "waiting": 0}, "research goes to sleep: 2 replicas still ready; no tasks wait"),
+        ({"replicas": 0, "ready": 2, "waiting": 0}, "research goes to sleep when 2 replicas are gone; no tasks wait"),
         ({"replicas": 0, "beside": 2, "ready": 2}, "research has 2 of 2 replicas ready, 2 of them for its rollout"),
         (
             {"replicas": 1, "ready": 1, "busy": 1, "slots": 1},
@@ -658,7 +658,9 @@ def test_the_verbs_that_change_something(fake: FakeNode, capsys: pytest.CaptureF
     restarted = out("replicas", "restart", str(REPLICA["id"]))
     assert restarted == f"{name} finishes its tasks (1 running), and another takes its place\n"
     assert out("replicas", "drain", str(REPLICA["id"])) == f"{name} goes, and another takes its place\n"
-    assert "judged anew" in out("agents", "release", "research")
+    assert out("agents", "release", "research").endswith("judged anew; its replicas are started\n")
+    fake.put("POST /v1/agents/research/release", agent(state="ready"))
+    assert out("agents", "release", "research").endswith("judged anew; its circuit breaker is closed\n")
     assert out("alerts", "ack", "a") == "alert a: firing, taken by owner\n"
     assert out("keys", "create", "ci") == "gr_dev_secret\n"
     assert fake.last_body == {"name": "ci", "role": "user"}
@@ -862,6 +864,21 @@ def test_help_is_quick_and_imports_no_web_library() -> None:
 def test_a_task_that_was_answered_from_the_cache_says_whose_result_it_has() -> None:
     told = dict(task_commands._facts(models.Task(id="x", state="succeeded", cached_from="y")))
     assert told["from the cache"] == "result of task y"
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ({"queued": 3, "running": 1}, "tasks wait for it (3): what may run now wakes it again at once"),
+        ({"queued": 0, "running": 2}, "2 of its tasks run, and are ended first; the next task wakes it again"),
+    ],
+)
+def test_to_scale_to_nought_says_what_wakes_it_again(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], shown: dict[str, Any], said: str
+) -> None:
+    fake.put("PATCH /v1/agents/research/scale", agent(replicas={"desired": 0, "ready": 1}, **shown))
+    code, _, err = run(capsys, "scale", "research", "0")
+    assert (code, err.splitlines()[0]) == (0, said)
 
 
 def test_simulate_says_itself_how_far_back_it_can_look(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:

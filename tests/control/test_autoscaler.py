@@ -377,6 +377,11 @@ async def test_an_agent_sleeps_is_kept_warm_and_is_woken_by_a_task(scaled: Scale
     await scaled.look()
     assert await scaled.replicas() == 1
     assert (await scaled.last()).rule == "wake"
+    room = Limits(10, 10)
+    await scaled.loops.store.scaling.set("agent", 0, room=room, by="ann", within_bounds=True)
+    await scaled.loops.step(times=2)
+    agent = (await scaled.loops.store.directory.refresh())["agent"].agent
+    assert (agent.state, "when its last replicas have done" in agent.reason) == ("ready", True)
     scaled.loops.engine.succeed(scaled.loops.replica_of(id))
     await scaled.look(8)
     assert await scaled.replicas() == 0

@@ -471,3 +471,18 @@ async def test_a_breaker_that_was_not_closed_is_remembered_for_the_window(loops:
     for _ in range(int(optimizer.WINDOW_S / EVERY_S)):
         (agent,) = (await world.collector.look()).agents
     assert not agent.was_limited
+
+
+async def test_the_alert_of_a_broken_rule_tells_of_its_last_failure(loops: Loops, world: _World) -> None:
+    trouble = "first"
+
+    def broken(_: Any) -> Any:
+        raise RuntimeError(trouble)
+
+    looking = world.optimizer(_rule("mine", broken))
+    await _look(loops, looking, 2)
+    trouble = "second"
+    await _look(loops, looking, 2)
+    (alert,) = await loops.store.recovery.alerts()
+    assert "it raised RuntimeError: second" in alert.reason
+    assert (alert.state, alert.count) == ("firing", 2)

@@ -73,8 +73,10 @@ async def release(call: Call) -> Answer:
     """Judge an agent anew: what is quarantined is started again, with the whole ladder of recovery before it, and its
     circuit breaker is closed.
     """
-    await call.store.agents.release(call.path("name"))
-    call.services.breakers.release(call.path("name"))
+    await call.store.directory.refresh()
+    name = call.store.directory.get(call.path("name")).agent.name
+    await call.store.agents.release(name)
+    call.services.breakers.release(name)
     return await show_agent(call)
 
 

@@ -36,6 +36,7 @@ async def show(call: Call) -> Answer:
             replicas=entry.agent.replicas,
             beside=sum(entry.capacity.values()) - entry.agent.replicas,
             ready=usage.replicas,
+            draining=sum((row.agent, row.state) == (name, "draining") for row in await call.store.agents.replicas()),
             slots=usage.slots,
             busy=usage.busy,
             waiting=counts.get(name, 0),

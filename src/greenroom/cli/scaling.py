@@ -40,6 +40,10 @@ def scale(
         render.json(scaled)
         return
     render.line(f"{scaled.name}: {scaled.replicas.desired} replicas wanted, {scaled.replicas.ready} ready")
+    if not count and scaled.queued:
+        render.say(f"tasks wait for it ({scaled.queued}): what may run now wakes it again at once")
+    elif not count:
+        render.say(f"{scaled.running or 'no'} of its tasks run, and are ended first; the next task wakes it again")
     render.say(f"next: greenroom scale explain {scaled.name}")
 
 

@@ -63,7 +63,8 @@ def standing(found: models.AgentScaling, now: datetime) -> str:
 def _has(found: models.AgentScaling) -> str:
     wanted = found.replicas + found.beside
     if not wanted:
-        return "is asleep" if not found.ready else f"goes to sleep: {_counted(found.ready, 'replica')} still ready"
+        left = found.ready + found.draining
+        return f"goes to sleep when {_counted(left, 'replica')} are gone" if left else "is asleep"
     beside = f", {found.beside} of them for its rollout" if found.beside > 0 else ""
     return f"has {found.ready} of {_counted(wanted, 'replica')} ready{beside}"
 

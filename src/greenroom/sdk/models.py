@@ -364,6 +364,7 @@ class AgentScaling(msgspec.Struct, frozen=True, kw_only=True):
     target_busy_pct: int = 80
     replicas: int = 0
     beside: int = 0
+    draining: int = 0
     ready: int = 0
     slots: int = 0
     busy: int = 0
