@@ -11,9 +11,11 @@ import pytest
 from msgspec import structs
 
 from greenroom import errors, settings, telemetry
+from greenroom.api import views
 from greenroom.control import bounds
 from greenroom.control.autoscaler import Autoscaler
 from greenroom.core.resources import Use
+from greenroom.sdk import models
 from greenroom.store import scaling as rows
 from greenroom.store.deployments import Deployment, Limits
 from greenroom.testing.fakes import Fault, FaultyDatabase
@@ -440,6 +442,20 @@ async def test_who_sleeps_and_cannot_be_woken_is_told_of(scaled: Scaled) -> None
     assert (decision.rule, decision.to_replicas) == ("cluster", 0)
     assert "1 task waits" in decision.reason
     assert "the minimums of the others are 2" in decision.reason
+    entries = await scaled.loops.store.directory.refresh()
+    reasons = [
+        views.agent_status(
+            entries["nap"],
+            ready=views.ready([], scaled.loops.store.board),
+            tasks={"queued": queued},
+            breaker=models.BreakerState(),
+            full=views.full(entries, most),
+        ).reason
+        for queued, most in ((1, 2), (0, 2), (1, 3))
+    ]
+    asleep = "it is asleep: the first task starts a replica"
+    told = "1 task waits, and cluster.max_replicas (2) leaves no replica: see greenroom scale explain nap"
+    assert reasons == [told, asleep, asleep]
     await scaled.look(3)
     (alert,) = await scaled.loops.store.recovery.alerts()
     assert (alert.id, alert.kind, alert.severity, alert.state) == ("starved-nap", "starved", "warning", "firing")

@@ -261,7 +261,8 @@ class Autoscaler:
         return {
             look.name: decided[look.name].sentence
             for look in looks
-            if look.sample.waiting and not (self._cases[look.name].replicas or decided[look.name].replicas)
+            if look.sample.waiting
+            and not (look.sample.ready or self._cases[look.name].replicas or decided[look.name].replicas)
         }
 
     def _item(self, agent: str, decision: Decision) -> rows.Scale:
