@@ -659,9 +659,66 @@ CATALOGUE = (
     _mutant(
         "the alert of a user's rule that raises",
         "control/optimizer.py",
-        "        if trouble is not None and id not in self._broken:",
-        "        if trouble is not None and id in self._broken:",
+        "        if reason == before:",
+        "        if reason:",
         "tests/control/test_optimizer.py",
+    ),
+    _mutant(
+        "the outage that advice about slots keeps away from",
+        "core/optimizer_rules.py",
+        "    if agent.was_limited or (",
+        "    if (",
+        "tests/core/test_optimizer.py",
+    ),
+    _mutant(
+        "the line of a session that is no wait for a slot",
+        "store/tasks.py",
+        "max(created, due or 0, released or 0)",
+        "max(created, due or 0)",
+        "tests/control/test_optimizer.py",
+    ),
+    # --- scaling, where it can do nothing
+    _mutant(
+        "the minute before people hear of who cannot wake",
+        "control/starving.py",
+        "            if now_s < self._since_s[agent] + AFTER_S:",
+        "            if now_s > self._since_s[agent] + AFTER_S:",
+        "tests/control/test_autoscaler.py",
+    ),
+    _mutant(
+        "what refuses a wake after the same has sent to sleep",
+        "control/autoscaler.py",
+        "        return (decision.rule, False) != case.told and",
+        "        return decision.rule != (case.told or ('',))[0] and",
+        "tests/control/test_autoscaler.py",
+    ),
+    _mutant(
+        "the deaths that keep a burst away",
+        "control/bounds.py",
+        '_failing(entry, sample) or self._dying.get(entry.agent.name, "")',
+        "_failing(entry, sample)",
+        "tests/control/test_autoscaler.py",
+    ),
+    _mutant(
+        "the age that clears an agent of one death",
+        "core/recovery.py",
+        "record.last_death_s is None or oldest_s >= PERIOD_S:",
+        "record.last_death_s is None:",
+        "tests/control/test_autoscaler.py",
+    ),
+    _mutant(
+        "the burst in a replay",
+        "core/replays.py",
+        "burst, opened = at_once(bucket, opened), ",
+        "burst, opened = 0, ",
+        "tests/core/test_replays.py",
+    ),
+    _mutant(
+        "the second try of who found no room",
+        "cli/deploy.py",
+        "        is_hopeless = not done or ",
+        "        is_hopeless = bool(done) or not done or ",
+        "tests/cli/test_deploy.py",
     ),
     # --- the result cache
     _mutant(

@@ -548,13 +548,57 @@ def test_explain_says_how_it_stands_and_why(fake: FakeNode, capsys: pytest.Captu
     fake.put("GET /v1/agents/research/scaling", _scaling(), _scaling(is_automatic=False), _scaling())
     code, out, _ = run(capsys, "scale", "explain", "research")
     assert code == 0
-    first = out.splitlines()[0]
+    first = " ".join(out.split("\n\n")[0].split())
     assert first.startswith("research has 4 of 10 replicas ready; 12 tasks wait")
     assert "automatically between 1 and 10" in first
     assert "from 1 to 10: 200 tasks wait" in first
     assert "1 -> 10" in out
     assert "set by hand" in run(capsys, "scale", "explain", "research")[1]
     assert json.loads(run(capsys, "scale", "explain", "research", "--json")[1])["latest"]["rule"] == "burst"
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_explain_cuts_no_reason(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    reason = (
+        "stays at 3: 60 tasks wait, 3 of 3 slots busy; cluster.max_replicas is 6, b wants 6, and its fair share is 3"
+    )
+    decision = DECISION | {"reason": reason, "rule": "stabilising"}
+    fake.put("GET /v1/agents/research/scaling", _scaling(latest=None, items=[decision]))
+    _, out, _ = run(capsys, "scale", "explain", "research")
+    assert all(len(line.rstrip()) <= int(columns) for line in out.splitlines()), out
+    assert "…" not in out
+    told = out.split("\n\n")[1]
+    assert all(word in told for word in reason.split())
+
+
+def test_alerts_are_listed_with_the_begin_of_a_long_reason(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    alert = {"id": "a", "kind": "k", "severity": "warning", "state": "firing", "reason": "word " * 300, "count": 1}
+    fake.put("GET /v1/alerts", {"items": [alert]})
+    out = run(capsys, "alerts", "ls")[1]
+    assert 30 <= out.count("word") <= 40
+    assert run(capsys, "alerts", "ls", "--json")[1].count("word") == 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"replicas": 0, "ready": 0, "waiting": 1}, "research is asleep; 1 task waits, 0 of 0 slots busy"),
+        ({"replicas": 0, "ready": 2, "waiting": 0}, "research goes to sleep when 2 replicas are gone; no tasks wait"),
+        ({"replicas": 0, "beside": 2, "ready": 2}, "research has 2 of 2 replicas ready, 2 of them for its rollout"),
+        (
+            {"replicas": 1, "ready": 1, "busy": 1, "slots": 1},
+            "has 1 of 1 replica ready; 12 tasks wait, 1 of 1 slot busy",
+        ),
+    ],
+)
+def test_explain_counts_as_people_do(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    fake.put("GET /v1/agents/research/scaling", _scaling(**changes))
+    assert said in " ".join(run(capsys, "scale", "explain", "research")[1].split())
 
 
 @pytest.mark.parametrize("columns", ["40", "200"])
@@ -634,7 +678,9 @@ def test_the_verbs_that_change_something(fake: FakeNode, capsys: pytest.CaptureF
     restarted = out("replicas", "restart", str(REPLICA["id"]))
     assert restarted == f"{name} finishes its tasks (1 running), and another takes its place\n"
     assert out("replicas", "drain", str(REPLICA["id"])) == f"{name} goes, and another takes its place\n"
-    assert "judged anew" in out("agents", "release", "research")
+    assert out("agents", "release", "research").endswith("judged anew; its replicas are started\n")
+    fake.put("POST /v1/agents/research/release", agent(state="ready"))
+    assert out("agents", "release", "research").endswith("judged anew; its circuit breaker is closed\n")
     assert out("alerts", "ack", "a") == "alert a: firing, taken by owner\n"
     assert out("keys", "create", "ci") == "gr_dev_secret\n"
     assert fake.last_body == {"name": "ci", "role": "user"}
@@ -838,3 +884,25 @@ def test_help_is_quick_and_imports_no_web_library() -> None:
 def test_a_task_that_was_answered_from_the_cache_says_whose_result_it_has() -> None:
     told = dict(task_commands._facts(models.Task(id="x", state="succeeded", cached_from="y")))
     assert told["from the cache"] == "result of task y"
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ({"queued": 3, "running": 1}, "tasks wait for it (3): what may run now wakes it again at once"),
+        ({"queued": 0, "running": 2}, "2 of its tasks run, and are ended first; the next task wakes it again"),
+    ],
+)
+def test_to_scale_to_nought_says_what_wakes_it_again(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], shown: dict[str, Any], said: str
+) -> None:
+    fake.put("PATCH /v1/agents/research/scale", agent(replicas={"desired": 0, "ready": 1}, **shown))
+    code, _, err = run(capsys, "scale", "research", "0")
+    assert (code, err.splitlines()[0]) == (0, said)
+
+
+def test_simulate_says_itself_how_far_back_it_can_look(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "scale", "simulate", "research", "--from-history", "--hours", "0")
+    assert (code, fake.requests) == (2, [])
+    assert "hours" in err
+    assert ">= 1" in err

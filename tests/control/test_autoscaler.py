@@ -11,8 +11,11 @@ import pytest
 from msgspec import structs
 
 from greenroom import errors, settings, telemetry
+from greenroom.api import views
+from greenroom.control import bounds
 from greenroom.control.autoscaler import Autoscaler
 from greenroom.core.resources import Use
+from greenroom.sdk import models
 from greenroom.store import scaling as rows
 from greenroom.store.deployments import Deployment, Limits
 from greenroom.testing.fakes import Fault, FaultyDatabase
@@ -376,6 +379,11 @@ async def test_an_agent_sleeps_is_kept_warm_and_is_woken_by_a_task(scaled: Scale
     await scaled.look()
     assert await scaled.replicas() == 1
     assert (await scaled.last()).rule == "wake"
+    room = Limits(10, 10)
+    await scaled.loops.store.scaling.set("agent", 0, room=room, by="ann", within_bounds=True)
+    await scaled.loops.step(times=2)
+    agent = (await scaled.loops.store.directory.refresh())["agent"].agent
+    assert (agent.state, "when its last replicas have done" in agent.reason) == ("ready", True)
     scaled.loops.engine.succeed(scaled.loops.replica_of(id))
     await scaled.look(8)
     assert await scaled.replicas() == 0
@@ -419,3 +427,118 @@ async def test_what_waits_when_a_node_starts_again_does_not_arrive_again(scaled:
     await scaled.look(11)
     loads = await scaled.loops.store.scaling.loads("agent", after_us=0)
     assert sum(load.arrivals for load in loads) == 30
+
+
+async def test_who_sleeps_and_cannot_be_woken_is_told_of(scaled: Scaled) -> None:
+    scaled.bounded(max_replicas=2)
+    await scaled.deploy("nap", scaling={"min_replicas": 0, "max_replicas": 2, "idle_s": 5})
+    await scaled.look(2)
+    for name in ("a", "b"):
+        await scaled.deploy(name, scaling={"min_replicas": 1})
+    await scaled.queue(1, "nap")
+    await scaled.look(59)
+    assert [row.kind for row in await scaled.loops.store.recovery.alerts()] == []
+    decision = await scaled.last("nap")
+    assert (decision.rule, decision.to_replicas) == ("cluster", 0)
+    assert "1 task waits" in decision.reason
+    assert "the minimums of the others are 2" in decision.reason
+    entries = await scaled.loops.store.directory.refresh()
+    reasons = [
+        views.agent_status(
+            entries["nap"],
+            ready=views.ready([], scaled.loops.store.board),
+            tasks={"queued": queued},
+            breaker=models.BreakerState(),
+            full=views.full(entries, most),
+        ).reason
+        for queued, most in ((1, 2), (0, 2), (1, 3))
+    ]
+    asleep = "it is asleep: the first task starts a replica"
+    told = "1 task waits, and cluster.max_replicas (2) leaves no replica: see greenroom scale explain nap"
+    assert reasons == [told, asleep, asleep]
+    await scaled.look(3)
+    (alert,) = await scaled.loops.store.recovery.alerts()
+    assert (alert.id, alert.kind, alert.severity, alert.state) == ("starved-nap", "starved", "warning", "firing")
+    assert "cluster.max_replicas is 2" in alert.reason
+    scaled.autoscaler = scaled.fresh()  # another node finds it, and resolves it
+    scaled.bounded(max_replicas=3)
+    await scaled.look(2)
+    assert await scaled.replicas("nap") == 1
+    assert [row.state for row in await scaled.loops.store.recovery.alerts()] == ["resolved"]
+
+
+async def test_what_refuses_to_wake_one_again_is_stored_though_the_same_has_sent_it_to_sleep(scaled: Scaled) -> None:
+    scaled.bounded(max_replicas=2)
+    await scaled.deploy("nap", scaling={"min_replicas": 0, "max_replicas": 2})
+    await scaled.look(2)
+    await scaled.queue(1, "nap")
+    await scaled.look(2)
+    scaled.loops.engine.succeed(next(iter(scaled.loops.engine.replicas)))
+    assert await scaled.replicas("nap") == 1
+    await scaled.deploy("a", scaling={"min_replicas": 1})
+    await scaled.deploy("b", scaling={"min_replicas": 1})
+    await scaled.look(20)
+    assert ((await scaled.last("nap")).from_replicas, (await scaled.last("nap")).rule) == (1, "cluster")
+    await scaled.queue(3, "nap")
+    await scaled.look(12)
+    decision = await scaled.last("nap")
+    assert (decision.from_replicas, decision.to_replicas, decision.rule) == (0, 0, "cluster")
+    assert "3 tasks wait for an agent that is asleep" in decision.reason
+
+
+async def test_who_is_awake_under_a_light_load_lets_another_one_wake(scaled: Scaled) -> None:
+    scaled.bounded(max_replicas=1)
+    for name in ("a", "b"):
+        await scaled.deploy(name, scaling={"min_replicas": 0, "max_replicas": 1, "stabilisation_s": 10})
+        await scaled.look()
+    awake: list[str] = []
+    for second in range(40):
+        await scaled.queue(1, "a")
+        if second == 5:
+            await scaled.queue(1, "b")
+        await scaled.look()
+        for id in list(scaled.loops.engine.replicas):
+            if scaled.loops.store.board.attempts(id):
+                scaled.loops.engine.succeed(id)
+        awake += [name for name in ("a", "b") if await scaled.replicas(name)]
+    assert "b" in awake[5:17]
+    assert "a" in awake[20:]
+
+
+async def test_a_burst_brings_no_more_of_what_dies_after_it_was_ready(scaled: Scaled) -> None:
+    await scaled.deploy()
+    for _ in range(3):
+        for id in list(scaled.loops.engine.replicas):
+            scaled.loops.engine.die(id, "exited", "it exited with 1")
+        await scaled.loops.advance(5.0)  # and another one is ready
+        await scaled.look()
+    assert scaled.loops.store.board.usage("agent").replicas == 1
+    await scaled.queue(46)
+    await scaled.look()
+    assert await scaled.replicas() == 1
+    await scaled.look(11)
+    decision = await scaled.last()
+    assert decision.rule == "failing"
+    assert "its replicas have died" in decision.reason
+    assert "exited with 1" in decision.reason
+    scaled.loops.engine.succeed(next(iter(scaled.loops.engine.replicas)))
+    await scaled.loops.step(times=2)
+    await scaled.look(2)
+    assert await scaled.replicas() == 8
+
+
+async def test_one_death_among_replicas_that_work_holds_nothing(scaled: Scaled) -> None:
+    await scaled.deploy(scaling={"min_replicas": 2, "max_replicas": 8})
+    await scaled.look(70)
+    scaled.loops.engine.die(next(iter(scaled.loops.engine.replicas)), "exited")
+    await scaled.loops.advance(5.0)
+    await scaled.queue(46)
+    await scaled.look()
+    assert await scaled.replicas() == 8
+
+
+def test_who_shares_names_the_greatest_and_counts_the_others() -> None:
+    wants = {name: (1, place) for place, name in enumerate("abcdef", 1)}
+    assert bounds.sharing("a", 1, wants, most=10) == (
+        "cluster.max_replicas is 10, f wants 6, e wants 5, d wants 4 and 2 more do, and its fair share is 1"
+    )

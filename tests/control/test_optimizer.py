@@ -448,3 +448,41 @@ async def test_the_rule_on_the_optimizers_page_is_one() -> None:
         "51 tasks wait for 4 slots",
         None,
     )
+
+
+async def test_what_waits_for_its_own_session_does_not_wait_for_a_slot(loops: Loops) -> None:
+    await loops.deploy()
+    ids = [await loops.submit(session="s") for _ in range(3)]
+    for id in ids:
+        await loops.scratch.advance(3)
+        loops.engine.say(loops.replica_of(id), protocol.Ended(id, 1, output=b"1"))
+        await loops.settle()
+    assert await loops.store.tasks.times(ids) == [(3.0, 0.0), (6.0, 0.0), (9.0, 0.0)]
+
+
+async def test_a_breaker_that_was_not_closed_is_remembered_for_the_window(loops: Loops, world: _World) -> None:
+    await loops.deploy()
+    await world.optimizer().step()
+    loops.store.board.limit("agent", 0)
+    await world.collector.look()
+    loops.store.board.limit("agent", None)
+    (agent,) = (await world.collector.look()).agents
+    assert agent.was_limited
+    for _ in range(int(optimizer.WINDOW_S / EVERY_S)):
+        (agent,) = (await world.collector.look()).agents
+    assert not agent.was_limited
+
+
+async def test_the_alert_of_a_broken_rule_tells_of_its_last_failure(loops: Loops, world: _World) -> None:
+    trouble = "first"
+
+    def broken(_: Any) -> Any:
+        raise RuntimeError(trouble)
+
+    looking = world.optimizer(_rule("mine", broken))
+    await _look(loops, looking, 2)
+    trouble = "second"
+    await _look(loops, looking, 2)
+    (alert,) = await loops.store.recovery.alerts()
+    assert "it raised RuntimeError: second" in alert.reason
+    assert (alert.state, alert.count) == ("firing", 2)

@@ -40,7 +40,7 @@ def _rules(seen: Measurements, easing: float = 1.0) -> dict[str, Found]:
     return {found.rule: found for rule in optimizer_rules.RULES for found in rule.find(seen, easing)}
 
 
-SLOW = _agent(response_s=_spread(8.0), wait_s=_spread(4.0))
+SLOW = _agent(response_s=_spread(8.0), wait_s=_spread(4.0), run_s=_spread(4.0), busy_pct=90.0)
 WAITING = replace(SLOW, busy_pct=100.0, cpu=0.1)
 FAT = (
     Replica(id="a-1", agent="a", memory_mb=300, cpu=1.5, slots=2),
@@ -55,6 +55,13 @@ HOT = {"cpu_pct": 95.0, "replicas": BUSY}
     [
         (_seen(), set()),
         (_seen(SLOW), {"more-replicas"}),
+        (_seen(replace(SLOW, busy_pct=60.0)), set()),  # what they wait for is no slot
+        (_seen(replace(SLOW, was_limited=True)), set()),
+        (_seen(replace(WAITING, was_limited=True)), set()),
+        (_seen(replace(SLOW, max_running=4)), set()),
+        (_seen(replace(WAITING, max_running=4)), set()),
+        (_seen(replace(SLOW, max_running=5)), {"more-replicas"}),
+        (_seen(replace(SLOW, wait_s=_spread(0.1), run_s=_spread(1.0))), set()),  # a session's line
         (_seen(SLOW, cpu_pct=95.0), {"cpu-hungry"}),  # more replicas do not cool a CPU
         (_seen(WAITING), {"more-concurrency"}),
         (_seen(replace(SLOW, wait_s=_spread(0.1))), {"slow-agent"}),
@@ -94,7 +101,7 @@ def test_each_rule_finds_what_it_looks_for_and_nothing_else(seen: Measurements, 
 def test_what_is_advised_says_how_and_how_much() -> None:
     found = _rules(_seen(SLOW))["more-replicas"]
     assert found.what == "have 3 replicas instead of 2: greenroom scale a 3"
-    assert found.act == optimizer.Scale("a", 3)
+    assert found.act == optimizer.Scale("a", 3, 2)
     assert found.wanted == pytest.approx(found.before - 4 / 3)
     # Where the autoscaler decides, it is told what to go by; where there may be no more, that is said.
     found = _rules(_seen(SLOW, is_autoscaled=True))["more-replicas"]
@@ -109,7 +116,7 @@ def test_what_is_advised_says_how_and_how_much() -> None:
     found = _rules(_seen(memory_pct=81.0, replicas=fat))["memory-fattest"]
     assert (found.act, "raise cluster.memory_mb" in found.what) == (None, True)  # a fresh one would hold as much
     assert _rules(_seen(**HOT, queued=200))["cpu-admission"].act == optimizer.LimitAdmission(20.0)
-    assert _rules(_seen(_agent(idle_s=3600.0)))["idle"].act == optimizer.Scale("a", 1)
+    assert _rules(_seen(_agent(idle_s=3600.0)))["idle"].act == optimizer.Scale("a", 1, 2)
 
 
 @given(
@@ -236,3 +243,18 @@ def test_the_page_of_the_optimizer_has_each_rule_as_it_is() -> None:
     page = (Path(__file__).parents[2] / "docs" / "optimizer.md").read_text()
     for rule in optimizer_rules.RULES:
         assert f"| `{rule.name}` | {rule.condition} | {rule.action} | {rule.gain} |" in page
+
+
+def test_no_more_replicas_are_advised_than_max_running_has_slots_for() -> None:
+    found = _rules(_seen(replace(SLOW, replicas=4, slots=8, max_running=10, cpu=3.0)))["more-replicas"]
+    assert found.act == optimizer.Scale("a", 5, 4)
+
+
+@pytest.mark.parametrize(("after", "undo"), [(20.0, "; undo it: greenroom scale a 2"), (1.0, "")])
+def test_what_has_made_it_worse_says_how_to_undo_it(after: float, undo: str) -> None:
+    found = _rules(_seen(SLOW))["more-replicas"]
+    memory = optimizer.applied({}, found.key, found, 0.0)
+    seen = _seen(_agent(response_s=_spread(after)))
+    (move,), _ = optimizer.advise(seen, memory, optimizer.SETTLE_S, rules=optimizer_rules.RULES)
+    assert isinstance(move, Measured)
+    assert move.outcome == optimizer.outcome(8.0, after) + undo

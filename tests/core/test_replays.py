@@ -31,6 +31,32 @@ def test_too_few_let_a_queue_grow_and_more_do_not() -> None:
     assert few.replica_hours < many.replica_hours
 
 
+def test_a_burst_is_replayed_as_one_and_its_tasks_wait() -> None:
+    bursts = [
+        Bucket(at_s=place * 10.0, arrivals=60, ends=60, run_s=1.0, start_s=0.1, waiting=57, replicas=10)
+        for place in range(12)
+    ]
+    evenly = replays.replay(Policy(min_replicas=10, max_replicas=10), _load(*[60] * 12, replicas=10))
+    found = replays.replay(Policy(min_replicas=10, max_replicas=10), bursts)
+    assert evenly.wait_p95_s == 0.0
+    assert found.wait_p95_s >= 4.0
+    assert found.tasks == 60 * 12
+
+
+def test_a_queue_that_only_grows_is_no_burst() -> None:
+    load = [
+        Bucket(at_s=place * 10.0, arrivals=50, ends=20, run_s=1.0, waiting=30 * place + 29, replicas=2)
+        for place in range(12)
+    ]
+    assert not any(replays.at_once(bucket, 30 * place) for place, bucket in enumerate(load))
+
+
+def test_the_most_replicas_are_those_of_an_instant() -> None:
+    load = [Bucket(at_s=0.0, arrivals=60, ends=60, run_s=0.1, waiting=59, replicas=1), *_load(0, run_s=0.1)]
+    found = replays.replay(Policy(max_replicas=8, stabilisation_s=1, cooldown_s=0), load[:1])
+    assert found.most_replicas == 8 > max(point.replicas for point in found.points)
+
+
 def test_short_tasks_share_a_slot() -> None:
     found = replays.replay(Policy(max_replicas=1), _load(*[500] * 10, run_s=0.01))
     assert (found.wait_p95_s, found.tasks) == (0.0, 5000)

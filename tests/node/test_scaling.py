@@ -103,6 +103,8 @@ async def test_a_rollout_of_a_sleeping_agent_is_proven_by_a_replica_that_goes_to
     async with nodes.opened(tmp_path / "data", {"echo": agent}, cluster=ON) as api:
         await _wanted(api, "echo", 0)
         new = agent | {"timeout_s": 5, "rollout": {"strategy": strategy, "scale_down_delay_s": 0}}
+        plan = (await api.call("PUT", "/v1/agents/echo?dry_run=true", new)).json()
+        assert (plan["replicas"], plan["surge"]) == (0, 2)  # one of each revision
         rollout = (await api.call("PUT", "/v1/agents/echo", new)).json()["rollout"]
         assert (rollout["from_revision"], rollout["to_revision"]) == (1, 2)
         assert (await api.running.rollout_at_rest(rollout["id"])).phase == "complete"
@@ -122,6 +124,10 @@ async def test_a_canary_of_a_sleeping_agent_gets_its_share_of_the_tasks_that_wak
             return bool((await api.get("/v1/agents/echo"))["rollout"]["weight_pct"] == 50)
 
         await nodes.eventually(has_half)
+        shown = await api.get("/v1/agents/echo")
+        assert (shown["replicas"], shown["grade"]) == ({"desired": 1, "ready": 1}, "healthy")
+        scaling = await api.get("/v1/agents/echo/scaling")
+        assert scaling["replicas"] + scaling["beside"] == scaling["ready"] == 2
         revisions = {(await api.run("echo", number))["revision"] for number in range(20)}
         assert revisions == {1, 2}
 

@@ -281,6 +281,17 @@ def test_the_minimums_have_to_fit() -> None:
     settings.load(None, {}, overrides={"agents": agents, "cluster": {"max_replicas": 12}})
 
 
+def test_one_replica_is_left_to_wake_those_that_sleep_with() -> None:
+    minimums = {"a": 2, "b": 2, "c": 0, "d": 0}
+    agents = {name: {"factory": "a:b", "scaling": {"min_replicas": least}} for name, least in minimums.items()}
+    cluster = {"max_replicas": 4, "autoscaling": True}
+    problems = _problems(agents=agents, cluster=cluster)
+    assert problems["cluster.max_replicas"].startswith(
+        "4 is what the agents' scaling.min_replicas are together: none is left to wake c, d with; raise it to 5"
+    )
+    settings.load(None, {}, overrides={"agents": agents, "cluster": cluster | {"max_replicas": 5}})
+
+
 def test_mistakes_everywhere_are_told_at_once_and_readably(write: Write) -> None:
     manifest = write(AGENT + 'timeout_s = "10"\n[cluster]\nmax_replicas = 0\n[sevrer]\nport = 1\n')
     with pytest.raises(errors.SettingsInvalid) as caught:

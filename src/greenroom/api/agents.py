@@ -13,20 +13,23 @@ async def list_agents(call: Call) -> Answer:
     """List agents with their replicas and queues."""
     ready = views.ready(await call.store.agents.replicas(), call.store.board)
     counts = await call.store.tasks.open_counts()
-    entries = (await call.store.directory.refresh()).values()
-    state = call.services.breakers.state
-    items = [views.agent(entry, ready=ready, open_counts=counts, breaker=state(entry.agent.name)) for entry in entries]
+    entries = await call.store.directory.refresh()
+    full = views.full(entries, call.services.settings.cluster.max_replicas)
+    items = [
+        views.agent(entry, ready=ready, open_counts=counts, breaker=call.services.breakers.state(name), full=full)
+        for name, entry in entries.items()
+    ]
     return Answer({"items": items, "next_cursor": None})
 
 
 async def show_agent(call: Call) -> Answer:
     """Show an agent."""
-    await call.store.directory.refresh()
+    full = views.full(await call.store.directory.refresh(), call.services.settings.cluster.max_replicas)
     entry = call.store.directory.get(call.path("name"))
     counts = await call.store.tasks.open_counts()
     ready = views.ready(await call.store.agents.replicas(), call.store.board)
     breaker = call.services.breakers.state(entry.agent.name)
-    return Answer(views.agent(entry, ready=ready, open_counts=counts, breaker=breaker))
+    return Answer(views.agent(entry, ready=ready, open_counts=counts, breaker=breaker, full=full))
 
 
 async def put_agent(call: Call) -> Answer:
@@ -70,8 +73,10 @@ async def release(call: Call) -> Answer:
     """Judge an agent anew: what is quarantined is started again, with the whole ladder of recovery before it, and its
     circuit breaker is closed.
     """
-    await call.store.agents.release(call.path("name"))
-    call.services.breakers.release(call.path("name"))
+    await call.store.directory.refresh()
+    name = call.store.directory.get(call.path("name")).agent.name
+    await call.store.agents.release(name)
+    call.services.breakers.release(name)
     return await show_agent(call)
 
 

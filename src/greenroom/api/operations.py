@@ -28,6 +28,7 @@ async def status(call: Call) -> Answer:
         totals.update(counts)
     entries = (await store.directory.refresh()).values()
     ready = views.ready(replicas, store.board)
+    full = views.full(store.directory.entries, services.settings.cluster.max_replicas)
     return Answer(
         schemas.Status(
             environment=services.settings.environment,
@@ -45,6 +46,7 @@ async def status(call: Call) -> Answer:
                     ready=ready,
                     tasks=tasks.get(entry.agent.name, {}),
                     breaker=services.breakers.state(entry.agent.name),
+                    full=full,
                 )
                 for entry in entries
             ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -148,11 +148,30 @@ def grade(entry: Entry, ready: Ready) -> tuple[health.Grade, str]:
     used = {row.revision, *(revision for revision, share in shares.items() if share)}
     replicas = [replica for revision in sorted(used) for replica in ready[row.name, revision]]
     has_failed = row.state in (agents.State.FAILED, agents.State.QUARANTINED)
-    return health.of_agent(row.replicas, replicas, failure=row.reason if has_failed else "")
+    return health.of_agent(entry.wanted, replicas, failure=row.reason if has_failed else "")
+
+
+def full(entries: Mapping[str, Entry], most: int) -> int | None:
+    """Return *most*, which all agents together may have, where they have it."""
+    return most if sum(entry.agent.replicas for entry in entries.values()) >= most else None
+
+
+def _reason(entry: Entry, *, queued: int, full: int | None) -> str:
+    """Return why the agent stands as it does; where it sleeps though tasks wait, what keeps it from waking."""
+    row = entry.agent
+    if entry.wanted or not queued or full is None or row.state != agents.State.READY:
+        return row.reason
+    tasks = "1 task waits" if queued == 1 else f"{queued} tasks wait"
+    return f"{tasks}, and cluster.max_replicas ({full}) leaves no replica: see greenroom scale explain {row.name}"
 
 
 def agent(
-    entry: Entry, *, ready: Ready, open_counts: dict[tuple[str, str], int], breaker: models.BreakerState
+    entry: Entry,
+    *,
+    ready: Ready,
+    open_counts: dict[tuple[str, str], int],
+    breaker: models.BreakerState,
+    full: int | None,
 ) -> dict[str, Any]:
     row, spec = entry.agent, entry.spec
     graded, why = grade(entry, ready)
@@ -160,13 +179,13 @@ def agent(
         "name": row.name,
         "description": spec.description,
         "state": row.state,
-        "reason": row.reason,
+        "reason": _reason(entry, queued=open_counts.get((row.name, "queued"), 0), full=full),
         "grade": graded,
         "grade_reason": why,
         "revision": row.revision,
         "generation": row.generation,
         "adapter": row.adapter,
-        "replicas": {"desired": row.replicas, "ready": len(ready[row.name, row.revision])},
+        "replicas": {"desired": entry.wanted, "ready": len(ready[row.name, row.revision])},
         "queued": open_counts.get((row.name, "queued"), 0),
         "running": open_counts.get((row.name, "running"), 0),
         "waiting": open_counts.get((row.name, "waiting"), 0),
@@ -182,18 +201,18 @@ def agent(
 
 
 def agent_status(
-    entry: Entry, *, ready: Ready, tasks: dict[str, int], breaker: models.BreakerState
+    entry: Entry, *, ready: Ready, tasks: dict[str, int], breaker: models.BreakerState, full: int | None
 ) -> schemas.AgentStatus:
     row = entry.agent
     graded, why = grade(entry, ready)
     return schemas.AgentStatus(
         name=row.name,
         state=row.state,
-        reason=row.reason,
+        reason=_reason(entry, queued=tasks.get("queued", 0), full=full),
         grade=graded,
         grade_reason=why,
         revision=row.revision,
-        replicas=models.ReplicaCount(desired=row.replicas, ready=len(ready[row.name, row.revision])),
+        replicas=models.ReplicaCount(desired=entry.wanted, ready=len(ready[row.name, row.revision])),
         tasks=tasks,
         rollout=_rollout_status(entry.rollout),
         breaker=breaker,

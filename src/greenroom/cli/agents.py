@@ -123,7 +123,8 @@ def release(name: str, /, *, given: options.Options = options.DEFAULT) -> None:
     if given.json:
         render.json(agent)
         return
-    render.line(f"agent {agent.name} is judged anew; its replicas are started")
+    done = "its circuit breaker is closed" if agent.state == "ready" else "its replicas are started"
+    render.line(f"agent {agent.name} is judged anew; {done}")
     render.say(f"next: greenroom agents {agent.name}")
 
 

@@ -36,11 +36,14 @@ STYLES = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """*whole*: never cut, as one copies it (ids, names); else it gives way where the screen is narrow."""
+    """*whole*: never cut, as one copies it (ids, names); else it gives way where the screen is narrow. *wraps*: it is
+    not cut then, and takes more lines.
+    """
 
     title: str
     whole: bool = True
     right: bool = False
+    wraps: bool = False
 
 
 def out() -> console.Console:
@@ -76,7 +79,8 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, empty:
     made = tables.Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     for column, width in zip(columns, widths, strict=True):
         justify: Literal["left", "right"] = "right" if column.right else "left"
-        made.add_column(column.title, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
+        overflow: Literal["fold", "ellipsis"] = "fold" if column.wraps else "ellipsis"
+        made.add_column(column.title, justify=justify, no_wrap=not column.wraps, overflow=overflow, width=width)
     for row in cells:
         made.add_row(*(texts.Text(cell, style=STYLES.get(cell, "")) for cell in row))
     console.width = max(console.width, sum(widths) + GAP * len(widths))  # what is whole may be wider than the screen
@@ -103,6 +107,18 @@ def facts(rows: Iterable[tuple[str, object]]) -> None:
     for name, value in known:
         indented = value.replace("\n", "\n" + " " * (width + 2))
         line(f"{name:<{width}}  {indented}", style=STYLES.get(value))
+
+
+def paragraph(text: str, *, indent: int) -> None:
+    """Print a text of result, as many lines as the screen needs, each with *indent*."""
+    import textwrap
+
+    room = max(out().width, indent + NARROWEST)
+    line(textwrap.indent(textwrap.fill(printable(text), room - indent), " " * indent))
+
+
+def shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def line(text: str, *, style: str | None = None) -> None:

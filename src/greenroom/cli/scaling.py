@@ -9,21 +9,12 @@ import cyclopts
 
 from greenroom import clock
 from greenroom.cli import options, render, scaling_report
-from greenroom.cli.render import Column
 
 if TYPE_CHECKING:
     from greenroom.sdk import models
     from greenroom.settings import AgentSettings
 
 app = cyclopts.App(name="scale", default_parameter=cyclopts.Parameter(negative=()))
-
-COLUMNS = (
-    Column("AGE", right=True),
-    Column("REPLICAS"),
-    Column("RULE"),
-    Column("BY", whole=False),
-    Column("BECAUSE", whole=False),
-)
 
 
 @app.default
@@ -49,6 +40,10 @@ def scale(
         render.json(scaled)
         return
     render.line(f"{scaled.name}: {scaled.replicas.desired} replicas wanted, {scaled.replicas.ready} ready")
+    if not count and scaled.queued:
+        render.say(f"tasks wait for it ({scaled.queued}): what may run now wakes it again at once")
+    elif not count:
+        render.say(f"{scaled.running or 'no'} of its tasks run, and are ended first; the next task wakes it again")
     render.say(f"next: greenroom scale explain {scaled.name}")
 
 
@@ -69,12 +64,9 @@ def explain(agent: str, /, *, limit: int = 20, given: options.Options = options.
         render.json(found)
         return
     now = clock.SystemClock().now()
-    render.line(scaling_report.standing(found, now))
+    render.paragraph(scaling_report.standing(found, now), indent=0)
     render.line("")
-    rows = (
-        (render.since(each.at, now), scaling_report.move(each), each.rule, each.by, each.reason) for each in found.items
-    )
-    render.table(COLUMNS, rows, empty="nothing was decided yet")
+    scaling_report.decisions(found.items, now)
     render.say(f"next: greenroom scale simulate {agent} --from-history --set scaling.max_replicas=…")
 
 
@@ -84,7 +76,7 @@ def simulate(
     /,
     *,
     from_history: bool = False,
-    hours: int = 24,
+    hours: Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=1, lte=168))] = 24,
     set: Annotated[list[str], cyclopts.Parameter(name="--set", allow_repeating=True)] = [],  # noqa: B006
     given: options.Options = options.DEFAULT,
 ) -> None:

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from greenroom.sdk import models
     from greenroom.settings import AgentSettings
 
+COLUMNS = (
+    render.Column("AGE", right=True),
+    render.Column("REPLICAS"),
+    render.Column("RULE"),
+    render.Column("BY", whole=False),
+    render.Column("BECAUSE", whole=False, wraps=True),
+)
+ROOMY = 72  # characters of a screen: there the table leaves a column for the reasons
 BUCKET_S = 10.0
 BLOCKS = " ▁▂▃▄▅▆▇█"
 WIDEST, NARROWEST = 100, 10  # characters of a row of blocks
@@ -29,11 +37,20 @@ def move(decision: models.ScalingDecision) -> str:
     return str(after) if before == after else f"{before} -> {after}"
 
 
+def decisions(found: Sequence[models.ScalingDecision], now: datetime) -> None:
+    """Print what was decided and why: as a table, or below each other where the screen is narrow."""
+    rows = [(render.since(each.at, now), move(each), each.rule, each.by, each.reason) for each in found]
+    if render.out().width >= ROOMY:
+        render.table(COLUMNS, rows, empty="nothing was decided yet")
+        return
+    for *facts, because in rows:
+        render.line("  ".join(map(render.printable, facts)))
+        render.paragraph(because, indent=4)
+
+
 def standing(found: models.AgentScaling, now: datetime) -> str:
     """Say how many replicas there are and why."""
-    ready = f"{found.ready} of {found.replicas} replicas ready"
-    has = "is asleep" if not found.replicas else f"has {ready}"
-    load = f"{found.waiting} tasks wait, {found.busy} of {found.slots} slots are busy"
+    has, load = _has(found), _load(found)
     if not found.is_automatic:
         return f"{found.agent} {has}; {load}. Its number is set by hand: cluster.autoscaling is off."
     within = f"It is scaled automatically between {found.min_replicas} and {found.max_replicas}"
@@ -41,6 +58,24 @@ def standing(found: models.AgentScaling, now: datetime) -> str:
     if found.latest is not None:
         why = f"{render.since(found.latest.at, now)} ago it was decided: {found.latest.reason}"
     return f"{found.agent} {has}; {load}. {within}; {why}."
+
+
+def _has(found: models.AgentScaling) -> str:
+    wanted = found.replicas + found.beside
+    if not wanted:
+        left = found.ready + found.draining
+        return f"goes to sleep when {_counted(left, 'replica')} are gone" if left else "is asleep"
+    beside = f", {found.beside} of them for its rollout" if found.beside > 0 else ""
+    return f"has {found.ready} of {_counted(wanted, 'replica')} ready{beside}"
+
+
+def _load(found: models.AgentScaling) -> str:
+    waiting = "1 task waits" if found.waiting == 1 else f"{found.waiting or 'no'} tasks wait"
+    return f"{waiting}, {found.busy} of {_counted(found.slots, 'slot')} busy"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +98,7 @@ def compare(
         replays.Bucket(
             at_s=load.at.timestamp() if load.at is not None else 0.0,
             arrivals=load.arrivals,
+            ends=load.ends,
             run_s=load.run_s,
             start_s=load.start_s,
             waiting=load.waiting,
@@ -105,7 +141,10 @@ def draw(compared: Compared, changes: Sequence[str]) -> None:
     render.line("")
     columns = tuple(render.Column(title, right=bool(title)) for title in ("", "RECORDED", "PRESENT", "OTHER"))
     render.table(columns, _summary(compared), empty="")
-    render.say(f"other: {what}. A replay leaves out what tasks differ in, other agents and rollouts")
+    render.say(
+        f"other: {what}. Recorded replicas are those at the end of each ten seconds. Arrivals are replayed evenly over "
+        "these, but for those that came at once, and a task takes their mean time. It knows no other agents or rollouts"
+    )
 
 
 def _summary(compared: Compared) -> list[tuple[str, str, str, str]]:

@@ -80,6 +80,8 @@ def _facts(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield "not yet built", f"{len(value)} settings; see greenroom config show"
         elif name == "resources" and isinstance(value, Mapping):
             yield name, _resources(value)
+        elif (prefix, name) == ("replicas ", "memory_mb"):
+            yield "replicas memory", f"{value:g} MB, pages that they share counted for each of them"
         elif name == "advice" and value:
             yield name, f"{value} open; next: greenroom advice"
         elif isinstance(value, Mapping) and all(isinstance(count, int) for count in value.values()):

@@ -20,7 +20,9 @@ import msgspec
 from greenroom import clock as clocks
 from greenroom import errors, settings, telemetry
 from greenroom.control.bounds import Bounds, sharing
+from greenroom.control.dying import dying
 from greenroom.control.loads import Loads
+from greenroom.control.starving import Starving
 from greenroom.core import scaling
 from greenroom.core.resources import Use
 from greenroom.core.scaling import Decision, Memory, Policy, Rule, Sample
@@ -43,7 +45,7 @@ class _Case:
 
     memory: Memory
     replicas: int  # as this loop has written or found them last
-    told: str | None = None  # the rule that was stored last
+    told: tuple[str, bool] | None = None  # the rule that was stored last, and whether it has changed the number
     told_s: float = 0.0
     tried: Decision | None = None  # written, and not answered yet: the answer may be lost
     woken_s: float = -math.inf  # when it had a replica first, after it had none
@@ -97,7 +99,7 @@ class Autoscaler:
         self._looked_s: dict[str, float] = {}  # at the queues of agents that have one
         self._later: asyncio.TimerHandle | None = None
         self._is_large = self._is_stopping = False
-        self._loads = Loads(store, clock, facts)
+        self._loads, self._starving = Loads(store, clock, facts), Starving(store, facts)
         store.hub.subscribe(self._hear)
 
     def stop(self) -> None:
@@ -122,8 +124,13 @@ class Autoscaler:
         for gone in self._cases.keys() - samples.keys():
             del self._cases[gone]
         looks = self._look(entries, samples)
-        bounds = Bounds(self._cluster, entries, await self._store.agents.replicas(), self._use())
-        await self._write(looks, self._decide(looks, bounds))
+        replicas = await self._store.agents.replicas()
+        waiting = [look.entry for look in looks if look.sample.waiting]
+        failing = await dying(self._store, self._clock, waiting, replicas)
+        bounds = Bounds(self._cluster, entries, replicas, self._use(), dying=failing)
+        decided = self._decide(looks, bounds)
+        await self._write(looks, decided)
+        await self._starving.note(now_s, self._held_asleep(looks, decided))
         self._looked_s = {look.name: now_s for look in looks if look.sample.waiting}
         return STEP_EVERY_S
 
@@ -211,8 +218,10 @@ class Autoscaler:
 
     # --- what is written
 
-    async def _write(self, looks: Sequence[_Look], decided: Mapping[str, Decision]) -> None:
-        """Store what has changed and what is worth telling: first those that give something up."""
+    async def _write(self, looks: Sequence[_Look], decided: dict[str, Decision]) -> None:
+        """Store what has changed and what is worth telling: first those that give something up. What the store refuses
+        is held, and *decided* says so then.
+        """
         if self._is_stopping:  # since it was seen
             return
         due = [look for look in looks if self._is_due(decided[look.name], self._cases[look.name], look.sample.at_s)]
@@ -231,6 +240,7 @@ class Autoscaler:
                 self._note(look, decision)
             elif isinstance(answer, errors.Conflict):  # there is no room before another one has given some up
                 held = dataclasses.replace(decision, replicas=decision.before, rule=Rule.CLUSTER, sentence=str(answer))
+                decided[look.name] = held
                 if self._is_due(held, self._cases[look.name], look.sample.at_s):
                     await self._store.scaling.decide([self._item(look.name, held)])
                     self._note(look, held)
@@ -244,7 +254,16 @@ class Autoscaler:
         if decision.has_changed or case.told is None:
             return True
         every_s = QUIET_EVERY_S if decision.rule in _QUIET else TELL_EVERY_S
-        return decision.rule != case.told and now_s >= case.told_s + every_s
+        return (decision.rule, False) != case.told and now_s >= case.told_s + every_s
+
+    def _held_asleep(self, looks: Sequence[_Look], decided: Mapping[str, Decision]) -> dict[str, str]:
+        """Return the agents whose tasks wait for a replica that may not be, and why."""
+        return {
+            look.name: decided[look.name].sentence
+            for look in looks
+            if look.sample.waiting
+            and not (look.sample.ready or self._cases[look.name].replicas or decided[look.name].replicas)
+        }
 
     def _item(self, agent: str, decision: Decision) -> rows.Scale:
         return rows.Scale(
@@ -262,7 +281,7 @@ class Autoscaler:
         case = self._cases[look.name]
         case.memory = scaling.after(case.memory, look.sample.at_s, decision)
         case.came_to(decision.replicas, look.sample.at_s)
-        case.told, case.told_s = decision.rule, look.sample.at_s
+        case.told, case.told_s = (decision.rule, decision.has_changed), look.sample.at_s
         self._facts.emit(telemetry.ScalingDecided(look.name, decision.replicas, decision.rule))
         if decision.has_changed:
             self._facts.emit(

@@ -15,10 +15,13 @@ from greenroom.store.agents import Replica
 from greenroom.store.directory import Entry
 
 HOT = 0.9  # of cluster.cpu
+NAMED = 3  # of those that want replicas, too
 
 
 class Bounds:
-    """*use* is what all replicas use; None: nobody measures it, and their rows tell their memory."""
+    """*use* is what all replicas use; None: nobody measures it, and their rows tell their memory. *dying* says whose
+    replicas die, and of what.
+    """
 
     def __init__(
         self,
@@ -26,8 +29,10 @@ class Bounds:
         entries: Mapping[str, Entry],
         replicas: Sequence[Replica],
         use: Use | None,
+        *,
+        dying: Mapping[str, str],
     ) -> None:
-        self._cluster, self._entries = cluster, entries
+        self._cluster, self._entries, self._dying = cluster, entries, dying
         self._surge = cluster.max_replicas if cluster.max_surge is None else cluster.max_surge
         self._sizes: dict[str, list[float]] = {}
         for replica in replicas:
@@ -58,7 +63,7 @@ class Bounds:
             memory=told,
             cpu=self._cpu(),
             breaker=_breaker(entry.spec, limit),
-            failing=_failing(entry, sample),
+            failing=_failing(entry, sample) or self._dying.get(entry.agent.name, ""),
         )
 
     def _cpu(self) -> str:
@@ -139,8 +144,14 @@ def _failing(entry: Entry, sample: Sample) -> str:
 def sharing(agent: str, share: int, wants: Mapping[str, tuple[int, int]], *, most: int) -> str:
     """Say why *agent* gets no more than *share*: who else wants how many."""
     others = sorted(((wanted, name) for name, (_, wanted) in wants.items() if name != agent), reverse=True)
-    named = "".join(f", {name} wants {wanted}" for wanted, name in others[:3] if wanted)
-    return f"cluster.max_replicas is {most}{named}, and its fair share is {share}"
+    hungry = [(wanted, name) for wanted, name in others if wanted]
+    named = "".join(f", {name} wants {wanted}" for wanted, name in hungry[:NAMED])
+    more = f" and {len(hungry) - NAMED} more do" if len(hungry) > NAMED else ""
+    told = f"cluster.max_replicas is {most}{named}{more}, and its fair share is {share}"
+    least = sum(least for name, (least, _) in wants.items() if name != agent)
+    if share or least < most:
+        return told
+    return f"{told}: the minimums of the others are {least}; raise it, or lower a scaling.min_replicas"
 
 
 def _breaker(spec: settings.AgentSettings, limit: int | None) -> str:

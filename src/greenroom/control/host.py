@@ -445,7 +445,9 @@ class Host:
             self._recovery.on_settled(agent.name)
         if entry.rollout is not None and (checking := agents.checking(entry.rollout.state)) is not None:
             return checking
-        return agents.standing(agent.name, self._recovery.record(agent.name), ready=ready, wanted=wanted)
+        draining = sum(each.agent == agent.name and each.state == "draining" for each in self._replicas.values())
+        record = self._recovery.record(agent.name)
+        return agents.standing(agent.name, record, ready=ready, wanted=wanted, draining=draining)
 
 
 def _generations(entries: Mapping[str, Entry]) -> dict[str, int]:

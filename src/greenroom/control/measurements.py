@@ -51,6 +51,7 @@ class _Bucket:
     times: Sequence[tuple[float, float]] = ()  # response and wait, of those tasks that have ended
     busy: int = 0
     slots: int = 0
+    is_limited: bool = False  # by its breaker
     hits: int = 0
     misses: int = 0
 
@@ -100,7 +101,7 @@ class Collector:
         for name, entry in entries.items():
             account = self._accounts.setdefault(name, _Account(now_s))
             account.queued = open_counts.get((name, "queued"), 0)
-            await self._close(name, account)
+            await self._close(name, account, entry.spec.max_running)
             agents.append(self._agent(entry, account, [each for each in replicas if each.agent == name], now_s))
         cluster = self._settings.cluster
         return measurements.Measurements(
@@ -117,10 +118,11 @@ class Collector:
             replicas=tuple(replicas),
         )
 
-    async def _close(self, name: str, account: _Account) -> None:
+    async def _close(self, name: str, account: _Account, max_running: int | None) -> None:
         bucket, account.now = account.now, _Bucket()
         usage = self._store.board.usage(name)
         bucket.busy, bucket.slots = usage.busy, usage.slots
+        bucket.is_limited = self._store.board.limit_of(name) not in (None, max_running)
         drawn = [task for task, _ in bucket.runs.items]
         bucket.times = await self._store.tasks.times(drawn[:: max(1, len(drawn) // DRAWN)][:DRAWN])
         if bucket.attempts:
@@ -148,6 +150,8 @@ class Collector:
             concurrency=spec.concurrency,
             min_replicas=spec.scaling.min_replicas if cluster.autoscaling else entry.agent.replicas,
             max_replicas=min(spec.scaling.max_replicas or cluster.max_replicas, max(1, cluster.max_replicas - others)),
+            max_running=spec.max_running,
+            was_limited=any(bucket.is_limited for bucket in buckets),
             attempts=attempts,
             error_pct=100 * sum(bucket.errors for bucket in buckets) / attempts if attempts else None,
             response_s=measurements.spread([response_s for response_s, _ in times], count=attempts),

@@ -58,7 +58,7 @@ class Optimizer:
         self.wakeup = asyncio.Event()
         self._memory: dict[Key, optimizer.Standing] = {}
         self._ids: dict[Key, int] = {}
-        self._broken: set[str] = set()  # alerts of rules of users
+        self._broken: dict[str, str] = {}  # alerts of rules of users, and their reasons
         self._is_loaded = False
 
     async def step(self) -> float:
@@ -104,8 +104,8 @@ class Optimizer:
             self._ids[key] = row.id
             self._tell(key, "open", row.what)
         alerts = await self._store.recovery.alerts()
-        self._broken = {alert.id for alert in alerts if alert.state == "firing" and alert.kind == BROKEN}
-        for id in self._broken - {_alert_id(rule.name) for rule in self._own}:  # its package was uninstalled
+        self._broken = {each.id: each.reason for each in alerts if each.state == "firing" and each.kind == BROKEN}
+        for id in self._broken.keys() - {_alert_id(rule.name) for rule in self._own}:  # its package was uninstalled
             await self._resolve(id)
         self._is_loaded = True
 
@@ -178,19 +178,25 @@ class Optimizer:
         return found
 
     async def _note_trouble(self, rule: str, trouble: str | None) -> None:
-        """Have one alert for each rule that does not work, for as long as it does not."""
-        id = _alert_id(rule)
-        if trouble is not None and id not in self._broken:
-            reason = f"the optimizer's rule {rule} is skipped: {trouble}; repair it, or uninstall its package"
-            await self._store.advice.alert(Raised(id, BROKEN, None, "warning", failures.told(reason)))
-            self._broken.add(id)
+        """Have one alert for each rule that does not work, for as long as it does not; it tells of the last failure."""
+        id, before = _alert_id(rule), self._broken.get(_alert_id(rule))
+        if trouble is None:
+            if before is not None:
+                await self._resolve(id)
+            return
+        reason = failures.told(
+            f"the optimizer's rule {rule} is skipped: {trouble}; repair it, or uninstall its package"
+        )
+        if reason == before:
+            return
+        await self._store.advice.alert(Raised(id, BROKEN, None, "warning", reason))
+        self._broken[id] = reason
+        if before is None:
             self._facts.emit(telemetry.AlertChanged(id, "firing", "warning", reason))
-        elif trouble is None and id in self._broken:
-            await self._resolve(id)
 
     async def _resolve(self, id: str) -> None:
         await self._store.advice.alert(Resolved(id))
-        self._broken = self._broken - {id}
+        self._broken.pop(id, None)
         self._facts.emit(telemetry.AlertChanged(id, "resolved"))
 
 

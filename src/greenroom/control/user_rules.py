@@ -55,7 +55,7 @@ class UserRule:
     async def ask(self, seen: Mapping[str, Any]) -> tuple[list[Found], str | None]:
         """Return what it has found, and what was wrong with it, if something was."""
         if self._is_running:
-            return [], "it has not returned yet from the look before"
+            return [], f"it took longer than {self._within_s:g} s, and has not returned yet"
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[tuple[list[Found], str | None]] = loop.create_future()
 

@@ -35,7 +35,9 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
 class Agent(msgspec.Struct, frozen=True, kw_only=True):
     """An agent in the last ``window_s``.
 
-    *response_s* is from acceptance to the end of a task, *wait_s* from there to its first attempt, *run_s* of attempts.
+    *response_s* is from acceptance to the end of a task, *run_s* of attempts. *wait_s* is to the first attempt, from
+    when a free slot would have taken it: what waits for an earlier task of its session does not wait for a slot.
+    *was_limited*: its circuit breaker was not closed. *max_running* is as in its settings.
     *busy_pct* is of its slots, on average. *cold_starts* counts replicas that became ready while no other was, and
     tasks waited; *start_s* is what they took. *idle_s* is since the last attempt ended, 0 while one runs.
     """
@@ -49,6 +51,8 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 1
     min_replicas: int = 1
     max_replicas: int = 1
+    max_running: int | None = None
+    was_limited: bool = False
     attempts: int = 0
     error_pct: float | None = None
     response_s: Spread | None = None

@@ -36,6 +36,7 @@ class Restart(msgspec.Struct, frozen=True, tag="restart"):
 class Scale(msgspec.Struct, frozen=True, tag="scale"):
     agent: str
     replicas: int
+    before: int = 0
 
 
 class TrimCache(msgspec.Struct, frozen=True, tag="trim_cache"):
@@ -183,7 +184,7 @@ def _lasting(
         return quiet, Measured(key, now, outcome(standing.before, now), is_undone=True)
     if now_s < standing.since_s + SETTLE_S:
         return standing, None
-    return quiet, Measured(key, now, outcome(standing.before, now))
+    return quiet, Measured(key, now, outcome(standing.before, now) + _undoing(standing, now))
 
 
 def applied(memory: Memory, key: Key, found: Found, now_s: float) -> dict[Key, Standing]:
@@ -218,6 +219,14 @@ def outcome(before: float, after: float | None) -> str:
     if abs(change_pct) < NO_EFFECT_PCT:
         return "no effect"
     return f"better by {change_pct:.0f} %" if change_pct > 0 else f"worse by {-change_pct:.0f} %"
+
+
+def _undoing(standing: Standing, after: float | None) -> str:
+    """Say how to undo what has made it worse."""
+    act = standing.act
+    if not isinstance(act, Scale) or not act.before or not outcome(standing.before, after).startswith("worse"):
+        return ""
+    return f"; undo it: greenroom scale {act.agent} {act.before}"
 
 
 def value(seen: Measurements, metric: str, agent: str) -> float | None:

@@ -46,6 +46,15 @@ def _waiting_part(agent: Agent) -> float:
     return agent.wait_s.mean / agent.response_s.mean
 
 
+def _lacks_slots(agent: Agent, seen: Measurements, easing: float) -> bool:
+    """Whether it is slots that its tasks wait for, and not a breaker, `max_running`, or what they call."""
+    if not _is_slow(agent, seen, easing) or _waiting_part(agent) < WAITING_PART * easing:
+        return False
+    if agent.was_limited or (agent.max_running is not None and agent.slots >= agent.max_running):
+        return False
+    return agent.busy_pct is not None and agent.busy_pct >= FULL_PCT * easing
+
+
 def _waits_for_others(agent: Agent) -> bool:
     is_full = agent.busy_pct is not None and agent.busy_pct >= FULL_PCT
     return is_full and agent.replicas > 0 and agent.cpu / agent.replicas < WAITS_FOR_OTHERS
@@ -66,13 +75,14 @@ def _told(agent: Agent, seen: Measurements) -> str:
 
 def _more_replicas(seen: Measurements, easing: float) -> Iterator[Found]:
     for agent in seen.agents:
-        if not _is_slow(agent, seen, easing) or _waiting_part(agent) < WAITING_PART * easing:
-            continue
-        if _waits_for_others(agent) or _is_hot(seen) or not agent.replicas:
+        if not _lacks_slots(agent, seen, easing) or _waits_for_others(agent) or _is_hot(seen) or not agent.replicas:
             continue
         assert agent.response_s is not None
         assert agent.wait_s is not None
-        count = min(agent.max_replicas, math.ceil(agent.replicas * min(MOST_MORE, 1 + _waiting_part(agent))))
+        most = agent.max_replicas
+        if agent.max_running is not None:  # no more than have slots for it
+            most = min(most, math.ceil(agent.max_running / agent.concurrency))
+        count = min(most, math.ceil(agent.replicas * min(MOST_MORE, 1 + _waiting_part(agent))))
         wanted_s = agent.response_s.mean - agent.wait_s.mean * (1 - agent.replicas / max(count, agent.replicas))
         name = f"agents.{agent.name}.scaling"
         if count <= agent.replicas:
@@ -81,7 +91,7 @@ def _more_replicas(seen: Measurements, easing: float) -> Iterator[Found]:
             what = f"let the autoscaler have more replicas sooner: lower {name}.target_queue_per_replica"
         else:
             what = f"have {count} replicas instead of {agent.replicas}: greenroom scale {agent.name} {count}"
-        act = Scale(agent.name, count) if count > agent.replicas and not seen.is_autoscaled else None
+        act = Scale(agent.name, count, agent.replicas) if count > agent.replicas and not seen.is_autoscaled else None
         yield Found(
             "more-replicas",
             agent.name,
@@ -97,9 +107,7 @@ def _more_replicas(seen: Measurements, easing: float) -> Iterator[Found]:
 
 def _more_concurrency(seen: Measurements, easing: float) -> Iterator[Found]:
     for agent in seen.agents:
-        if not _is_slow(agent, seen, easing) or _waiting_part(agent) < WAITING_PART * easing:
-            continue
-        if not _waits_for_others(agent):
+        if not _lacks_slots(agent, seen, easing) or not _waits_for_others(agent):
             continue
         assert agent.response_s is not None
         assert agent.wait_s is not None
@@ -121,7 +129,8 @@ def _more_concurrency(seen: Measurements, easing: float) -> Iterator[Found]:
 
 def _slow_agent(seen: Measurements, easing: float) -> Iterator[Found]:
     for agent in seen.agents:
-        if _is_slow(agent, seen, easing) and _waiting_part(agent) < WAITING_PART / 2:
+        is_work = agent.run_s is None or agent.run_s.mean > seen.target_response_s / 2  # not a session's line
+        if is_work and _is_slow(agent, seen, easing) and _waiting_part(agent) < WAITING_PART / 2:
             assert agent.response_s is not None
             yield Found(
                 "slow-agent",
@@ -318,7 +327,7 @@ def _idle(seen: Measurements, easing: float) -> Iterator[Found]:
         if agent.min_replicas == 0 or (agent.min_replicas == 1 and not seen.is_autoscaled):
             continue  # nothing would wake it
         least = agent.min_replicas - 1
-        act = Scale(agent.name, least) if not seen.is_autoscaled else None
+        act = Scale(agent.name, least, agent.replicas) if not seen.is_autoscaled else None
         yield Found(
             "idle",
             agent.name,
@@ -351,14 +360,14 @@ RULES = (
     Rule(
         "more-replicas",
         "response time over `optimizer.target_response_s`, "
-        f"and {WAITING_PART * 100:.0f} % of it is the wait for a slot",
+        f"{WAITING_PART * 100:.0f} % of it is the wait for a slot, and the slots are full ({FULL_PCT:.0f} %)",
         "more replicas, at most twice as many in one step",
         "the wait shrinks as the slots grow",
         _more_replicas,
     ),
     Rule(
         "more-concurrency",
-        f"the same, and the slots are full ({FULL_PCT:.0f} %) while a replica uses under {WAITS_FOR_OTHERS:g} CPUs",
+        f"the same, while a replica uses under {WAITS_FOR_OTHERS:g} CPUs",
         "more concurrency: the agent waits for others",
         "the wait halves, without more memory",
         _more_concurrency,

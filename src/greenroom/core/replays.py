@@ -1,8 +1,9 @@
 """Replays: what the autoscaler would have done with a load that was recorded. Pure, and nothing is waited for.
 
-A queue in steps of a second: the arrivals of each bucket come evenly, a task takes its bucket's mean time, replicas
-take a cold start, and `core.scaling` decides as it does at work. What it leaves out: that tasks differ, priorities and
-sessions, rollouts, other agents, and what more of them at once would do to each other.
+A queue in steps of a second: the arrivals of each bucket come evenly, but for those that came at once, as far as more
+have waited than evenness would leave; a task takes its bucket's mean time, replicas take a cold start, and
+`core.scaling` decides as it does at work. What it leaves out: that tasks differ, priorities and sessions, rollouts,
+other agents, and what more of them at once would do to each other.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Bucket:
 
     at_s: float
     arrivals: int
+    ends: int = 0
     run_s: float | None = None
     start_s: float | None = None
     waiting: int = 0  # the most, as it really was; so the next two
@@ -71,6 +73,7 @@ class _World:
     owed: float = 0.0  # arrivals that do not come out even
     carried: float = 0.0  # so of what a slot does in a step
     changes: int = 0
+    most: int = 0  # replicas
 
     @property
     def ready(self) -> int:
@@ -94,17 +97,20 @@ def replay(policy: Policy, buckets: Sequence[Bucket], *, bucket_s: float = 10.0)
         _mean(bucket.start_s for bucket in buckets) or 0.1,
     )
     points, weights = [], []
+    opened = 0  # tasks that were there when the bucket began, as it really was
     for bucket in _with_gaps(buckets, bucket_s):
+        burst, opened = at_once(bucket, opened), max(0, opened + bucket.arrivals - bucket.ends)
         run_s, start_s = bucket.run_s or run_s, bucket.start_s or start_s
-        points.append(_live(world, bucket, bucket_s, run_s=run_s, start_s=start_s))
+        points.append(_live(world, bucket, bucket_s, burst=burst, run_s=run_s, start_s=start_s))
         weights.append(points[-1].replicas)
+    most = world.most  # in the time that was recorded
     for _ in range(round(LONGEST_END_S / bucket_s)):  # what still waits has waited, too
         if world.queue:
             _live(world, Bucket(at_s=world.now_s, arrivals=0), bucket_s, run_s=run_s, start_s=start_s)
     waits = sorted(world.waits)
     return Replay(
         points=tuple(points),
-        most_replicas=max((round(point.replicas + 0.4999) for point in points), default=0),
+        most_replicas=most,
         mean_replicas=sum(weights) / len(weights) if weights else 0.0,
         replica_hours=sum(weights) * bucket_s / 3600,
         wait_p50_s=_percentile(waits, 50),
@@ -126,12 +132,31 @@ def _with_gaps(buckets: Sequence[Bucket], bucket_s: float) -> Iterator[Bucket]:
         before_s = bucket.at_s
 
 
-def _live(world: _World, bucket: Bucket, bucket_s: float, *, run_s: float, start_s: float) -> Point:
-    """Let a bucket's time pass."""
+def at_once(bucket: Bucket, opened: int) -> int:
+    """Return how many of a bucket's arrivals came at once, where *opened* tasks were there when it began.
+
+    Who comes evenly waits no longer than for what was there and for what is not served. The more wait beside those, of
+    all that could, the more have come at once.
+
+    >>> at_once(Bucket(at_s=0, arrivals=60, ends=60, waiting=60), 0), at_once(Bucket(at_s=0, arrivals=60, ends=60), 0)
+    (60, 0)
+    >>> at_once(Bucket(at_s=0, arrivals=50, ends=20, waiting=130), 100)
+    0
+    """
+    most = min(bucket.arrivals, bucket.ends)
+    evenly = opened + max(0, bucket.arrivals - bucket.ends)
+    beside = min(bucket.waiting - evenly, most)
+    return round(bucket.arrivals * beside / most) if most and beside > 0 else 0
+
+
+def _live(world: _World, bucket: Bucket, bucket_s: float, *, burst: int = 0, run_s: float, start_s: float) -> Point:
+    """Let a bucket's time pass; *burst* of its arrivals come at once when it begins."""
     steps = round(bucket_s / STEP_S)
     most, busy, replicas = 0, 0.0, 0
+    if burst:
+        world.queue.append((world.now_s, burst))
     for _ in range(steps):
-        world.owed += bucket.arrivals / steps
+        world.owed += (bucket.arrivals - burst) / steps
         if (coming := int(world.owed + 1e-9)) > 0:
             world.queue.append((world.now_s, coming))
             world.owed -= coming
@@ -140,6 +165,7 @@ def _live(world: _World, bucket: Bucket, bucket_s: float, *, run_s: float, start
         most = max(most, world.waiting)
         _scale(world, busy_now=round(at_work), start_s=start_s)
         replicas += world.replicas
+        world.most = max(world.most, world.replicas)
         world.now_s += STEP_S
     return Point(bucket.at_s, bucket.arrivals, most, busy / steps, replicas / steps)
 

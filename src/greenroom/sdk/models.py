@@ -351,7 +351,10 @@ class ScalingDecision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentScaling(msgspec.Struct, frozen=True, kw_only=True):
-    """How an agent is scaled: its bounds and targets, what it has and does now, and what was decided, latest first."""
+    """How an agent is scaled: its bounds and targets, what it has and does now, and what was decided, latest first.
+
+    *beside* its *replicas* are those that a rollout needs for now.
+    """
 
     agent: str
     is_automatic: bool = False
@@ -360,6 +363,8 @@ class AgentScaling(msgspec.Struct, frozen=True, kw_only=True):
     target_queue_per_replica: float = 5.0
     target_busy_pct: int = 80
     replicas: int = 0
+    beside: int = 0
+    draining: int = 0
     ready: int = 0
     slots: int = 0
     busy: int = 0

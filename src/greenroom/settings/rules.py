@@ -167,6 +167,18 @@ def _minimums_fit(settings: Settings) -> str | None:
     return None
 
 
+def _sleepers_can_wake(settings: Settings) -> str | None:
+    room, agents = settings.cluster.max_replicas, settings.agents
+    asleep = [name for name, agent in agents.items() if agent.scaling.min_replicas == 0]
+    minimums = sum(agent.scaling.min_replicas for agent in agents.values())
+    if not settings.cluster.autoscaling or not asleep or minimums != room:
+        return None  # more than there is room for is another rule's business
+    return (
+        f"{room} is what the agents' scaling.min_replicas are together: none is left to wake {', '.join(asleep)} "
+        f"with; raise it to {room + 1} at least, or lower another one's scaling.min_replicas"
+    )
+
+
 def _maximums_fit(settings: Settings) -> str | None:
     room = settings.cluster.max_replicas
     over = [name for name, agent in settings.agents.items() if (agent.scaling.max_replicas or 0) > room]
@@ -212,6 +224,7 @@ SETTINGS_RULES: tuple[Rule[Settings], ...] = (
     Rule((("server", "host"), ("security", "tls")), _only_loopback_is_plain),
     Rule((("security", "authentication"),), _authentication_is_on),
     Rule((("cluster", "max_replicas"),), _minimums_fit),
+    Rule((("cluster", "max_replicas"), ("cluster", "autoscaling")), _sleepers_can_wake),
     Rule((("cluster", "max_replicas"),), _maximums_fit),
     Rule((("cluster", "autoscaling"),), _something_wakes_them),
     Rule((("server", "max_queued_tasks_per_tenant"), ("server", "max_queued_tasks")), _one_tenant_fits),

@@ -31,6 +31,11 @@ class Entry:
         return self.agent.state == agents.State.DROPPED and not self.agent.replicas
 
     @property
+    def wanted(self) -> int:
+        """How many replicas there should be, what a rollout needs beside them apart: it keeps a sleeper awake."""
+        return self.agent.replicas if self.rollout is None else rollouts.wanted(self.rollout.state, self.agent.replicas)
+
+    @property
     def capacity(self) -> dict[int, int]:
         """How many replicas each revision should have."""
         if self.rollout is None:

@@ -54,7 +54,13 @@ select agent, count(*) from task where state = 'queued' and {rows.IS_SUSPECT} an
 group by agent"""
 _SUSPECTS = f"""
 select distinct agent from task where state = 'queued' and {rows.IS_SUSPECT} and due_at is null and not blocked"""
-_TIMES = "select created_at, not_before, started_at, finished_at from task where id = :id"
+_TIMES = """
+select created_at, not_before, started_at, finished_at, (
+    select before.finished_at from task before
+    where before.tenant = task.tenant and before.session = task.session and before.agent = task.agent
+        and before.seq < task.seq
+    order by before.seq desc limit 1)
+from task where id = :id"""
 _END_COUNTS = "select agent, state, tasks from ended_count where tenant = :tenant"
 
 
@@ -188,14 +194,17 @@ class Tasks:
         return {row[0]: row[1] for row in await self._db.read(_QUEUED, {})}
 
     async def times(self, ids: Sequence[str]) -> Sequence[tuple[float, float]]:
-        """Return how long each of those that have ended took, and how long it waited before, in seconds.
+        """Return how long each of those that have ended took, and how long it waited before for a slot, in seconds.
 
-        From acceptance on, or from when it was allowed to begin.
+        From acceptance on, or from when it was allowed to begin; it waits for a slot since its session let it go.
         """
         found = [row for id in ids for row in await self._db.lookup(_TIMES, {"id": id})]
         return [
-            ((finished - max(created, due or 0)) / 1e6, max(0, (started or finished) - max(created, due or 0)) / 1e6)
-            for created, due, started, finished in found
+            (
+                (finished - max(created, due or 0)) / 1e6,
+                max(0, (started or finished) - max(created, due or 0, released or 0)) / 1e6,
+            )
+            for created, due, started, finished, released in found
             if finished is not None
         ]
 
