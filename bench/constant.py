@@ -112,3 +112,4 @@ async def main(plan: Plan) -> Seen:
 if __name__ == "__main__":
     plan = msgspec.json.decode(sys.stdin.buffer.readline(), type=Plan)
     sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(main(plan))))
+    sys.stdout.buffer.flush()

@@ -116,8 +116,8 @@ def load(node: servers.Server, path: str, body: str, rate_per_s: float, connecti
         yield seen
         process.stdin.close()
         text = process.stdout.read()
-        if process.wait():
-            raise RuntimeError(f"the load has ended with {process.returncode}")
+        if process.wait() or not text:
+            raise RuntimeError(f"the load has ended with {process.returncode}, and has said {len(text)} bytes")
         found = msgspec.json.decode(text, type=constant.Seen)
     seen.due_s, seen.latencies_ms, seen.failed = found.due_s, found.latencies_ms, found.failed
     seen.statuses = found.statuses
