@@ -36,6 +36,7 @@ class Seen(msgspec.Struct):
     due_s: list[float]
     latencies_ms: list[float]
     failed: list[str]  # what was answered instead of success
+    statuses: list[int] = []  # 0: the connection was lost
 
 
 class Client(asyncio.Protocol):
@@ -56,7 +57,7 @@ class Client(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._due_s:
-            self._note(f"connection lost: {exc}")
+            self._note(f"connection lost: {exc}", 0)
 
     def send(self, request: bytes, due_s: float) -> None:
         self._due_s = due_s
@@ -68,11 +69,12 @@ class Client(asyncio.Protocol):
         if head is None or len(self._unread) < head.end() + int(head[2]):
             return
         is_success = head[1] == b"200" and _SUCCEEDED in self._unread
-        self._note("" if is_success else self._unread.decode(errors="replace")[:500])
+        self._note("" if is_success else self._unread.decode(errors="replace")[:500], int(head[1]))
         self._unread, self._due_s = b"", 0.0
         self._free.put_nowait(self)
 
-    def _note(self, failure: str) -> None:
+    def _note(self, failure: str, status: int) -> None:
+        self._seen.statuses.append(status)
         self._seen.due_s.append(self._due_s)
         self._seen.latencies_ms.append((time.monotonic() - self._due_s) * 1000)
         if failure:
@@ -110,3 +112,4 @@ async def main(plan: Plan) -> Seen:
 if __name__ == "__main__":
     plan = msgspec.json.decode(sys.stdin.buffer.readline(), type=Plan)
     sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(main(plan))))
+    sys.stdout.buffer.flush()

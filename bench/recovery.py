@@ -6,7 +6,6 @@ Part of ``run.py``. Default settings; the node is started again at once, as an i
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import queue
 import signal
@@ -16,18 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import figures, servers
+from bench import figures, servers, switches
 from bench.figures import Figure
 from bench.scale import Scale
 
 NAP = 'factory = "agents:nap"\nconcurrency = 4\nscaling = { min_replicas = 2 }'
 NAP_S = 0.2
-ECHO = 'factory = "agents:echo"\nconcurrency = 500\nscaling = { min_replicas = 2 }'
 THREE = dict.fromkeys(("one", "two", "three"), 'factory = "agents:nap"\nconcurrency = 4')
 TASKS = 100
-BATCH = 500
-BODY = json.dumps({"agent": "echo", "input": "x" * 180})
-BATCH_BODY = json.dumps({"tasks": [{"agent": "echo", "input": "x" * 180}] * BATCH})
 
 
 def recovery(folder: Path, scale: Scale) -> Iterator[Figure]:
@@ -37,7 +32,7 @@ def recovery(folder: Path, scale: Scale) -> Iterator[Figure]:
     with servers.postgres(folder / "postgres") as new_database:
         yield from _node_kills(folder / "node", "PostgreSQL", new_database(), scale.node_kills)
     yield from _hangs(folder / "hangs", scale.hangs)
-    yield from _supervision(folder / "supervision", scale)
+    yield from switches.beside(folder, scale, switch="health_checks")
 
 
 # --- a replica is killed
@@ -153,28 +148,3 @@ def _kill_node(folder: Path, store: str | None) -> tuple[float, float, float]:
     assert {task["state"] for task in ended} == {"succeeded"}, ended
     resumed_at = [servers.instant(task["attempts"][1]["started_at"]) for task in ended if len(task["attempts"]) > 1]
     return ready_s, accepted_s, max(resumed_at) - killed_at
-
-
-# --- what it costs to watch
-
-
-def _supervision(folder: Path, scale: Scale) -> Iterator[Figure]:
-    """The main path's rate with health checks, beside the one without, round by round."""
-    without = "[cluster]\nhealth_checks = false"
-    with (
-        servers.greenroom(folder / "off", {"echo": ECHO}, settings=without) as off,
-        servers.greenroom(folder / "on", {"echo": ECHO}) as on,
-    ):
-        for node in (off, on):
-            node.load("/v1/tasks?wait=30", [BODY], connections=64, seconds=0.5)
-        rates, batches = [], []
-        for _ in range(scale.rounds):
-            rates.append([_rate(node, scale.seconds) for node in (off, on)])
-            batches.append([servers.batch_rate(node, scale.batches, BATCH_BODY) for node in (off, on)])
-    for name, pairs in (("64 connections, ?wait", rates), (f"batches of {BATCH}", batches)):
-        plain, watched = zip(*pairs, strict=True)
-        yield Figure(f"{name}, beside no health checks", "tasks/s", watched, plain, aim="ratio ≥ 0.95")
-
-
-def _rate(node: servers.Server, seconds: float) -> float:
-    return node.load("/v1/tasks?wait=30", [BODY], connections=64, seconds=seconds).rate

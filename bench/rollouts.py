@@ -48,7 +48,7 @@ def rollouts(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 def _under_load(node: servers.Server, kind: str, scale: Scale) -> Iterator[Figure]:
     windows, took_s = [], []
-    with _load(node) as seen:
+    with load(node, "/v1/tasks?wait=30", BODY, RATE_PER_S, CONNECTIONS) as seen:
         time.sleep(2 * QUIET_S)
         for _ in range(scale.rollouts):
             rollout = {"strategy": kind, "scale_down_delay_s": 0}
@@ -102,11 +102,11 @@ def _ended(node: servers.Server, agent: str) -> float:
 
 
 @contextlib.contextmanager
-def _load(node: servers.Server) -> Iterator[constant.Seen]:
+def load(node: servers.Server, path: str, body: str, rate_per_s: float, connections: int) -> Iterator[constant.Seen]:
     """Put constant load on *node* for the length of the block; what was seen is there after it."""
     address = urllib.parse.urlsplit(node.url)
     assert address.hostname is not None and address.port is not None
-    plan = constant.Plan(address.hostname, address.port, "/v1/tasks?wait=30", BODY, node.key, RATE_PER_S, CONNECTIONS)
+    plan = constant.Plan(address.hostname, address.port, path, body, node.key, rate_per_s, connections)
     seen = constant.Seen([], [], [])
     command = [sys.executable, str(servers.HERE / "constant.py")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -115,8 +115,12 @@ def _load(node: servers.Server) -> Iterator[constant.Seen]:
         process.stdin.flush()
         yield seen
         process.stdin.close()
-        found = msgspec.json.decode(process.stdout.read(), type=constant.Seen)
+        text = process.stdout.read()
+        if process.wait() or not text:
+            raise RuntimeError(f"the load has ended with {process.returncode}, and has said {len(text)} bytes")
+        found = msgspec.json.decode(text, type=constant.Seen)
     seen.due_s, seen.latencies_ms, seen.failed = found.due_s, found.latencies_ms, found.failed
+    seen.statuses = found.statuses
 
 
 def _p99(seen: constant.Seen, begin_s: float, end_s: float) -> float:

@@ -69,7 +69,7 @@ class Server:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()
             text = answer.read()
-        if answer.status not in (200, 202):
+        if answer.status not in (200, 201, 202):
             raise RuntimeError(f"{method} {path}: {answer.status} {text[:500]!r}")
         return json.loads(text)
 

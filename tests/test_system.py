@@ -281,6 +281,15 @@ async def test_more_agents_than_there_may_be_replicas_are_refused_before_anythin
         assert len((await running.get_system_status())["agents"]) == 2
 
 
+async def test_an_agent_that_nothing_would_wake_is_refused_before_anything_is_deployed(tmp_path: Path) -> None:
+    good = {"name": "good", "factory": "agents:echo"}
+    asleep = {"name": "asleep", "factory": "agents:echo", "scaling": {"min_replicas": 0}}
+    async with system.ProductionMultiAgentSystem(data_dir=tmp_path / "data") as running:
+        with pytest.raises(errors.Conflict, match=r"cannot deploy asleep: .*cluster\.autoscaling is off"):
+            await running.deploy_agents([good, asleep])
+        assert (await running.get_system_status())["agents"] == []
+
+
 async def test_a_system_that_is_not_started_says_so(tmp_path: Path) -> None:
     idle = system.ProductionMultiAgentSystem(data_dir=tmp_path / "data")
     with pytest.raises(errors.StartRefused, match="not started"):

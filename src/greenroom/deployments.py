@@ -46,9 +46,8 @@ class Deployments:
         self._folder, self.snapshots = folder, data_dir / "snapshots"
         self._list = data_dir / "manifest-agents.json"
         self._listed: frozenset[str] = frozenset()
-        most = found.cluster.max_replicas
-        surge = found.cluster.max_surge
-        self._limits = Limits(most, most if surge is None else surge)
+        self._limits = Limits.of(found.cluster)
+        self._autoscaled = found.cluster.autoscaling
 
     async def start(self) -> list[int]:
         """Deploy the manifest's agents, and drop those that have left it: their tasks stay, their replicas do not.
@@ -67,9 +66,18 @@ class Deployments:
         self._write(manifest.keys() | {entry.agent.name for entry in dropped})
         for entry in dropped:
             await self._drop(entry)
+        for entry in others:
+            await self._wake_for_good(entry)
         begun = [
             await self._store.deployments.deploy(
-                Deployment(agent=name, digest=taken[name].digest, spec=spec, by=BY_MANIFEST, judged_anew=False)
+                Deployment(
+                    agent=name,
+                    digest=taken[name].digest,
+                    spec=spec,
+                    by=BY_MANIFEST,
+                    judged_anew=False,
+                    autoscaled=self._autoscaled,
+                )
             )
             for name, spec in manifest.items()
         ]
@@ -95,10 +103,19 @@ class Deployments:
         `errors.Conflict` where there is no room, `errors.NotFound` for a digest that nobody has brought, and
         `errors.AgentInvalid` for code or names that cannot be.
         """
+        self.check_scaling(name, spec)
         snapshot = await self.snapshot(spec, folder=folder, code=code)
         _check_names(name, spec, snapshot)
         deployed = await self._store.deployments.deploy(
-            Deployment(agent=name, digest=snapshot.digest, spec=spec, by=by, limits=self._limits, rollout=rollout)
+            Deployment(
+                agent=name,
+                digest=snapshot.digest,
+                spec=spec,
+                by=by,
+                limits=self._limits,
+                rollout=rollout,
+                autoscaled=self._autoscaled,
+            )
         )
         if name in self._listed:
             self._write(self._listed - {name})
@@ -116,10 +133,34 @@ class Deployments:
         rollout: settings.Rollout | None = None,
     ) -> tuple[Decision, snapshots.Snapshot]:
         """Return what `add` would do, and the code that it would run."""
+        self.check_scaling(name, spec)
         snapshot = await self.snapshot(spec, code=code)
         _check_names(name, spec, snapshot)
-        item = Deployment(agent=name, digest=snapshot.digest, spec=spec, by="", limits=self._limits, rollout=rollout)
+        item = Deployment(
+            agent=name,
+            digest=snapshot.digest,
+            spec=spec,
+            by="",
+            limits=self._limits,
+            rollout=rollout,
+            autoscaled=self._autoscaled,
+        )
         return await self._store.deployments.decide(item), snapshot
+
+    def check_scaling(self, name: str, spec: settings.AgentSettings) -> None:
+        """Raise `errors.Conflict` for bounds that this node cannot keep to, before anything is begun."""
+        least, most = spec.scaling.min_replicas, spec.scaling.max_replicas
+        if not least and not self._autoscaled:
+            raise errors.Conflict(
+                f"cannot deploy {name}: scaling.min_replicas is 0 and cluster.autoscaling is off: nothing would start "
+                "a replica again; switch it on, or have at least 1"
+            )
+        if max(least, most or 0) > self._limits.replicas:
+            key = "min_replicas" if least > self._limits.replicas else "max_replicas"
+            raise errors.Conflict(
+                f"cannot deploy {name}: scaling.{key} is more than cluster.max_replicas ({self._limits.replicas}); "
+                "lower it, or raise cluster.max_replicas"
+            )
 
     async def bring(self, archive: bytes) -> models.Code:
         """Store the code of an archive, to be deployed by its digest; raises `errors.AgentInvalid` for a bad one."""
@@ -187,6 +228,7 @@ class Deployments:
                 by=by,
                 limits=None if is_proven else self._limits,
                 rollout=proven if is_proven else None,
+                autoscaled=self._autoscaled,
             )
         )
         begun = await self._store.rollouts.get(deployed.rollout)
@@ -226,7 +268,7 @@ class Deployments:
         )
 
     async def _drop(self, entry: Entry) -> None:
-        if _is_dropped(entry):
+        if entry.is_dropped:
             return
         name = entry.agent.name
         if entry.rollout is not None and entry.rollout.state.is_open:
@@ -238,6 +280,12 @@ class Deployments:
         )
         await self._store.agents.observe(name, state=agents.State.DROPPED, reason=reason)
         self._facts.emit(telemetry.AgentDropped(name, reason))
+
+    async def _wake_for_good(self, entry: Entry) -> None:
+        """Have an agent awake that sleeps since scaling was automatic: now nothing would wake it."""
+        is_asleep = not (entry.agent.replicas or entry.is_dropped or entry.agent.name in self._listed)
+        if is_asleep and not self._autoscaled:
+            await self._store.agents.scale(entry.agent.name, max(1, entry.spec.scaling.min_replicas))
 
     def _check_room(self, others: Sequence[Entry]) -> None:
         most = self._settings.cluster.max_replicas
@@ -306,7 +354,3 @@ def _check_names(name: str, spec: settings.AgentSettings, snapshot: snapshots.Sn
     for check in spec.rollout.checks if spec.python is None else ():
         if (wrong := snapshots.missing(snapshot.path, check)) is not None:
             raise errors.AgentInvalid(f"cannot deploy {name}: rollout.checks names {check}, and {wrong}")
-
-
-def _is_dropped(entry: Entry) -> bool:
-    return entry.agent.state == agents.State.DROPPED and not entry.agent.replicas

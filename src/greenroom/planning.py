@@ -17,7 +17,7 @@ from msgspec import structs
 from greenroom import deployments, errors, settings
 from greenroom.api import views
 from greenroom.control.rehearsal import Rehearsal
-from greenroom.core import rollouts, strategies
+from greenroom.core import rollouts
 from greenroom.engine import snapshots
 from greenroom.sdk import models
 from greenroom.store.deployments import Action, Decision
@@ -82,8 +82,8 @@ class Planning:
         return structs.replace(
             plan,
             strategy="first" if is_first else by.strategy if joined is None else joined.strategy,
-            stages=views.stages(state, desired=decision.desired),
-            surge=0 if is_first else strategies.surge(state.stages, decision.desired),
+            stages=views.stages(state, desired=max(1, decision.desired)),
+            surge=0 if is_first else rollouts.beside(state, decision.desired),
         )
 
     async def _tried(

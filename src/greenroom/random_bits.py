@@ -15,20 +15,17 @@ class _Pool:
         self.forget()
 
     def forget(self) -> None:
-        self._page, self._used = b"", 0
+        self._page, self._used = "", 0
 
-    def take(self, count: int) -> bytes:
-        """Return *count* bytes that nobody has seen, nor will; at most a page."""
-        if self._used + count > len(self._page):
-            self._page, self._used = os.urandom(_PAGE_BYTES), 0
-        self._used += count
-        return self._page[self._used - count : self._used]
+    def token_hex(self, count: int) -> str:
+        """Return *count* random bytes as hexadecimal digits, which nobody has seen, nor will; at most a page."""
+        start, end = self._used, self._used + 2 * count
+        if end > len(self._page):
+            self._page, start, end = os.urandom(_PAGE_BYTES).hex(), 0, 2 * count
+        self._used = end
+        return self._page[start:end]
 
 
 _pool = _Pool()
 os.register_at_fork(after_in_child=_pool.forget)  # a child must not repeat what its parent says
-
-
-def token_hex(count: int) -> str:
-    """Return *count* random bytes as hexadecimal digits."""
-    return _pool.take(count).hex()
+token_hex = _pool.token_hex

@@ -120,6 +120,8 @@ class ProductionMultiAgentSystem:
         """
         started = self._started()
         plan = _read_all(configs, strategy)
+        for name, wanted in plan.items():
+            started.deployments.check_scaling(name, wanted.spec)
         await self._check_room(started, plan)
         await self._check_folders(started, plan)
         begun = {
@@ -169,7 +171,14 @@ class ProductionMultiAgentSystem:
 
     async def _check_room(self, started: node.Node, plan: Plan) -> None:
         await started.store.directory.refresh()
-        others = started.store.directory.replicas(besides=plan.keys())
+        entries = [entry for name, entry in started.store.directory.entries.items() if name not in plan]
+        # Where replicas are scaled automatically the agents share them, and only their minimums are taken.
+        others = sum(
+            min(entry.agent.replicas, entry.spec.scaling.min_replicas)
+            if self.settings.cluster.autoscaling
+            else entry.agent.replicas
+            for entry in entries
+        )
         wanted = sum(each.spec.scaling.min_replicas for each in plan.values())
         most = self.settings.cluster.max_replicas
         if others + wanted > most:

@@ -225,6 +225,58 @@ def test_what_an_answer_writes_leaves_at_once_and_much_of_it_is_the_transports_t
     assert (len(transport.writes), transport.is_closed) == (3, True)
 
 
+async def test_a_whole_answer_is_one_write_and_the_connection_goes_on(wire: Wire) -> None:
+    wire.transport = transport = Written()
+    wire.connection.connection_made(transport)  # type: ignore[arg-type] # what it uses of one
+    wire.connection.transport = transport  # type: ignore[assignment] # not gathered: what is written is seen at once
+    wire.send(HEAD + b"12345")
+    assert _answer_whole(wire, 202, b"{}")
+    (written,) = transport.writes
+    assert written == b"HTTP/1.1 202 Accepted\r\nx-own: 1\r\ncontent-length: 2\r\n\r\n{}"
+    assert [timer.delay_s for timer in wire.running] == [wire.connection.timeout_keep_alive]
+    wire.send(HEAD.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + b"12345")
+    assert _answer_whole(wire, 200, b"{}")
+    assert b"\r\nconnection: close\r\n" in transport.writes[1]
+    assert transport.is_closed
+
+
+async def test_whole_answers_come_in_the_order_of_their_requests(wire: Wire) -> None:
+    wire.send(HEAD + b"12345", HEAD + b"67890")
+    first, second = wire.connection.pipeline[0][0], wire.connection.cycle
+    assert first is second
+    assert _answer_whole(wire, 200, b"{}", place=0)
+    assert not wire.connection.pipeline
+
+
+@pytest.mark.parametrize("why", ["disconnected", "response_started", "write_paused"])
+async def test_an_answer_that_cannot_be_whole_is_left_to_the_messages(wire: Wire, why: str) -> None:
+    wire.send(HEAD + b"12345")
+    setattr(wire.connection.flow if why == "write_paused" else wire.connection.cycle, why, True)
+    assert not _answer_whole(wire, 200, b"{}")
+    assert not wire.connection.cycle.response_complete
+
+
+def _whole(cycle: Any) -> connections.Whole:
+    found = cycle.scope["extensions"][connections.WHOLE]
+    assert isinstance(found, connections.Whole)
+    return found
+
+
+def _answer_whole(wire: Wire, status: int, body: bytes, *, place: int = -1) -> bool:
+    return _whole(wire._unanswered.pop(place)).answer(status, b"x-own: 1\r\n", body)
+
+
+async def test_a_body_is_taken_once_when_all_of_it_is_there(wire: Wire) -> None:
+    wire.send(HEAD + b"123")
+    whole = _whole(wire.connection.cycle)
+    assert whole.take_body() is None
+    wire.send(b"45")
+    assert whole.take_body() == b"12345"
+    assert not wire.connection.cycle.body
+    wire.connection.cycle.disconnected = True
+    assert whole.take_body() is None
+
+
 class Written(Transport):
     def __init__(self) -> None:
         super().__init__()

@@ -16,8 +16,10 @@ import pytest
 
 import nodes
 from greenroom.api import openapi, routes
+from greenroom.core.optimizer import Found
 from greenroom.engine import archives
 from greenroom.store.recovery import Noted, Raised
+from greenroom.store.scaling import Load
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -166,6 +168,10 @@ async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Pa
     await call("GET /v1/agents/{name}", name="described")
     await call("GET /v1/agents/{name}/revisions", name="described")
     await call("PATCH /v1/agents/{name}/scale", {"replicas": 2}, name="described")
+    await call("GET /v1/agents/{name}/scaling", name="described")
+    load = Load(agent="described", arrivals=1, ends=1, run_us=2, waiting=3, busy=1.0, replicas=1, start_us=None)
+    await api.running.store.scaling.record([load])
+    assert (await call("GET /v1/agents/{name}/load", None, "?hours=1", name="described")).json()["items"]
     await call("GET /v1/agents")
 
     async def both() -> list[Any] | None:
@@ -184,6 +190,9 @@ async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Pa
     raised = Raised("agent-described", "recurring", "described", "warning", "it dies again and again")
     await api.running.store.recovery.note(Noted("somebody", None, alert=raised))
     await call("GET /v1/alerts")
+    found = Found("idle", "described", "what", "why", "expected", "replicas", 2.0, 1.0)
+    await api.running.store.advice.open(found)
+    await call("GET /v1/advice")
     await call("POST /v1/alerts/{id}/ack", id="agent-described")
     await call("POST /v1/agents/{name}/release", name="described")
 
@@ -284,9 +293,8 @@ async def test_what_is_given_beside_the_body_is_described_with_its_type() -> Non
         assert all(item["description"] for (place, _), item in given.items() if place != "path")
     paths = openapi.document()["paths"]
     for path in ("/v1/tasks", "/v1/tasks/batch"):
-        assert ("header", "Idempotency-Key") in {
-            (item["in"], item["name"]) for item in paths[path]["post"]["parameters"]
-        }
+        headers = {(item["in"], item["name"]) for item in paths[path]["post"]["parameters"]}
+        assert headers >= {("header", "Idempotency-Key"), ("header", "Cache-Control")}
     events = paths["/v1/tasks/{id}/events"]["get"]["parameters"]
     assert ("header", "Last-Event-ID") in {(item["in"], item["name"]) for item in events}
     wait = next(item for item in paths["/v1/tasks"]["post"]["parameters"] if item["name"] == "wait")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -100,16 +101,47 @@ async def test_an_agent_is_scaled_up_and_down(api: nodes.Api) -> None:
         await nodes.eventually(has_count)
 
 
-async def test_scaling_to_zero_is_refused_in_the_words_of_the_manifest(api: nodes.Api) -> None:
+async def test_zero_is_refused_where_nothing_would_start_a_replica_again(api: nodes.Api) -> None:
     scaled = await api.call("PATCH", "/v1/agents/talking/scale", {"replicas": 0})
     assert (scaled.status_code, scaled.json()["type"]) == (422, "invalid-body")
     declared = await api.call("PUT", "/v1/agents/none", nodes.agent("echo", scaling={"min_replicas": 0}))
-    words = declared.json()["detail"].partition("min_replicas: ")[2]
-    assert "not yet built" in words
-    assert scaled.json()["detail"] == f"cannot scale talking: {words}"
+    assert (declared.status_code, declared.json()["type"]) == (409, "conflict")
+    for answer in (scaled, declared):
+        assert "cluster.autoscaling is off" in answer.json()["detail"]
+        assert "nothing would start a replica again" in answer.json()["detail"]
     assert (await api.get("/v1/agents/talking"))["replicas"]["desired"] == 1
-    document = await api.get("/openapi.json")
-    assert document["components"]["schemas"]["Scale"]["properties"]["replicas"]["minimum"] == 1
+    assert (await api.http.get("/v1/agents/none")).status_code == 404
+
+
+async def test_bounds_above_the_clusters_are_refused_with_the_key(api: nodes.Api) -> None:
+    answer = await api.call("PUT", "/v1/agents/many", nodes.agent("echo", scaling={"max_replicas": 5000}))
+    assert answer.status_code == 409
+    assert "scaling.max_replicas is more than cluster.max_replicas" in answer.json()["detail"]
+
+
+async def test_two_who_scale_at_once_do_not_come_to_more_than_there_may_be(api: nodes.Api) -> None:
+    agents = ("talking", "failing")
+    most = api.running.settings.cluster.max_replicas
+    others = sum(agent["replicas"]["desired"] for agent in (await api.get("/v1/agents"))["items"]) - len(agents)
+    wanted = most - others - 1
+    answers = await asyncio.gather(
+        *(api.call("PATCH", f"/v1/agents/{name}/scale", {"replicas": wanted}) for name in agents)
+    )
+    assert sorted(answer.status_code for answer in answers) == [200, 409]
+    for name in agents:
+        await api.call("PATCH", f"/v1/agents/{name}/scale", {"replicas": 1})
+
+
+async def test_what_somebody_sets_is_told_as_a_decision_of_theirs(api: nodes.Api) -> None:
+    for count in (2, 1):
+        await api.call("PATCH", "/v1/agents/chained/scale", {"replicas": count})
+    found = await api.get("/v1/agents/chained/scaling?limit=1")
+    (last,) = found["items"]
+    assert (last["from_replicas"], last["to_replicas"], last["rule"], last["by"]) == (2, 1, "set", "owner")
+    assert found["latest"] == last
+    assert (found["is_automatic"], found["replicas"]) == (False, 1)
+    (before,) = (await api.get(f"/v1/agents/chained/scaling?limit=1&cursor={found['next_cursor']}"))["items"]
+    assert (before["from_replicas"], before["to_replicas"]) == (1, 2)
 
 
 async def test_replicas_and_their_agents_are_graded(api: nodes.Api) -> None:
@@ -233,7 +265,7 @@ async def test_a_full_queue_refuses_with_429_and_says_when_to_come_again(tmp_pat
         statuses = [(await api.call("POST", "/v1/tasks", {"agent": "none", "input": n})).status_code for n in range(7)]
         assert statuses == [202] * 5 + [429] * 2
         refused = await api.call("POST", "/v1/tasks", {"agent": "none", "input": 1})
-        assert (refused.json()["type"], refused.headers["retry-after"]) == ("overloaded", "2")
+        assert (refused.json()["type"], refused.headers["retry-after"]) == ("overloaded", "300")  # nothing drains it
         assert len((await api.get("/v1/tasks?state=queued"))["items"]) == 5
 
 

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from fake_node import AT, SLOTS, TASK_ID, FakeNode, agent, event, problem, task
+from fake_node import AT, LATER, SLOTS, TASK_ID, FakeNode, agent, event, problem, task
 from greenroom import errors
 from greenroom.cli import main as cli
 from greenroom.cli import render
+from greenroom.cli import tasks as task_commands
+from greenroom.sdk import models
 
 TASK = f"/v1/tasks/{TASK_ID}"
 REPLICA = {
@@ -104,6 +106,17 @@ def test_waiting_prints_the_output_alone_on_stdout(fake: FakeNode, capsys: pytes
     assert (code, out) == (0, "All is well.\n")
 
 
+def test_waiting_or_cancelling_asks_once_and_holds_on(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put("POST /v1/tasks", task())
+    code, out, _ = run(capsys, "submit", "research", "the news", "--wait-s", "5", "--or-cancel")
+    assert (code, out) == (0, "All is well.\n")
+    assert dict(fake.last.query_params) == {"wait": "5.0", "or_cancel": "true"}
+    fake.put("POST /v1/tasks", task("cancelled"))
+    assert run(capsys, "submit", "research", "the news", "--wait", "--or-cancel")[0] == 1
+    for wrong in (["--or-cancel"], ["--wait-s", "301", "--or-cancel"]):
+        assert run(capsys, "submit", "research", "the news", *wrong)[0] == 2
+
+
 @pytest.mark.parametrize("how", [["--wait"], ["--wait-s", "5"], ["--wait", "--json"]])
 def test_waiting_for_an_agent_that_is_failed_says_so_at_once_and_goes_on(
     fake: FakeNode, capsys: pytest.CaptureFixture[str], how: list[str]
@@ -116,6 +129,26 @@ def test_waiting_for_an_agent_that_is_failed_says_so_at_once_and_goes_on(
     assert err.count("agent research is failed: no module named x; the task waits until it works again\n") == 1
     asked = [request.url.path for request, _ in fake.requests]
     assert asked[:2] == ["/v1/tasks", "/v1/agents/research"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"state": "quarantined", "reason": "it dies"}, "agent research is quarantined: it dies; the task waits until"),
+        (
+            {"breaker": {"state": "half_open", "reason": "20 of 20 attempts failed", "until": None}},
+            "agent research: its circuit breaker is half-open, some tasks are tried: 20 of 20 attempts failed",
+        ),
+    ],
+)
+def test_a_queued_task_is_shown_with_what_keeps_it_from_beginning(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], fields: dict[str, Any], told: str
+) -> None:
+    fake.put(f"GET {TASK}", task("queued"))
+    fake.put("GET /v1/agents/research", agent(**fields))
+    assert told in run(capsys, "tasks", "show", TASK_ID)[2]
+    fake.put(f"GET {TASK}", task("running"))
+    assert told not in run(capsys, "tasks", "show", TASK_ID)[2]
 
 
 def test_an_agent_that_fails_while_its_task_waits_is_told_of_once(
@@ -246,6 +279,8 @@ def put_lists(fake: FakeNode) -> None:
     fake.put("GET /v1/failures", {"items": [failure | {"at": AT, "recovered_by": "research-4"}]})
     alert = {"id": "agent-research", "kind": "quarantined", "severity": "critical", "state": "firing", "first_at": AT}
     fake.put("GET /v1/alerts", {"items": [alert | {"reason": "it died " * 20}]})
+    advice = {"id": 7, "rule": "more-replicas", "agent": "research", "state": "open", "opened_at": AT, "before": 9.5}
+    fake.put("GET /v1/advice", {"items": [advice | {"what": "have more " * 20, "why": "w" * 99, "expected": "much"}]})
     fake.put("GET /v1/sessions", {"items": [{"id": "s-1", "agent": "research", "tasks": 3, "updated_at": AT}]})
     fake.put("GET /v1/sessions/s-1", {"id": "s-1", "agent": "research", "state": {"n": 1}})
     fake.put("GET /v1/keys", {"items": [{"id": "k1", "name": "ci", "role": "user", "created_at": AT}]})
@@ -276,6 +311,7 @@ READ_VERBS: list[list[str]] = [
     ["replicas"],
     ["failures"],
     ["alerts", "ls"],
+    ["advice"],
     ["sessions", "ls"],
     ["sessions", "show", "s-1"],
     ["keys", "ls"],
@@ -310,10 +346,37 @@ def test_every_table_fits_80_columns_with_its_ids_whole(
             "replicas": str(REPLICA["id"]),
             "failures": str(REPLICA["id"]),
             "alerts": "agent-research",
+            "advice": "more-replicas",
             "sessions": "s-1",
             "keys": "k1",
         }
         assert wanted.get(argv[0], "research") in out
+
+
+def test_the_status_tells_on_a_line_what_replicas_use_and_what_to_do_about_advice(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cpu = {"limit": 1.5, "enforced": "affinity", "used": 0.25, "pct": 16.7}
+    memory = {"limit": None, "enforced": "off", "used": None, "pct": None}
+    held = {"cpu": cpu, "memory_mb": memory, "warnings": ["cluster.cpu = 1.5 is enforced as 2"]}
+    fake.put("GET /v1/status", {"environment": "development", "resources": held, "advice": 2})
+    out = run(capsys, "status")[1]
+    assert "0.25 of 1.5 CPUs (affinity), ? MB\n" in out
+    assert "warning: cluster.cpu = 1.5 is enforced as 2" in out
+    assert "2 open; next: greenroom advice" in out
+
+
+def test_advice_says_what_to_do_next_and_what_was_measured(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    done = {"id": 6, "rule": "memory-fattest", "state": "measured", "metric": "memory_pct", "before": 85.0}
+    still = {"id": 7, "rule": "idle", "agent": "research", "state": "open", "what": "keep 1 replica"}
+    measured = done | {"after": 71.2, "outcome": "better by 16 %"}
+    fake.put("GET /v1/advice", {"items": [still, measured], "next_cursor": "6"})
+    code, out, err = run(capsys, "advice", "--limit", "2")
+    assert (code, "memory-fattest" in out) == (0, True)
+    assert "next: keep 1 replica\n" in err
+    assert "more: greenroom advice --cursor 6" in err
+    fake.put("GET /v1/advice", {"items": []})
+    assert "no advice" in run(capsys, "advice")[2]
 
 
 def test_where_no_screen_is_nothing_is_cut(
@@ -344,6 +407,30 @@ def test_an_agent_that_is_not_well_says_why(fake: FakeNode, capsys: pytest.Captu
         ["well", "ready", "healthy"],
     ]
     assert err == "sick: sick-1: its event loop answers after 1.5 s\n"
+
+
+@pytest.mark.parametrize("verb", ["agents", "status"])
+def test_an_agent_whose_tasks_wait_says_until_when_and_why(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    put_lists(fake)
+    down = {"state": "open", "reason": "20 of 20 attempts failed", "until": LATER}
+    some = [
+        agent("down", breaker=down),
+        agent("tried", breaker=down | {"state": "half_open", "until": None}),
+        agent("well", breaker={"state": "closed", "reason": None, "until": None}),
+        agent("old"),
+    ]
+    fake.put("GET /v1/agents", {"items": some})
+    fake.put("GET /v1/status", {"agents": some})
+    first, second = run(capsys, verb)[2].splitlines()
+    assert first.startswith("down: its circuit breaker is open until 2026-01-0")
+    assert first.endswith(", its tasks wait: 20 of 20 attempts failed")
+    assert second == "tried: its circuit breaker is half-open, some tasks are tried: 20 of 20 attempts failed"
+    fake.put("GET /v1/agents/research", agent(breaker=down))
+    assert "its circuit breaker is open until" in run(capsys, "agents", "research")[1]
+    fake.put("GET /v1/agents/research", agent())
+    assert "breaker" in run(capsys, "agents", "research")[1]
 
 
 def test_one_agent_is_shown_with_its_grade(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
@@ -434,6 +521,135 @@ def test_interrupting_a_watch_leaves_the_task_and_exits_with_130(fake: FakeNode)
     assert "Traceback" not in err
 
 
+# Scaling
+
+DECISION = {
+    "from_replicas": 1,
+    "to_replicas": 10,
+    "rule": "burst",
+    "reason": "from 1 to 10: 200 tasks wait",
+    "by": "autoscaler",
+    "at": "2026-01-01T00:00:00Z",
+}
+
+
+def _scaling(**changes: Any) -> dict[str, Any]:
+    known = {"agent": "research", "is_automatic": True, "max_replicas": 10, "replicas": 10, "ready": 4, "waiting": 12}
+    return known | {"latest": DECISION, "items": [DECISION]} | changes
+
+
+def _loads(count: int) -> dict[str, Any]:
+    load = {"arrivals": 50, "ends": 50, "run_s": 1.0, "waiting": 3, "busy": 5.0, "replicas": 6, "start_s": 0.05}
+    at = [f"2026-01-01T00:{place // 6:02}:{place % 6}0Z" for place in range(count)]
+    return {"items": [load | {"at": each} for each in at]}
+
+
+def test_explain_says_how_it_stands_and_why(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put("GET /v1/agents/research/scaling", _scaling(), _scaling(is_automatic=False), _scaling())
+    code, out, _ = run(capsys, "scale", "explain", "research")
+    assert code == 0
+    first = " ".join(out.split("\n\n")[0].split())
+    assert first.startswith("research has 4 of 10 replicas ready; 12 tasks wait")
+    assert "automatically between 1 and 10" in first
+    assert "from 1 to 10: 200 tasks wait" in first
+    assert "1 -> 10" in out
+    assert "set by hand" in run(capsys, "scale", "explain", "research")[1]
+    assert json.loads(run(capsys, "scale", "explain", "research", "--json")[1])["latest"]["rule"] == "burst"
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_explain_cuts_no_reason(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    reason = (
+        "stays at 3: 60 tasks wait, 3 of 3 slots busy; cluster.max_replicas is 6, b wants 6, and its fair share is 3"
+    )
+    decision = DECISION | {"reason": reason, "rule": "stabilising"}
+    fake.put("GET /v1/agents/research/scaling", _scaling(latest=None, items=[decision]))
+    _, out, _ = run(capsys, "scale", "explain", "research")
+    assert all(len(line.rstrip()) <= int(columns) for line in out.splitlines()), out
+    assert "…" not in out
+    told = out.split("\n\n")[1]
+    assert all(word in told for word in reason.split())
+
+
+def test_alerts_are_listed_with_the_begin_of_a_long_reason(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    alert = {"id": "a", "kind": "k", "severity": "warning", "state": "firing", "reason": "word " * 300, "count": 1}
+    fake.put("GET /v1/alerts", {"items": [alert]})
+    out = run(capsys, "alerts", "ls")[1]
+    assert 30 <= out.count("word") <= 40
+    assert run(capsys, "alerts", "ls", "--json")[1].count("word") == 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"replicas": 0, "ready": 0, "waiting": 1}, "research is asleep; 1 task waits, 0 of 0 slots busy"),
+        ({"replicas": 0, "ready": 2, "waiting": 0}, "research goes to sleep when 2 replicas are gone; no tasks wait"),
+        ({"replicas": 0, "beside": 2, "ready": 2}, "research has 2 of 2 replicas ready, 2 of them for its rollout"),
+        (
+            {"replicas": 1, "ready": 1, "busy": 1, "slots": 1},
+            "has 1 of 1 replica ready; 12 tasks wait, 1 of 1 slot busy",
+        ),
+    ],
+)
+def test_explain_counts_as_people_do(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    fake.put("GET /v1/agents/research/scaling", _scaling(**changes))
+    assert said in " ".join(run(capsys, "scale", "explain", "research")[1].split())
+
+
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_simulate_draws_both_on_any_screen(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    fake.put("GET /v1/agents", {"items": [agent()]})
+    fake.put("GET /v1/agents/research", agent())
+    fake.put("GET /v1/agents/research/scaling", _scaling())
+    fake.put("GET /v1/agents/research/load", _loads(60))
+    change = ("--set", "scaling.max_replicas=3")
+    code, out, err = run(capsys, "scale", "simulate", "--from-history", *change)
+    assert code == 0
+    for words in ("load", "present replicas", "other replicas", "other waiting", "wait, p95", "replica hours", "█"):
+        assert words in out
+    assert "scaling.max_replicas=3" in err
+    found = json.loads(run(capsys, "scale", "simulate", "research", "--from-history", *change, "--json")[1])
+    assert found["other"]["most_replicas"] <= 3 < found["present"]["most_replicas"]
+    assert found["other"]["wait_p95_s"] > found["present"]["wait_p95_s"]
+    assert dict(fake.last.query_params) == {"hours": "24"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("research",), "--from-history"),
+        (("research", "--from-history", "--set", "timeout_s=3"), "scaling.KEY=NUMBER"),
+        (("research", "--from-history", "--set", "scaling.max_replicas=many"), "no number"),
+        (("research", "--from-history", "--set", "scaling.max_replicas=0"), "max_replicas"),
+        (("research", "--from-history", "--set", "scaling.nothing=1"), "nothing"),
+    ],
+)
+def test_what_cannot_be_simulated_is_a_usage_error(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
+) -> None:
+    fake.put("GET /v1/agents/research", agent())
+    fake.put("GET /v1/agents/research/scaling", _scaling())
+    fake.put("GET /v1/agents/research/load", _loads(1))
+    code, _, err = run(capsys, "scale", "simulate", *words)
+    assert (code, told in err) == (2, True), err
+
+
+def test_without_recorded_load_there_is_nothing_to_replay(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put("GET /v1/agents/research", agent())
+    fake.put("GET /v1/agents/research/scaling", _scaling())
+    fake.put("GET /v1/agents/research/load", {"items": []})
+    code, _, err = run(capsys, "scale", "simulate", "research", "--from-history")
+    assert (code, "no load was recorded" in err) == (0, True)
+
+
 # Doing
 
 
@@ -462,7 +678,9 @@ def test_the_verbs_that_change_something(fake: FakeNode, capsys: pytest.CaptureF
     restarted = out("replicas", "restart", str(REPLICA["id"]))
     assert restarted == f"{name} finishes its tasks (1 running), and another takes its place\n"
     assert out("replicas", "drain", str(REPLICA["id"])) == f"{name} goes, and another takes its place\n"
-    assert "judged anew" in out("agents", "release", "research")
+    assert out("agents", "release", "research").endswith("judged anew; its replicas are started\n")
+    fake.put("POST /v1/agents/research/release", agent(state="ready"))
+    assert out("agents", "release", "research").endswith("judged anew; its circuit breaker is closed\n")
     assert out("alerts", "ack", "a") == "alert a: firing, taken by owner\n"
     assert out("keys", "create", "ci") == "gr_dev_secret\n"
     assert fake.last_body == {"name": "ci", "role": "user"}
@@ -661,3 +879,30 @@ def test_help_is_quick_and_imports_no_web_library() -> None:
     )
     assert done.returncode == 0
     assert time.monotonic() - start_s < 4.0  # a fifth of a second on an idle machine
+
+
+def test_a_task_that_was_answered_from_the_cache_says_whose_result_it_has() -> None:
+    told = dict(task_commands._facts(models.Task(id="x", state="succeeded", cached_from="y")))
+    assert told["from the cache"] == "result of task y"
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ({"queued": 3, "running": 1}, "tasks wait for it (3): what may run now wakes it again at once"),
+        ({"queued": 0, "running": 2}, "2 of its tasks run, and are ended first; the next task wakes it again"),
+    ],
+)
+def test_to_scale_to_nought_says_what_wakes_it_again(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], shown: dict[str, Any], said: str
+) -> None:
+    fake.put("PATCH /v1/agents/research/scale", agent(replicas={"desired": 0, "ready": 1}, **shown))
+    code, _, err = run(capsys, "scale", "research", "0")
+    assert (code, err.splitlines()[0]) == (0, said)
+
+
+def test_simulate_says_itself_how_far_back_it_can_look(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "scale", "simulate", "research", "--from-history", "--hours", "0")
+    assert (code, fake.requests) == (2, [])
+    assert "hours" in err
+    assert ">= 1" in err

@@ -354,13 +354,40 @@ def test_programs_get_plans_and_rollouts_in_one_document(capsys: pytest.CaptureF
 
 
 def test_a_refusal_on_the_way_says_which_rollouts_go_on(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
-    fake.put(PUT.format("writing"), problem(409, "conflict", "cannot roll out writing: 1 are missing"))
+    fake.put(PUT.format("writing"), problem(422, "agent_invalid", "cannot deploy writing: it is broken"))
     code, _, err = run(capsys)
     assert code == 1
     assert err.splitlines() == [
-        "error: cannot roll out writing: 1 are missing",
+        "error: cannot deploy writing: it is broken",
         "  rollout 7 to revision 4, canary 25 %, stage 2/4 of research goes on",
     ]
+
+
+NO_ROOM = problem(409, "conflict", "cannot roll out research: 1 are missing")
+
+
+def test_who_finds_no_room_is_tried_again_when_the_others_are_through(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.put(PUT.format("research"), NO_ROOM, NO_ROOM, agent("research", rollout=rollout()))
+    code, out, err = run(capsys)
+    assert code == 0
+    assert "research: no room yet" in err
+    assert [line.split(":")[0] for line in out.splitlines() if "serves everything" in line] == ["writing", "research"]
+    assert len(put(fake, "research")) == 3
+    assert len(put(fake, "writing")) == 1
+
+
+@pytest.mark.parametrize("how", [[], ["--watch=no"]])
+def test_who_can_really_not_be_had_is_told_at_the_end(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, how: list[str]
+) -> None:
+    monkeypatch.setattr("greenroom.cli.deploy._room_after_s", lambda _: 0.0)
+    fake.put(PUT.format("research"), NO_ROOM)
+    code, out, err = run(capsys, *how)
+    assert code == 1
+    assert err.splitlines()[-1] == "error: cannot roll out research: 1 are missing"
+    assert ("it goes on" if how else "serves everything") in out
 
 
 @pytest.mark.usefixtures("fake")

@@ -279,3 +279,14 @@ def test_undoing_that_fails_exits_with_one(fake: FakeNode, capsys: pytest.Captur
     code, _, err = run(capsys, "rollout", "undo", "research")
     assert code == 1
     assert "revision 4 was rolled back, and 3 serves everything: it died" in err
+
+
+def test_a_canary_that_waits_for_tasks_says_that_a_person_may_promote_it(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.put(AGENT, agent(rollout=rollout(is_proven=True, reason="2 tasks so far; about 23 more are needed")))
+    _, _, err = run(capsys, "rollout", "status", "research")
+    assert err.splitlines() == [
+        "next: greenroom rollout promote research",
+        "next: greenroom rollout abort research",
+    ]

@@ -357,6 +357,35 @@ async def test_calls_that_call_themselves_come_to_an_end(loops: Loops, monkeypat
     assert (answer.error_type, "2 calls deep" in answer.error_message) == ("conflict", True)
 
 
+async def test_no_more_tasks_run_at_once_than_the_limit_says_and_who_resumes_goes_first(loops: Loops) -> None:
+    await loops.deploy(replicas=3)
+    await loops.deploy("child", digest="c")
+    board = loops.store.board
+    board.limit("agent", 1)
+    parent, neighbour, last = [await loops.submit() for _ in range(3)]
+
+    async def running() -> set[str]:
+        return {id for id in (parent, neighbour, last) if (await loops.task(id)).state == "running"}
+
+    assert await running() == {parent}
+    (attempt,) = loops.dispatcher._attempts.values()
+    board.drain(attempt.claim.replica)  # so that the neighbour runs on another one
+    loops.engine.say(attempt.claim.replica, _called(attempt.invocation(), "child"))
+    await loops.settle()
+    assert await running() == {neighbour}  # the parent waits, and holds no slot
+    (child,) = (each for each in loops.dispatcher._attempts.values() if each.claim.agent == "child")
+    loops.engine.succeed(child.claim.replica)
+    await loops.settle()
+    assert await running() == {neighbour}  # there is a free slot at the parent's replica, and no room
+    assert loops.replica_of(neighbour) != attempt.claim.replica
+    loops.engine.succeed(loops.replica_of(neighbour))
+    await loops.settle()
+    assert await running() == {parent}
+    loops.engine.succeed(attempt.claim.replica)
+    await loops.settle()
+    assert await running() == {last}
+
+
 async def test_no_slot_is_lost_when_a_parent_ends_just_as_it_gets_one(loops: Loops) -> None:
     await loops.deploy()
     (replica,) = loops.engine.replicas

@@ -551,6 +551,19 @@ async def test_the_replicas_of_a_removed_agent_go_and_its_record_too(loops: Loop
     assert not await loops.store.recovery.records()
 
 
+async def test_who_drains_goes_as_soon_as_its_last_task_has_ended(loops: Loops) -> None:
+    await loops.deploy()
+    id = await loops.submit()
+    replica = loops.replica_of(id)
+    assert loops.host.restart(replica)
+    await loops.step(times=2)
+    loops.host.wakeup.clear()
+    loops.engine.succeed(replica)
+    assert loops.host.wakeup.is_set()
+    await loops.step(times=2)
+    assert replica not in loops.engine.replicas
+
+
 async def test_a_restarted_replica_is_drained_and_replaced(loops: Loops) -> None:
     await loops.deploy()
     (old,) = loops.engine.replicas
@@ -565,6 +578,22 @@ async def test_a_restarted_replica_is_drained_and_replaced(loops: Loops) -> None
     assert old not in loops.engine.replicas
     assert len(loops.engine.replicas) == 1
     assert (await loops.task(id)).state == "succeeded"
+
+
+async def test_the_row_of_a_replica_that_was_let_go_says_why(loops: Loops) -> None:
+    await loops.deploy()
+    (old,) = loops.engine.replicas
+    await loops.submit()
+    assert loops.host.restart(old, "it was ejected: it fails")
+    await loops.step()
+    row = await loops.store.agents.replica(old)
+    assert (row.state, row.reason) == ("draining", "it was ejected: it fails")
+    loops.engine.succeed(old)
+    await loops.settle()
+    await loops.step(times=2)
+    row = await loops.store.agents.replica(old)
+    assert (row.state, row.reason) == ("stopped", "it was ejected: it fails")
+    assert not await loops.store.recovery.failures()
 
 
 async def test_leaving_waits_for_what_runs_and_starts_nothing_more(loops: Loops) -> None:

@@ -37,6 +37,17 @@ def test_no_plan_takes_an_agent_below_the_ready_replicas_that_it_should_have(wan
     assert _ready(left) >= min(_ready(seen), wanted.replicas)
 
 
+def test_of_too_many_those_go_that_do_least_and_of_these_the_youngest() -> None:
+    seen = [
+        Seen("busy", 1, True, False, load=2, started_s=9),
+        Seen("old", 1, True, False, started_s=1),
+        Seen("young", 1, True, False, started_s=5),
+        Seen("starting", 1, False, False, started_s=0),
+    ]
+    gone = [action.id for action in plans.plan(Wanted("a", 1, 1), seen) if isinstance(action, DrainReplica)]
+    assert gone == ["starting", "young", "old"]
+
+
 @given(_WANTED, _SEEN)
 def test_nothing_is_started_that_is_not_missing_and_one_by_one_where_it_has_to_be(
     wanted: Wanted, seen: list[Seen]

@@ -222,6 +222,18 @@ def test_a_canary_with_too_few_tasks_holds_for_as_long_as_it_takes() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_sleeping_agent_has_one_replica_of_each_revision_while_it_moves(kind: str) -> None:
+    moving = begun(kind, desired=1)
+    assert rollouts.capacity(moving, 0) == {1: 1, 2: 1}
+    assert rollouts.beside(moving, 0) == 2
+    done = replace(moving, phase=Phase.COMPLETE, weight_pct=100)
+    assert rollouts.capacity(done, 0) == {2: 0}
+    assert rollouts.beside(done, 0) == 0
+    first = rollouts.first(1, has_checks=True)
+    assert (rollouts.capacity(first, 0), rollouts.beside(first, 0)) == ({1: 1}, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_failure_undoes_it_at_every_stage(kind: str) -> None:
     for state in run(begun(kind), proven(4)):
         if state.is_open:

@@ -16,15 +16,15 @@ from greenroom.testing import state_machines
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
-#        claim     call     resume   requeue succeed    fail    cancel     expire
+#        claim     call     resume   requeue succeed    fail    cancel     expire   answer
 TABLE = """
-queued    running   -        -        -      -          -      cancelled  expired
-running   -         waiting  -        queued succeeded  failed cancelled  expired
-waiting   -         -        running  queued succeeded  failed cancelled  expired
-succeeded -         -        -        -      -          -      -          -
-failed    -         -        -        -      -          -      -          -
-cancelled -         -        -        -      -          -      -          -
-expired   -         -        -        -      -          -      -          -
+queued    running   -        -        -      -          -      cancelled  expired  succeeded
+running   -         waiting  -        queued succeeded  failed cancelled  expired  -
+waiting   -         -        running  queued succeeded  failed cancelled  expired  -
+succeeded -         -        -        -      -          -      -          -        -
+failed    -         -        -        -      -          -      -          -        -
+cancelled -         -        -        -      -          -      -          -        -
+expired   -         -        -        -      -          -      -          -        -
 """
 EXPECTED = {
     (State(state), by): after

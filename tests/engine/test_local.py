@@ -300,7 +300,7 @@ class _Family:
         self._is_chain = is_chain
         monkeypatch.setattr(kernel, "children_of", self._children_of)
         monkeypatch.setattr(processes, "read", lambda pid: processes.Reading(size_mb if pid > 1 else 1.0, 0.0))
-        monkeypatch.setattr(processes, "_share_mb", self._share_mb)
+        monkeypatch.setattr(processes, "share_mb", self._share_mb)
 
     def _children_of(self, pid: int) -> list[int]:
         if self._is_chain:
@@ -431,6 +431,23 @@ async def test_the_dead_are_reaped(bench: Bench, engine: local.LocalEngine) -> N
     zygote = zygote_pid(engine)
     await bench.engine.close()
     assert not is_there(zygote)
+
+
+async def test_what_is_kept_warm_outlives_its_replicas(
+    bench: Bench, engine: local.LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "IDLE_ZYGOTE_S", 0.0)
+    revision = await bench.start(_DAEMON, "r1")
+    first = zygote_pid(engine)
+    await engine.keep_warm([revision])
+    await bench.engine.stop("r1", grace_s=5)
+    await bench.engine.start("r2", revision)
+    await bench.recorder.ready("r2")
+    assert zygote_pid(engine) == first
+    await bench.engine.stop("r2", grace_s=5)
+    assert is_there(first)
+    await engine.keep_warm([])
+    await until(lambda: not is_there(first))
 
 
 async def test_replicas_outlive_their_zygote_and_others_can_be_started(bench: Bench, engine: local.LocalEngine) -> None:

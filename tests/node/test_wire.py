@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 import nodes
 from greenroom import node
@@ -88,16 +90,109 @@ async def test_a_reader_who_leaves_is_forgotten(
     assert (await api.end_of(task["id"]))["state"] == "succeeded"
 
 
+async def test_a_reader_who_has_asked_for_more_and_leaves_is_forgotten(
+    live: tuple[nodes.Api, httpx.AsyncClient], ledger: Path, gate: Path
+) -> None:
+    api, http = live
+    task = await api.submit("gated", {"ledger": str(ledger), "gate": str(gate)})
+    authorization = b"Host: x\r\nAuthorization: %s\r\n\r\n" % http.headers["authorization"].encode()
+    _, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port or 0)
+    writer.write(b"GET /v1/tasks/%s/events HTTP/1.1\r\n%s" % (task["id"].encode(), authorization))
+    writer.write(b"GET /v1/status HTTP/1.1\r\n" + authorization)
+
+    async def is_heard() -> bool:
+        return bool(api.running.store.hub._watchers)
+
+    async def is_forgotten() -> bool:
+        return not api.running.store.hub._watchers
+
+    await nodes.eventually(is_heard)
+    writer.close()
+    await nodes.eventually(is_forgotten)
+    gate.touch()
+
+
+@pytest.mark.parametrize("ends", ["by leaving", "when its time is over"])
+@pytest.mark.parametrize("how", ["running", "queued"])
+async def test_a_task_that_nobody_waits_for_any_more_is_cancelled(
+    live: tuple[nodes.Api, httpx.AsyncClient], ledger: Path, gate: Path, ends: str, how: str
+) -> None:
+    api, http = live
+    task_input = {"ledger": str(ledger), "gate": str(gate)}
+    before = ""
+    if how == "queued":
+        before = (await api.submit("gated", task_input))["id"]
+        await api.until(before, "running")
+    wait_s = 60 if ends == "by leaving" else 0.3
+    body = {"agent": "gated", "input": task_input}
+    asking = asyncio.create_task(http.post(f"/v1/tasks?wait={wait_s}&or_cancel=true", json=body))
+
+    async def its_id() -> str | None:
+        items = (await api.get("/v1/tasks"))["items"]
+        found = [str(item["id"]) for item in items if item["id"] != before and item["state"] in (how, "cancelled")]
+        return found[0] if found else None
+
+    submitted = await nodes.eventually(its_id)
+    if ends == "by leaving":
+        asking.cancel()
+    else:
+        answer = await asking
+        assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
+    assert (await api.end_of(submitted))["state"] == "cancelled"
+    gate.touch()
+    assert (await api.run("gated", task_input))["state"] == "succeeded"  # its slot is free
+
+
+async def test_who_waits_to_the_end_gets_the_result(live: tuple[nodes.Api, httpx.AsyncClient]) -> None:
+    _, http = live
+    answer = await http.post("/v1/tasks?wait=30&or_cancel=true", json={"agent": "echo", "input": 1})
+    assert (answer.status_code, answer.json()["output"]) == (200, 1)
+    refused = await http.post("/v1/tasks?or_cancel=true", json={"agent": "echo", "input": 1})
+    assert (refused.status_code, refused.json()["type"]) == (422, "invalid-query")
+
+
+async def test_a_task_that_another_caller_submitted_is_not_cancelled_for_one_who_leaves(
+    live: tuple[nodes.Api, httpx.AsyncClient], ledger: Path, gate: Path
+) -> None:
+    api, http = live
+    task = {"agent": "gated", "input": {"ledger": str(ledger), "gate": str(gate)}}
+    keyed = {"idempotency-key": "k"}
+    first = (await http.post("/v1/tasks", json=task, headers=keyed)).json()
+    again = await http.post("/v1/tasks?wait=0.1&or_cancel=true", json=task, headers=keyed)
+    assert (again.status_code, again.json()["id"]) == (202, first["id"])
+    gate.touch()
+    assert (await api.end_of(first["id"]))["state"] == "succeeded"
+
+
 async def _waits(api: nodes.Api, id: str) -> bool:
     return id in api.running.store.hub._ends
 
 
-async def test_connections_beyond_the_bound_are_refused_with_429(data_dir: Path) -> None:
+async def test_a_request_that_is_over_is_forgotten_without_the_garbage_collector(
+    live: tuple[nodes.Api, httpx.AsyncClient],
+) -> None:
+    _, http = live
+    gc.collect()
+    gc.disable()
+    try:
+        for path in ("/v1/tasks?wait=30", "/v1/tasks", "/v1/none"):
+            for _ in range(10):
+                await http.post(path, json={"agent": "echo", "input": 1})
+        left = sum(isinstance(each, RequestResponseCycle) for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert left <= 2  # the last one of the connection, and one that is ending
+
+
+async def test_connections_beyond_the_bound_are_told_to_come_again_and_probes_are_answered(data_dir: Path) -> None:
     async with listening(data_dir, cluster={"max_connections": 3}) as (api, http):
         held = [await asyncio.open_connection(http.base_url.host, http.base_url.port or 0) for _ in range(3)]
-        refused = await http.get("/v1/status")
-        assert (refused.status_code, refused.json()["type"]) == (429, "overloaded")
-        assert (await http.get("/healthz")).status_code == 200
+        for method in ("GET", "POST"):
+            refused = await http.request(method, "/v1/tasks", content=b"x" * 1000 if method == "POST" else None)
+            assert (refused.status_code, refused.json()["type"]) == (503, "overloaded")
+            assert (refused.headers["retry-after"], refused.headers["connection"]) == ("5", "close")
+        probed = await http.get("/healthz")
+        assert (probed.status_code, probed.headers["connection"]) == (200, "close")
         for _, writer in held:
             writer.close()
             await writer.wait_closed()
@@ -107,6 +202,33 @@ async def test_connections_beyond_the_bound_are_refused_with_429(data_dir: Path)
 
         await nodes.eventually(is_served)
         assert (await api.run("echo", 1))["state"] == "succeeded"
+
+
+async def test_a_flood_of_idle_connections_leaves_those_that_were_there_alone(data_dir: Path) -> None:
+    async with listening(data_dir, cluster={"max_connections": 4}) as (api, http):
+        assert (await http.get("/v1/status")).status_code == 200  # on the connection that is kept alive
+        place = http.base_url.host, http.base_url.port or 0
+        flood = [await asyncio.open_connection(*place) for _ in range(3 + connections.SURPLUS)]
+        many = [await asyncio.open_connection(*place) for _ in range(20)]
+        for reader, _ in many:  # unread, and gone at once
+            answer = await asyncio.wait_for(reader.read(), 5)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: 5" in answer
+        for _ in range(5):
+            assert (await http.get("/v1/status")).status_code == 200
+        assert (await api.run("echo", 1))["state"] == "succeeded"
+
+        async def is_probed() -> bool:
+            """As soon as one of those beyond the bound has been closed, which takes a second."""
+            reader, writer = await asyncio.open_connection(*place)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+            return answer.startswith(b"HTTP/1.1 200 ")
+
+        await nodes.eventually(is_probed)
+        for _, writer in (*flood, *many):
+            writer.close()
 
 
 # Smuggling

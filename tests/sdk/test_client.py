@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from starlette.responses import Response
 
@@ -126,6 +127,10 @@ def test_the_other_routes(fake: FakeNode, node: client.Client) -> None:
     fake.put("PUT /v1/agents/research", agent())
     fake.put("DELETE /v1/agents/research", Response(status_code=204))
     fake.put("PATCH /v1/agents/research/scale", agent(replicas={"desired": 3, "ready": 2}))
+    fake.put(
+        "GET /v1/agents/research/scaling", {"agent": "research", "items": [{"from_replicas": 1, "to_replicas": 2}]}
+    )
+    fake.put("GET /v1/agents/research/load", {"items": [{"arrivals": 7}]})
     fake.put("GET /v1/replicas", {"items": [replica]})
     fake.put("POST /v1/replicas/r1/restart", replica)
     fake.put("POST /v1/replicas/r1/drain", replica)
@@ -146,6 +151,9 @@ def test_the_other_routes(fake: FakeNode, node: client.Client) -> None:
     node.delete_agent("research")
     assert node.scale("research", 3).replicas.desired == 3
     assert fake.last_body == {"replicas": 3}
+    assert node.scaling("research", limit=1).items[0].to_replicas == 2
+    assert node.load("research", hours=2)[0].arrivals == 7
+    assert dict(fake.last.query_params) == {"hours": "2"}
     assert node.replicas()[0].slots == 4
     assert node.restart_replica("r1").id == node.drain_replica("r1").id == "r1"
     assert node.status() == {"environment": "development"}
@@ -499,6 +507,13 @@ def test_events_are_read_whatever_pieces_they_come_in(size: int) -> None:
     assert [(event.seq, event.data) for event in found] == [(1, "ä\x85\u2028"), (2, {"a": [1]})]
 
 
+def test_a_task_that_is_cancelled_with_its_connection_is_not_asked_for_again() -> None:
+    asked = calls.submit(models.Submission(input="x"), None, wait_s=5, or_cancel=True)
+    assert (asked.query, asked.repeatable) == ({"wait": 5, "or_cancel": "true"}, False)
+    asked = calls.submit(models.Submission(input="x"), None, wait_s=5)
+    assert (asked.query["or_cancel"], asked.repeatable) == (None, True)
+
+
 # Asynchronous
 
 
@@ -572,3 +587,8 @@ def test_the_public_names_are_there() -> None:
     assert set(greenroom.__all__) <= set(dir(greenroom))
     with pytest.raises(AttributeError, match="nothing"):
         greenroom.nothing  # noqa: B018
+
+
+def test_a_submission_says_of_the_cache_only_that_it_is_not_to_be_asked() -> None:
+    sent = [calls.submit(models.Submission(input=1, cache=cache), None).body for cache in (True, False)]
+    assert [msgspec.json.decode(body or b"") for body in sent] == [{"input": 1}, {"input": 1, "cache": False}]

@@ -9,8 +9,7 @@ import msgspec
 import pytest
 
 from greenroom import settings
-from greenroom.settings import AgentSettings, SettingsInvalid, rules
-from greenroom.settings.checking import Checker
+from greenroom.settings import AgentSettings, SettingsInvalid
 
 FULL: dict[str, Any] = {
     "factory": "agents.team:build.it",
@@ -33,7 +32,21 @@ FULL: dict[str, Any] = {
     "read_paths": [],
     "write_paths": [],
     "egress": ["any"],
-    "scaling": {"min_replicas": 2, "max_replicas": None},
+    "max_running": 20,
+    "scaling": {
+        "min_replicas": 2,
+        "max_replicas": 8,
+        "target_queue_per_replica": 2.5,
+        "target_busy_pct": 70,
+        "stable_window_s": 30,
+        "burst_window_s": 3,
+        "stabilisation_s": 0,
+        "cooldown_s": 0,
+        "idle_s": 0,
+    },
+    "breaker": {"failure_pct": "off", "min_attempts": 5, "window_s": 10, "open_s": 0.5},
+    "cache": {"ttl_s": 60, "max_entries": 100},
+    "recycling": {"memory_mb": 400, "tasks": 1000},
     "rollout": {
         "strategy": "canary",
         "checks": ["agents:smoke"],
@@ -84,6 +97,8 @@ def test_an_agent_needs_a_factory_only_and_the_rest_has_the_documented_defaults(
 
 def test_every_key_is_taken() -> None:
     assert set(FULL) == set(AgentSettings.__struct_fields__)
+    for name in ("scaling", "breaker", "cache", "recycling"):
+        assert set(FULL[name]) == set(type(getattr(settings.parse_agent("a", FULL), name)).__struct_fields__)
     assert set(FULL["rollout"]) == set(settings.Rollout.__struct_fields__)
     assert set(FULL["rollout"]["examples"][0]) == set(settings.Example.__struct_fields__)
     agent = settings.parse_agent("research", FULL)
@@ -238,9 +253,6 @@ def test_arguments_are_a_copy() -> None:
         ({"write_paths": ["/var/lib/reports"]}, "write_paths"),
         ({"egress": ["api.openai.com:443"]}, "egress"),
         ({"egress": []}, "egress"),
-        ({"scaling": {"max_replicas": 10}}, "scaling.max_replicas"),
-        ({"scaling": {"target_queue_per_replica": 6}}, "scaling.target_queue_per_replica"),
-        ({"scaling": {"min_replicas": 0}}, "scaling.min_replicas"),
     ],
 )
 def test_what_is_not_yet_built_is_refused_by_name(given: dict[str, Any], path: str) -> None:
@@ -276,12 +288,30 @@ def test_a_missing_factory_is_named() -> None:
     assert caught.value.problems[0].message.startswith("is missing")
 
 
-def test_the_bounds_of_scaling_are_a_range() -> None:
-    # Reached by `parse_agent` once scaling.max_replicas is built; the rule must be right by then.
-    agent = AgentSettings(factory="a:b", scaling=settings.Scaling(min_replicas=3, max_replicas=2))
-    checker = Checker()
-    rules.apply(rules.AGENT_RULES, agent, path=("agents", "a"), checker=checker)
-    assert checker.found == [(("agents", "a", "scaling", "min_replicas"), "3 is more than max_replicas, 2")]
+@pytest.mark.parametrize(
+    ("given", "path", "message"),
+    [
+        ({"scaling": {"min_replicas": 3, "max_replicas": 2}}, "scaling.min_replicas", "3 is more than max_replicas, 2"),
+        (
+            {"scaling": {"burst_window_s": 10, "stable_window_s": 9.5}},
+            "scaling.burst_window_s",
+            "10 is more than stable_window_s, 9.5",
+        ),
+        (
+            {"memory_mb": 512, "recycling": {"memory_mb": 512}},
+            "recycling.memory_mb",
+            "512 is not less than memory_mb, 512, at which a replica is killed",
+        ),
+        ({"scaling": {"target_busy_pct": 0}}, "scaling.target_busy_pct", "from 1 to 100, got 0"),
+        ({"breaker": {"failure_pct": "on"}}, "breaker.failure_pct", '"off"'),
+        ({"cache": {"ttl_s": 0}}, "cache.ttl_s", "got 0"),
+        ({"max_running": 0}, "max_running", "from 1 to 100000, got 0"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_where_it_stands(given: dict[str, Any], path: str, message: str) -> None:
+    problems = _problems(**given)
+    assert list(problems) == [f"agents.research.{path}"]
+    assert message in problems[f"agents.research.{path}"]
 
 
 def test_nonsense_by_the_megabyte_costs_little() -> None:

@@ -32,6 +32,11 @@ TABLE = {
     "security.intrusion_rules": (False, False, True),
 }
 BUILT = {
+    "cluster.autoscaling",
+    "cluster.cpu",
+    "cluster.memory_mb",
+    "cluster.performance_rules",
+    "cluster.result_cache",
     "cluster.scheduled_backups",
     "cluster.max_replicas",
     "cluster.max_surge",

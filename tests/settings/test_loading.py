@@ -210,8 +210,22 @@ def test_a_file_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
         ({"environment": {}}, "environment", "got a table"),
         ({"agents": []}, "agents", "got a list of 0"),
         ({"agents": {"a": None, "b": 5}}, "agents.b", "expected a table, got 5"),
-        ({"cluster": {"autoscaling": True}}, "cluster.autoscaling", "not yet built"),
-        ({"cluster": {"cpu": 4}}, "cluster.cpu", "not yet built"),
+        (
+            {"agents": {"a": {"factory": "a:b", "scaling": {"min_replicas": 0}}}},
+            "cluster.autoscaling",
+            "is off, and scaling.min_replicas of a is 0: nothing would start a replica again",
+        ),
+        (
+            {"agents": {"a": {"factory": "a:b", "scaling": {"max_replicas": 11}}}},
+            "cluster.max_replicas",
+            "10 is less than the scaling.max_replicas of a",
+        ),
+        (
+            {"server": {"max_queued_tasks": 10, "max_queued_tasks_per_tenant": 11}},
+            "server.max_queued_tasks_per_tenant",
+            "11 is more than max_queued_tasks, 10",
+        ),
+        ({"optimizer": {"target_response_s": 0}}, "optimizer.target_response_s", "got 0"),
         ({"cluster": {"tracing": True}}, "cluster.tracing", "not yet built"),
         ({"cluster": {"max_surge": -1}}, "cluster.max_surge", "expected a whole number from 0 to 10000, got -1"),
         ({"cluster": {"max_surge": "25%"}}, "cluster.max_surge", 'got "25%"'),
@@ -265,6 +279,17 @@ def test_the_minimums_have_to_fit() -> None:
     problems = _problems(agents=agents)
     assert problems == {"cluster.max_replicas": "10 is less than the agents' scaling.min_replicas together, 12"}
     settings.load(None, {}, overrides={"agents": agents, "cluster": {"max_replicas": 12}})
+
+
+def test_one_replica_is_left_to_wake_those_that_sleep_with() -> None:
+    minimums = {"a": 2, "b": 2, "c": 0, "d": 0}
+    agents = {name: {"factory": "a:b", "scaling": {"min_replicas": least}} for name, least in minimums.items()}
+    cluster = {"max_replicas": 4, "autoscaling": True}
+    problems = _problems(agents=agents, cluster=cluster)
+    assert problems["cluster.max_replicas"].startswith(
+        "4 is what the agents' scaling.min_replicas are together: none is left to wake c, d with; raise it to 5"
+    )
+    settings.load(None, {}, overrides={"agents": agents, "cluster": cluster | {"max_replicas": 5}})
 
 
 def test_mistakes_everywhere_are_told_at_once_and_readably(write: Write) -> None:

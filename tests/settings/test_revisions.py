@@ -35,7 +35,11 @@ OTHER: dict[str, Any] = {
     "read_paths": ["/a"],
     "write_paths": ["/b"],
     "egress": ["example.com"],
+    "max_running": 20,
     "scaling": {"min_replicas": 2},
+    "breaker": {"failure_pct": "off"},
+    "cache": {"ttl_s": 60},
+    "recycling": {"tasks": 1000},
     "rollout": {"strategy": "canary"},
 }
 

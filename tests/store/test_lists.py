@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from greenroom.api import views
-from greenroom.store import claims, submissions, tasks, transitions
+from greenroom.store import claims, results, submissions, tasks, transitions
 from greenroom.store.rows import Call, Lease
 from greenroom.testing import databases
 from greenroom.testing.store_contract import AGENT, TENANT, Node, new_task
@@ -104,14 +104,17 @@ async def test_the_list_of_sessions_tells_how_large_their_state_is(node: Node) -
     assert (summary.id, summary.tasks, summary.state_bytes) == ("s", 1, 7)
 
 
+_OF_A_TENANT = {"agent": "a", "tenant": "t", "slots": 1, "revision": 1}
+_OF_A_KEY = {"tenant": "t", "agent": "a", "key": "k"}
 _PLANNED: dict[str, tuple[str, dict[str, Any]]] = {
-    "the queue": (claims._ITS_OWN, {"agent": "a", "slots": 1, "revision": 1}),
-    "the sessions of a revision": (claims._PINNED, {"agent": "a", "slots": 1, "revision": 1}),
-    "the queue of a revision": (
-        claims._ITS_SHARE,
-        {"agent": "a", "slots": 1, "revision": 1, "low": 0, "high": 5_000},
-    ),
-    "suspects": (claims._TO_RUN_ALONE, {"agent": "a", "slots": 1}),
+    "the queue": (claims._ITS_OWN, _OF_A_TENANT),
+    "the queue at a priority": (claims._at_priority(claims._ITS_OWN), _OF_A_TENANT | {"priority": 1}),
+    "the sessions of a revision": (claims._PINNED, _OF_A_TENANT),
+    "the queue of a revision": (claims._ITS_SHARE, _OF_A_TENANT | {"low": 0, "high": 5_000}),
+    "suspects": (claims._TO_RUN_ALONE, _OF_A_TENANT),
+    "who waits": (claims._TENANTS, {"agent": "a", "behind": "", "most": 9}),
+    "lower priorities": (claims._LOWER, {"agent": "a", "tenant": "t", "below": 1, "most": 9}),
+    "the next of a session": (transitions._UNBLOCK, {"tenant": "t", "agent": "a", "session": "s"}),
     "who has suspects": (tasks._SUSPECTS, {}),
     "an attempt's end": (transitions._LEASED, {"id": "x", "epoch": 1}),
     "a key": (submissions._BY_KEY, {"tenant": "t", "idempotency_key": "k"}),
@@ -119,6 +122,11 @@ _PLANNED: dict[str, tuple[str, dict[str, Any]]] = {
     "leases": (transitions._RENEW, {"owner": "o", "until": 1}),
     "what is lost": (transitions._LOST, {"now": 1, "not_owner": "o", "spared": "p", "most": 1}),
     "what is due": (transitions._NEXT_DUE, {}),
+    "a result that is kept": (results._FIND, _OF_A_KEY | {"now": 1}),
+    "the next of a key": (results._LET_GO, _OF_A_KEY),
+    "who waits for a result": (results._WAITING, _OF_A_KEY | {"most": 9}),
+    "results whose time is over": (results._DROP_EXPIRED, {"now": 1, "most": 9}),
+    "results that are too many": (results._DROP_OVER, {"tenant": "t", "agent": "a", "max_entries": 9, "most": 9}),
     "how many are queued": (tasks._QUEUED, {}),
     "how many are open": (tasks._OPEN_COUNTS, {}),
 }
@@ -130,11 +138,39 @@ async def test_what_is_asked_all_the_time_reads_no_table_whole(node: Node, name:
     async with node.store.db.transaction() as tx:
         if node.store.db.dialect == "sqlite":
             plan = [str(row[3]) for row in await tx.fetch(f"explain query plan {sql}", params)]
-            assert not [step for step in plan if step.startswith("SCAN task") and "INDEX" not in step], plan
+            assert not [
+                step for step in plan if step.startswith(("SCAN task", "SCAN result_cache")) and "INDEX" not in step
+            ], plan
         else:
             await tx.fetch("set local enable_seqscan = off", {})  # the table is empty: it would be read whole for that
             plan = [str(row[0]) for row in await tx.fetch(f"explain {sql}", params)]
-            assert not [step for step in plan if "Seq Scan on task" in step], plan
+            assert not [step for step in plan if "Seq Scan on" in step], plan
+
+
+@pytest.mark.parametrize("name", ["the next of a key", "who waits for a result"])
+async def test_tasks_of_a_key_are_found_by_it(node: Node, name: str) -> None:
+    sql, params = _PLANNED[name]
+    async with node.store.db.transaction() as tx:
+        explain = "explain query plan" if node.store.db.dialect == "sqlite" else "explain"
+        plan = " ".join(str(row[-1]) for row in await tx.fetch(f"{explain} {sql}", params))
+    assert "task_cache_key" in plan
+
+
+_CLAIMS = ("the queue", "the queue at a priority", "the sessions of a revision", "the queue of a revision", "suspects")
+
+
+@pytest.mark.parametrize("name", _CLAIMS)
+async def test_a_claim_takes_the_first_of_its_tenant_off_an_index_that_is_in_order(node: Node, name: str) -> None:
+    sql, params = _PLANNED[name]
+    async with node.store.db.transaction() as tx:
+        if node.store.db.dialect == "sqlite":
+            plan = " ".join(str(row[3]) for row in await tx.fetch(f"explain query plan {sql}", params))
+            assert "(agent=? AND tenant=?" in plan
+            assert "TEMP B-TREE" not in plan
+        else:
+            plan = " ".join(str(row[0]) for row in await tx.fetch(f"explain {sql}", params))
+            assert "(tenant = " in plan.partition("Index Cond:")[2].partition(" Filter:")[0]
+            assert "Sort" not in plan
 
 
 @pytest.mark.parametrize("state", [None, "queued", "succeeded", "failed"])

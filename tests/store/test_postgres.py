@@ -9,7 +9,7 @@ import random
 import pytest
 
 from greenroom import errors
-from greenroom.store import claims, postgres, sessions, store, submissions, transitions
+from greenroom.store import claims, postgres, results, sessions, store, submissions, transitions
 from greenroom.store.rows import Call
 from greenroom.testing import databases
 from greenroom.testing.fakes import FakeClock
@@ -266,7 +266,10 @@ async def test_a_claim_is_not_trusted_when_the_writer_was_cut(postgres_scratch: 
     ("sql", "has_form"),
     [
         (submissions._INSERT, True),
-        (submissions._INSERT_ONCE, True),
+        (submissions._INSERT + submissions._ONCE, True),
+        (submissions._INSERT_KEYED, True),
+        (results._ANSWER, True),
+        (results._PUT, True),
         (claims._CLAIM, True),
         (transitions._LEASED, True),
         (transitions._FINISH, True),

@@ -5,28 +5,31 @@ from __future__ import annotations
 from msgspec import structs
 
 from greenroom import errors, settings, strict_json
-from greenroom.api import schemas, views
+from greenroom.api import views
 from greenroom.api.request import Answer, Call
-from greenroom.core import rollouts
-from greenroom.store.rollouts import Rollout
 
 
 async def list_agents(call: Call) -> Answer:
     """List agents with their replicas and queues."""
     ready = views.ready(await call.store.agents.replicas(), call.store.board)
     counts = await call.store.tasks.open_counts()
-    entries = (await call.store.directory.refresh()).values()
-    items = [views.agent(entry, ready=ready, open_counts=counts) for entry in entries]
+    entries = await call.store.directory.refresh()
+    full = views.full(entries, call.services.settings.cluster.max_replicas)
+    items = [
+        views.agent(entry, ready=ready, open_counts=counts, breaker=call.services.breakers.state(name), full=full)
+        for name, entry in entries.items()
+    ]
     return Answer({"items": items, "next_cursor": None})
 
 
 async def show_agent(call: Call) -> Answer:
     """Show an agent."""
-    await call.store.directory.refresh()
+    full = views.full(await call.store.directory.refresh(), call.services.settings.cluster.max_replicas)
     entry = call.store.directory.get(call.path("name"))
     counts = await call.store.tasks.open_counts()
     ready = views.ready(await call.store.agents.replicas(), call.store.board)
-    return Answer(views.agent(entry, ready=ready, open_counts=counts))
+    breaker = call.services.breakers.state(entry.agent.name)
+    return Answer(views.agent(entry, ready=ready, open_counts=counts, breaker=breaker, full=full))
 
 
 async def put_agent(call: Call) -> Answer:
@@ -66,43 +69,14 @@ async def delete_agent(call: Call) -> Answer:
     return Answer(None, status=204)
 
 
-async def scale(call: Call) -> Answer:
-    """Set how many replicas an agent should have."""
-    name, wanted = call.path("name"), schemas.read(call.body, schemas.Scale)
-    entry = call.store.directory.get(name)
-    if wanted.replicas == 0:
-        raise errors.BodyInvalid(
-            f"cannot scale {name}: 0 (scale to zero) is not yet built: nothing would start a replica again; "
-            "expected at least 1"
-        )
-    others = call.store.directory.replicas(besides={name})
-    most = call.services.settings.cluster.max_replicas
-    if others + wanted.replicas > most:
-        raise errors.Conflict(
-            f"cannot scale {name} to {wanted.replicas}: other agents have {others} and cluster.max_replicas is {most}"
-        )
-    if entry.rollout is not None and wanted.replicas > entry.agent.replicas:
-        _check_surge(call, entry.rollout, wanted.replicas)
-    await call.store.agents.scale(name, wanted.replicas)
-    return await show_agent(call)
-
-
-def _check_surge(call: Call, rollout: Rollout, replicas: int) -> None:
-    """Raise `errors.Conflict` where *rollout* would need more beside *replicas* than there may be."""
-    cluster = call.services.settings.cluster
-    most = cluster.max_replicas if cluster.max_surge is None else cluster.max_surge
-    needed, taken = rollouts.beside(rollout.state, replicas), call.store.directory.beside(besides={rollout.agent})
-    if needed and taken + needed > most:
-        raise errors.Conflict(
-            f"cannot scale {rollout.agent} to {replicas}: rollout {rollout.id} would need {needed} replicas beside "
-            f"them, other rollouts have {taken}, and cluster.max_surge is {most}; wait for it, abort it, or raise "
-            "cluster.max_surge"
-        )
-
-
 async def release(call: Call) -> Answer:
-    """Judge an agent anew: what is quarantined is started again, with the whole ladder of recovery before it."""
-    await call.store.agents.release(call.path("name"))
+    """Judge an agent anew: what is quarantined is started again, with the whole ladder of recovery before it, and its
+    circuit breaker is closed.
+    """
+    await call.store.directory.refresh()
+    name = call.store.directory.get(call.path("name")).agent.name
+    await call.store.agents.release(name)
+    call.services.breakers.release(name)
     return await show_agent(call)
 
 

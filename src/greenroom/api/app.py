@@ -14,7 +14,7 @@ import msgspec
 from starlette.responses import Response
 
 from greenroom import errors, random_bits, telemetry
-from greenroom.api import openapi, problems
+from greenroom.api import connections, openapi, problems
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import OPEN, ROUTES, Route
 from greenroom.api.services import Services
@@ -27,6 +27,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 UNREADABLE = (UnicodeDecodeError, msgspec.DecodeError, OverflowError)
 _ID = f"({sessions.NAME_PATTERN})"
 _encode = msgspec.json.Encoder().encode
+_JSON, _JSON_HEADERS = "application/json", b"cache-control: no-store\r\ncontent-type: application/json\r\n"
 
 
 class App:
@@ -53,12 +54,14 @@ class App:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Taken out: it leads back to the scope, and each request would be left to the garbage collector.
+        whole: connections.Whole | None = scope.get("extensions", {}).pop(connections.WHOLE, None)
         if scope["path"] in OPEN:
             await self._open(scope, receive, send)
             return
         request_id = random_bits.token_hex(8)
         try:
-            answer = await self._answer(scope, receive, request_id)
+            answer = await self._answer(scope, receive, whole, request_id)
         except errors.GreenroomError as error:
             await problems.response(error, request_id)(scope, receive, send)
         except UNREADABLE as error:  # callers' own are refused where they are read: this was stored
@@ -70,14 +73,14 @@ class App:
         else:
             match answer:
                 case Answer():
-                    await _send_answer(answer, send)
+                    await _send_answer(answer, whole, send)
                 case Stream():
                     await _send_stream(answer, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> Answer | Stream:
+    async def _answer(
+        self, scope: Scope, receive: Receive, whole: connections.Whole | None, request_id: str
+    ) -> Answer | Stream:
         services = self._services
-        if services.connections() > services.settings.cluster.max_connections:
-            raise errors.Overloaded("cannot take another connection: cluster.max_connections is reached")
         headers = dict(scope["headers"])
         client = scope.get("client")
         principal = services.auth.authenticate(headers.get(b"authorization"), source=client[0] if client else "local")
@@ -91,8 +94,8 @@ class App:
         if route.body is not None:
             _check_type(route, headers)
         bound = "max_code_bytes" if route.body is bytes else "max_body_bytes"
-        body = await _body(scope, headers, receive, most=getattr(services.settings.server, bound), bound=bound)
-        return await route.endpoint(Call(request_id, principal, services, scope, headers, path_params, body))
+        body = await _body(whole, headers, receive, most=getattr(services.settings.server, bound), bound=bound)
+        return await route.endpoint(Call(request_id, principal, services, scope, headers, path_params, body, receive))
 
     def _match(self, path: str, method: str) -> tuple[Route, dict[str, str]]:
         methods, path_params = self._plain.get(path), {}
@@ -146,11 +149,22 @@ def _check_type(route: Route, headers: dict[bytes, bytes]) -> None:
         raise UnsupportedMediaType(f"cannot read the body: send it with Content-Type: {route.media_type.decode()}")
 
 
-async def _body(scope: Scope, headers: dict[bytes, bytes], receive: Receive, *, most: int, bound: str) -> bytes:
+async def _body(
+    whole: connections.Whole | None, headers: dict[bytes, bytes], receive: Receive, *, most: int, bound: str
+) -> bytes:
     """Return the body, of at most *most* bytes; *bound* is the setting that says so."""
     length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length[:20]) > most:
-        raise errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
+        raise _too_large(most, bound)
+    body = None if whole is None else whole.take_body()
+    if body is None:
+        body = await _pieces(receive, most=most, bound=bound)
+    if len(body) > most:
+        raise _too_large(most, bound)
+    return body
+
+
+async def _pieces(receive: Receive, *, most: int, bound: str) -> bytes:
     pieces, size = [], 0
     while True:
         message = await receive()
@@ -159,15 +173,22 @@ async def _body(scope: Scope, headers: dict[bytes, bytes], receive: Receive, *, 
         piece = bytes(message.get("body", b""))
         pieces.append(piece)
         size += len(piece)
-        if size > most:
-            raise errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
+        if size > most:  # before the rest of it has come
+            raise _too_large(most, bound)
         if not message.get("more_body"):
             return b"".join(pieces)
 
 
-async def _send_answer(answer: Answer, send: Send) -> None:
+def _too_large(most: int, bound: str) -> errors.BodyTooLarge:
+    return errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
+
+
+async def _send_answer(answer: Answer, whole: connections.Whole | None, send: Send) -> None:
     document = answer.document
     body = b"" if document is None else document if isinstance(document, bytes) else _encode(document)
+    is_json = body and answer.media_type == _JSON
+    if is_json and whole is not None and whole.answer(answer.status, _JSON_HEADERS, body):
+        return
     headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
     if body:
         headers.append((b"content-type", answer.media_type.encode()))

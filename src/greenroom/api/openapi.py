@@ -17,7 +17,7 @@ from greenroom import settings
 from greenroom.api import problems, routes, schemas
 from greenroom.api.request import Answer, Call
 from greenroom.api.routes import Given, Page, Route
-from greenroom.core import agents, health, rollouts, tasks
+from greenroom.core import agents, breaker, health, rollouts, tasks
 from greenroom.core.admission import Permission
 from greenroom.engine import protocol
 from greenroom.sdk import models
@@ -65,7 +65,12 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "number", "minimum": 0},
         "How long each stage is watched, in place of the spec's for this time.",
     ),
+    "hours": ({"type": "integer", "minimum": 1, "maximum": 168, "default": 24}, "How far back."),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many."),
+    "or_cancel": (
+        _SWITCH,
+        "With wait: cancel the task if it has not ended by then, and as soon as the caller closes the connection.",
+    ),
     "session": (_NAME, "Only what is of this session."),
     "sessions": (_SWITCH, "With dry_run: try the revision, on the agent's stored sessions too; one at a time."),
     "state": ({"type": "string", "enum": list(tasks.State)}, "Only what is in this state."),
@@ -79,6 +84,10 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
     ),
 }
 _HEADERS: dict[str, tuple[dict[str, Any], str]] = {
+    "Cache-Control": (
+        {"type": "string"},
+        "With no-cache or no-store the task runs: no kept result answers it, and its own is not kept.",
+    ),
     "Idempotency-Key": (
         {"type": "string", "minLength": 1, "maxLength": 255},
         "The same request with the same key is accepted once, however often it is sent.",
@@ -97,10 +106,11 @@ _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("AgentStatus", "grade"): health.Grade,
     ("Rollout", "state"): rollouts.Phase,
     ("RolloutStatus", "state"): (rollouts.Phase.PROGRESSING, rollouts.Phase.PAUSED),
+    ("BreakerState", "state"): (*breaker.State, "off"),
     ("Plan", "action"): ("begin", "join", "stay"),
 }
 _SOMETIMES = {
-    "Task": {"routing"},
+    "Task": {"routing", "cached_from"},
     "Session": {"state"},
     "Key": {"key"},
 }
@@ -149,7 +159,6 @@ def _bodies() -> dict[str, Any]:
     components["AgentSettings"]["properties"]["rollout"]["$ref"] = f"{_SCHEMAS}RolloutSettings"
     for name in ("AgentSettings", "Scaling", "RolloutSettings", "Example"):
         components[name]["additionalProperties"] = False  # as `settings` has it
-    components["Scale"]["properties"]["replicas"]["minimum"] = 1  # as the route has it
     components["Batch"]["properties"]["tasks"]["items"] = {"$ref": f"{_SCHEMAS}Submission"}
     return components
 

@@ -28,6 +28,7 @@ async def status(call: Call) -> Answer:
         totals.update(counts)
     entries = (await store.directory.refresh()).values()
     ready = views.ready(replicas, store.board)
+    full = views.full(store.directory.entries, services.settings.cluster.max_replicas)
     return Answer(
         schemas.Status(
             environment=services.settings.environment,
@@ -39,15 +40,26 @@ async def status(call: Call) -> Answer:
                 store=store.db.dialect,
                 isolation="T0: replicas run as this user, without a sandbox",
             ),
-            agents=[views.agent_status(entry, ready=ready, tasks=tasks.get(entry.agent.name, {})) for entry in entries],
+            agents=[
+                views.agent_status(
+                    entry,
+                    ready=ready,
+                    tasks=tasks.get(entry.agent.name, {}),
+                    breaker=services.breakers.state(entry.agent.name),
+                    full=full,
+                )
+                for entry in entries
+            ],
             replicas=schemas.ReplicasStatus(
                 total=len(replicas),
                 by_state=Counter(row.state for row in replicas),
                 memory_mb=round(sum(row.memory_mb or 0 for row in replicas), 1),
                 limit=services.settings.cluster.max_replicas,
             ),
+            resources=services.resources(),
             tasks=totals,
             alerts=Counter(alert.severity for alert in await store.recovery.alerts() if alert.state == "firing"),
+            advice=await store.advice.open_count(),
             backups=services.backups.state(),
             not_yet_built=settings.NOT_YET_BUILT,
         )

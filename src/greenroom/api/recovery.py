@@ -1,4 +1,4 @@
-"""The routes of what supervision remembers: failures, and alerts."""
+"""The routes of what supervision remembers: failures, alerts, and what the optimizer advises."""
 
 from __future__ import annotations
 
@@ -14,6 +14,17 @@ async def list_failures(call: Call) -> Answer:
     )
     cursor = str(rows[-1].seq) if len(rows) == limit else None
     return Answer({"items": [views.failure(row) for row in rows], "next_cursor": cursor})
+
+
+async def list_advice(call: Call) -> Answer:
+    """List what the optimizer advises, open ones first, then the latest; ``?limit= &cursor=``."""
+    limit = call.number("limit", default=50, least=1, most=200)
+    rows = await call.store.advice.list(
+        before=call.number("cursor", default=0, most=2**62) or None,
+        limit=limit,
+    )
+    cursor = str(rows[-1].cursor) if len(rows) == limit else None
+    return Answer({"items": [views.advice(row) for row in rows], "next_cursor": cursor})
 
 
 async def list_alerts(call: Call) -> Answer:

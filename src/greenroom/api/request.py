@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
+
+import msgspec
 
 from greenroom import errors
 from greenroom.api.auth import Principal
@@ -14,8 +15,7 @@ from greenroom.api.services import Services
 from greenroom.store.store import Store
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """A document to send as JSON; None for no body, bytes as they are."""
 
     document: Any
@@ -23,15 +23,13 @@ class Answer:
     media_type: str = "application/json"
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
+class Stream(msgspec.Struct, frozen=True):
     """Server-sent events."""
 
     events: AsyncIterator[bytes]
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, eq=False):
     """One authenticated, permitted request. *id* goes into problems and logs."""
 
     id: str
@@ -41,6 +39,12 @@ class Call:
     headers: Mapping[bytes, bytes]
     path_params: Mapping[str, str]
     body: bytes
+    receive: Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+    async def gone(self) -> None:
+        """Return when the caller has closed the connection."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
 
     @property
     def store(self) -> Store:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.api import agents, code, operations, recovery, rollouts, schemas, sessions, tasks
+from greenroom.api import agents, code, operations, recovery, rollouts, scaling, schemas, sessions, tasks
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core.admission import Permission
 from greenroom.sdk import models
@@ -55,15 +55,15 @@ REVISION, ROLLOUT = models.Revision, models.Rollout
 AGENT_OR_PLAN = {200: (AGENT, models.Plan)}  # the latter for a dry run
 TASK_IN_TIME = {200: TASK, 202: TASK}  # it has ended, or not yet
 EVENTS, TEXT = "text/event-stream", "text/plain"
-ONCE = ("Idempotency-Key",)
+ASKED = ("Idempotency-Key", "Cache-Control")
 LATEST = ("agent", "limit", "cursor")
 STREAM = {200: EVENTS, 204: None}  # it goes on, or nothing is left
 GONE = {204: None}
 
 
 ROUTES = (
-    Route("POST", "/v1/tasks", tasks.submit, SUBMIT, TASK_IN_TIME, schemas.Submission, ("wait",), ONCE),
-    Route("POST", "/v1/tasks/batch", tasks.submit_batch, SUBMIT, {202: schemas.BatchResult}, schemas.Batch, (), ONCE),
+    Route("POST", "/v1/tasks", tasks.submit, SUBMIT, TASK_IN_TIME, schemas.Submission, ("wait", "or_cancel"), ASKED),
+    Route("POST", "/v1/tasks/batch", tasks.submit_batch, SUBMIT, {202: schemas.BatchResult}, schemas.Batch, (), ASKED),
     Route(
         "GET",
         "/v1/tasks",
@@ -92,7 +92,11 @@ ROUTES = (
         ("code", "strategy", "hold_s", "dry_run", "sessions"),
     ),
     Route("DELETE", "/v1/agents/{name}", agents.delete_agent, DEPLOY, GONE),
-    Route("PATCH", "/v1/agents/{name}/scale", agents.scale, OPERATE, {200: AGENT}, schemas.Scale),
+    Route("PATCH", "/v1/agents/{name}/scale", scaling.scale, OPERATE, {200: AGENT}, schemas.Scale),
+    Route(
+        "GET", "/v1/agents/{name}/scaling", scaling.show, READ, {200: models.AgentScaling}, None, ("limit", "cursor")
+    ),
+    Route("GET", "/v1/agents/{name}/load", scaling.load, READ, {200: Page(models.Load)}, None, ("hours",)),
     Route("POST", "/v1/agents/{name}/release", agents.release, OPERATE, {200: AGENT}),
     Route("GET", "/v1/agents/{name}/revisions", agents.revisions, READ, {200: Page(REVISION)}),
     Route("GET", "/v1/agents/{name}/rollouts", rollouts.list_all, READ, {200: Page(ROLLOUT)}, None, ("limit",)),
@@ -125,6 +129,7 @@ ROUTES = (
     Route(
         "GET", "/v1/failures", recovery.list_failures, READ, {200: Page(FAILURE)}, None, ("agent", "limit", "cursor")
     ),
+    Route("GET", "/v1/advice", recovery.list_advice, READ, {200: Page(models.Advice)}, None, ("limit", "cursor")),
     Route("GET", "/v1/alerts", recovery.list_alerts, READ, {200: Page(ALERT)}),
     Route("POST", "/v1/alerts/{id}/ack", recovery.acknowledge, OPERATE, {200: ALERT}),
     Route("GET", "/v1/status", operations.status, READ, {200: schemas.Status}),

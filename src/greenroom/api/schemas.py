@@ -36,7 +36,7 @@ Object = Annotated[dict[str, Any], Meta(title="an object")]
 
 
 class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A task to run. Without ``agent`` it is routed by its text."""
+    """A task to run. Without ``agent`` it is routed by its text. Without ``cache`` no kept result answers it."""
 
     input: Any
     agent: Name | None = None
@@ -47,6 +47,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metadata: Object | None = None
     webhook: None = None  # not yet built
     idempotency_key: Annotated[str, Meta(min_length=1, max_length=255, title="1 to 255 characters")] | None = None
+    cache: bool = True
 
 
 class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,7 +65,7 @@ class BatchResult(msgspec.Struct, frozen=True):
 class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many replicas an agent should have."""
 
-    replicas: Annotated[int, Meta(ge=0, le=1000)]  # 0 is refused by the route, in words of its own
+    replicas: Annotated[int, Meta(ge=0, le=1000)]  # 0 only where something wakes it
 
 
 class Rollback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,6 +120,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     replicas: models.ReplicaCount
     tasks: dict[str, int]
     rollout: RolloutStatus | None
+    breaker: models.BreakerState
 
 
 class ReplicasStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +133,7 @@ class ReplicasStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole system. *alerts* counts those that fire, by severity.
+    """The whole system. *alerts* counts those that fire, by severity, *advice* what the optimizer has open.
 
     *not_yet_built* names the switches that do nothing yet, and what happens instead.
     """
@@ -140,8 +142,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     node: NodeStatus
     agents: list[AgentStatus]
     replicas: ReplicasStatus
+    resources: models.Resources
     tasks: dict[str, int]
     alerts: dict[str, int]
+    advice: int
     backups: models.Backups
     not_yet_built: dict[str, str]
 

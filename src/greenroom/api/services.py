@@ -32,6 +32,15 @@ class Backups(Protocol):
         """Have one made now; False while one is."""
 
 
+class Breakers(Protocol):
+    """What the node knows of agents' circuit breakers, for the API: it knows no loop."""
+
+    def state(self, agent: str) -> models.BreakerState: ...
+
+    def release(self, agent: str) -> None:
+        """Close it."""
+
+
 class Deployments(Protocol):
     """What the node does about deployments.
 
@@ -88,8 +97,9 @@ class Services:
     is_ready: Callable[[], bool]
     backlog: Backlog
     backups: Backups
+    breakers: Breakers
     similarity: routing.Similarity | None = None  # of the optional embedding model
-    connections: Callable[[], int] = lambda: 0
+    resources: Callable[[], models.Resources] = models.Resources
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str | None = None  # what ended the node's loops, for good
 

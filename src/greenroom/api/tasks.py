@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,14 +13,16 @@ import msgspec
 from greenroom import errors, strict_json, telemetry
 from greenroom.api import problems, schemas, views
 from greenroom.api.request import Answer, Call, Stream
-from greenroom.core import routing, tasks
+from greenroom.core import caching, routing, tasks
 from greenroom.store import submissions
+from greenroom.store.directory import Entry
 from greenroom.store.rows import Accepted, NewTask, Task
 
 _encode = msgspec.json.encode
 HEARTBEAT_S = 15.0
 EVENT_POLL_S = 1.0  # wakeups are hints
 MAX_CANDIDATES = 10
+CANCEL_GRACE_S = 5.0  # who waits cancels; only where nobody does any more, the deadline ends the task
 
 
 class Key(NamedTuple):
@@ -31,24 +34,34 @@ class Key(NamedTuple):
 
 
 async def submit(call: Call) -> Answer:
-    """Accept a task; with ``?wait=SECONDS`` answer 200 when it ended in time."""
-    wait_s = call.seconds("wait", most=schemas.MAX_WAIT_S)
+    """Accept a task; with ``?wait=SECONDS`` answer 200 when it ended in time.
+
+    With ``&or_cancel=true`` it is cancelled when that time is over, or as soon as its caller closes the connection.
+    """
+    wait_s, or_cancel = call.seconds("wait", most=schemas.MAX_WAIT_S), call.flag("or_cancel")
     submission = schemas.read(call.body, schemas.Submission)
+    if or_cancel:
+        submission = _bounded(submission, wait_s)
     key = _key(_header_key(call) or submission.idempotency_key, call.body)
     try:
         task = await _new_task(call, submission, key)
-        await call.services.backlog.admit()
+        await call.services.backlog.admit(call.principal.tenant)
     except errors.GreenroomError:
         # What stood in the way may not have been there when the key was used first.
         if (recorded := await _recorded(call, [key] if key is not None else [])) is None:
             raise
         return await _wait(call, recorded.id, wait_s)
+    if or_cancel:
+        accepted = await _accept(call, task)
+        # One that was there already has another caller, who may wait for it still.
+        return await (_wait_or_cancel if accepted.is_new else _wait)(call, accepted.id, wait_s)
     if not wait_s:
         accepted = await _accept(call, task)
-        return Answer(_new_document(task, accepted), 202) if accepted.is_new else await _wait(call, accepted.id, 0)
+        is_open = accepted.is_new and not accepted.is_answered
+        return Answer(views.new_task(task, accepted), 202) if is_open else await _wait(call, accepted.id, 0)
     with call.store.hub.end_of(task.id) as end:  # before it is stored: its end must not slip by
         accepted = await _accept(call, task)
-        if accepted.is_new:
+        if accepted.is_new and not accepted.is_answered:
             first_s = min(wait_s, EVENT_POLL_S)  # it may end on another node, of which nobody here hears
             ended = await end.within(first_s)
             if ended is not None:
@@ -74,7 +87,7 @@ async def submit_batch(call: Call) -> Answer:
     recorded = await _recorded(call, keys)  # another body is refused as a whole
     prepared = [await _prepare(call, item, keys[index] if keys else None) for index, item in enumerate(batch.tasks)]
     if recorded is None:
-        await call.services.backlog.admit(len(batch.tasks))
+        await call.services.backlog.admit(call.principal.tenant, len(batch.tasks))
     results = iter(await call.store.tasks.submit_all([item for item in prepared if isinstance(item, NewTask)]))
     items, accepted = [], Counter[str]()
     for item in prepared:
@@ -109,8 +122,8 @@ async def _item(call: Call, item: NewTask | Task | errors.GreenroomError, result
             raise result
         assert isinstance(item, NewTask)
         _check(item, result)
-        if result.is_new:
-            return _new_document(item, result)
+        if result.is_new and not result.is_answered:
+            return views.new_task(item, result)
         return await _document(call, await call.store.tasks.get(result.id, tenant=call.principal.tenant))
     except errors.GreenroomError as error:
         return problems.problem(error, call.id)
@@ -157,12 +170,13 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
         scores = [candidate._asdict() for candidate in _candidates(choice.scores)]
         chosen = _encode({"agent": name, "scores": scores})
     entry = directory.get(name)
+    task_input = _encode(submission.input)
     return submissions.new_task(
         name,
         entry.spec,
         now=call.services.clock.now(),
         tenant=call.principal.tenant,
-        input=_encode(submission.input),
+        input=task_input,
         submitted_by=call.principal.key_id,
         session=submission.session,
         priority=submission.priority,
@@ -172,7 +186,16 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
         fingerprint=None if key is None else key.fingerprint,
         metadata=None if submission.metadata is None else _encode(submission.metadata),
         routing=chosen,
+        cache_key=_cache_key(call, submission, entry, task_input) if call.store.results.is_on else None,
     )
+
+
+def _cache_key(call: Call, submission: schemas.Submission, entry: Entry, task_input: bytes) -> str | None:
+    """Return what is known to the result cache; None for a task that has to run."""
+    is_asked = submission.cache and caching.may_answer(call.header("cache-control"))
+    if not is_asked or submission.session is not None or submission.not_before is not None:
+        return None
+    return call.store.results.key(entry.agent.name, entry.agent.revision, task_input)
 
 
 async def _route(call: Call, value: Any) -> routing.Choice:
@@ -213,48 +236,6 @@ def _check(task: NewTask, accepted: Accepted) -> None:
         raise _mismatch(given, accepted.id)
 
 
-def _new_document(task: NewTask, accepted: Accepted) -> dict[str, Any]:
-    """The document of a task that was accepted just now: no need to read it back."""
-    return views.task(
-        Task(
-            seq=0,
-            id=task.id,
-            tenant=task.tenant,
-            agent=task.agent,
-            session=task.session,
-            state="queued",
-            priority=task.priority,
-            not_before=task.not_before,
-            due_at=None,
-            deadline_at=accepted.deadline_at,
-            run_timeout_us=task.run_timeout_us,
-            epoch=0,
-            event_seq=1,
-            attempts_charged=0,
-            max_attempts=task.max_attempts,
-            kills=0,
-            revision=None,
-            replica=None,
-            claimed_at=None,
-            claim_seq=None,
-            parent=None,
-            submitted_by=task.submitted_by,
-            input=task.input,
-            output=None,
-            error=None,
-            reason=None,
-            metadata=task.metadata,
-            routing=task.routing,
-            input_tokens=0,
-            output_tokens=0,
-            created_at=accepted.created_at,
-            started_at=None,
-            finished_at=None,
-        ),
-        (),
-    )
-
-
 async def _task_answer(call: Call, row: Task) -> Answer:
     return Answer(await _document(call, row), status=200 if row.has_ended else 202)
 
@@ -273,6 +254,32 @@ async def _wait(call: Call, id: str, wait_s: float) -> Answer:
             if row.has_ended or remaining_s <= 0:
                 return await _task_answer(call, row)
             await end.within(min(remaining_s, EVENT_POLL_S))
+
+
+def _bounded(submission: schemas.Submission, wait_s: float) -> schemas.Submission:
+    """Give a task that nobody waits for after *wait_s* a deadline: a node that has died meanwhile cancels nothing."""
+    if not wait_s:
+        raise errors.QueryInvalid("cannot take ?or_cancel=true without ?wait=SECONDS: say how long you wait")
+    timeout_s = wait_s + CANCEL_GRACE_S
+    if submission.timeout_s is not None:
+        timeout_s = min(timeout_s, submission.timeout_s)
+    return msgspec.structs.replace(submission, timeout_s=timeout_s)
+
+
+async def _wait_or_cancel(call: Call, id: str, wait_s: float) -> Answer:
+    """Answer with the task when it has ended; cancel it when *wait_s* is over, or its caller has gone."""
+    leaving = asyncio.create_task(call.gone())
+    waiting = asyncio.create_task(_wait(call, id, wait_s))
+    try:
+        await asyncio.wait((leaving, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done() and (answer := waiting.result()).status == 200:
+            return answer
+    finally:
+        leaving.cancel()
+        waiting.cancel()
+    with contextlib.suppress(errors.Conflict):  # it has ended just now
+        await call.store.tasks.cancel(id, tenant=call.principal.tenant)
+    return await _wait(call, id, 0)
 
 
 async def show(call: Call) -> Answer:
@@ -314,7 +321,7 @@ async def retry(call: Call) -> Answer:
     row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
     if row.state not in tasks.TERMINAL:
         raise errors.Conflict(f"cannot retry {row.id}: it is {row.state}; cancel it first")
-    await call.services.backlog.admit()
+    await call.services.backlog.admit(call.principal.tenant)
     metadata = msgspec.json.decode(row.metadata) if row.metadata is not None else {}
     task = submissions.new_task(
         row.agent,
@@ -330,7 +337,7 @@ async def retry(call: Call) -> Answer:
     )
     accepted = await call.store.tasks.submit(task)
     call.services.facts.emit(telemetry.TaskAccepted(task.agent))
-    return Answer(_new_document(task, accepted), status=202)
+    return Answer(views.new_task(task, accepted), status=202)
 
 
 def _timeout_s(row: Task) -> float | None:

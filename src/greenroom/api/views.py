@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,12 +13,14 @@ from greenroom.api import schemas
 from greenroom.core import agents, health, rollouts, strategies
 from greenroom.sdk import models
 from greenroom.store import database
+from greenroom.store.advice import Advice
 from greenroom.store.agents import Replica, Revision
 from greenroom.store.board import Board
 from greenroom.store.directory import Entry
 from greenroom.store.recovery import Alert, Failure
 from greenroom.store.rollouts import Rollout
-from greenroom.store.rows import StoredEvent, Task
+from greenroom.store.rows import Accepted, NewTask, StoredEvent, Task
+from greenroom.store.scaling import Decision, Load
 from greenroom.store.sessions import Session, Summary
 
 _NULL = msgspec.Raw(b"null")
@@ -31,8 +32,7 @@ def _raw(value: bytes | None) -> msgspec.Raw:
     return _NULL if value is None else msgspec.Raw(value)
 
 
-def _at(microseconds: int | None) -> datetime | None:
-    return database.instant_or_none(microseconds)
+_at = database.instant_or_none
 
 
 def task(row: Task, moves: Sequence[StoredEvent]) -> dict[str, Any]:
@@ -61,6 +61,37 @@ def task(row: Task, moves: Sequence[StoredEvent]) -> dict[str, Any]:
     }
     if row.routing is not None:
         document["routing"] = msgspec.Raw(row.routing)
+    if row.cached_from is not None:
+        document["cached_from"] = row.cached_from
+    return document
+
+
+def new_task(given: NewTask, accepted: Accepted) -> dict[str, Any]:
+    """Return the document of a task that was accepted just now, as `task` would show its row: no need to read it."""
+    document: dict[str, Any] = {
+        "id": given.id,
+        "agent": given.agent,
+        "revision": None,
+        "state": "queued",
+        "input": msgspec.Raw(given.input),
+        "output": None,
+        "error": None,
+        "session": given.session,
+        "priority": given.priority,
+        "attempt": 0,
+        "attempts": [],
+        "max_attempts": given.max_attempts,
+        "usage": {"input_tokens": 0, "output_tokens": 0},
+        "created_at": _at(accepted.created_at),
+        "started_at": None,
+        "finished_at": None,
+        "not_before": _at(given.not_before),
+        "deadline_at": _at(accepted.deadline_at),
+        "parent": given.parent,
+        "metadata": _raw(given.metadata),
+    }
+    if given.routing is not None:
+        document["routing"] = msgspec.Raw(given.routing)
     return document
 
 
@@ -117,23 +148,44 @@ def grade(entry: Entry, ready: Ready) -> tuple[health.Grade, str]:
     used = {row.revision, *(revision for revision, share in shares.items() if share)}
     replicas = [replica for revision in sorted(used) for replica in ready[row.name, revision]]
     has_failed = row.state in (agents.State.FAILED, agents.State.QUARANTINED)
-    return health.of_agent(row.replicas, replicas, failure=row.reason if has_failed else "")
+    return health.of_agent(entry.wanted, replicas, failure=row.reason if has_failed else "")
 
 
-def agent(entry: Entry, *, ready: Ready, open_counts: dict[tuple[str, str], int]) -> dict[str, Any]:
+def full(entries: Mapping[str, Entry], most: int) -> int | None:
+    """Return *most*, which all agents together may have, where they have it."""
+    return most if sum(entry.agent.replicas for entry in entries.values()) >= most else None
+
+
+def _reason(entry: Entry, *, queued: int, full: int | None) -> str:
+    """Return why the agent stands as it does; where it sleeps though tasks wait, what keeps it from waking."""
+    row = entry.agent
+    if entry.wanted or not queued or full is None or row.state != agents.State.READY:
+        return row.reason
+    tasks = "1 task waits" if queued == 1 else f"{queued} tasks wait"
+    return f"{tasks}, and cluster.max_replicas ({full}) leaves no replica: see greenroom scale explain {row.name}"
+
+
+def agent(
+    entry: Entry,
+    *,
+    ready: Ready,
+    open_counts: dict[tuple[str, str], int],
+    breaker: models.BreakerState,
+    full: int | None,
+) -> dict[str, Any]:
     row, spec = entry.agent, entry.spec
     graded, why = grade(entry, ready)
     return {
         "name": row.name,
         "description": spec.description,
         "state": row.state,
-        "reason": row.reason,
+        "reason": _reason(entry, queued=open_counts.get((row.name, "queued"), 0), full=full),
         "grade": graded,
         "grade_reason": why,
         "revision": row.revision,
         "generation": row.generation,
         "adapter": row.adapter,
-        "replicas": {"desired": row.replicas, "ready": len(ready[row.name, row.revision])},
+        "replicas": {"desired": entry.wanted, "ready": len(ready[row.name, row.revision])},
         "queued": open_counts.get((row.name, "queued"), 0),
         "running": open_counts.get((row.name, "running"), 0),
         "waiting": open_counts.get((row.name, "waiting"), 0),
@@ -144,22 +196,26 @@ def agent(entry: Entry, *, ready: Ready, open_counts: dict[tuple[str, str], int]
         "spec": _shown_spec(row.spec),
         "updated_at": _at(row.updated_at),
         "rollout": None if entry.rollout is None else rollout(entry.rollout, desired=row.replicas, ready=ready),
+        "breaker": breaker,
     }
 
 
-def agent_status(entry: Entry, *, ready: Ready, tasks: dict[str, int]) -> schemas.AgentStatus:
+def agent_status(
+    entry: Entry, *, ready: Ready, tasks: dict[str, int], breaker: models.BreakerState, full: int | None
+) -> schemas.AgentStatus:
     row = entry.agent
     graded, why = grade(entry, ready)
     return schemas.AgentStatus(
         name=row.name,
         state=row.state,
-        reason=row.reason,
+        reason=_reason(entry, queued=tasks.get("queued", 0), full=full),
         grade=graded,
         grade_reason=why,
         revision=row.revision,
-        replicas=models.ReplicaCount(desired=row.replicas, ready=len(ready[row.name, row.revision])),
+        replicas=models.ReplicaCount(desired=entry.wanted, ready=len(ready[row.name, row.revision])),
         tasks=tasks,
         rollout=_rollout_status(entry.rollout),
+        breaker=breaker,
     )
 
 
@@ -220,7 +276,7 @@ def rollout(row: Rollout, *, desired: int, ready: Ready) -> models.Rollout:
         to_revision=row.to_revision,
         state=row.phase,
         stage=state.stage + 1 if state.stages else 0,
-        stages=stages(state, desired=desired),
+        stages=stages(state, desired=rollouts.wanted(state, desired)),
         weight_pct=state.weight_pct,
         ready=len(ready[row.agent, row.to_revision]),
         reason=row.reason,
@@ -276,6 +332,31 @@ def _tallies(state: rollouts.Rollout) -> Iterator[models.Tally]:
                 )
 
 
+def scaling_decision(row: Decision) -> models.ScalingDecision:
+    return models.ScalingDecision(
+        at=_at(row.at),
+        from_replicas=row.from_replicas,
+        to_replicas=row.to_replicas,
+        rule=row.rule,
+        reason=row.reason,
+        inputs=msgspec.json.decode(row.inputs),
+        by=row.decided_by,
+    )
+
+
+def load(row: Load) -> models.Load:
+    return models.Load(
+        at=_at(row.at),
+        arrivals=row.arrivals,
+        ends=row.ends,
+        run_s=None if row.run_us is None else row.run_us / 1e6,
+        waiting=row.waiting,
+        busy=row.busy,
+        replicas=row.replicas,
+        start_s=None if row.start_us is None else row.start_us / 1e6,
+    )
+
+
 def failure(row: Failure) -> dict[str, Any]:
     return {
         "agent": row.agent,
@@ -306,6 +387,26 @@ def alert(row: Alert) -> dict[str, Any]:
         "acknowledged_by": row.acknowledged_by,
         "resolved_at": _at(row.resolved_at),
     }
+
+
+def advice(row: Advice) -> models.Advice:
+    return models.Advice(
+        id=row.id,
+        rule=row.rule,
+        state=row.state,
+        agent=row.agent,
+        what=row.what,
+        why=row.why,
+        expected=row.expected,
+        metric=row.metric,
+        before=row.value_before,
+        wanted=row.value_wanted,
+        after=row.value_after,
+        outcome=row.outcome,
+        opened_at=_at(row.opened_at),
+        applied_at=_at(row.applied_at),
+        ended_at=_at(row.ended_at),
+    )
 
 
 def session(row: Session | Summary) -> dict[str, Any]:

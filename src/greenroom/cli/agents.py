@@ -1,8 +1,8 @@
-"""`greenroom agents`, `replicas` and `scale`: who works here, and in how many processes."""
+"""`greenroom agents` and `replicas`: who works here, and in how many processes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import cyclopts
 
@@ -70,7 +70,9 @@ def list_agents(name: str | None = None, /, *, given: options.Options = options.
     ]
     render.table(AGENT_COLUMNS, rows, empty="no agents; next: add one to greenroom.toml, and restart the node")
     for agent in found:
-        if reason := render.trouble(agent.state, agent.reason, grade=agent.grade, grade_reason=agent.grade_reason):
+        if reason := render.trouble(agent.reason, grade=agent.grade, grade_reason=agent.grade_reason):
+            render.say(f"{agent.name}: {reason}")
+        if reason := render.waiting(agent.breaker):
             render.say(f"{agent.name}: {reason}")
         rollout_report.tell_if_open(agent.name, agent.rollout)
     return 0
@@ -92,6 +94,7 @@ def _agent(name: str, given: options.Options) -> int:
             ("factory", agent.adapter),
             ("revision", agent.revision),
             ("replicas", f"{agent.replicas.ready} of {agent.replicas.desired} ready"),
+            ("breaker", render.waiting(agent.breaker) or agent.breaker.state),
             ("tasks", f"{agent.running} running, {agent.queued} queued"),
             ("concurrency", agent.concurrency),
             ("sessions", "yes" if agent.sessions else "no"),
@@ -107,7 +110,8 @@ def _agent(name: str, given: options.Options) -> int:
 
 @agents.command
 def release(name: str, /, *, given: options.Options = options.DEFAULT) -> None:
-    """Start an agent again that is quarantined: its replicas have the whole ladder of recovery before them.
+    """Start an agent again that is quarantined: its replicas have the whole ladder of recovery before them. Where its
+    circuit breaker is open, close it.
 
     Parameters
     ----------
@@ -119,7 +123,8 @@ def release(name: str, /, *, given: options.Options = options.DEFAULT) -> None:
     if given.json:
         render.json(agent)
         return
-    render.line(f"agent {agent.name} is judged anew; its replicas are started")
+    done = "its circuit breaker is closed" if agent.state == "ready" else "its replicas are started"
+    render.line(f"agent {agent.name} is judged anew; {done}")
     render.say(f"next: greenroom agents {agent.name}")
 
 
@@ -186,29 +191,4 @@ def _report(replica: models.Replica, given: options.Options) -> None:
         return
     tasks = f"finishes its tasks ({replica.busy} running)" if replica.busy else "goes"
     render.line(f"replica {replica.id} of {replica.agent}: {replica.state}; it {tasks}, and another takes its place")
-    render.say("next: greenroom replicas")
-
-
-def scale(
-    agent: str,
-    count: Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=0))],
-    /,
-    *,
-    given: options.Options = options.DEFAULT,
-) -> None:
-    """Set the number of an agent's replicas.
-
-    Parameters
-    ----------
-    agent
-        The agent's name.
-    count
-        How many replicas it shall have.
-    """
-    with given.connect() as node:
-        scaled = node.scale(agent, count)
-    if given.json:
-        render.json(scaled)
-        return
-    render.line(f"{scaled.name}: {scaled.replicas.desired} replicas wanted, {scaled.replicas.ready} ready")
     render.say("next: greenroom replicas")

@@ -10,6 +10,8 @@ from greenroom.cli.render import Column
 
 app = cyclopts.App(name="alerts")
 
+MOST_REASON = 200  # characters; --json has the whole
+
 ALERT_COLUMNS = (
     Column("ID"),
     Column("STATE"),
@@ -17,7 +19,7 @@ ALERT_COLUMNS = (
     Column("SINCE", right=True),
     Column("TIMES", right=True),
     Column("TAKEN BY", whole=False),
-    Column("REASON", whole=False),
+    Column("REASON", whole=False, wraps=True),
 )
 FAILURE_COLUMNS = (
     Column("AGE", right=True),
@@ -46,7 +48,7 @@ def list_alerts(*, given: options.Options = options.DEFAULT) -> None:
             render.since(alert.first_at, now),
             alert.count,
             alert.acknowledged_by,
-            alert.reason,
+            render.shortened(alert.reason, MOST_REASON),
         )
         for alert in found
     )

@@ -6,6 +6,7 @@ Where the node runs in this folder it takes the code by itself; where its code i
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from greenroom.sdk import client, models
 
 Strategy = Literal["rolling", "blue-green", "canary"]
+SURE_S = 5.0  # a replica that is drained takes its time to go
 Watch = Annotated[bool | None, Parameter(negative="--no-watch", show_default=False)]
 
 
@@ -36,8 +38,8 @@ def deploy(
 ) -> int:
     """Deploy this folder's agents: print the plan, begin the rollouts, and follow them.
 
-    Exits with 0 when the new revisions serve everything or wait for a promotion, and with 1 as soon as one is refused
-    or undone.
+    Exits with 0 when the new revisions serve everything or wait for a promotion, and with 1 as soon as one is undone,
+    or where there is no room for one although the others are through.
 
     Parameters
     ----------
@@ -74,12 +76,13 @@ def deploy(
         if dry_run:
             _end_dry_run(plans, given)
             return 0
-        rollouts = _begun(node, planned, how)
-        if is_watched:
-            rollouts = following.to_rest(node, rollouts, is_shown=not given.json)
+        rollouts, refusals = _carried_out(node, planned, how, is_watched=is_watched, is_shown=not given.json)
     if given.json:
         render.json({"plans": plans, "rollouts": rollouts})
-    return reported(rollouts, given)
+    code = reported(rollouts, given)
+    for refusal in refusals:
+        render.failure(str(refusal))
+    return 1 if refusals else code
 
 
 def words(agents: Sequence[str], *, watch: bool | None, known: Mapping[str, object]) -> tuple[list[str], bool]:
@@ -192,22 +195,60 @@ def _chosen(names: Sequence[str], found: settings.Settings, manifest: Path) -> l
     return list(dict.fromkeys(names)) or list(found.agents)
 
 
-def _begun(node: client.Client, planned: Sequence[Planned], how: How) -> list[models.Rollout]:
-    """Carry out the plans; return the rollouts that they begin or join."""
+def _carried_out(
+    node: client.Client, planned: Sequence[Planned], how: How, *, is_watched: bool, is_shown: bool
+) -> tuple[list[models.Rollout], list[errors.Conflict]]:
+    """Carry out the plans, those for which there is no room again when the others are through, if one waits for that;
+    return the rollouts, and why others could not be had.
+    """
+    done: list[models.Rollout] = []
+    left, deadline_s, is_said = list(planned), 0.0, False
+    while True:
+        begun, refused = _begun(node, left, how, before=done)
+        done += following.to_rest(node, begun, is_shown=is_shown) if is_watched and begun else begun
+        if begun:
+            deadline_s = time.monotonic() + _room_after_s(planned)
+        is_hopeless = not done or not is_watched or time.monotonic() >= deadline_s
+        if not refused or is_hopeless or any(each.has_failed for each in done):
+            return done, list(refused.values())
+        if is_shown and not is_said:
+            render.say(
+                f"{', '.join(refused)}: no room yet; it is tried again when what the others leave behind is gone"
+            )
+        is_said = True
+        left = [each for each in left if each.plan.agent in refused]
+        if not begun:
+            time.sleep(following.LOOK_EVERY_S)
+
+
+def _room_after_s(planned: Sequence[Planned]) -> float:
+    """Return for how long after their end rollouts may keep what they leave behind."""
+    return SURE_S + max(float(each.table["rollout"]["scale_down_delay_s"]) for each in planned)
+
+
+def _begun(
+    node: client.Client, planned: Sequence[Planned], how: How, *, before: Sequence[models.Rollout]
+) -> tuple[list[models.Rollout], dict[str, errors.Conflict]]:
+    """Carry out the plans; return the rollouts that they begin or join, and the agents for which there is no room."""
     begun: list[models.Rollout] = []
+    refused: dict[str, errors.Conflict] = {}
     for each in planned:
         plan = each.plan
         try:
             agent = node.put_agent(
                 plan.agent, each.table, code=plan.digest or None, strategy=how.strategy, hold_s=how.hold_s
             )
+        except errors.Conflict as error:
+            refused[plan.agent] = error
+            continue
         except errors.GreenroomError as error:
-            for rollout in begun:
-                error.add_note(f"{rollout_report.sentence(rollout)} of {rollout.agent} goes on")
+            for rollout in (*before, *begun):
+                if rollout.is_open:
+                    error.add_note(f"{rollout_report.sentence(rollout)} of {rollout.agent} goes on")
             raise
         if plan.action != "stay" and agent.rollout is not None:
             begun.append(agent.rollout)
-    return begun
+    return begun, refused
 
 
 def _refused(faults: Sequence[str], plans: Sequence[models.Plan], given: options.Options) -> int:

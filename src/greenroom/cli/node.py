@@ -73,9 +73,23 @@ def _tell(started: node.Node) -> None:
     failed = [agent for agent in agents if agent.state in ("failed", "quarantined")]
     working = ", ".join(agent.name for agent in agents if agent not in failed)
     render.say(f"ready at {started.url}; agents: {working or ('none' if failed else 'none yet')}")
+    for line in _limits(started):
+        render.say(line)
     for agent in failed:
         render.say(f"agent {agent.name} is {agent.state}: {render.printable(agent.reason)}")
     render.say("next, in another terminal: greenroom status, greenroom submit TEXT --wait")
+
+
+def _limits(started: node.Node) -> list[str]:
+    """What all replicas together may use and what holds that, on a line; and where it does not hold."""
+    held = started.resources.state()
+    told = [
+        f"{resource.limit:g} {unit} ({resource.enforced})"
+        for resource, unit in ((held.cpu, "CPUs"), (held.memory_mb, "MB"))
+        if resource.limit is not None
+    ]
+    line = [f"all replicas together may use {' and '.join(told)}"] if told else []
+    return line + [f"warning: {warning}" for warning in held.warnings]
 
 
 def demo(

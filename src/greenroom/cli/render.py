@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rich import console
 
+    from greenroom.sdk import models
+
 UNLIMITED = 100_000  # columns, where no screen sets them
 GAP = 2  # columns between columns
 NARROWEST = 8  # a column that is cut, so that one can still guess
@@ -34,11 +36,14 @@ STYLES = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """*whole*: never cut, as one copies it (ids, names); else it gives way where the screen is narrow."""
+    """*whole*: never cut, as one copies it (ids, names); else it gives way where the screen is narrow. *wraps*: it is
+    not cut then, and takes more lines.
+    """
 
     title: str
     whole: bool = True
     right: bool = False
+    wraps: bool = False
 
 
 def out() -> console.Console:
@@ -74,7 +79,8 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, empty:
     made = tables.Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     for column, width in zip(columns, widths, strict=True):
         justify: Literal["left", "right"] = "right" if column.right else "left"
-        made.add_column(column.title, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
+        overflow: Literal["fold", "ellipsis"] = "fold" if column.wraps else "ellipsis"
+        made.add_column(column.title, justify=justify, no_wrap=not column.wraps, overflow=overflow, width=width)
     for row in cells:
         made.add_row(*(texts.Text(cell, style=STYLES.get(cell, "")) for cell in row))
     console.width = max(console.width, sum(widths) + GAP * len(widths))  # what is whole may be wider than the screen
@@ -101,6 +107,18 @@ def facts(rows: Iterable[tuple[str, object]]) -> None:
     for name, value in known:
         indented = value.replace("\n", "\n" + " " * (width + 2))
         line(f"{name:<{width}}  {indented}", style=STYLES.get(value))
+
+
+def paragraph(text: str, *, indent: int) -> None:
+    """Print a text of result, as many lines as the screen needs, each with *indent*."""
+    import textwrap
+
+    room = max(out().width, indent + NARROWEST)
+    line(textwrap.indent(textwrap.fill(printable(text), room - indent), " " * indent))
+
+
+def shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def line(text: str, *, style: str | None = None) -> None:
@@ -141,11 +159,22 @@ def spinner(text: str) -> Iterator[None]:
         yield
 
 
-def trouble(state: str | None, reason: str | None, *, grade: str | None, grade_reason: str | None) -> str | None:
-    """Return what is to be said of an agent beside its row: why it is not ready, else why it is not well."""
-    if reason and state != "ready":
+def trouble(reason: str | None, *, grade: str | None, grade_reason: str | None) -> str | None:
+    """Return what is to be said of an agent beside its row: why it is not ready or asleep, else why it is not well."""
+    if reason:
         return reason
     return grade_reason if grade in ("degraded", "unhealthy") else None
+
+
+def waiting(breaker: models.BreakerState) -> str | None:
+    """Return what is to be said of an agent whose circuit breaker lets its tasks wait."""
+    match breaker.state:
+        case "open":
+            return f"its circuit breaker is open until {moment(breaker.until)}, its tasks wait: {breaker.reason}"
+        case "half_open":
+            return f"its circuit breaker is half-open, some tasks are tried: {breaker.reason}"
+        case _:
+            return None
 
 
 def printable(text: str, *, lines: bool = False) -> str:

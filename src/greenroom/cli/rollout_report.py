@@ -95,6 +95,8 @@ def progress(rollout: models.Rollout) -> str:
         parts.append(f"watched for {current.hold_s:g} s")
     if rollout.is_open and rollout.reason:
         parts.append(render.printable(rollout.reason))
+    if _may_be_promoted(rollout):
+        parts.append(f"not to wait: greenroom rollout promote {rollout.agent}")
     return "; ".join(parts)
 
 
@@ -217,8 +219,13 @@ def _next(rollout: models.Rollout) -> tuple[str, ...]:
     if rollout.state == "paused":
         return (_onward(rollout), "abort")
     if rollout.state == "progressing":
-        return ("abort",)
+        return ("promote", "abort") if _may_be_promoted(rollout) else ("abort",)
     return ("history",)
+
+
+def _may_be_promoted(rollout: models.Rollout) -> bool:
+    """Whether it waits for tasks to judge it by, which may take for ever where there are few: a person need not."""
+    return rollout.state == "progressing" and rollout.is_proven and bool(rollout.reason)
 
 
 def _onward(rollout: models.Rollout) -> str:

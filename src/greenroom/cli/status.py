@@ -33,8 +33,10 @@ def status(*, given: options.Options = options.DEFAULT) -> None:
     render.line("")
     render.table(COLUMNS, map(_row, agents), empty="no agents; next: add one to greenroom.toml, and restart the node")
     for agent in agents:
-        state, grade = agent.get("state"), agent.get("grade")
-        if reason := render.trouble(state, agent.get("reason"), grade=grade, grade_reason=agent.get("grade_reason")):
+        grade = agent.get("grade")
+        if reason := render.trouble(agent.get("reason"), grade=grade, grade_reason=agent.get("grade_reason")):
+            render.say(f"{agent['name']}: {reason}")
+        if reason := render.waiting(_breaker(agent)):
             render.say(f"{agent['name']}: {reason}")
         rollout_report.tell_if_open(agent["name"], _rollout(agent))
 
@@ -48,6 +50,14 @@ def _rollout(agent: Mapping[str, Any]) -> models.Rollout | None:
     if not (said := agent.get("rollout")):
         return None
     return msgspec.convert({"agent": agent["name"], "strategy": "", **said}, models.Rollout)
+
+
+def _breaker(agent: Mapping[str, Any]) -> models.BreakerState:
+    import msgspec
+
+    from greenroom.sdk import models
+
+    return msgspec.convert(agent.get("breaker") or {}, models.BreakerState)
 
 
 def _row(agent: Mapping[str, Any]) -> tuple[object, ...]:
@@ -68,12 +78,29 @@ def _facts(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     for name, value in document.items():
         if name == "not_yet_built":
             yield "not yet built", f"{len(value)} settings; see greenroom config show"
+        elif name == "resources" and isinstance(value, Mapping):
+            yield name, _resources(value)
+        elif (prefix, name) == ("replicas ", "memory_mb"):
+            yield "replicas memory", f"{value:g} MB, pages that they share counted for each of them"
+        elif name == "advice" and value:
+            yield name, f"{value} open; next: greenroom advice"
         elif isinstance(value, Mapping) and all(isinstance(count, int) for count in value.values()):
             yield f"{prefix}{name}", _counts(value) or "none"
         elif isinstance(value, Mapping):
             yield from _facts(value, f"{name} ")
         elif value is not None:
             yield f"{prefix}{name}", render.text_of(value)
+
+
+def _resources(held: Mapping[str, Any]) -> str:
+    """What all replicas use of what they may, and what holds that; a line each for what does not hold."""
+    told = []
+    for name, unit in (("cpu", "CPUs"), ("memory_mb", "MB")):
+        resource = held.get(name) or {}
+        used, limit = resource.get("used"), resource.get("limit")
+        amount = "?" if used is None else f"{used:g}"
+        told.append(f"{amount} {unit}" if limit is None else f"{amount} of {limit:g} {unit} ({resource['enforced']})")
+    return "\n".join([", ".join(told), *(f"warning: {warning}" for warning in held.get("warnings") or ())])
 
 
 def _counts(counts: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from greenroom.sdk import client, models
 
 LOOK_EVERY_S = 5.0  # whether the agent has failed meanwhile
+LONGEST_WAIT_S = 300.0  # of one request
 LONGEST_TEXT = 64 * 1024 * 1024  # what no node takes is not read to its end
 
 Word = Annotated[str, Parameter(allow_leading_hyphen=True)]
@@ -37,10 +38,12 @@ def submit(
     *more: Annotated[str, Parameter(show=False)],
     wait: Annotated[bool, Parameter(show_default=False)] = False,
     wait_s: float | None = None,
+    or_cancel: Annotated[bool, Parameter(show_default=False)] = False,
     session: str | None = None,
     priority: int = 0,
     timeout_s: float | None = None,
     json_input: Annotated[bool, Parameter(show_default=False)] = False,
+    no_cache: Annotated[bool, Parameter(show_default=False)] = False,
     given: options.Options = options.DEFAULT,
 ) -> int:
     """Give an agent a task: greenroom submit AGENT TEXT. Without AGENT, the router chooses the one that fits.
@@ -57,6 +60,8 @@ def submit(
         Wait for the task to end, print its output; the exit code is 1 unless it succeeded.
     wait_s
         Wait, but at most this many seconds.
+    or_cancel
+        With --wait or --wait-s, at most 300: cancel the task when that time is over, or when you leave.
     session
         Tasks of one session share state and run one after the other.
     priority
@@ -65,12 +70,24 @@ def submit(
         How long it may run, in seconds.
     json_input
         TEXT is JSON, and the agent gets its value.
+    no_cache
+        Run the agent, even if it keeps results and has one of the same input.
     """
     name, words = (agent, text) if text is not None else (None, agent)
     _check(name or "", words, more)
     task_input = _input(words, is_json=json_input)
     with given.connect() as node:
-        task = node.submit(task_input, name, session=session, priority=priority, timeout_s=timeout_s)
+        if or_cancel:
+            longest_s = _longest_s(wait_s, is_waiting=wait)
+            with render.spinner("waiting for its end"):
+                task = node.submit(
+                    task_input, name, session=session, priority=priority, timeout_s=timeout_s, wait_s=longest_s,
+                    or_cancel=True, cache=not no_cache,
+                )  # fmt: skip
+            return _end(task, as_json=given.json)
+        task = node.submit(
+            task_input, name, session=session, priority=priority, timeout_s=timeout_s, cache=not no_cache
+        )
         if not given.json:
             _announce(task)
         if not wait and wait_s is None:
@@ -78,7 +95,19 @@ def submit(
             return 0
         with render.spinner(f"waiting for {task.agent}"), tasks.going_on(task.id):
             task = _wait(node, task, wait_s)
-    if given.json:
+    return _end(task, as_json=given.json)
+
+
+def _longest_s(wait_s: float | None, *, is_waiting: bool) -> float:
+    if wait_s is None and not is_waiting:
+        raise options.Usage("cannot submit: --or-cancel needs --wait or --wait-s: it says what happens after that")
+    if wait_s is not None and not 0 < wait_s <= LONGEST_WAIT_S:
+        raise options.Usage(f"cannot submit: with --or-cancel, --wait-s is over 0 and at most {LONGEST_WAIT_S:g}")
+    return LONGEST_WAIT_S if wait_s is None else wait_s
+
+
+def _end(task: models.Task, *, as_json: bool) -> int:
+    if as_json:
         render.json(task)
     else:
         tasks.print_end(task)
@@ -122,12 +151,12 @@ def _announce(task: models.Task) -> None:
 
 
 def _wait(node: client.Client, task: models.Task, wait_s: float | None) -> models.Task:
-    """Wait for the end; say once if the agent has failed, before or meanwhile: it may be long then."""
+    """Wait for the end; say once if its agent is in trouble, before or meanwhile: it may be long then."""
     monotonic_s = clock.SystemClock().monotonic_s
     end_at_s = math.inf if wait_s is None else monotonic_s() + wait_s
     has_failed = False
     while True:
-        has_failed = has_failed or _tell_of_failure(node, task.agent)
+        has_failed = has_failed or _tell_why(node, task.agent)
         left_s = end_at_s - monotonic_s()
         timeout_s = left_s if has_failed else min(left_s, LOOK_EVERY_S)
         task = node.wait(task.id, None if math.isinf(timeout_s) else timeout_s)
@@ -135,15 +164,11 @@ def _wait(node: client.Client, task: models.Task, wait_s: float | None) -> model
             return task
 
 
-def _tell_of_failure(node: client.Client, name: str) -> bool:
-    try:
-        agent = node.agent(name)
-    except errors.GreenroomError:
-        return False  # whether the task ends is what was asked
-    if agent.state not in ("failed", "quarantined"):
-        return False
-    render.say(f"agent {name} is {agent.state}: {agent.reason}; the task waits until it works again")
-    return True
+def _tell_why(node: client.Client, name: str) -> bool:
+    why = tasks.why_it_waits(node, name)
+    if why is not None:
+        render.say(why)
+    return why is not None
 
 
 def _leave(task: models.Task, *, as_json: bool) -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import cyclopts
 
-from greenroom import clock
+from greenroom import clock, errors
 from greenroom.cli import options, render
 from greenroom.cli.render import Column
 
 if TYPE_CHECKING:
-    from greenroom.sdk import models
+    from greenroom.sdk import client, models
 
 app = cyclopts.App(name="tasks")
 
@@ -95,6 +95,7 @@ def show(id: str, /, *, given: options.Options = options.DEFAULT) -> None:
     """
     with given.connect() as node:
         task = node.task(id)
+        why = why_it_waits(node, task.agent) if task.state == "queued" and not given.json else None
     if given.json:
         render.json(task)
         return
@@ -106,16 +107,32 @@ def show(id: str, /, *, given: options.Options = options.DEFAULT) -> None:
             for attempt in task.attempts
         )
         render.table(ATTEMPT_COLUMNS, rows, empty="")
+    if why is not None:
+        render.say(why)
     if not task.ended:
         render.say(f"next: greenroom tasks watch {task.id}")
     elif not task.succeeded:
         render.say(f"next: greenroom tasks retry {task.id}")
 
 
+def why_it_waits(node: client.Client, name: str) -> str | None:
+    """Return what keeps tasks of the agent *name* from beginning; None where nothing but other tasks does."""
+    try:
+        agent = node.agent(name)
+    except errors.GreenroomError:
+        return None  # what becomes of the task is what was asked
+    if agent.state in ("failed", "quarantined", "dropped"):
+        return f"agent {name} is {agent.state}: {agent.reason}; the task waits until it works again"
+    reason = render.waiting(agent.breaker)
+    return None if reason is None else f"agent {name}: {reason}"
+
+
 def _facts(task: models.Task) -> Iterator[tuple[str, object]]:
     yield "task", task.id
     yield "agent", task.agent
     yield "state", task.state
+    if task.cached_from is not None:
+        yield "from the cache", f"result of task {task.cached_from}"
     yield "revision", task.revision
     yield "session", task.session
     yield "parent", task.parent

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 
 import msgspec
 
 from greenroom import telemetry
-from greenroom.core import tasks
+from greenroom.core import failures, tasks
 from greenroom.engine import protocol
 from greenroom.engine.contract import Exit
 from greenroom.store.rows import Claim, Finish
@@ -20,14 +19,13 @@ MAX_CALLS = 1_000
 _TOO_MUCH_LOG = b'{"truncated":true,"line":"(this task has logged too much; the rest is dropped)"}'
 
 
-@dataclass(slots=True, eq=False)
-class Attempt:
+class Attempt(msgspec.Struct, eq=False):
     claim: Claim
     started_s: float  # monotonic
     deadline_s: float  # monotonic
     holds_slot: bool = True
     waiting_for: int = 0  # sub-tasks
-    calls: set[int] = field(default_factory=set)  # ordinals
+    calls: set[int] = msgspec.field(default_factory=set)  # ordinals
     kill_at_s: float | None = None  # its end is recorded; when its process has to go if it does not stop by itself
     events_left: int = MAX_EVENTS
     event_bytes_left: int = MAX_EVENT_BYTES
@@ -108,7 +106,7 @@ def loss_of(exit: Exit, claim: Claim, *, attempts: int, suspects: int, is_suspec
     """
     if exit.reason == "stopped":
         return tasks.ReplicaGone(tasks.Reason.DRAINED, exit.detail, charged=False)
-    if not is_suspect:
+    if not is_suspect or exit.reason == failures.Failure.EVICTED:
         return tasks.ReplicaGone(tasks.Reason.NEIGHBOUR, exit.detail, charged=False)
     reason = tasks.Reason.OOM if exit.reason == "oom" else tasks.Reason.REPLICA_LOST
     # Another suspect may have waited there for its sub-task, and who hangs may have been stopped by somebody.
@@ -116,6 +114,9 @@ def loss_of(exit: Exit, claim: Claim, *, attempts: int, suspects: int, is_suspec
     if is_poison and claim.has_good_state and not claim.is_restored:  # it may be the state that kills
         return tasks.ReplicaGone(reason, exit.detail or exit.reason, charged=False, restores=True)
     return tasks.ReplicaGone(reason, exit.detail or exit.reason, charged=suspects == 1, is_poison=is_poison)
+
+
+_NOTHING = protocol.Ended("", 0)
 
 
 def finish(
@@ -130,7 +131,7 @@ def finish(
 ) -> Finish:
     """Build the statement's parameters; results and state only of an attempt that succeeded."""
     claim = attempt.claim
-    has_result = message is not None and verdict.by is tasks.Move.SUCCEED
+    said, has_result = message or _NOTHING, verdict.by is tasks.Move.SUCCEED
     return Finish(
         id=claim.id,
         epoch=claim.epoch,
@@ -141,24 +142,34 @@ def finish(
         kills=int(is_kill),
         restores=int(restores),
         due_at=due_at_us,
-        output=message.output if message is not None and has_result else None,
+        output=said.output if has_result else None,
         error=error,
-        session_state=message.state if message is not None and has_result else None,
+        session_state=said.state if has_result else None,
         is_restored=claim.is_restored,
         revision=claim.revision,
-        input_tokens=message.input_tokens if message is not None else 0,
-        output_tokens=message.output_tokens if message is not None else 0,
+        input_tokens=said.input_tokens,
+        output_tokens=said.output_tokens,
     )
 
 
-def seen(attempt: Attempt, reason: str, message: protocol.Ended | None, *, now_s: float) -> telemetry.AttemptSeen:
-    """Return what is seen of a revision by the end of an attempt on it."""
-    claim, duration_s = attempt.claim, now_s - attempt.started_s
-    if message is None:
-        return telemetry.AttemptSeen(*attempt.key, claim.agent, reason, duration_s, 0, None, None)
-    tokens = message.input_tokens + message.output_tokens
-    return telemetry.AttemptSeen(
-        *attempt.key, claim.agent, reason, duration_s, tokens, message.output, message.error_type
+def ended(
+    attempt: Attempt, state: str, reason: str, *, end: tasks.End | None, message: protocol.Ended | None, now_s: float
+) -> telemetry.AttemptEnded:
+    """Return what is told of the end of an attempt; *end* is None where it was cancelled."""
+    claim = attempt.claim
+    tokens, output = (0, None) if message is None else (message.input_tokens + message.output_tokens, message.output)
+    return telemetry.AttemptEnded(
+        claim.agent,
+        state,
+        reason,
+        now_s - attempt.started_s,
+        claim.replica,
+        end,
+        claim.session,
+        claim.id,
+        claim.epoch,
+        tokens,
+        output,
     )
 
 

@@ -21,6 +21,7 @@ from greenroom.core import sessions
 from greenroom.engine import protocol
 from greenroom.engine.contract import Engine
 from greenroom.store import submissions
+from greenroom.store.directory import Entry
 from greenroom.store.rows import Accepted, Call, Lease, NewTask, Task
 from greenroom.store.store import Store
 
@@ -134,7 +135,11 @@ class Calls:
             depth=claim.depth + 1,
             idempotency_key=f"call:{claim.id}:{message.ordinal}",
             fingerprint=submissions.fingerprint(message.agent.encode(), message.input),
+            cache_key=None if message.session is not None else self._cache_key(entry, message.input),
         )
+
+    def _cache_key(self, entry: Entry, input: bytes) -> str | None:
+        return self._store.results.key(entry.agent.name, entry.agent.revision, input)
 
     async def _submit(self, attempt: Attempt, child: NewTask) -> Accepted | None:
         accepted = await self._store.tasks.call(Call(*attempt.key, child))

@@ -19,7 +19,7 @@ from greenroom import clock as clocks
 from greenroom import errors, strict_json, telemetry
 from greenroom.control import attempts, calls
 from greenroom.control.attempts import Attempt
-from greenroom.core import tasks
+from greenroom.core import failures, tasks
 from greenroom.engine import protocol
 from greenroom.engine.contract import Engine, Exit
 from greenroom.store.news import News
@@ -49,7 +49,7 @@ class Dispatcher:
         self.wakeup = asyncio.Event()
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._by_replica: dict[str, set[Attempt]] = defaultdict(set)
-        self._resuming: dict[str, deque[asyncio.Future[None]]] = defaultdict(deque)
+        self._resuming: dict[str, deque[tuple[asyncio.Future[None], str]]] = defaultdict(deque)  # ... of whose tasks
         self._killed: set[str] = set()  # replicas that this dispatcher had to kill
         self._writing: set[tuple[str, int]] = set()  # attempts whose end is on its way into the store
         self._unsent: list[Finish] = []  # ends of this turn of the loop
@@ -85,8 +85,7 @@ class Dispatcher:
     def _start_all(self, claims: Sequence[Claim]) -> None:
         for claim in claims:
             self._start(claim)
-        for replica in [replica for replica, waiting in self._resuming.items() if waiting]:
-            self._resume_next(replica)
+        self._resume_all()
 
     def _start(self, claim: Claim) -> None:
         now_s = self._clock.monotonic_s()
@@ -109,7 +108,8 @@ class Dispatcher:
         elif claim.is_restored:
             line = f"it runs with the session's last good state, of revision {claim.state_revision}"
             self._emit(attempt, protocol.Emitted(*attempt.key, "log", _line("greenroom", line)))
-        self.wakeup.set()
+        if len(self._attempts) == 1:  # from now on deadlines are watched; for those that follow they are already
+            self.wakeup.set()
 
     # --- what replicas say (engine.contract.Listener)
 
@@ -141,14 +141,15 @@ class Dispatcher:
 
     def on_exit(self, replica: str, exit: Exit) -> None:
         running = list(self._by_replica.get(replica, ()))
-        suspects = self._suspects(replica, running)
+        # Who is killed for the others' sake has not died of its tasks.
+        suspects = () if exit.reason == failures.Failure.EVICTED else self._suspects(replica, running)
         for attempt in running:
             is_suspect = attempt in suspects
             end = attempts.loss_of(
                 exit, attempt.claim, attempts=len(running), suspects=len(suspects), is_suspect=is_suspect
             )
             self._lose(attempt, end, is_kill=is_suspect and exit.reason != "stopped")
-        for waiting in self._resuming.pop(replica, ()):
+        for waiting, _ in self._resuming.pop(replica, ()):
             waiting.cancel()
         self._by_replica.pop(replica, None)
 
@@ -196,7 +197,7 @@ class Dispatcher:
     def _settle(
         self, attempt: Attempt, end: tasks.End, message: protocol.Ended | None, *, is_kill: bool = False
     ) -> None:
-        now = self._clock.now()
+        now, now_s = self._clock.now(), self._clock.monotonic_s()
         verdict = tasks.settle(
             end,
             attempts_charged=attempt.claim.attempts_charged,
@@ -207,7 +208,7 @@ class Dispatcher:
         # The delay is this node's; the instant is by the database's clock, which claimed_at was read from.
         due_at_us = None
         if verdict.due_at is not None:
-            elapsed_us = int((self._clock.monotonic_s() - attempt.started_s) * 1e6)
+            elapsed_us = int((now_s - attempt.started_s) * 1e6)
             due_at_us = attempt.claim.claimed_at + elapsed_us + (verdict.due_at - now) // timedelta(microseconds=1)
         error = None if verdict.error is None else msgspec.json.encode(verdict.error)
         self._write(
@@ -221,10 +222,8 @@ class Dispatcher:
                 restores=isinstance(end, tasks.ReplicaGone) and end.restores,
             )
         )
-        now_s, claim = self._clock.monotonic_s(), attempt.claim
-        duration_s = now_s - attempt.started_s
-        self._facts.emit(telemetry.AttemptEnded(claim.agent, verdict.state, verdict.reason, duration_s, claim.replica))
-        self._facts.emit(attempts.seen(attempt, verdict.reason, message, now_s=now_s))
+        told = attempts.ended(attempt, verdict.state, verdict.reason, end=end, message=message, now_s=now_s)
+        self._facts.emit(told)
 
     def _write(self, finish: Finish) -> None:
         """Write the end of an attempt, together with those of this turn of the loop."""
@@ -279,9 +278,10 @@ class Dispatcher:
         if news.stopped and self._attempts:
             stopped = set(news.stopped)
             for attempt in list(self._attempts.values()):
-                if attempt.claim.id in stopped:
+                if attempt.claim.id in stopped and attempt.kill_at_s is None:  # else its end has been told
                     now_s = self._clock.monotonic_s()
-                    self._facts.emit(attempts.seen(attempt, tasks.Reason.CANCELLED, None, now_s=now_s))
+                    state, reason = tasks.State.CANCELLED, tasks.Reason.CANCELLED
+                    self._facts.emit(attempts.ended(attempt, state, reason, end=None, message=None, now_s=now_s))
                     self._stop(attempt, now_s)
 
     async def _renew(self) -> None:
@@ -303,28 +303,35 @@ class Dispatcher:
     def _free(self, attempt: Attempt) -> None:
         """Give up the attempt's slot: to one that waits to resume on this replica, else to the board."""
         attempt.holds_slot = False
-        replica = attempt.claim.replica
-        self._store.board.release(replica)
-        self._resume_next(replica)
+        claim = attempt.claim
+        self._store.board.release(claim.replica, claim.tenant)
+        self._resume_next(claim.replica)
+        if self._store.board.limit_of(claim.agent) is not None:  # there may be room for one that waits elsewhere
+            self._resume_all()
         self._store.commits.nudge()
+
+    def _resume_all(self) -> None:
+        for replica in [replica for replica, waiting in self._resuming.items() if waiting]:
+            self._resume_next(replica)
 
     def _resume_next(self, replica: str) -> None:
         waiting = self._resuming[replica]
-        while waiting and waiting[0].done():
+        while waiting and waiting[0][0].done():
             waiting.popleft()
-        if waiting and self._store.board.try_occupy(replica):
-            waiting.popleft().set_result(None)
+        if waiting and self._store.board.try_occupy(replica, waiting[0][1]):
+            waiting.popleft()[0].set_result(None)
 
     async def _occupy(self, attempt: Attempt) -> None:
         """Wait for a slot on the attempt's replica; ahead of new claims."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._resuming[attempt.claim.replica].append(turn)
-        self._resume_next(attempt.claim.replica)
+        claim = attempt.claim
+        self._resuming[claim.replica].append((turn, claim.tenant))
+        self._resume_next(claim.replica)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():  # it got its slot just as it ended
-                self._store.board.release(attempt.claim.replica)
+                self._store.board.release(claim.replica, claim.tenant)
             raise
         attempt.holds_slot = True
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from greenroom import telemetry
-from greenroom.core import analysis, health, refusals, rollouts
+from greenroom.core import analysis, health, refusals, rollouts, tasks
+
+_Cost = tuple[float, int]  # of an attempt: seconds and tokens
 
 MAX_SAMPLES = 100  # of each agent's serving revision, which limits are learnt from
 
@@ -35,8 +37,8 @@ class Evidence:
     def __init__(self, facts: telemetry.Telemetry) -> None:
         self._facts = facts
         self._accounts: dict[str, _Account] = {}
-        self._samples: dict[str, deque[analysis.Sample]] = defaultdict(lambda: deque(maxlen=MAX_SAMPLES))
-        facts.subscribe(self._end, telemetry.AttemptSeen)
+        self._samples: dict[str, deque[_Cost]] = defaultdict(lambda: deque(maxlen=MAX_SAMPLES))
+        facts.subscribe(self._end, telemetry.AttemptEnded)
 
     def watch(self, agent: str, id: int, rollout: rollouts.Rollout) -> None:
         """Count for the rollout *id*; where its weight has changed, or it is another one, begin with what it says."""
@@ -46,7 +48,7 @@ class Evidence:
         if account is not None and account.key == key:
             return
         is_same = account is not None and account.key[0] == id
-        limits = account.limits if account is not None and is_same else analysis.limits(self._samples[agent])
+        limits = account.limits if account is not None and is_same else self._limits(agent)
         if not self._accounts:
             self._facts.subscribe(self._begin, telemetry.AttemptBegan)
         tallies = {rollout.from_revision: last.serving, rollout.to_revision: last.candidate}
@@ -76,23 +78,30 @@ class Evidence:
         if account is not None and began.revision in account.tallies:
             account.running[began.task, began.epoch] = began.revision
 
-    def _end(self, seen: telemetry.AttemptSeen) -> None:
-        account, is_error = self._accounts.get(seen.agent), health.is_error(seen.reason)
+    def _limits(self, agent: str) -> analysis.Limits:
+        return analysis.limits(
+            [
+                analysis.Sample(is_error=False, is_refusal=False, duration_s=duration_s, tokens=tokens)
+                for duration_s, tokens in self._samples[agent]
+            ]
+        )
+
+    def _end(self, ended: telemetry.AttemptEnded) -> None:
+        account, is_error = self._accounts.get(ended.agent), health.is_error(ended.reason)
         if account is None:
             if is_error is False:  # in quiet times all are the serving revision's
-                sample = analysis.Sample(
-                    is_error=False, is_refusal=False, duration_s=seen.duration_s, tokens=seen.tokens
-                )
-                self._samples[seen.agent].append(sample)
+                self._samples[ended.agent].append((ended.duration_s, ended.tokens))
             return
-        revision = account.running.pop((seen.task, seen.epoch), None)
+        revision = account.running.pop((ended.task, ended.epoch), None)
         if revision is None or is_error is None:
             return
-        is_refusal = refusals.is_refusal(seen.output, seen.error_type)
+        error_type = ended.end.type if isinstance(ended.end, tasks.AgentFailed) else None
+        is_refusal = refusals.is_refusal(ended.output, error_type)
         sample = analysis.Sample(
-            is_error=is_error, is_refusal=is_refusal, duration_s=seen.duration_s, tokens=seen.tokens
+            is_error=is_error, is_refusal=is_refusal, duration_s=ended.duration_s, tokens=ended.tokens
         )
         account.tallies[revision] = analysis.counted(account.tallies[revision], sample, account.limits)
-        if revision == account.serving and account.limits == analysis.Limits():
-            self._samples[seen.agent].append(sample)
-            account.limits = analysis.limits(self._samples[seen.agent])
+        is_good = not (is_error or is_refusal)
+        if is_good and revision == account.serving and account.limits == analysis.Limits():
+            self._samples[ended.agent].append((sample.duration_s, sample.tokens))
+            account.limits = self._limits(ended.agent)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
@@ -31,6 +31,7 @@ STEP_EVERY_S = 1.0
 MEASURE_EVERY_S = 5.0
 RESUME_S = 0.5  # from the end of a sub-task to its parent's going on, at most
 STOP_GRACE_S = 2.0
+WARM_SPARES = 16  # an interpreter with what the agent imports: about 30 to 200 MB each
 START_S = 120.0  # the longest that a replica may take to become ready: the import has a bound of its own
 
 
@@ -60,6 +61,8 @@ class Host:
         self._adapters: dict[str, str] = {}
         self._stops: set[asyncio.Task[None]] = set()
         self._measure_at_s = 0.0
+        self.warm_spares = WARM_SPARES  # of agents that sleep; who is short of memory may lower it
+        self._warm: frozenset[tuple[str, int]] = frozenset()
         self._is_leaving = False
         self._is_hurried = asyncio.Event()
         self.checks = Checks(engine, clock, facts, graded=self._on_graded, is_grading=health_checks)
@@ -78,6 +81,7 @@ class Host:
         for gone in self._told.keys() - entries.keys():
             del self._told[gone]
         self._stop_drained()
+        await self._keep_warm(entries)
         self._end_late_starters()
         self._measure()
         states = {name: self._state_of(entry) for name, entry in entries.items()}
@@ -114,12 +118,45 @@ class Host:
         """Cut `drain_all`'s grace short."""
         self._is_hurried.set()
 
-    def restart(self, id: str) -> bool:
-        """Drain one replica; the next step starts another in its place. False if it is not here, or goes already."""
+    def restart(self, id: str, reason: str = "") -> bool:
+        """Drain one replica; the next step starts another in its place. False if it is not here, or goes already.
+
+        *reason* is for its row, where it is not somebody's wish.
+        """
         replica = self._replicas.get(id)
         if replica is None or replica.drain_until_s is not None:
             return False
+        replica.reason = failures.told(reason)
         self._drain(replica)
+        self.wakeup.set()
+        return True
+
+    @property
+    def hosted(self) -> Collection[Hosted]:
+        """The replicas that there are."""
+        return self._replicas.values()
+
+    def recycle(self, id: str, reason: str) -> bool:
+        """Replace a replica for *reason*: another is started, and when that is ready this one ends its tasks and goes.
+
+        False if it is not here, is not ready, or another of its agent waits to be replaced already.
+        """
+        replica = self._replicas.get(id)
+        if replica is None or replica.state != "ready" or replica.for_suspects:
+            return False
+        if any(each.recycled_for and each.state == "ready" for each in self.hosted if each.agent == replica.agent):
+            return False
+        replica.recycled_for = failures.told(f"recycled: {reason}")
+        self._unwritten.add(replica)
+        self._facts.emit(telemetry.ReplicaRecycled(replica.agent, id, failures.told(reason)))
+        self.wakeup.set()
+        return True
+
+    def lower_spares(self) -> bool:
+        """Keep half as many interpreters warm for agents that sleep, for this life; False where none is kept."""
+        if not self._warm:
+            return False
+        self.warm_spares = len(self._warm) // 2
         self.wakeup.set()
         return True
 
@@ -149,11 +186,12 @@ class Host:
         self.wakeup.set()
 
     def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
+        if not isinstance(message, protocol.Ended) or (hosted := self._replicas.get(replica)) is None:
+            return
+        if hosted.drain_until_s is not None:
+            self.wakeup.set()  # it may have been the last one
         # Epoch 0 is of a trial, which proves less than a task.
-        if isinstance(message, protocol.Ended) and message.output is not None and message.epoch:
-            hosted = self._replicas.get(replica)
-            if hosted is None:
-                return
+        if message.output is not None and message.epoch:
             hosted.has_answered = True
             self._recovery.on_success(hosted.agent, hosted.revision, started_s=hosted.started_s)
 
@@ -170,7 +208,8 @@ class Host:
         if hosted is None:
             return
         hosted.state = "stopped" if exit.reason == "stopped" else "failed"
-        hosted.reason = failures.told(exit.detail or exit.reason)
+        if exit.reason != "stopped" or not hosted.reason:  # why it was let go says more than that it went
+            hosted.reason = failures.told(exit.detail or exit.reason)
         if exit.reason != "stopped":
             self._note_death(hosted, exit)
         self._store.board.close(replica)
@@ -186,7 +225,8 @@ class Host:
             revision=hosted.revision,
             started_s=hosted.started_s,
             was_working=was_working,
-            has_succeeded=hosted.has_answered,
+            # Who was killed for the others' sake says nothing about its revision.
+            has_succeeded=hosted.has_answered or exit.reason == failures.Failure.EVICTED,
             by_itself=exit.is_its_own and not was_stopped,
             max_attempts=hosted.max_attempts,
             ready_s=None if hosted.ready_at_s is None else self._clock.monotonic_s() - hosted.ready_at_s,
@@ -199,7 +239,7 @@ class Host:
         self._recovery.on_death(death, failure, is_missed=is_missed)
 
     def _hear(self, news: News) -> None:
-        if news.suspects or news.traffic:
+        if news.suspects or news.traffic or news.scaled:
             self.wakeup.set()
 
     def _on_graded(self, replica: str) -> None:
@@ -240,7 +280,9 @@ class Host:
                 replica.revision,
                 replica.state == "ready",
                 replica.state == "draining",
-                is_moving=moved_at_s is not None and replica.started_s < moved_at_s,
+                is_moving=bool(replica.recycled_for) or (moved_at_s is not None and replica.started_s < moved_at_s),
+                load=self._store.board.attempts(replica.id),
+                started_s=replica.started_s,
             )
             for replica in seen
         ]
@@ -250,8 +292,9 @@ class Host:
                     await self._start(entry, number)
                 case plans.DrainReplica(id, hands_over):
                     if (replica := self._replicas.get(id)) is not None:  # it may have died since
-                        # Where no task may run twice, none is handed over.
-                        self._drain(replica, hands_over=hands_over and not replica.runs_once)
+                        # Where no task may run twice, none is handed over; who is recycled ends what it has.
+                        is_free = not (replica.runs_once or replica.recycled_for)
+                        self._drain(replica, hands_over=hands_over and is_free)
 
     async def _reconcile_alone(self, entry: Entry, *, is_suspected: bool) -> None:
         """Have one more replica while tasks have to run alone, and none when none has."""
@@ -260,8 +303,23 @@ class Host:
         for replica in alone:
             if not is_suspected or replica.revision != agent.revision:
                 self._drain(replica)
-        if is_suspected and not alone and agent.replicas and self._may_start(self._recovery.record(agent.name)):
+        if is_suspected and not alone and not entry.is_dropped and self._may_start(self._recovery.record(agent.name)):
             await self._start(entry, agent.revision, for_suspects=True)
+
+    async def _keep_warm(self, entries: Mapping[str, Entry]) -> None:
+        """Have those who sleep wake up fast: the engine keeps ready what their replicas are made from."""
+        asleep = [entry for entry in entries.values() if not entry.agent.replicas and not entry.is_dropped]
+        wanted = {(entry.agent.name, entry.agent.revision): entry for entry in asleep[: max(0, self.warm_spares)]}
+        if wanted.keys() == self._warm or self._is_leaving:
+            return
+        revisions = [await self._revision(entry, number) for (_, number), entry in wanted.items()]
+        await self._engine.keep_warm(revisions)
+        self._warm = frozenset(wanted)
+
+    async def _revision(self, entry: Entry, number: int) -> contract.Revision:
+        """Return what the engine is to run: from a fresh interpreter, where recovery wants one."""
+        interpreter = self._recovery.record(entry.agent.name, number).interpreter
+        return dataclasses.replace(await self._revision_of(entry, number), interpreter=interpreter)
 
     def _may_start(self, record: recovery.Record) -> bool:
         is_time = self._clock.monotonic_s() >= record.start_not_before_s
@@ -270,9 +328,7 @@ class Host:
     async def _start(self, entry: Entry, number: int, *, for_suspects: bool = False) -> None:
         name, spec = entry.agent.name, entry.spec_of(number)
         # First, for the store may not answer: then there is no replica, and the next step tries again.
-        revision = dataclasses.replace(
-            await self._revision_of(entry, number), interpreter=self._recovery.record(name, number).interpreter
-        )
+        revision = await self._revision(entry, number)
         hosted = Hosted(
             id=f"{name}-{submissions.new_id()[:8]}",
             agent=name,
@@ -381,15 +437,17 @@ class Host:
 
     def _state_of(self, entry: Entry) -> tuple[str, str]:
         agent = entry.agent
-        if agent.state == agents.State.DROPPED and not agent.replicas:
+        if entry.is_dropped:
             return agents.State.DROPPED, agent.reason
         ready = sum(replica.serves(agent.name, agent.revision) for replica in self._replicas.values())
         wanted = entry.capacity.get(agent.revision, agent.replicas)
-        if ready >= wanted:
+        if ready >= wanted > 0:
             self._recovery.on_settled(agent.name)
         if entry.rollout is not None and (checking := agents.checking(entry.rollout.state)) is not None:
             return checking
-        return agents.standing(agent.name, self._recovery.record(agent.name), ready=ready, wanted=wanted)
+        draining = sum(each.agent == agent.name and each.state == "draining" for each in self._replicas.values())
+        record = self._recovery.record(agent.name)
+        return agents.standing(agent.name, record, ready=ready, wanted=wanted, draining=draining)
 
 
 def _generations(entries: Mapping[str, Entry]) -> dict[str, int]:

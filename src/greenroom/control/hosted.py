@@ -31,6 +31,7 @@ class Hosted:
     has_answered: bool = False  # a task, with success
     drain_until_s: float | None = None
     is_stopping: bool = False
+    recycled_for: str = ""  # why another is to take its place, though nothing has failed
 
     def serves(self, agent: str, revision: int) -> bool:
         """Whether it is one of those that *agent* should have, and ready."""
@@ -41,6 +42,7 @@ class Hosted:
         """Return what the store is to know of it; *found* tells how it is, while it is there."""
         has_ended = self.state in ("stopped", "failed")
         is_graded = not has_ended and self.state != "starting"
+        is_let_go = self.state == "draining" and self.reason  # that is what people want to know of it
         return Replica(
             id=self.id,
             agent=self.agent,
@@ -49,10 +51,14 @@ class Hosted:
             pid=pid,
             state=self.state,
             grade=found.grade if is_graded else health.Grade.UNKNOWN,
-            reason=found.reason if is_graded else self.reason,
+            reason=self._reason(found.reason if is_graded and not is_let_go else self.reason),
             slots=self.slots,
             memory_mb=self.memory_mb,
             restarts=restarts,
             started_at=self.started_at_us,
             ended_at=now_us if has_ended else None,
         )
+
+    def _reason(self, usual: str) -> str:
+        """Why it is replaced says more than how it is, and what it died of more than both."""
+        return self.reason if self.state == "failed" else self.recycled_for or usual

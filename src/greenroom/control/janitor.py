@@ -1,4 +1,6 @@
-"""The janitor: lets due tasks become claimable, expires late ones, and rescues what dead nodes held."""
+"""The janitor: lets due tasks become claimable, expires late ones, rescues what dead nodes held, and drops results
+that were kept for long enough.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +28,7 @@ class Janitor:
     async def step(self) -> float:
         if self._clock.monotonic_s() >= self._rescue_at_s:
             await self._store.tasks.rescue(spared=self._store.claims.owner, jitter=self._jitter())
+            await self._store.cache.expire()
             self._rescue_at_s = self._clock.monotonic_s() + RESCUE_EVERY_S
         next_s = await self._store.tasks.tick()
         return LONGEST_NAP_S if next_s is None else min(next_s, LONGEST_NAP_S)

@@ -18,6 +18,10 @@ class State(enum.StrEnum):
 SETTLED = frozenset({State.READY, State.FAILED, State.QUARANTINED, State.DROPPED})
 
 
+ASLEEP = "it is asleep: the first task starts a replica"
+FALLING_ASLEEP = "it goes to sleep when its last replicas have done what they have; a task that waits wakes it"
+
+
 def checking(rollout: rollouts.Rollout) -> tuple[State, str] | None:
     """Return how an agent stands whose first revision gets no tasks before it has passed its checks; else None."""
     if rollout.from_revision is not None or rollout.weight_pct:
@@ -25,10 +29,10 @@ def checking(rollout: rollouts.Rollout) -> tuple[State, str] | None:
     return (State.STARTING, "its checks run") if rollout.is_open else (State.FAILED, rollout.reason)
 
 
-def standing(name: str, record: recovery.Record, *, ready: int, wanted: int) -> tuple[State, str]:
+def standing(name: str, record: recovery.Record, *, ready: int, wanted: int, draining: int = 0) -> tuple[State, str]:
     """Return how the agent *name* stands, and why, with *ready* of the replicas that are *wanted*."""
-    if ready >= wanted:
-        return State.READY, ""
+    if ready >= wanted and (wanted or not record.deaths):
+        return State.READY, "" if wanted else FALLING_ASLEEP if draining else ASLEEP
     if record.is_given_up:
         remedy = f"mend it and deploy it again, or run: greenroom agents release {name}"
         return State.QUARANTINED, f"{record.reason} (quarantined; {remedy})"

@@ -16,6 +16,7 @@ class Failure(enum.StrEnum):
     REFUSED = "refused"  # its agent cannot be built
     PROTOCOL = "protocol"  # it sent what is no frame
     LATE = "late"  # it was not ready in time
+    EVICTED = "evicted"  # all replicas together used too much memory, and it had the most: nobody's fault
 
 
 MAX_WORDS = 2_000  # characters

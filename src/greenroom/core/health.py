@@ -247,7 +247,7 @@ def of_agent(desired: int, ready: Sequence[Graded], *, failure: str = "") -> tup
     As good as its worst replica, but that one which is unhealthy only degrades it while others serve.
     """
     if not desired:
-        return Grade.UNKNOWN, "it should have no replicas"
+        return (Grade.UNHEALTHY, failure) if failure else (Grade.UNKNOWN, "it should have no replicas")
     if not ready:
         return (Grade.UNHEALTHY, failure) if failure else (Grade.UNKNOWN, f"none of its {desired} replicas is ready")
     worst = max(ready, key=lambda replica: _SEVERITY[replica.grade])

@@ -26,6 +26,8 @@ class Seen:
     is_ready: bool
     is_draining: bool
     is_moving: bool = False  # another is to take its place and its work
+    load: int = 0  # tasks that are on it
+    started_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ def plan(wanted: Wanted, seen: Sequence[Seen]) -> list[Action]:
     """Return what brings *seen* to *wanted*.
 
     Replicas of other revisions, and those that move, go only as others are ready to take their place, so that an agent
-    that was served stays served; surplus ones go before ready ones.
+    that was served stays served. Of too many, those go first that are not ready, then those with the fewest tasks, so
+    that they are gone soon, and of these the youngest, which have learned the least.
 
     >>> plan(Wanted("a", 2, 1), [Seen("r1", 1, True, False)])
     [StartReplica(agent='a', revision=2)]
@@ -66,7 +69,8 @@ def plan(wanted: Wanted, seen: Sequence[Seen]) -> list[Action]:
         at_once = 0 if any(not replica.is_ready for replica in current) else 1
         starts = min(missing, at_once) if wanted.one_by_one else missing
         actions += [StartReplica(wanted.agent, wanted.revision)] * starts
-    surplus = sorted(current, key=lambda replica: replica.is_ready)[: max(0, -missing)]
+    current.sort(key=lambda replica: (replica.is_ready, replica.load, -replica.started_s))
+    surplus = current[: max(0, -missing)]
     ready = sum(replica.is_ready for replica in current)
     replaced = others if ready >= wanted.replicas else others[: max(0, ready + len(others) - wanted.replicas)]
     return actions + [DrainReplica(replica.id, replica.is_moving) for replica in (*surplus, *replaced)]

@@ -254,6 +254,13 @@ def is_tried_out(record: Record, started_s: Iterable[float]) -> bool:
     return not any(at_s > record.last_death_s for at_s in started_s)
 
 
+def is_dying(record: Record, *, now_s: float, oldest_s: float) -> bool:
+    """Tell whether the agent's replicas die, as far as is known; *oldest_s* is how long one has lived that is ready."""
+    if not record.deaths or record.last_death_s is None or oldest_s >= PERIOD_S:
+        return False
+    return now_s - record.last_death_s < PERIOD_S
+
+
 def moved(record: Record, by_s: float) -> Record:
     """Return *record* with all its instants *by_s* later: the store keeps them relative to the time of writing."""
 

@@ -173,8 +173,17 @@ def switched(from_revision: int, to_revision: int, reason: str) -> Rollout:
 # --- capacity
 
 
+def wanted(rollout: Rollout, desired: int) -> int:
+    """Return how many replicas there should be of an agent that should have *desired*: one at least while it moves.
+
+    An agent at zero sleeps; its new revision has to be awake to prove itself.
+    """
+    return max(1, desired) if rollout.is_open else desired
+
+
 def capacity(rollout: Rollout, desired: int) -> dict[int, int]:
     """Return how many replicas each revision should have, of an agent that should have *desired*."""
+    desired = wanted(rollout, desired)
     if not desired or rollout.from_revision is None or rollout.is_retired:
         return {rollout.serving: desired}
     stage = rollout.stages[rollout.stage]
@@ -189,9 +198,10 @@ def capacity(rollout: Rollout, desired: int) -> dict[int, int]:
 def beside(rollout: Rollout, desired: int) -> int:
     """Return how many replicas more than *desired* there may be, until what *rollout* leaves behind is gone."""
     if rollout.from_revision is None or rollout.is_retired:
-        return 0
+        return wanted(rollout, desired) - desired
     if rollout.is_open:
-        return strategies.surge(rollout.stages, desired)
+        awake = wanted(rollout, desired)
+        return strategies.surge(rollout.stages, awake) + awake - desired
     return max(0, sum(capacity(rollout, desired).values()) - desired)
 
 
@@ -380,6 +390,7 @@ class Death:
 
 
 MOST_DEATHS = 3  # by itself: one may be an accident, and two are what one task that kills its replicas causes
+_FROM_OUTSIDE = frozenset({Failure.KILLED, Failure.EVICTED})
 _AT_ONCE = frozenset({Failure.REFUSED, Failure.LATE})  # it would be the same again
 
 
@@ -395,7 +406,7 @@ def doom(deaths: Sequence[Death], others: Sequence[Death] = ()) -> str | None:
     for death in deaths:
         if death.kind in _AT_ONCE:
             return death.reason
-    own, usual = ([death for death in those if death.kind != Failure.KILLED] for those in (deaths, others))
+    own, usual = ([death for death in those if death.kind not in _FROM_OUTSIDE] for those in (deaths, others))
     if len(own) >= MOST_DEATHS and len(own) > len(usual):
         return f"{len(own)} of its replicas have died; the last one: {own[-1].reason}"
     return None

@@ -33,6 +33,7 @@ class Move(enum.StrEnum):
     FAIL = "fail"
     CANCEL = "cancel"
     EXPIRE = "expire"
+    ANSWER = "answer"  # another task had the same input, and its result is kept: no attempt is made
 
 
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
@@ -44,6 +45,7 @@ TRANSITIONS: dict[tuple[State, Move], State] = {
     (State.QUEUED, Move.CLAIM): State.RUNNING,
     (State.QUEUED, Move.CANCEL): State.CANCELLED,
     (State.QUEUED, Move.EXPIRE): State.EXPIRED,
+    (State.QUEUED, Move.ANSWER): State.SUCCEEDED,
     (State.RUNNING, Move.CALL): State.WAITING,
     (State.RUNNING, Move.REQUEUE): State.QUEUED,
     (State.RUNNING, Move.SUCCEED): State.SUCCEEDED,
@@ -68,7 +70,7 @@ def move(state: State, by: Move) -> State:
 
 
 class Reason(enum.StrEnum):
-    """Why an attempt ended."""
+    """Why an attempt ended, or a task without one."""
 
     OK = "ok"
     AGENT_ERROR = "agent_error"
@@ -78,6 +80,7 @@ class Reason(enum.StrEnum):
     DRAINED = "drained"
     NEIGHBOUR = "neighbour"  # it shared a process that had to be killed for another task's sake
     CANCELLED = "cancelled"
+    CACHED = "cached"  # another task's result answered it
     FENCED = "fenced"  # its lease had expired: the node that held it was gone or frozen
 
 

@@ -1,4 +1,4 @@
-"""The engine port: what runs replicas. Five verbs: start, stop, observe, invoke, close.
+"""The engine port: what runs replicas. Six verbs: start, stop, observe, invoke, keep_warm, close.
 
 `control.host` starts and stops, `control.dispatcher` invokes; both hear of what happened as a `Listener`. An
 engine knows neither store nor loops. `greenroom.testing.engine_contract.EngineContract` is the behaviour that
@@ -7,6 +7,7 @@ every engine must show.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,6 +69,40 @@ class Observation:
     cpu_s: float  # of the whole process so far
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a replica and all that it has started hold.
+
+    *memory_mb* is what its limit is compared with: pages that it shares with its zygote count in full. Of *share_mb*
+    they count in part, where that was read.
+    """
+
+    memory_mb: float
+    share_mb: float
+    cpu_s: float  # so far
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What all replicas hold together, with the interpreters that they are forked from.
+
+    *memory_mb* is exact above what was enough to know, and may be too much below. *cpu_s* is by the process at the root
+    of each tree: what ends is counted there.
+    """
+
+    replicas: Mapping[str, Held]
+    memory_mb: float
+    cpu_s: Mapping[int, float]
+
+
+class Meter(Protocol):
+    async def measure(self, *, enough_mb: float, each_mb: Mapping[str, float]) -> Usage:
+        """Look at all processes, off the event loop.
+
+        Up to *enough_mb* together, and up to *each_mb* of a replica, nobody needs to know exactly.
+        """
+
+
 class Listener(Protocol):
     """Who wants to know. Called on the event loop; must not block or raise."""
 
@@ -106,6 +141,12 @@ class Engine(Protocol):
         """SIGKILL now, with *reason* and *detail* in its `Exit`; unknown ids are ignored."""
 
     def observe(self) -> list[Observation]: ...
+
+    async def keep_warm(self, revisions: Sequence[Revision]) -> None:
+        """Be ready to start replicas of *revisions* at once, though none runs; of all others, no longer than useful.
+
+        A hint that costs nobody anything but memory: one that cannot be prepared is found out when it is started.
+        """
 
     async def close(self) -> None:
         """Stop everything that is left, zygotes too."""

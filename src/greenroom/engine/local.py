@@ -7,15 +7,27 @@ and no loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import greenroom
 from greenroom import clock as clocks
 from greenroom import errors
-from greenroom.engine import contract, interpreters, processes, protocol, replica, replicas, zygote, zygotes
+from greenroom.engine import (
+    contract,
+    envelope,
+    interpreters,
+    metering,
+    processes,
+    protocol,
+    replica,
+    replicas,
+    zygote,
+    zygotes,
+)
 
 IMPORT_DEADLINE_S = 60.0
 IDLE_ZYGOTE_S = 60.0
@@ -27,24 +39,38 @@ _Key = tuple[str, int, Path, int]
 
 
 class LocalEngine:
-    def __init__(self, data_dir: Path, clock: clocks.Clock, *, import_deadline_s: float = IMPORT_DEADLINE_S) -> None:
+    """*limits* are those of all replicas together; `enforcement` tells how they are held."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        clock: clocks.Clock,
+        *,
+        import_deadline_s: float = IMPORT_DEADLINE_S,
+        limits: envelope.Limits = envelope.Limits(),  # noqa: B008 - a frozen value
+    ) -> None:
         processes.prepare_node()
         self._data_dir, self._clock, self._import_deadline_s = data_dir, clock, import_deadline_s
         self._marker = processes.node_marker(data_dir)
+        self._envelope = envelope.Envelope(limits, marker=self._marker)
         self._side = _replica_side(data_dir)
         self._listeners: list[contract.Listener] = []
         self._replicas: dict[str, replicas.Replica] = {}
         self._zygotes: dict[_Key, zygotes.Zygote] = {}
         self._leaving: set[zygotes.Zygote] = set()
+        self._warm: frozenset[_Key] = frozenset()  # zygotes that stay, though they have no replicas
         self._interpreters = interpreters.Interpreters()
         self._memory_poll: asyncio.TimerHandle | None = None
         self._descendants_look: asyncio.Task[None] | None = None
         self._oom_kills = processes.OomKills(clock.monotonic_s())
+        kills = self._envelope.kills
+        self._group_kills = None if kills is None else processes.OomKills(clock.monotonic_s(), kills)
         self._is_closed = False
         # Looking for what the dead left behind reads all of /proc: off the loop, one look for all that died
         # meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sweep")
         self._memory_thread = ThreadPoolExecutor(1, thread_name_prefix="memory")
+        self._meter_thread = ThreadPoolExecutor(1, thread_name_prefix="meter")  # takes longer than the one before may
         self._sweeping = asyncio.Lock()
         self._fallen: list[str] = []
 
@@ -54,7 +80,9 @@ class LocalEngine:
     async def sweep(self) -> int:
         """Kill what dead nodes of this data directory left running; return how many processes that were."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, processes.kill_leftovers, self._data_dir)
+        killed = await loop.run_in_executor(self._thread, processes.kill_leftovers, self._data_dir)
+        await loop.run_in_executor(self._thread, self._envelope.sweep)
+        return killed
 
     # --- start
 
@@ -70,7 +98,7 @@ class LocalEngine:
             zygote_of=self._zygote_of,
             sweep=self._sweep,
             on_gone=self._on_gone,
-            oom_kills=self._oom_kills,
+            why_killed=self._why_killed,
         )
         try:
             await self._check(revision)
@@ -90,26 +118,42 @@ class LocalEngine:
             await self._interpreters.check(revision.agent, revision.python)
 
     def _zygote_of(self, record: replicas.Replica) -> zygotes.Zygote:
-        revision = record.revision
-        key = (revision.agent, revision.number, revision.snapshot, revision.interpreter)
+        return self._zygote(record.revision, self._log_of(record))
+
+    def _zygote(self, revision: contract.Revision, on_log: Callable[[str, str], None]) -> zygotes.Zygote:
+        key = _key(revision)
         known = self._zygotes.get(key)
         if known is not None and known.is_usable():
             return known
         if known is not None:
             self._leaving.add(known)
+        entry = self._envelope.entry()
         launch = zygotes.Launch(
-            plan=zygote.Plan(_config(revision), revision.memory_mb),
+            plan=zygote.Plan(_config(revision), revision.memory_mb, entry.groups, entry.cpus),
             python=revision.python or interpreters.OWN,
             side=self._side,
             environment=zygotes.environment(revision, node_marker=self._marker),
             import_deadline_s=self._import_deadline_s,
         )
         try:
-            fresh = zygotes.Zygote(launch, on_log=self._log_of(record))
+            fresh = zygotes.Zygote(launch, on_log=on_log)
         except OSError as error:
             raise errors.AgentInvalid(f"cannot start agent {revision.agent} with {launch.python}: {error}") from error
         self._zygotes[key] = fresh
         return fresh
+
+    async def keep_warm(self, revisions: Sequence[contract.Revision]) -> None:
+        if self._is_closed:
+            return
+        gone, self._warm = self._warm, frozenset(map(_key, revisions))
+        for key in gone - self._warm:
+            self._retire_later(key)
+        for revision in revisions:
+            if _key(revision) in gone:
+                continue  # once: where its import fails, it fails again
+            with contextlib.suppress(errors.AgentInvalid):  # whoever starts a replica of it hears why
+                await self._check(revision)
+                self._zygote(revision, _unheard)
 
     def _log_of(self, record: replicas.Replica) -> Callable[[str, str], None]:
         """What a zygote says belongs to no replica; who asked for it first hears it, while there."""
@@ -128,7 +172,50 @@ class LocalEngine:
 
     def observe(self) -> list[contract.Observation]:
         self._oom_kills.look(self._clock.monotonic_s())
+        if self._group_kills is not None:
+            self._group_kills.look(self._clock.monotonic_s())
         return [_observe(record) for record in self._replicas.values()]
+
+    async def measure(self, *, enough_mb: float, each_mb: Mapping[str, float]) -> contract.Usage:
+        pids = {
+            record.id: record.pid for record in self._replicas.values() if record.pid is not None and record.lives()
+        }
+        zygotes = [each.pid for each in {*self._zygotes.values(), *self._leaving} if not each.gone.is_set()]
+
+        def look() -> contract.Usage:
+            held_mb = self._envelope.held_mb()
+            return metering.look(pids, zygotes, enough_mb=enough_mb, each_mb=each_mb, group_mb=held_mb)
+
+        return await asyncio.get_running_loop().run_in_executor(self._meter_thread, look)
+
+    @property
+    def limits(self) -> envelope.Limits:
+        return self._envelope.limits
+
+    @property
+    def enforcement(self) -> envelope.Enforcement:
+        return self._envelope.how
+
+    @property
+    def spares(self) -> int:
+        """How many interpreters are kept warm though no replica is forked from them."""
+        return sum(not each.tenants and not each.gone.is_set() for each in self._zygotes.values())
+
+    def drop_spares(self) -> int:
+        """Let the interpreters go that no replica needs and nobody keeps warm; return how many that were."""
+        idle = [(key, each) for key, each in self._zygotes.items() if not each.tenants and key not in self._warm]
+        for key, each in idle:
+            self._retire_if_idle(key, each)
+        return len(idle)
+
+    def _why_killed(self) -> str | None:
+        """Return why the kernel may have killed a replica just now; None where somebody else did."""
+        if self._group_kills is not None and self._group_kills.has_grown():
+            most_mb = self._envelope.limits.memory_mb
+            return f"the kernel killed it: all replicas together had come to cluster.memory_mb, {most_mb} MB"
+        if self._oom_kills.has_grown():
+            return "the kernel killed it: the machine, or the group it runs in, was out of memory"
+        return None
 
     # --- end
 
@@ -164,8 +251,11 @@ class LocalEngine:
             self._memory_poll.cancel()
         if self._descendants_look is not None:
             self._descendants_look.cancel()
-        self._memory_thread.shutdown(wait=False, cancel_futures=True)
-        await asyncio.get_running_loop().run_in_executor(self._thread, processes.kill_marked, self._marker)
+        for looking in (self._memory_thread, self._meter_thread):
+            looking.shutdown(wait=False, cancel_futures=True)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, processes.kill_marked, self._marker)
+        await loop.run_in_executor(self._thread, self._envelope.close)
         self._thread.shutdown()
 
     async def _sweep(self, replica: str) -> None:
@@ -183,10 +273,14 @@ class LocalEngine:
         self._leaving = {each for each in self._leaving if not each.gone.is_set()}
         for key, each in self._zygotes.items():
             if not each.tenants:
-                asyncio.get_running_loop().call_later(IDLE_ZYGOTE_S, self._retire_if_idle, key, each)
+                self._retire_later(key)
+
+    def _retire_later(self, key: _Key) -> None:
+        if (idle := self._zygotes.get(key)) is not None:
+            asyncio.get_running_loop().call_later(IDLE_ZYGOTE_S, self._retire_if_idle, key, idle)
 
     def _retire_if_idle(self, key: _Key, idle: zygotes.Zygote) -> None:
-        if self._zygotes.get(key) is idle and not idle.tenants:
+        if self._zygotes.get(key) is idle and not idle.tenants and key not in self._warm:
             del self._zygotes[key]
             self._leaving.add(idle)
             idle.retire()
@@ -225,6 +319,15 @@ class LocalEngine:
             held_mb = await loop.run_in_executor(self._memory_thread, processes.held_mb, pid, limit_mb)
             if record.lives() and record.pid == pid:
                 _end_if_over(record, held_mb, limit_mb)
+
+
+def _unheard(stream: str, line: str) -> None:
+    """What a zygote says that nobody has asked for yet belongs to no replica."""
+    del stream, line
+
+
+def _key(revision: contract.Revision) -> _Key:
+    return revision.agent, revision.number, revision.snapshot, revision.interpreter
 
 
 def _end_if_over(record: replicas.Replica, held_mb: float, limit_mb: int) -> None:

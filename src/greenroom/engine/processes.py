@@ -16,7 +16,7 @@ import resource
 import select
 import signal
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from greenroom.engine import kernel, zygote
 
 NODE_MARKER = "GREENROOM_NODE"
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 MOST_DESCENDANTS = 1000
 _ROUNDS = 20  # a process that forks while it is looked for is found in the next round
 _engines = itertools.count()
@@ -44,7 +44,12 @@ def read(pid: int) -> Reading | None:
         fields = kernel.stat(pid)
     except OSError:
         return None
-    return Reading(int(fields[21]) * _PAGE_BYTES / 2**20, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S)
+    return Reading(size_mb(fields), (int(fields[11]) + int(fields[12])) / TICKS_PER_S)
+
+
+def size_mb(fields: Sequence[str]) -> float:
+    """Return the resident size that `kernel.stat` has read."""
+    return int(fields[21]) * _PAGE_BYTES / 2**20
 
 
 def held_mb(pid: int, limit_mb: float) -> float:
@@ -57,17 +62,17 @@ def held_mb(pid: int, limit_mb: float) -> float:
     reading = read(pid)
     if reading is None:
         return 0.0
-    descendants = itertools.islice(_descendants(pid), MOST_DESCENDANTS)
-    sizes_mb = {child: found.rss_mb for child in descendants if (found := read(child)) is not None}
+    below = itertools.islice(descendants(pid), MOST_DESCENDANTS)
+    sizes_mb = {child: found.rss_mb for child in below if (found := read(child)) is not None}
     most_mb = reading.rss_mb + sum(sizes_mb.values())
     for child in sorted(sizes_mb, key=sizes_mb.__getitem__, reverse=True):
         if most_mb <= limit_mb:
             break
-        most_mb += _share_mb(child) - sizes_mb[child]
+        most_mb += share_mb(child) - sizes_mb[child]
     return most_mb
 
 
-def _descendants(pid: int) -> Iterator[int]:
+def descendants(pid: int) -> Iterator[int]:
     """Yield what *pid* has started, the nearest first."""
     parents = deque([pid])
     while parents:
@@ -76,7 +81,8 @@ def _descendants(pid: int) -> Iterator[int]:
         parents += children
 
 
-def _share_mb(pid: int) -> float:
+def share_mb(pid: int) -> float:
+    """Return the memory of *pid* in MB, of each shared page only its part; milliseconds where it is large."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -85,7 +91,7 @@ def _share_mb(pid: int) -> float:
 
 
 class OomKills:
-    """The kernel's count of processes that it has killed for memory, anywhere on this machine.
+    """The kernel's count of processes that it has killed for memory: anywhere on this machine, or in one group.
 
     A SIGKILL says nothing of who sent it; that the count has grown within the last seconds makes the kernel likely.
     """
@@ -93,7 +99,8 @@ class OomKills:
     EVERY_S = 5.0
     SOURCE = Path("/proc/vmstat")
 
-    def __init__(self, now_s: float) -> None:
+    def __init__(self, now_s: float, source: Path | None = None) -> None:
+        self._source = source or self.SOURCE
         self._before = self._latest = self._read()
         self._latest_s = now_s
 
@@ -107,7 +114,7 @@ class OomKills:
 
     def _read(self) -> int:
         try:
-            lines = self.SOURCE.read_text().splitlines()
+            lines = self._source.read_text().splitlines()
         except OSError:
             return 0
         return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
@@ -183,16 +190,17 @@ def kill_leftovers(data_dir: Path) -> int:
     prefix = f"{NODE_MARKER}={home(data_dir)}".encode()
     return _kill(
         lambda environment: any(
-            entry.startswith(prefix) and not _lives(entry.removeprefix(prefix).decode()) for entry in environment
+            entry.startswith(prefix) and not lives(entry.removeprefix(prefix).decode()) for entry in environment
         )
     )
 
 
-def _lives(incarnation: str) -> bool:
-    pid, start, _ = incarnation.split("-")
+def lives(marker: str) -> bool:
+    """Tell whether the process that made *marker*, or what follows its home, lives; what is no marker does not."""
     try:
+        pid, start, _ = marker.split("-")[-3:]
         return kernel.stat(int(pid))[19] == start
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

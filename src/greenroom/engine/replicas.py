@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import operator
 import os
 import signal
 import socket
@@ -52,14 +53,14 @@ class Replica:
         zygote_of: Callable[[Replica], zygotes.Zygote],
         sweep: Sweep,
         on_gone: Callable[[Replica], None],
-        oom_kills: processes.OomKills,
+        why_killed: Callable[[], str | None],
     ) -> None:
         self.id, self.revision = replica, revision
         self.pid: int | None = None
         self.is_ready = False
         self.gone = asyncio.Event()
         self._listeners, self._sweep, self._on_gone = listeners, sweep, on_gone
-        self._zygote_of, self._oom_kills = zygote_of, oom_kills
+        self._zygote_of, self._why_killed = zygote_of, why_killed
         self._loop = asyncio.get_running_loop()
         self._launches = 0
         self._channel: channels.Channel | None = None
@@ -117,9 +118,10 @@ class Replica:
     def _tell(self, event: str, *what: object) -> None:
         """Tell every listener, also after one that raises; its error follows when all have heard."""
         failure: Exception | None = None
+        tell = operator.methodcaller(event, self.id, *what)
         for listener in self._listeners:
             try:
-                getattr(listener, event)(self.id, *what)
+                tell(listener)
             except Exception as error:  # noqa: BLE001 - raised below
                 failure = failure or error
         if failure is not None:
@@ -272,10 +274,11 @@ class Replica:
                 "crashed",
                 "its process ended by itself" + ("" if code is None else f", exit code {code}"),
             )
-        elif number == signal.SIGKILL and self._oom_kills.has_grown():
-            # The count is of the whole machine: another process may have been meant, and this one killed by hand.
+        elif number == signal.SIGKILL and (why := self._why_killed()) is not None:
+            # Another process may have been meant, and this one killed by hand; and who is killed because all together
+            # are too much need not be the one who was.
             is_certain = False
-            reason, detail = "oom", "the kernel killed it: the machine, or the group it runs in, was out of memory"
+            reason, detail = "oom", why
         else:
             name = signal.Signals(number).name
             reason = "crashed" if number in _CRASHES else "killed"

@@ -40,6 +40,8 @@ class Plan(msgspec.Struct, frozen=True):
 
     config: replica.Config
     memory_mb: int | None = None
+    groups: tuple[str, ...] = ()  # the files to write itself into, so that the node's limits hold for it and its forks
+    cpus: tuple[int, ...] = ()  # the only ones to run on; none: all
 
 
 # --- node to zygote
@@ -102,6 +104,7 @@ def main() -> NoReturn:
     control = socket.socket(fileno=int(control_fd))
     marker, environment = kernel.Marker(REPLICA_MARKER), dict(os.environ)
     plan = _read_plan()
+    _enter_envelope(plan, control)
     _settle(plan.config)
     if not threads:
         _load(plan.config, control)
@@ -120,6 +123,20 @@ def _read_plan() -> Plan:
     with open(0, "rb", closefd=False) as standard_input:
         standard_input.seek(0)
         return msgspec.msgpack.decode(standard_input.read(), type=Plan)
+
+
+def _enter_envelope(plan: Plan, control: socket.socket) -> None:
+    """Keep to the node's limits before any code of the agent runs: its import may start processes, too."""
+    try:
+        for group in plan.groups:
+            Path(group).write_text("0")
+        if plan.cpus:
+            os.sched_setaffinity(0, plan.cpus)
+    except OSError as error:
+        control.send(
+            encode(Failed("OSError", f"cannot keep to the node's limits (cluster.cpu, memory_mb): {error}", ""))
+        )
+        sys.exit(1)
 
 
 def _settle(config: replica.Config) -> None:

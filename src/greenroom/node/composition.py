@@ -16,15 +16,20 @@ from greenroom.api.backlog import Backlog
 from greenroom.api.services import Services
 from greenroom.backups import restoring
 from greenroom.control import supervisor
+from greenroom.control.autoscaler import Autoscaler
+from greenroom.control.breakers import Breakers
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
+from greenroom.control.outliers import Outliers
 from greenroom.control.reconciler import Reconciler
 from greenroom.control.rehearsal import Rehearsal
 from greenroom.core import rollouts, routing
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
+from greenroom.node import optimizer
 from greenroom.node.backups import NodeBackups
+from greenroom.node.resources import NodeResources, limits
 from greenroom.sdk import models
 from greenroom.security import secret_file
 from greenroom.store import database, submissions
@@ -76,7 +81,8 @@ class Node:
             self.store = stores.open(url, clock=clock, owner=self.id)
         except errors.StoreDamaged as error:
             raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
-        self.engine = LocalEngine(options.data_dir, clock)
+        self.store.results.is_on = options.settings.cluster.result_cache
+        self.engine = LocalEngine(options.data_dir, clock, limits=limits(options.settings.cluster))
         self.host = Host(
             self.store,
             self.engine,
@@ -86,10 +92,14 @@ class Node:
             revision_of=self._revision_of,
             health_checks=options.settings.cluster.health_checks,
         )
+        self.resources = NodeResources(self.store, self.engine, self.host, clock, self.facts)
         self.reconciler = Reconciler(self.store, self.engine, clock, self.facts)
         self.rehearsal = Rehearsal(self.store, self.engine, self.reconciler.trials, clock)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
         self.janitor = Janitor(self.store, clock)
+        self.breakers = Breakers(self.store, clock, self.facts)
+        self.outliers = Outliers(self.store.board, clock, self.facts, eject=self.host.restart)
+        self.autoscaler = Autoscaler(self.store, clock, self.facts, options.settings.cluster, use=self.resources.use)
         self.deployments = deployments.Deployments(
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
@@ -108,9 +118,17 @@ class Node:
             restart=self.host.restart,
             is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
-            backlog=Backlog(self.store, clock, limit=options.settings.server.max_queued_tasks),
+            breakers=self.breakers,
+            backlog=Backlog(
+                self.store,
+                clock,
+                limit=options.settings.server.max_queued_tasks,
+                per_tenant=options.settings.server.max_queued_tasks_per_tenant,
+            ),
             similarity=_similarity(),
+            resources=self.resources.state,
         )
+        self.optimizer = optimizer.loops(self.store, self.engine, self.host, self.resources, self.services)
         self.app = App(self.services)
         self._moved = asyncio.Event()  # a rollout has
         self.store.hub.subscribe(self._hear)
@@ -132,14 +150,20 @@ class Node:
             begun = await self.deployments.start()
         except errors.StoreDamaged as error:
             raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
-        loops = (
+        loops: tuple[supervisor.Loop, ...] = (
             self.host,
             self.host.checks,
             self.reconciler,
             self.dispatcher,
             self.janitor,
+            self.breakers,
+            self.outliers,
+            self.autoscaler,
             self.backups.loop,
+            self.resources.loop,
+            *self.optimizer,
         )
+        self.resources.announce()
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
 
@@ -186,6 +210,7 @@ class Node:
         self.services.stopping.set()
         self.facts.emit(telemetry.NodeChanged(self.id, "draining"))
         self.reconciler.stop()
+        self.autoscaler.stop()
         await self.host.drain_all(grace_s=grace_s)
         if self.failure is None:
             await self.host.leave()
@@ -264,6 +289,8 @@ class Node:
         if news.traffic:
             self._moved.set()
             self._moved = asyncio.Event()
+        for (agent, result), count in news.cache.items():
+            self.facts.emit(telemetry.CacheAsked(agent, result, count))
 
     async def _revision_of(self, entry: Entry, number: int) -> contract.Revision:
         """Return what the engine needs to run a revision of *entry* that stands."""

@@ -28,7 +28,7 @@ async def listening(node: Node) -> AsyncIterator[str]:
     listener = _bind(node.options.host, node.options.port)
     config = uvicorn.Config(
         node.app,
-        http=connections.Connection,
+        http=connections.limited_to(node.options.settings.cluster.max_connections),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -39,7 +39,6 @@ async def listening(node: Node) -> AsyncIterator[str]:
         timeout_graceful_shutdown=2,
     )
     server = _Server(config)
-    node.services.connections = lambda: len(server.server_state.connections)
     host, port = listener.getsockname()[:2]
     url = node.url = f"http://{host}:{port}"
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="greenroom-http")
@@ -81,6 +80,7 @@ async def serve(options: Options, *, on_ready: Callable[[Node], None]) -> None:
 
 async def until_stopped(node: Node, stop: asyncio.Event, on_ready: Callable[[Node], None]) -> None:
     """Call *on_ready* when *node* is; return when *stop* is set, raise what ended its loops."""
+
     async def announce() -> None:
         await node.ready.wait()
         await node.store.directory.refresh()  # whoever is told looks at the agents' states

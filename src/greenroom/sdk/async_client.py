@@ -14,7 +14,9 @@ import httpx
 
 from greenroom.sdk import calls, discovery, flows, streams, wire
 from greenroom.sdk.models import (
+    Advice,
     Agent,
+    AgentScaling,
     Alert,
     Backup,
     Backups,
@@ -22,6 +24,7 @@ from greenroom.sdk.models import (
     Event,
     Failure,
     Key,
+    Load,
     Page,
     Plan,
     Problem,
@@ -78,6 +81,8 @@ class AsyncClient:
         metadata: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
         wait_s: float | None = None,
+        or_cancel: bool = False,
+        cache: bool = True,
     ) -> Task:
         submission = Submission(
             input=input,
@@ -87,8 +92,9 @@ class AsyncClient:
             timeout_s=timeout_s,
             not_before=not_before,
             metadata=metadata,
+            cache=cache,
         )
-        return await self._send(calls.submit(submission, idempotency_key, wait_s=wait_s))
+        return await self._send(calls.submit(submission, idempotency_key, wait_s=wait_s, or_cancel=or_cancel))
 
     async def submit_many(
         self, submissions: Sequence[Submission | Mapping[str, Any]], idempotency_key: str | None = None
@@ -211,6 +217,14 @@ class AsyncClient:
     async def scale(self, name: str, replicas: int) -> Agent:
         return await self._send(calls.scale(name, replicas))
 
+    async def scaling(self, name: str, *, cursor: str | None = None, limit: int | None = None) -> AgentScaling:
+        """How the agent is scaled and why, with one page of what was decided, the latest first."""
+        return await self._send(calls.scaling(name, cursor=cursor, limit=limit))
+
+    async def load(self, name: str, *, hours: int | None = None) -> list[Load]:
+        """The load of the last *hours* (24; at most a week) in steps of ten seconds, the oldest first."""
+        return list((await self._send(calls.load(name, hours=hours))).items)
+
     async def release(self, name: str) -> Agent:
         """Have a quarantined agent judged anew: its replicas are started again."""
         return await self._send(calls.release(name))
@@ -220,6 +234,10 @@ class AsyncClient:
     ) -> Page[Failure]:
         """How replicas failed and what was done about it, the latest first, one page."""
         return await self._send(calls.failures(agent, cursor=cursor, limit=limit))
+
+    async def advice(self, *, cursor: str | None = None, limit: int | None = None) -> Page[Advice]:
+        """What the optimizer advises, what is open first, one page."""
+        return await self._send(calls.advice(cursor=cursor, limit=limit))
 
     async def alerts(self) -> list[Alert]:
         return await self._run(flows.everything(calls.alerts, self._patience))

@@ -88,9 +88,11 @@ _tasks = as_a(models.Page[models.Task])
 _agents = as_a(models.Page[models.Agent])
 _replicas = as_a(models.Page[models.Replica])
 _failures = as_a(models.Page[models.Failure])
+_advice = as_a(models.Page[models.Advice])
 _alerts, _alert = as_a(models.Page[models.Alert]), as_a(models.Alert)
 _revisions = as_a(models.Page[models.Revision])
 _rollouts, _rollout = as_a(models.Page[models.Rollout]), as_a(models.Rollout)
+_scaling, _load = as_a(models.AgentScaling), as_a(models.Page[models.Load])
 _plan = as_a(models.Plan)
 _code = as_a(models.Code)
 _sessions = as_a(models.Page[models.Session])
@@ -102,15 +104,16 @@ _document = as_a(dict[str, Any])
 
 
 def submit(
-    submission: models.Submission, idempotency_key: str | None, *, wait_s: float | None = None
+    submission: models.Submission, idempotency_key: str | None, *, wait_s: float | None = None, or_cancel: bool = False
 ) -> Call[models.Task]:
     return Call(
         "POST",
         "/v1/tasks",
         _task,
-        query={"wait": wait_s},
+        query={"wait": wait_s, "or_cancel": "true" if or_cancel else None},
         body=strict_json.dumps(_body(submission)),
         headers=_once(idempotency_key),
+        repeatable=not or_cancel,  # a connection that is lost has cancelled it
         wait_s=wait_s or 0.0,
     )
 
@@ -253,6 +256,14 @@ def scale(name: str, replicas: int) -> Call[models.Agent]:
     return Call("PATCH", f"/v1/agents/{_segment(name)}/scale", _agent, body=strict_json.dumps({"replicas": replicas}))
 
 
+def scaling(name: str, *, cursor: str | None = None, limit: int | None = None) -> Call[models.AgentScaling]:
+    return Call("GET", f"/v1/agents/{_segment(name)}/scaling", _scaling, query={"cursor": cursor, "limit": limit})
+
+
+def load(name: str, *, hours: int | None = None) -> Call[models.Page[models.Load]]:
+    return Call("GET", f"/v1/agents/{_segment(name)}/load", _load, query={"hours": hours})
+
+
 def release(name: str) -> Call[models.Agent]:
     return Call("POST", f"/v1/agents/{_segment(name)}/release", _agent)
 
@@ -261,6 +272,10 @@ def failures(
     agent: str | None = None, *, cursor: str | None = None, limit: int | None = None
 ) -> Call[models.Page[models.Failure]]:
     return Call("GET", "/v1/failures", _failures, query={"agent": agent, "cursor": cursor, "limit": limit})
+
+
+def advice(*, cursor: str | None = None, limit: int | None = None) -> Call[models.Page[models.Advice]]:
+    return Call("GET", "/v1/advice", _advice, query={"cursor": cursor, "limit": limit})
 
 
 def alerts(cursor: str | None = None) -> Call[models.Page[models.Alert]]:
@@ -343,6 +358,8 @@ def _body(submission: models.Submission) -> dict[str, Any]:
     for name in ("agent", "session", "timeout_s", "metadata", "idempotency_key"):
         if (value := getattr(submission, name)) is not None:
             body[name] = value
+    if not submission.cache:
+        body["cache"] = False
     return body
 
 

@@ -19,7 +19,9 @@ import httpx
 from greenroom.sdk import calls, discovery, flows, streams, wire
 from greenroom.sdk.async_client import AsyncClient
 from greenroom.sdk.models import (
+    Advice,
     Agent,
+    AgentScaling,
     Alert,
     Backup,
     Backups,
@@ -27,6 +29,7 @@ from greenroom.sdk.models import (
     Event,
     Failure,
     Key,
+    Load,
     Page,
     Plan,
     Problem,
@@ -89,10 +92,14 @@ class Client:
         metadata: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
         wait_s: float | None = None,
+        or_cancel: bool = False,
+        cache: bool = True,
     ) -> Task:
         """Submit *input* to *agent*, or to whom the router chooses; the task is durable when this returns.
 
-        With *wait_s* (at most 300) it returns when the task has ended, in whatever state, or after that time.
+        With *wait_s* (at most 300) it returns when the task has ended, in whatever state, or after that time. With
+        *or_cancel* the task is cancelled then, and as soon as this client is gone.
+        *cache* false no kept result answers it, and its own is not kept.
         """
         submission = Submission(
             input=input,
@@ -102,8 +109,9 @@ class Client:
             timeout_s=timeout_s,
             not_before=not_before,
             metadata=metadata,
+            cache=cache,
         )
-        return self._send(calls.submit(submission, idempotency_key, wait_s=wait_s))
+        return self._send(calls.submit(submission, idempotency_key, wait_s=wait_s, or_cancel=or_cancel))
 
     def submit_many(
         self, submissions: Sequence[Submission | Mapping[str, Any]], idempotency_key: str | None = None
@@ -249,6 +257,14 @@ class Client:
     def scale(self, name: str, replicas: int) -> Agent:
         return self._send(calls.scale(name, replicas))
 
+    def scaling(self, name: str, *, cursor: str | None = None, limit: int | None = None) -> AgentScaling:
+        """How the agent is scaled and why, with one page of what was decided, the latest first."""
+        return self._send(calls.scaling(name, cursor=cursor, limit=limit))
+
+    def load(self, name: str, *, hours: int | None = None) -> list[Load]:
+        """The load of the last *hours* (24; at most a week) in steps of ten seconds, the oldest first."""
+        return list((self._send(calls.load(name, hours=hours))).items)
+
     def release(self, name: str) -> Agent:
         """Have a quarantined agent judged anew: its replicas are started again."""
         return self._send(calls.release(name))
@@ -258,6 +274,10 @@ class Client:
     ) -> Page[Failure]:
         """How replicas failed and what was done about it, the latest first, one page."""
         return self._send(calls.failures(agent, cursor=cursor, limit=limit))
+
+    def advice(self, *, cursor: str | None = None, limit: int | None = None) -> Page[Advice]:
+        """What the optimizer advises, what is open first, one page."""
+        return self._send(calls.advice(cursor=cursor, limit=limit))
 
     def alerts(self) -> list[Alert]:
         return self._run(flows.everything(calls.alerts, self._patience))

@@ -29,7 +29,8 @@ class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
 class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A task to be. Without *agent* it is routed by its text; *not_before* is an aware instant.
 
-    *idempotency_key* is for batches: a single submission gives its own beside.
+    *idempotency_key* is for batches: a single submission gives its own beside. Without *cache* its agent runs, even if
+    it keeps results and has one of the same input.
     """
 
     input: Any
@@ -40,6 +41,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     not_before: datetime | None = None
     metadata: dict[str, Any] | None = None
     idempotency_key: str | None = None
+    cache: bool = True
 
 
 class TaskError(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +88,10 @@ class Routing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """One durable unit of work, as it was when it was asked for."""
+    """One durable unit of work, as it was when it was asked for.
+
+    *cached_from* is the task whose result it was given, where it did not run itself.
+    """
 
     id: str
     state: str
@@ -109,6 +114,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] | None = None
     parent: str | None = None
     routing: Routing | None = None
+    cached_from: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -272,6 +278,16 @@ class Code(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 0
 
 
+class BreakerState(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an agent's tasks are run: *state* is closed (they are), open (they wait, *until* then) or half_open (some
+    are tried); off where its manifest says so. *reason* is why it opened.
+    """
+
+    state: str = "closed"
+    reason: str | None = None
+    until: Instant | None = None
+
+
 class Agent(msgspec.Struct, frozen=True, kw_only=True):
     """What tasks are submitted to. *adapter* is what its factory was taken for, *reason* why it failed.
 
@@ -298,6 +314,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 0
     updated_at: Instant | None = None
     rollout: Rollout | None = None
+    breaker: BreakerState = BreakerState()
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
@@ -316,6 +333,60 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: float | None = None
     started_at: Instant | None = None
     restarts: int = 0
+
+
+class ScalingDecision(msgspec.Struct, frozen=True, kw_only=True):
+    """What was decided about an agent's number of replicas. Where both numbers are the same, *rule* is what held it.
+
+    *reason* is the sentence for people, *inputs* what it was decided by, *by* ``autoscaler`` or a person.
+    """
+
+    from_replicas: int
+    to_replicas: int
+    rule: str = ""
+    reason: str = ""
+    inputs: dict[str, float] = {}
+    by: str = ""
+    at: Instant | None = None
+
+
+class AgentScaling(msgspec.Struct, frozen=True, kw_only=True):
+    """How an agent is scaled: its bounds and targets, what it has and does now, and what was decided, latest first.
+
+    *beside* its *replicas* are those that a rollout needs for now.
+    """
+
+    agent: str
+    is_automatic: bool = False
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_queue_per_replica: float = 5.0
+    target_busy_pct: int = 80
+    replicas: int = 0
+    beside: int = 0
+    draining: int = 0
+    ready: int = 0
+    slots: int = 0
+    busy: int = 0
+    waiting: int = 0
+    latest: ScalingDecision | None = None
+    items: tuple[ScalingDecision, ...] = ()
+    next_cursor: str | None = None
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """Ten seconds of an agent, from *at* on: tasks that came to wait, attempts that ended and their mean *run_s*, the
+    most that waited, the mean of *busy* slots, the ready *replicas*, and how long those that were started took.
+    """
+
+    at: Instant | None = None
+    arrivals: int = 0
+    ends: int = 0
+    run_s: float | None = None
+    waiting: int = 0
+    busy: float = 0.0
+    replicas: int = 0
+    start_s: float | None = None
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -348,6 +419,50 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     acknowledged_at: Instant | None = None
     acknowledged_by: str | None = None
     resolved_at: Instant | None = None
+
+
+class Resource(msgspec.Struct, frozen=True, kw_only=True):
+    """What all replicas of the node may use together, and do. *used* null: it was not measured yet.
+
+    *enforced* is cgroup v1, cgroup v2, affinity, measured or off.
+    """
+
+    limit: float | None = None
+    enforced: str = "off"
+    used: float | None = None
+    pct: float | None = None
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """The envelope: CPUs, and megabytes of memory; *warnings* tell where a limit is not held, or not quite."""
+
+    cpu: Resource = Resource()
+    memory_mb: Resource = Resource()
+    warnings: tuple[str, ...] = ()
+
+
+class Advice(msgspec.Struct, frozen=True, kw_only=True):
+    """What the optimizer advises. *state* is open, applied, withdrawn or measured; *agent* None: it is about the node.
+
+    *metric* should become less: it was *before*, would be *wanted* if all went well, and is *after*; *outcome* says how
+    much that is.
+    """
+
+    id: int
+    rule: str
+    state: str
+    agent: str | None = None
+    what: str = ""
+    why: str = ""
+    expected: str = ""
+    metric: str = ""
+    before: float = 0.0
+    wanted: float | None = None
+    after: float | None = None
+    outcome: str = ""
+    opened_at: Instant | None = None
+    applied_at: Instant | None = None
+    ended_at: Instant | None = None
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):

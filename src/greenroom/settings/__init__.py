@@ -7,14 +7,19 @@ the command, the API and `system`; it knows nothing of what the settings are for
 
 from greenroom.settings.environments import DESIGNS, Design
 from greenroom.settings.loading import load, parse_agent, rollout_for_once
+from greenroom.settings.policies import scaling_policy
 from greenroom.settings.problems import Problem, SettingsInvalid
 from greenroom.settings.revisions import changes, revision_part, with_revision_part, with_strategy
 from greenroom.settings.schema import (
     AgentSettings,
     Backups,
+    Breaker,
+    Cache,
     Cluster,
     Environment,
     Example,
+    Optimizer,
+    Recycling,
     Rollout,
     Scaling,
     Security,
@@ -30,12 +35,16 @@ __all__ = [
     "NOT_YET_BUILT",
     "AgentSettings",
     "Backups",
+    "Breaker",
+    "Cache",
     "Change",
     "Cluster",
     "Design",
     "Environment",
     "Example",
+    "Optimizer",
     "Problem",
+    "Recycling",
     "Rollout",
     "Row",
     "Scaling",
@@ -51,6 +60,7 @@ __all__ = [
     "revision_part",
     "rollout_for_once",
     "rows",
+    "scaling_policy",
     "starter_manifest",
     "with_revision_part",
     "with_strategy",

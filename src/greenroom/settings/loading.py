@@ -24,6 +24,7 @@ from greenroom.settings.schema import (
     Backups,
     Cluster,
     Environment,
+    Optimizer,
     Rollout,
     Security,
     Server,
@@ -36,7 +37,7 @@ from greenroom.settings.unbuilt import effective, why_not_built
 OVERRIDE = "override"
 NOT_BUILT = "not yet built"
 MAX_AGENTS = 1000
-TOP_KEYS = ["environment", "cluster", "server", "security", "backups", "agents"]
+TOP_KEYS = ["environment", "cluster", "server", "security", "backups", "optimizer", "agents"]
 
 
 def load(
@@ -98,6 +99,7 @@ def _settings(given: Given, checker: Checker) -> Settings:
         server=checker.table(Server, table.get("server"), ("server",)),
         security=checker.table(Security, table.get("security"), ("security",), defaults=defaults.security),
         backups=checker.table(Backups, table.get("backups"), ("backups",)),
+        optimizer=checker.table(Optimizer, table.get("optimizer"), ("optimizer",)),
         agents=_agents(table.get("agents"), checker),
         origins={},
     )

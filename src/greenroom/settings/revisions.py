@@ -36,7 +36,17 @@ OF_REVISION: Final = (
     "write_paths",
     "egress",
 )
-OF_AGENT: Final = ("description", "skills", "examples", "scaling", "rollout")
+OF_AGENT: Final = (
+    "description",
+    "skills",
+    "examples",
+    "max_running",
+    "scaling",
+    "breaker",
+    "cache",
+    "recycling",
+    "rollout",
+)
 
 
 def revision_part(spec: AgentSettings) -> bytes:

@@ -62,9 +62,17 @@ def _losing_a_replica_fails_one_task(agent: AgentSettings) -> str | None:
     return None
 
 
-def _there_is_a_replica(agent: AgentSettings) -> str | None:
-    if agent.scaling.min_replicas == 0:
-        return "0 (scale to zero) is not yet built: nothing would start a replica again; expected at least 1"
+def _bursts_are_short(agent: AgentSettings) -> str | None:
+    scaling = agent.scaling
+    if scaling.burst_window_s > scaling.stable_window_s:
+        return f"{scaling.burst_window_s:g} is more than stable_window_s, {scaling.stable_window_s:g}"
+    return None
+
+
+def _recycled_before_its_limit(agent: AgentSettings) -> str | None:
+    recycled_mb, most_mb = agent.recycling.memory_mb, agent.memory_mb
+    if recycled_mb is not None and most_mb is not None and recycled_mb >= most_mb:
+        return f"{recycled_mb} is not less than memory_mb, {most_mb}, at which a replica is killed"
     return None
 
 
@@ -159,11 +167,50 @@ def _minimums_fit(settings: Settings) -> str | None:
     return None
 
 
+def _sleepers_can_wake(settings: Settings) -> str | None:
+    room, agents = settings.cluster.max_replicas, settings.agents
+    asleep = [name for name, agent in agents.items() if agent.scaling.min_replicas == 0]
+    minimums = sum(agent.scaling.min_replicas for agent in agents.values())
+    if not settings.cluster.autoscaling or not asleep or minimums != room:
+        return None  # more than there is room for is another rule's business
+    return (
+        f"{room} is what the agents' scaling.min_replicas are together: none is left to wake {', '.join(asleep)} "
+        f"with; raise it to {room + 1} at least, or lower another one's scaling.min_replicas"
+    )
+
+
+def _maximums_fit(settings: Settings) -> str | None:
+    room = settings.cluster.max_replicas
+    over = [name for name, agent in settings.agents.items() if (agent.scaling.max_replicas or 0) > room]
+    if over:
+        return f"{room} is less than the scaling.max_replicas of {', '.join(over)}"
+    return None
+
+
+def _something_wakes_them(settings: Settings) -> str | None:
+    asleep = [name for name, agent in settings.agents.items() if agent.scaling.min_replicas == 0]
+    if asleep and not settings.cluster.autoscaling:
+        return (
+            f"is off, and scaling.min_replicas of {', '.join(asleep)} is 0: nothing would start a replica again; "
+            "switch it on, or have at least 1"
+        )
+    return None
+
+
+def _one_tenant_fits(settings: Settings) -> str | None:
+    server = settings.server
+    most = server.max_queued_tasks_per_tenant
+    if most is not None and most > server.max_queued_tasks:
+        return f"{most} is more than max_queued_tasks, {server.max_queued_tasks}"
+    return None
+
+
 AGENT_RULES: tuple[Rule[AgentSettings], ...] = (
     Rule((("factory",),), _factory_is_importable),
     Rule((("on_replica_loss",), ("concurrency",)), _losing_a_replica_fails_one_task),
-    Rule((("scaling", "min_replicas"),), _there_is_a_replica),
     Rule((("scaling", "min_replicas"), ("scaling", "max_replicas")), _replicas_are_a_range),
+    Rule((("scaling", "burst_window_s"), ("scaling", "stable_window_s")), _bursts_are_short),
+    Rule((("recycling", "memory_mb"), ("memory_mb",)), _recycled_before_its_limit),
     Rule((("rollout", "checks"),), _checks_are_importable),
     Rule((("rollout", "weights"),), _weights_reach_all_traffic),
     *_strategy_rules(),
@@ -177,4 +224,8 @@ SETTINGS_RULES: tuple[Rule[Settings], ...] = (
     Rule((("server", "host"), ("security", "tls")), _only_loopback_is_plain),
     Rule((("security", "authentication"),), _authentication_is_on),
     Rule((("cluster", "max_replicas"),), _minimums_fit),
+    Rule((("cluster", "max_replicas"), ("cluster", "autoscaling")), _sleepers_can_wake),
+    Rule((("cluster", "max_replicas"),), _maximums_fit),
+    Rule((("cluster", "autoscaling"),), _something_wakes_them),
+    Rule((("server", "max_queued_tasks_per_tenant"), ("server", "max_queued_tasks")), _one_tenant_fits),
 )

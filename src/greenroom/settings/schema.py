@@ -123,6 +123,7 @@ Cpus = Annotated[float, Meta(gt=0, le=4096, title="a number of CPUs")]
 TaskSeconds = Annotated[float, Meta(gt=0, le=7 * DAY_S, title="a number of seconds")]
 DelaySeconds = Annotated[float, Meta(ge=0, le=HOUR_S, title="a number of seconds")]
 HoldSeconds = Annotated[float, Meta(ge=0, le=DAY_S, title="a number of seconds")]
+WindowSeconds = Annotated[float, Meta(ge=1, le=HOUR_S, title="a number of seconds")]
 HangSeconds = Annotated[float, Meta(ge=2, le=HOUR_S, title="a number of seconds")]
 Off = Literal["off"]
 Strategy = Literal["rolling", "blue-green", "canary"]
@@ -175,6 +176,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """At most 16 MiB: a task has to fit a replica's frame, beside its session's state."""
     max_queued_tasks: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
     """Submissions beyond it are answered 429."""
+    max_queued_tasks_per_tenant: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
+    """None: as many as there may be in all."""
 
 
 class Security(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,13 +209,67 @@ class Backups(msgspec.Struct, frozen=True, kw_only=True):
     """None: ``backup.key`` in the data directory."""
 
 
+class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the rules of ``cluster.performance_rules`` look at, and whether they act."""
+
+    apply: bool = False
+    """Off: advice only."""
+    target_response_s: Annotated[float, Meta(gt=0, le=DAY_S, title="a number of seconds")] = 5.0
+    """From acceptance to the end of a task, on average."""
+
+
 class Scaling(msgspec.Struct, frozen=True, kw_only=True):
     """How many replicas. Without autoscaling the count is ``min_replicas``."""
 
     min_replicas: Annotated[int, Meta(ge=0, le=10_000)] = 1
+    """0: none while there is nothing to do (scale to zero)."""
     max_replicas: Replicas | None = None
     """None: the environment's."""
     target_queue_per_replica: Annotated[float, Meta(gt=0, le=10_000)] = 5.0
+    """Tasks that may wait for each ready replica before another is started."""
+    target_busy_pct: Annotated[int, Meta(ge=1, le=100, title="a percentage as a whole number")] = 80
+    """Of the slots of the ready replicas: where more are busy, another replica is started."""
+    stable_window_s: WindowSeconds = 60.0
+    """What the number of replicas is decided by, but for bursts."""
+    burst_window_s: WindowSeconds = 6.0
+    """What asks for more than this window bears is a burst: it is answered at once, and only with more replicas."""
+    stabilisation_s: HoldSeconds = 60.0
+    """How long less must have been enough before replicas go."""
+    cooldown_s: HoldSeconds = 5.0
+    """Between two steps down."""
+    idle_s: HoldSeconds = 60.0
+    """How long there must have been nothing to do before the last replica goes, where ``min_replicas`` is 0."""
+
+
+class Breaker(msgspec.Struct, frozen=True, kw_only=True):
+    """When an agent's tasks wait instead of failing: what it calls is down, and each attempt would be wasted."""
+
+    failure_pct: Annotated[int, Meta(ge=1, le=100, title="a percentage as a whole number")] | Off = 50
+    """Of the attempts of ``window_s`` that ended in an error worth a retry, or out of time: from here on it is open."""
+    min_attempts: Annotated[int, Meta(ge=1, le=100_000)] = 20
+    """Fewer say nothing."""
+    window_s: WindowSeconds = 30.0
+    open_s: Annotated[float, Meta(gt=0, le=HOUR_S, title="a number of seconds")] = 10.0
+    """Until one task is tried; where that fails, twice as long as before, at most ten minutes."""
+
+
+class Cache(msgspec.Struct, frozen=True, kw_only=True):
+    """Answers the same input with the same result, without running the agent. ``cluster.result_cache`` is the switch
+    for all agents; tasks of a session are never answered from it.
+    """
+
+    ttl_s: Annotated[float, Meta(gt=0, le=30 * DAY_S, title="a number of seconds")] | Off = "off"
+    max_entries: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    """Of one tenant; the oldest go first."""
+
+
+class Recycling(msgspec.Struct, frozen=True, kw_only=True):
+    """When a replica is drained and another takes its place, though nothing has failed."""
+
+    memory_mb: MemoryMb | None = None
+    """None: nine tenths of the agent's ``memory_mb``; without that, where its memory only grows."""
+    tasks: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
+    """After so many."""
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
@@ -285,7 +342,12 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     read_paths: Annotated[tuple[Folder, ...], Meta(max_length=100)] = ()
     write_paths: Annotated[tuple[Folder, ...], Meta(max_length=100)] = ()
     egress: Annotated[tuple[Destination, ...], Meta(max_length=1000)] = ("any",)
+    max_running: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    """Tasks at once on all its replicas together, for the sake of what it calls; None: as many as there are slots."""
     scaling: Scaling = Scaling()
+    breaker: Breaker = Breaker()
+    cache: Cache = Cache()
+    recycling: Recycling = Recycling()
     rollout: Rollout = Rollout()
 
 
@@ -297,5 +359,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     server: Server
     security: Security
     backups: Backups
+    optimizer: Optimizer
     agents: Mapping[str, AgentSettings]
     origins: Mapping[str, str]

@@ -13,11 +13,16 @@ environment = "development"              # or "staging", "production"
 # max_replicas = 10
 # max_surge = 5                          # replicas that rollouts may have beside those
 # max_connections = 128
+# autoscaling = true                     # as in staging and production
+# cpu = 2                                # CPUs of all replicas together
+# memory_mb = 4096                       # ... and their memory
+# result_cache = true                    # for the agents that have a cache.ttl_s
 # log_level = "INFO"
 
 # [server]
 # port = 7080
 # max_queued_tasks = 100_000             # more are answered 429
+# max_queued_tasks_per_tenant = 50_000
 # accept_code = true                     # archives of code by API, from callers with the deploy permission
 # max_code_bytes = 16_777_216
 
@@ -26,6 +31,10 @@ environment = "development"              # or "staging", "production"
 # every_s = 3600                         # with cluster.scheduled_backups = true, as in production
 # keep_last = 24
 # keep_days = 7                          # beside those, the last one of each day
+
+# [optimizer]                            # advice by rules over what is measured: greenroom advice
+# apply = true                           # acts on it
+# target_response_s = 5
 
 [agents.hello]
 factory = "agents:hello"                 # module:attribute: an AutoGen agent or team, a class, or a function
@@ -45,8 +54,22 @@ examples = ["Say hello to Ada"]
 # on_replica_loss = "retry"              # or "fail", which requires concurrency = 1
 # memory_mb = 512                        # of one replica
 
+# max_running = 20                       # tasks at once on all its replicas together
+
 # [agents.hello.scaling]
-# min_replicas = 2
+# min_replicas = 2                       # 0: none while there is nothing to do, with cluster.autoscaling
+# max_replicas = 8                       # these and the next two with cluster.autoscaling
+# target_queue_per_replica = 5
+# target_busy_pct = 80
+
+# [agents.hello.breaker]                 # tasks wait while what it calls is down
+# failure_pct = 50                       # or "off"
+
+# [agents.hello.cache]                   # the same input gets the same result, with cluster.result_cache
+# ttl_s = 300
+
+# [agents.hello.recycling]               # another replica takes its place
+# tasks = 10_000                         # after so many; or memory_mb
 
 # [agents.hello.rollout]                 # how a new revision takes over
 # strategy = "canary"                    # or "blue-green"; else "rolling", with max_surge and max_unavailable

@@ -19,13 +19,8 @@ from greenroom.settings.schema import Cluster, Environment, Security
 Section = TypeVar("Section", Cluster, Security)
 
 NOT_YET_BUILT: dict[str, str] = {
-    "cluster.autoscaling": "the number of replicas is each agent's scaling.min_replicas",
-    "cluster.cpu": "nothing compares measured use with an envelope",
-    "cluster.memory_mb": "nothing compares measured use with an envelope; an agent's memory_mb is built",
-    "cluster.performance_rules": "nothing is tuned by rules",
     "cluster.alert_delivery": "no alerts are sent",
     "cluster.tracing": "no traces are recorded",
-    "cluster.result_cache": "results are not cached",
     "security.rate_limit_per_minute": "callers are not limited",
     "security.encryption_at_rest": "the store is not encrypted",
     "security.tls": "the server speaks plain HTTP on loopback; put a TLS proxy before it",
@@ -34,8 +29,6 @@ NOT_YET_BUILT: dict[str, str] = {
     "agents.*.read_paths": "replicas have no sandbox",
     "agents.*.write_paths": "replicas have no sandbox",
     "agents.*.egress": "replicas have no sandbox",
-    "agents.*.scaling.max_replicas": "the number of replicas is scaling.min_replicas",
-    "agents.*.scaling.target_queue_per_replica": "the number of replicas is scaling.min_replicas",
 }
 
 

@@ -1,29 +1,35 @@
 """Claims: tasks begin to run in the commits that store them or that free a slot, for the slots on this node's board.
 
 One move, at two moments of a commit. A task that finds a free slot, and none of its agent queued before it, is stored
-as running at once; at its end each commit claims, from the queue, for what is still free.
+as running at once; at its end each commit claims, from the queue, for what is still free. Whose tasks those are, and of
+which priority, `core.fairness` decides; this module finds them: of each tenant, the first of the index.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from greenroom.store import submissions
+from greenroom.core import fairness
+from greenroom.store import submissions, tenants, transitions
 from greenroom.store.board import BUCKETS, STRIDE, Board, Demand
 from greenroom.store.database import Row, Transaction
 from greenroom.store.news import News
-from greenroom.store.rows import IS_SUSPECT, Accepted, Claim, NewTask, SessionKey
+from greenroom.store.rows import IS_SUSPECT, RANK, Accepted, Claim, NewTask, SessionKey
 from greenroom.store.submissions import QUEUED, Placing
 
 MAX_HOMES = 10_000
 
-_READY = """
+_IS_READY = "state = 'queued' and due_at is null and not blocked"  # as the partial index has it, to the letter
+
+# Statements for one tenant at a time: what there is of the others, no claim reads.
+_READY = f"""
 select seq, id, epoch, tenant, session, input, metadata, attempts_charged, max_attempts, on_replica_loss,
-    retry_backoff_us, run_timeout_us, deadline_at, submitted_by, depth, kills, restores
-from task where agent = :agent and state = 'queued' and due_at is null and not blocked and {whose}
-order by priority desc, seq limit :slots for update skip locked"""
+    retry_backoff_us, run_timeout_us, deadline_at, submitted_by, depth, priority, kills, restores
+from task where agent = :agent and tenant = :tenant and {_IS_READY} and {{whose}}
+order by priority desc, {RANK} limit :slots for update skip locked"""
 _TO_SHARE, _TO_RUN_ALONE = _READY.format(whose=f"not ({IS_SUSPECT}) {{}}"), _READY.format(whose=IS_SUSPECT)
 _ITS_OWN = _TO_SHARE.format("and (pin is null or pin = :revision)")  # for the only revision that gets tasks
 _PINNED = _TO_SHARE.format("and pin = :revision")  # for one that gets no others
@@ -31,6 +37,24 @@ _ITS_SHARE = _TO_SHARE.format(
     f"""and case when pin is null
         then seq * {STRIDE} % {BUCKETS} >= :low and seq * {STRIDE} % {BUCKETS} < :high else pin = :revision end"""
 )
+
+_IS_SHARED = f"{_IS_READY} and not ({IS_SUSPECT})"
+
+# Who waits for an agent, and which of a tenant's priorities: each found by one look into the index, however many wait.
+_TENANTS = f"""
+with recursive waiting (tenant) as (
+    select min(tenant) from task where agent = :agent and tenant > :behind and {_IS_READY}
+    union all select (select min(tenant) from task where agent = :agent and tenant > waiting.tenant and {_IS_READY})
+    from waiting where waiting.tenant is not null)
+select cast(:agent as text), tenant from waiting where tenant is not null limit :most"""
+_LOWER = f"""
+with recursive lower (priority) as (
+    select max(priority) from task where agent = :agent and tenant = :tenant and priority < :below and {_IS_SHARED}
+    union all select (
+        select max(priority) from task
+        where agent = :agent and tenant = :tenant and priority < lower.priority and {_IS_SHARED})
+    from lower where lower.priority is not null)
+select priority from lower where priority is not null limit :most"""
 
 # What is given is in the order of the names here, too.
 _CLAIM = """
@@ -70,55 +94,128 @@ class Claims:
         answers = await submissions.submit(tx, news, items, placings)
         for claim, answer in zip(seated, answers, strict=True):
             if claim is not None and not answer.is_new:
-                self.board.vacate(claim.replica)
+                self.board.vacate(claim.replica, claim.tenant)
         news.claims = [
             claim for claim, answer in zip(seated, answers, strict=True) if claim is not None and answer.is_new
         ]
         return answers
 
     def _placings(self, items: Sequence[NewTask], now_us: int) -> list[Placing]:
-        """Say how each of *items* is to be stored; where slots are scarce, the highest priorities get them."""
+        """Say how each of *items* is to be stored; where slots are scarce, all wait for `fill`, which chooses."""
         placings, by_agent = [QUEUED] * len(items), defaultdict(list)
         for index, item in enumerate(items):
-            if item.session is None and item.not_before is None:
+            if item.session is None and item.not_before is None and not _is_late(item, now_us):
                 by_agent[item.agent].append(index)
         for agent, indices in by_agent.items():
-            seats = self.board.seat(agent, len(indices))
-            if len(seats) < len(indices):
-                indices.sort(key=lambda index: -items[index].priority)
-            for index, (replica, revision) in zip(indices, seats, strict=False):
-                placings[index] = Placing(
-                    state="running",
-                    epoch=1,
-                    event_seq=2,  # its acceptance was the first, its begin is the second
-                    attempts_charged=1,
-                    owner=self.owner,
-                    lease_until=now_us + self.lease_ttl_us,
-                    revision=revision,
-                    replica=replica,
-                    claimed_at=now_us,
-                    claim_seq=2,
-                    started_at=now_us,
-                )
+            seats = self.board.seat(agent, [items[index].tenant for index in indices])
+            for index, seat in zip(indices, seats, strict=True):
+                if seat is not None:
+                    placings[index] = self._seated(*seat, now_us)
         return placings
 
+    def _seated(self, replica: str, revision: int, now_us: int) -> Placing:
+        return Placing(
+            state="running",
+            epoch=1,
+            event_seq=2,  # its acceptance was the first, its begin is the second
+            attempts_charged=1,
+            owner=self.owner,
+            lease_until=now_us + self.lease_ttl_us,
+            revision=revision,
+            replica=replica,
+            claimed_at=now_us,
+            claim_seq=2,
+            started_at=now_us,
+        )
+
     async def fill(self, tx: Transaction, news: News) -> None:
-        """Claim from the queue for every free slot of an agent that may have work; the oldest of the most urgent."""
+        """Claim from the queue for every free slot of an agent that may have work."""
         self.board.mark(news.ready)
+        await self._list_tenants(tx)
         news.demands = self.board.reserve()
         for demand in news.demands:
-            await self._claim(tx, news, demand, await _ready(tx, demand))
+            await self._serve(tx, news, demand)
+            self.board.settle(demand)
 
-    async def _claim(self, tx: Transaction, news: News, demand: Demand, ready: Sequence[Row]) -> None:
+    async def _list_tenants(self, tx: Transaction) -> None:
+        if agents := self.board.unlisted():
+            behind = self.board.tenants.listed_to
+            asked = [{"agent": agent, "behind": behind(agent), "most": tenants.MAX_WAITING} for agent in agents]
+            found: dict[str, dict[str, None]] = {agent: {} for agent in agents}
+            for agent, tenant in await tx.fetch_many(_TENANTS, asked):
+                found[agent][tenant] = None
+            for agent, waiting in found.items():
+                self.board.list_waiting(agent, waiting)
+
+    async def _serve(self, tx: Transaction, news: News, demand: Demand) -> None:
+        """Share the slots of *demand* out among those who wait, and again what some of them have no tasks for."""
+        slots, late = self.board.left(demand), 0
+        while slots and late < transitions.MAX_MOVED:
+            shares = self.board.share_out(demand.queue, slots)
+            if not shares:
+                return
+            firsts, lower = await self._choose(tx, demand, shares)
+            ended = await self._begin_or_expire(tx, news, demand, firsts)
+            found = len(firsts)
+            if lower:  # looked for now: some of those may have been among the first
+                rows = await _at_priorities(tx, demand, lower)
+                ended += await self._begin_or_expire(tx, news, demand, rows)
+                found += len(rows)
+            slots, late = slots - found + ended, late + ended
+
+    async def _begin_or_expire(self, tx: Transaction, news: News, demand: Demand, rows: Sequence[Row]) -> int:
+        """Let queued tasks begin, but for those whose time is over; return how many these were."""
+        late = [row[_ID] for row in rows if row[_DEADLINE] is not None and row[_DEADLINE] <= tx.now_us]
+        if late:  # the janitor has not come by yet; the slot is for one whom somebody waits for
+            await transitions.expire(tx, news, late)
+            self.board.mark(news.ready)  # the next of their sessions
+            rows = [row for row in rows if row[_ID] not in late]
+        if rows:
+            await self._begin(tx, news, demand, rows)
+        return len(late)
+
+    async def _choose(
+        self, tx: Transaction, demand: Demand, shares: Mapping[str, int]
+    ) -> tuple[list[Row], list[tuple[str, int, int]]]:
+        """Find the first tasks of each tenant, as many as its share, without those turns that are lower priorities'.
+
+        Those are returned beside them: the tenant, the priority, and how many. They are to be looked for when the first
+        are no longer queued.
+        """
+        ready = await _ready(tx, demand, shares)
+        found: dict[str, list[Row]] = {tenant: [] for tenant in shares}
+        if len(found) == 1:
+            found = {tenant: [*ready] for tenant in shares}
+        else:
+            for row in ready:
+                found[row[_TENANT]].append(row)
+        firsts: list[Row] = []
+        lower: list[tuple[str, int, int]] = []
+        known = self.board.tenants
+        for tenant, rows in found.items():
+            share, turns = shares[tenant], known.turns(demand.agent, tenant)
+            if len(rows) < share:
+                known.exhaust(demand.queue, tenant)
+            count = 0 if len(rows) < share or demand.run_alone else turns.lower(share)
+            given = await _lower_turns(tx, demand, rows[0], count, turns.last) if count else Counter[int]()
+            lower += [(tenant, priority, number) for priority, number in given.items()]
+            firsts += rows[: len(rows) - given.total()]
+            if rows:
+                last = fairness.last_turn(count, given)
+                known.note_turns(demand.agent, tenant, len(rows), last=last)
+        return firsts, lower
+
+    async def _begin(self, tx: Transaction, news: News, demand: Demand, ready: Sequence[Row]) -> None:
         keys = [None if row[4] is None else (row[3], demand.agent, row[4]) for row in ready]
         states = {session: await _state(tx, session) for session in set(keys)}
-        replicas = self.board.assign(demand, keys, self._homes)
+        replicas = self.board.assign(demand, [(row[3], row[4]) for row in ready], self._homes)
         claims = [
             _claim(row, demand, replica, states[session], tx.now_us)
             for row, replica, session in zip(ready, replicas, keys, strict=True)
         ]
         news.claims += claims
         news.changed.update(claim.id for claim in claims)
+        news.left.update(claim.tenant for claim in claims)
         until_us = tx.now_us + self.lease_ttl_us
         await tx.execute_many(
             _CLAIM,
@@ -128,7 +225,8 @@ class Claims:
             ],
         )
         moved = [(demand.revision, *key) for key in keys if key is not None and states[key].pin != demand.revision]
-        await tx.execute_many(_PIN, moved)
+        if moved:
+            await tx.execute_many(_PIN, moved)
 
     def settle(self, news: News, *, committed: bool) -> None:
         """Tell board and dispatcher how the commit ended, and remember where sessions ran."""
@@ -141,8 +239,9 @@ class Claims:
             self.claimed(news.claims)
         else:
             for claim in news.claims:
-                self.board.vacate(claim.replica)
-            self.board.mark(demand.agent for demand in news.demands)
+                self.board.vacate(claim.replica, claim.tenant)
+            for agent in {demand.agent for demand in news.demands}:
+                self.board.doubt_waiting(agent)
 
     def _remember(self, session: SessionKey, replica: str) -> None:
         self._homes[session] = replica
@@ -166,16 +265,47 @@ class _State:
         return self.good is not None and self.good != self.last
 
 
-async def _ready(tx: Transaction, demand: Demand) -> Sequence[Row]:
-    """Find the tasks that *demand* is for."""
-    params = {"agent": demand.agent, "slots": demand.slots}
+_ID, _TENANT, _DEADLINE, _PRIORITY = 1, 3, 12, 15  # of a row of _READY
+
+
+async def _ready(tx: Transaction, demand: Demand, shares: Mapping[str, int]) -> Sequence[Row]:
+    """Find the tasks that *demand* is for: of each tenant the first, as many as it may have."""
+    sql, params = _statement(demand)
+    return await tx.fetch_many(sql, [params | {"tenant": tenant, "slots": slots} for tenant, slots in shares.items()])
+
+
+async def _at_priorities(tx: Transaction, demand: Demand, lower: Sequence[tuple[str, int, int]]) -> Sequence[Row]:
+    sql, params = _statement(demand)
+    sql = _at_priority(sql)
+    names = ("tenant", "priority", "slots")
+    return await tx.fetch_many(sql, [params | dict(zip(names, given, strict=True)) for given in lower])
+
+
+def _at_priority(sql: str) -> str:
+    return sql.replace("tenant = :tenant and", "tenant = :tenant and priority = :priority and")
+
+
+def _statement(demand: Demand) -> tuple[str, dict[str, Any]]:
+    """Return the statement that finds what *demand* is for, and what it needs beside the tenant and a number."""
+    params: dict[str, Any] = {"agent": demand.agent}
     if demand.run_alone:
-        return await tx.fetch(_TO_RUN_ALONE, params)
+        return _TO_RUN_ALONE, params
     params["revision"] = demand.revision
     share = demand.high - demand.low
     if share in (0, BUCKETS):
-        return await tx.fetch(_ITS_OWN if share else _PINNED, params)
-    return await tx.fetch(_ITS_SHARE, params | {"low": demand.low, "high": demand.high})
+        return (_ITS_OWN if share else _PINNED), params
+    return _ITS_SHARE, params | {"low": demand.low, "high": demand.high}
+
+
+async def _lower_turns(tx: Transaction, demand: Demand, first: Row, count: int, last: int | None) -> Counter[int]:
+    """Return how many of *count* turns each priority below that of *first* gets; *last* had the last one."""
+    top: int = first[_PRIORITY]
+    params = {"agent": demand.agent, "tenant": first[_TENANT], "most": count}
+    below = top if last is None else min(last, top)
+    found = [row[0] for row in await tx.fetch(_LOWER, params | {"below": below})]
+    if len(found) < count and below < top:  # again from the top
+        found = [row[0] for row in await tx.fetch(_LOWER, params | {"below": top})] + found
+    return fairness.lower_turns(count, sorted(set(found), reverse=True), last)
 
 
 async def _state(tx: Transaction, session: SessionKey | None) -> _State:
@@ -183,6 +313,12 @@ async def _state(tx: Transaction, session: SessionKey | None) -> _State:
         return _State()
     (row,) = await tx.fetch(_STATE, session)
     return _State(*row)
+
+
+def _is_late(item: NewTask, now_us: int) -> bool:
+    """Whether nobody waits for *item* any more: it is stored as queued, to expire."""
+    deadline_us = submissions.deadline_at(item, now_us)
+    return deadline_us is not None and deadline_us <= now_us
 
 
 def _first_claim(item: NewTask, placing: Placing, now_us: int) -> Claim:
@@ -212,7 +348,9 @@ def _first_claim(item: NewTask, placing: Placing, now_us: int) -> Claim:
 
 
 def _claim(row: Row, demand: Demand, replica: str, state: _State, now_us: int) -> Claim:
-    _, id, epoch, tenant, session, input_, metadata, charged, *policy, deadline_at, submitted_by, depth = row[:-2]
+    _, id, epoch, tenant, session, input_, metadata, charged, *policy, deadline_at, submitted_by, depth = row[
+        :_PRIORITY
+    ]
     max_attempts, on_replica_loss, retry_backoff_us, run_timeout_us = policy
     kills, restores = row[-2:]
     is_restored = bool(restores) and state.has_good

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,9 +63,10 @@ class Commits:
         self._db, self._last, self._settle, self._has_demand = db, last, settle, has_demand
         self._rank = {operation: rank for rank, operation in enumerate(order)}
         self._pending: deque[_Entry] = deque()
-        self._waiting: Counter[Operation] = Counter()
+        self._in_flight: list[_Entry] = []
         self._wakeup = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # kept: to ask for it costs a system call
         self._closed = False
 
     def start(self) -> None:
@@ -83,18 +84,21 @@ class Commits:
         return self._put(operation, items, is_one=False)
 
     def _put(self, operation: Operation, items: Sequence[Any], *, is_one: bool) -> asyncio.Future[Any]:
-        entry = _Entry(operation, items, asyncio.get_running_loop().create_future(), is_one)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        entry = _Entry(operation, items, self._loop.create_future(), is_one)
         if self._closed:
             entry.resolve([errors.StoreUnavailable("cannot write to the store: it is closed")] * len(items))
         else:
             self._pending.append(entry)
-            self._waiting[operation] += len(items)
             self._wakeup.set()
         return entry.future
 
-    def waiting(self, operation: Operation) -> int:
-        """Return how many items of *operation* have been put but not answered."""
-        return self._waiting[operation]
+    def unanswered(self, operation: Operation) -> Iterator[Any]:
+        """Yield the items of *operation* that have been put but not answered."""
+        for entry in (*self._in_flight, *self._pending):
+            if entry.operation == operation:
+                yield from entry.items
 
     def nudge(self) -> None:
         """Ask for a commit although nothing new is to be written: the board has changed."""
@@ -126,11 +130,10 @@ class Commits:
             await self._wakeup.wait()
             self._wakeup.clear()
             await asyncio.sleep(0)  # no delay, but whoever is ready in this turn of the loop joins the commit
-            batch = self._take()
+            batch = self._in_flight = self._take()
             if batch or self._has_demand():
                 await self._commit(batch)
-            for entry in batch:
-                self._waiting[entry.operation] -= len(entry.items)
+            self._in_flight = []
             if self._pending:
                 self._wakeup.set()
             elif self._closed:

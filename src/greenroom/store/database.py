@@ -7,6 +7,7 @@ both; on SQLite the statements themselves never suspend, only begin and commit d
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
@@ -75,5 +76,7 @@ def instant(microseconds: int) -> datetime:
     return EPOCH + timedelta(microseconds=microseconds)
 
 
+# What one commit stores has one instant, which is shown for each task and each of its attempts.
+@functools.lru_cache(maxsize=4096)
 def instant_or_none(microseconds: int | None) -> datetime | None:
     return None if microseconds is None else instant(microseconds)

@@ -11,11 +11,13 @@ import enum
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import msgspec
 
 from greenroom import errors, settings
 from greenroom.core import analysis, rollouts, strategies
+from greenroom.core.agents import State
 from greenroom.store import agents, database
 from greenroom.store import rollouts as rows
 from greenroom.store.agents import Agent
@@ -31,9 +33,18 @@ class Limits(msgspec.Struct, frozen=True):
     replicas: int
     surge: int
 
+    @classmethod
+    def of(cls, cluster: settings.Cluster) -> Self:
+        most = cluster.max_replicas
+        return cls(most, most if cluster.max_surge is None else cluster.max_surge)
+
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent's wanted code and spec. *rollout*, if given, goes before the spec's for this time."""
+    """An agent's wanted code and spec. *rollout*, if given, goes before the spec's for this time.
+
+    *autoscaled*: how many replicas there should be is decided elsewhere, between the spec's bounds; a deployment only
+    brings it within them.
+    """
 
     agent: str
     digest: str
@@ -42,6 +53,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     judged_anew: bool = True
     limits: Limits | None = None
     rollout: settings.Rollout | None = None
+    autoscaled: bool = False
 
     @property
     def wanted(self) -> settings.Rollout:
@@ -100,7 +112,7 @@ _RESTART = """
 update agent set generation = generation + 1, state = 'starting', reason = '', updated_at = :now
 where name = :agent"""
 _READY = "select count(*) from replica where agent = :agent and revision = :number and state = 'ready'"
-_OTHERS = "select coalesce(sum(replicas), 0) from agent where name <> :agent"
+_OTHERS = "select replicas, spec from agent where name <> :agent"
 _OTHERS_ROLLOUTS = f"""
 select {rows.ROW}, agent.replicas from rollout join agent on agent.rollout = rollout.id
 where agent.name <> :agent"""
@@ -121,7 +133,7 @@ async def decide(tx: Reading, item: Deployment) -> Decision:
         last=last,
         number=number,
         is_known=is_known,
-        desired=_desired(agent, item.spec),
+        desired=_desired(agent, item),
     )
     is_served = False
     if last is not None and is_known:
@@ -162,7 +174,7 @@ def _identity(item: Deployment) -> str:
 
 async def _serving(tx: Reading, agent: Agent, last: Rollout | None) -> int | None:
     """Return the revision that serves, and that the next one is held against; None if nothing does."""
-    if not agent.replicas:
+    if _is_dropped(agent):
         return None
     if last is None:
         return agent.revision
@@ -174,11 +186,24 @@ async def _serving(tx: Reading, agent: Agent, last: Rollout | None) -> int | Non
     return agent.revision if ready and last.state.weight_pct else None
 
 
-def _desired(agent: Agent | None, spec: settings.AgentSettings) -> int:
-    """Return how many replicas there should be: those that there are, unless the wanted number has changed."""
-    wanted = spec.scaling.min_replicas
-    if agent is None or not agent.replicas or wanted != spec_of(agent.spec).scaling.min_replicas:
-        return wanted
+def _is_dropped(agent: Agent) -> bool:
+    """Whether it has left the manifest; else one without replicas sleeps, and serves."""
+    return not agent.replicas and agent.state == State.DROPPED
+
+
+def _desired(agent: Agent | None, item: Deployment) -> int:
+    """Return how many replicas there should be: those that there are, unless the wanted number has changed.
+
+    Where they are scaled automatically: those that there are, within the new bounds.
+    """
+    scaling = item.spec.scaling
+    if agent is None or _is_dropped(agent):
+        return scaling.min_replicas
+    if item.autoscaled:
+        most = agent.replicas if scaling.max_replicas is None else scaling.max_replicas
+        return max(scaling.min_replicas, min(agent.replicas, most))
+    if not agent.replicas or scaling.min_replicas != spec_of(agent.spec).scaling.min_replicas:
+        return scaling.min_replicas
     return agent.replicas
 
 
@@ -192,15 +217,21 @@ def _planned(item: Deployment, before: int | None, decision: Decision, *, is_ser
             progress_deadline_s=wanted.progress_deadline_s,
         )
     assert agent is not None
+    awake = max(1, agent.replicas)
     return rollouts.Rollout(
         from_revision=before,
         to_revision=decision.number,
-        stages=strategies.stages(_strategy(wanted, agent.replicas), agent.replicas),
+        stages=strategies.stages(_strategy(wanted, awake), awake),
         progress_deadline_s=wanted.progress_deadline_s,
         scale_down_delay_s=wanted.scale_down_delay_s,
-        replicas_after=desired if desired != agent.replicas else None,
+        replicas_after=_after(item, agent, desired),
         evidence=(analysis.Stage(weight_pct=0),),
     )
+
+
+def _after(item: Deployment, agent: Agent, desired: int) -> int | None:
+    """Return how many replicas there should be when a rollout is complete; None: as many as there are then."""
+    return None if item.autoscaled or desired == agent.replicas else desired
 
 
 def _strategy(wanted: settings.Rollout, desired: int) -> strategies.Strategy:
@@ -219,13 +250,21 @@ async def _shortage(tx: Reading, item: Deployment, decision: Decision) -> errors
     has_now = decision.agent.replicas if decision.agent is not None else 0
     if item.limits is None or (decision.action is not Action.BEGIN and decision.desired <= has_now):
         return None
-    ((others,),) = await tx.fetch(_OTHERS, {"agent": item.agent})
+    others = await _others(tx, item)
     if others + decision.desired <= item.limits.replicas:
         return None
     return errors.Conflict(
         f"cannot deploy {item.agent}: {others} replicas of other agents and {decision.desired} of it "
         f"are more than cluster.max_replicas ({item.limits.replicas})"
     )
+
+
+async def _others(tx: Reading, item: Deployment) -> int:
+    """Return how many replicas the other agents need: where they are scaled automatically, they share what there is."""
+    found = await tx.fetch(_OTHERS, {"agent": item.agent})
+    if not item.autoscaled:
+        return sum(replicas for replicas, _ in found)
+    return sum(min(replicas, spec_of(spec).scaling.min_replicas) for replicas, spec in found)
 
 
 async def _crowding(
@@ -320,7 +359,7 @@ async def _join(tx: Transaction, item: Deployment, desired: int, *, last: Rollou
         await tx.execute_many(rows.RESPEC, [params])
         await tx.execute_many(rows.RESIZE, [params])
     else:
-        await rows.intend(tx, last, replicas_after=desired if desired != agent.replicas else None)
+        await rows.intend(tx, last, replicas_after=_after(item, agent, desired))
 
 
 async def _stay(tx: Transaction, news: News, item: Deployment, decision: Decision, *, last: Rollout) -> None:

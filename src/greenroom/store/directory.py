@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import msgspec
@@ -25,6 +24,16 @@ class Entry:
     agent: Agent
     spec: settings.AgentSettings
     rollout: Rollout | None = None
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether it has left the manifest; else one without replicas sleeps."""
+        return self.agent.state == agents.State.DROPPED and not self.agent.replicas
+
+    @property
+    def wanted(self) -> int:
+        """How many replicas there should be, what a rollout needs beside them apart: it keeps a sleeper awake."""
+        return self.agent.replicas if self.rollout is None else rollouts.wanted(self.rollout.state, self.agent.replicas)
 
     @property
     def capacity(self) -> dict[int, int]:
@@ -81,18 +90,6 @@ class Directory:
             known = ", ".join(sorted(self.entries)) or "none is deployed"
             raise errors.NotFound(f"cannot find the agent {name[:64]!r}; there are: {known}")
         return entry
-
-    def replicas(self, *, besides: AbstractSet[str]) -> int:
-        """Return how many replicas the agents should have together, those of *besides* not counted."""
-        return sum(entry.agent.replicas for name, entry in self.entries.items() if name not in besides)
-
-    def beside(self, *, besides: AbstractSet[str]) -> int:
-        """Return how many replicas more the agents' rollouts may have, those of *besides* not counted."""
-        return sum(
-            rollouts.beside(entry.rollout.state, entry.agent.replicas)
-            for name, entry in self.entries.items()
-            if entry.rollout is not None and name not in besides
-        )
 
     @functools.cached_property
     def index(self) -> routing.Index:

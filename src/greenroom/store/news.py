@@ -11,20 +11,36 @@ from greenroom.store.board import Demand, Traffic
 from greenroom.store.rows import Claim, Task
 
 
+@dataclass(frozen=True, slots=True)
+class KeyedEnd:
+    """The end of a task that has a key of the result cache; *output* is None unless it succeeded."""
+
+    tenant: str
+    agent: str
+    key: str
+    task: str
+    revision: int | None = None
+    output: bytes | None = None
+
+
 @dataclass(slots=True)
 class News:
     """Facts of one commit, by the ids of those whom they concern."""
 
     ended: dict[str, Callable[[], Task] | None] = field(default_factory=dict)  # tasks now in a terminal state
     endings: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # how many, by tenant, agent and state
+    keyed: list[KeyedEnd] = field(default_factory=list)  # ends that the result cache has to look at
+    cache: Counter[tuple[str, str]] = field(default_factory=Counter)  # submissions to it: agent, and how they met it
     stopped: list[str] = field(default_factory=list)  # tasks that ended although an attempt of theirs may still run
     changed: set[str] = field(default_factory=set)  # tasks with new events
-    ready: set[str] = field(default_factory=set)  # agents with tasks that may be claimed
+    ready: set[tuple[str, str]] = field(default_factory=set)  # agents and tenants with tasks that may be claimed
+    left: Counter[str] = field(default_factory=Counter)  # how many tasks have left the queue, by tenant
     suspects: set[str] = field(default_factory=set)  # agents with tasks that are to run alone
     due_at_us: int | None = None  # the earliest new due time
     claims: list[Claim] = field(default_factory=list)  # attempts that begin
     traffic: dict[str, Traffic] = field(default_factory=dict)  # of agents whose rollouts have moved
     replicas: set[str] = field(default_factory=set)  # agents whose replicas have changed
+    scaled: set[str] = field(default_factory=set)  # agents of which there should be another number
     demands: list[Demand] = field(default_factory=list)  # what was reserved on the board to find them
 
     def due(self, at_us: int) -> None:
@@ -44,13 +60,16 @@ class Hub:
         self._ends: dict[str, list[asyncio.Future[Task | None]]] = {}
         self._watchers: dict[str, list[asyncio.Event]] = defaultdict(list)
         self._subscribers: list[Callable[[News], None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None  # kept: to ask for it costs a system call
 
     def subscribe(self, subscriber: Callable[[News], None]) -> None:
         self._subscribers.append(subscriber)
 
     def end_of(self, task: str) -> End:
         """Return the coming end of *task*; it listens from now on, until it is closed."""
-        return End(self._ends, task)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return End(self._ends, task, self._loop)
 
     def watch(self, task: str) -> asyncio.Event:
         """Return an event that is set whenever *task* has new events; `unwatch` it."""
@@ -80,11 +99,13 @@ class Hub:
 class End:
     """The end of a task, for one who waits for it once; as a context it listens until it is left."""
 
-    __slots__ = ("_ends", "_future", "_task")
+    __slots__ = ("_ends", "_future", "_loop", "_task")
 
-    def __init__(self, ends: dict[str, list[asyncio.Future[Task | None]]], task: str) -> None:
-        self._ends, self._task = ends, task
-        self._future: asyncio.Future[Task | None] = asyncio.get_running_loop().create_future()
+    def __init__(
+        self, ends: dict[str, list[asyncio.Future[Task | None]]], task: str, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._ends, self._task, self._loop = ends, task, loop
+        self._future: asyncio.Future[Task | None] = loop.create_future()
         ends.setdefault(task, []).append(self._future)
 
     def __enter__(self) -> End:
@@ -103,7 +124,7 @@ class End:
     async def within(self, timeout_s: float) -> Task | None:
         """Wait for it; return the task, or None if the time is over or the row was not at hand: read it then."""
         # Not asyncio.timeout or asyncio.wait, which cost each waiting request several times this.
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._give_up)
+        timer = self._loop.call_later(timeout_s, self._give_up)
         try:
             return await self._future
         finally:

@@ -174,6 +174,12 @@ async def note_alert(tx: Transaction, alert: Raised | Resolved | None) -> None:
             pass
 
 
+async def tell(tx: Transaction, news: News, items: Sequence[Raised | Resolved]) -> list[None]:
+    for item in items:
+        await note_alert(tx, item)
+    return [None] * len(items)
+
+
 async def acknowledge(tx: Transaction, news: News, items: Sequence[Acknowledgement]) -> list[bool]:
     params: list[dict[str, Any]] = [msgspec.structs.asdict(item) | {"now": tx.now_us} for item in items]
     return [bool(await tx.fetch(_ACKNOWLEDGE, each)) for each in params]
@@ -185,6 +191,10 @@ class Recovery:
 
     async def note(self, noted: Noted) -> None:
         await self._commits.write(note, noted)
+
+    async def tell(self, alert: Raised | Resolved) -> None:
+        """Write an alert that goes with no failure."""
+        await self._commits.write(tell, alert)
 
     async def records(self) -> dict[str, tuple[bytes, int]]:
         """Return each agent's record, and when it was written, in microseconds."""
@@ -220,4 +230,4 @@ def _failure(row: database.Row) -> Failure:
     return Failure(**dict(zip(Failure.__struct_fields__, row, strict=True)))
 
 
-ORDER = (note, acknowledge)
+ORDER = (note, tell, acknowledge)

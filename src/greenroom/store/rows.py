@@ -13,6 +13,10 @@ from greenroom.core import tasks
 # As the partial indexes have it, to the letter: SQLite does not conclude it from a state.
 IS_OPEN = "finished_at is null"
 
+# A task's place among those of its tenant and priority, as the index has it, to the letter: its number, or the one
+# that it got when its session let it go, behind what waited then. Between two numbers there is room for a million.
+RANK = "coalesce(rank, seq * 1048576)"
+
 SessionKey = tuple[str, str, str]  # tenant, agent, name
 
 # As the partial index has it, to the letter; the number is `core.tasks.SUSPECT_KILLS`.
@@ -42,6 +46,7 @@ class NewTask(msgspec.Struct, frozen=True):
     routing: bytes | None = None
     deadline_at: int | None = None
     timeout_us: int | None = None  # of the whole task, from acceptance or not_before
+    cache_key: str | None = None  # its result may be another task's, and another's its
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -52,6 +57,7 @@ class Accepted(msgspec.Struct, frozen=True):
     matches: bool = True  # false: the key was used with another body; nothing was stored
     created_at: int = 0
     deadline_at: int | None = None
+    is_answered: bool = False  # from the result cache: it has ended already
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -191,6 +197,8 @@ class Task(msgspec.Struct, frozen=True):
     created_at: int
     started_at: int | None
     finished_at: int | None
+    cache_key: str | None = None
+    cached_from: str | None = None  # the task whose result it was given
 
     @property
     def has_ended(self) -> bool:
@@ -225,6 +233,8 @@ def moves(task: Task) -> list[StoredEvent]:
             data["replica"] = task.replica
         if task.error is not None:
             data["error"] = msgspec.Raw(task.error)
+        if task.cached_from is not None:
+            data["cached_from"] = task.cached_from
         events.append(_move(task.event_seq, task.epoch, task.finished_at, data))
     return events
 

@@ -75,7 +75,7 @@ def look_at(
 
 
 # No node starts, or watches over its agents, without having read all of them.
-_NEEDED = {"agent", "revision", "rollout", "principal", "failure", "alert"}
+_NEEDED = {"agent", "revision", "rollout", "principal", "failure", "alert", "advice"}
 _spec = msgspec.json.Decoder(settings.AgentSettings).decode
 _VALUES: tuple[tuple[str, str, Callable[[bytes], object]], ...] = (
     ("agent", "spec", _spec),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from greenroom import clock as clocks
-from greenroom import errors
+from greenroom import errors, settings
 from greenroom.store import (
+    advice,
     agents,
     database,
     deployments,
@@ -14,7 +15,9 @@ from greenroom.store import (
     news,
     principals,
     recovery,
+    results,
     rollouts,
+    scaling,
     sessions,
     tasks,
     transitions,
@@ -34,10 +37,11 @@ class Store:
         self.hub = news.Hub()
         self.claims = Claims(owner=owner, lease_ttl_us=int(lease_ttl_s * 1e6))
         self.board = self.claims.board
+        self.results = results.Results(submit=self.claims.submit, cache_of=self._cache_of)
         self.commits = Commits(
             db,
             order=(
-                self.claims.submit,
+                self.results.submit,
                 *transitions.ORDER,
                 sessions.remove,
                 *agents.ORDER,
@@ -45,16 +49,22 @@ class Store:
                 *rollouts.ORDER,
                 *principals.ORDER,
                 *recovery.ORDER,
+                *advice.ORDER,
+                *scaling.ORDER,
+                *results.ORDER,
             ),
             last=self._conclude,
             settle=self._settle,
             has_demand=self.board.has_demand,
         )
-        self.tasks = tasks.Tasks(db, self.commits, submit=self.claims.submit)
+        self.tasks = tasks.Tasks(db, self.commits, submit=self.results.submit)
+        self.cache = results.Cache(db, self.commits)
         self.sessions = sessions.Sessions(db, self.commits)
         self.agents = agents.Agents(db, self.commits)
         self.recovery = recovery.Recovery(db, self.commits)
+        self.advice = advice.Advices(db, self.commits)
         self.rollouts = rollouts.Rollouts(db, self.commits)
+        self.scaling = scaling.Scaling(db, self.commits)
         self.deployments = deployments.Deployments(db, self.commits)
         self.directory = directory.Directory(db, route=self.board.route)
         self.principals = principals.Principals(db, self.commits)
@@ -74,8 +84,17 @@ class Store:
             await self.db.close()
 
     async def _conclude(self, tx: Transaction, facts: news.News) -> None:
+        await self.results.conclude(tx, facts)
         await self.claims.fill(tx, facts)
+        if facts.keyed:  # they were late, as their claim has found: the next of their keys are for another commit
+            await self.results.conclude(tx, facts)
+            self.board.mark(facts.ready)
+            self.commits.nudge()
         await transitions.count(tx, facts)
+
+    def _cache_of(self, agent: str) -> settings.Cache | None:
+        entry = self.directory.entries.get(agent)
+        return None if entry is None else entry.spec.cache
 
     def _settle(self, facts: news.News, committed: bool) -> None:
         self.claims.settle(facts, committed=committed)

@@ -6,7 +6,7 @@ For the API and ``Context.call``; `store.claims` says which submissions run at o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -61,6 +61,7 @@ def new_task(
     fingerprint: bytes | None = None,
     metadata: bytes | None = None,
     routing: bytes | None = None,
+    cache_key: str | None = None,
 ) -> NewTask:
     """Build the task. *timeout_s* is of the whole task, queue included; the spec's is of one attempt."""
     return NewTask(
@@ -84,6 +85,7 @@ def new_task(
         fingerprint=fingerprint,
         metadata=metadata,
         routing=routing,
+        cache_key=cache_key,
     )
 
 
@@ -105,11 +107,29 @@ class Placing(msgspec.Struct, frozen=True):
 
 QUEUED = Placing()
 
-_GIVEN = NewTask.__struct_fields__[:-2]  # the last two make up deadline_at
+CacheKey = tuple[str, str, str]  # tenant, agent, and the key of a revision and an input
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A result that is kept: of which *task*, and which revision made it."""
+
+    task: str
+    revision: int | None
+    output: bytes
+
+
+_GIVEN = NewTask.__struct_fields__[:-3]  # two of the last make up deadline_at, few have a cache_key
 _INSERTED = (*_GIVEN, "deadline_at", "due_at", "created_at", "blocked", "pin", *Placing.__struct_fields__)
-_INSERT = f"""
-insert into task ({", ".join(_INSERTED)}) values ({", ".join(f":{name}" for name in _INSERTED)})"""
-_INSERT_ONCE = f"""{_INSERT}
+_ANSWERED = ("cache_key", "output", "reason", "cached_from", "finished_at")
+
+
+def _insert_sql(columns: Sequence[str]) -> str:
+    return f"\ninsert into task ({', '.join(columns)}) values ({', '.join(f':{name}' for name in columns)})"
+
+
+# Apart, so that tasks without a key of the result cache have nothing of it to carry.
+_INSERT, _INSERT_KEYED = _insert_sql(_INSERTED), _insert_sql((*_INSERTED, *_ANSWERED))
+_ONCE = """
 on conflict (tenant, idempotency_key) where idempotency_key is not null do nothing
 returning id"""
 
@@ -139,14 +159,52 @@ async def submit(
     ]
 
 
-async def _insert(tx: Transaction, items: Sequence[NewTask], inserts: Sequence[tuple[Any, ...]]) -> set[str]:
+async def _insert(
+    tx: Transaction, items: Sequence[NewTask], inserts: Sequence[tuple[Any, ...]], sql: str = _INSERT
+) -> set[str]:
     """Store rows; return the ids of those whose idempotency key was new."""
     # Apart, because SQLite makes a table for what each statement returns: 1 µs a task, or 20 when memory is unlucky.
     plain = [insert for item, insert in zip(items, inserts, strict=True) if item.idempotency_key is None]
-    keyed = [insert for item, insert in zip(items, inserts, strict=True) if item.idempotency_key is not None]
-    await tx.execute_many(_INSERT, plain)
+    once = [insert for item, insert in zip(items, inserts, strict=True) if item.idempotency_key is not None]
+    await tx.execute_many(sql, plain)
     stored = {item.id for item in items if item.idempotency_key is None}
-    return stored | {row[0] for row in await tx.fetch_many(_INSERT_ONCE, keyed)} if keyed else stored
+    return stored | {row[0] for row in await tx.fetch_many(sql + _ONCE, once)} if once else stored
+
+
+async def submit_keyed(
+    tx: Transaction, news: News, items: Sequence[NewTask], found: Mapping[CacheKey, Found]
+) -> list[Accepted]:
+    """Store tasks that have a key of the result cache: as succeeded with what was *found* for it, else blocked.
+
+    Sub-tasks are not blocked.
+    """
+    inserts, answered = [], set()
+    for item in items:
+        assert item.cache_key is not None
+        result = found.get((item.tenant, item.agent, item.cache_key))
+        end: tuple[Any, ...] = (None,) * 4
+        placing = QUEUED
+        if result is not None:
+            placing = Placing(state="succeeded", event_seq=2, revision=result.revision)
+            end = (result.output, "cached", result.task, tx.now_us)
+            answered.add(item.id)
+        insertion = _insertion(item, placing, tx.now_us, is_blocked=result is None and item.parent is None)
+        inserts.append((*insertion, item.cache_key, *end))
+    stored = await _insert(tx, items, inserts, _INSERT_KEYED)
+    return [
+        _accepted_keyed(news, item, tx.now_us, is_answered=item.id in answered)
+        if item.id in stored
+        else await _replayed(tx, item)
+        for item in items
+    ]
+
+
+def _accepted_keyed(news: News, item: NewTask, now_us: int, *, is_answered: bool) -> Accepted:
+    if is_answered:
+        news.end(item.id, item.tenant, item.agent, "succeeded")
+    elif item.parent is not None:
+        news.ready.add((item.agent, item.tenant))
+    return Accepted(item.id, True, True, now_us, deadline_at(item, now_us), is_answered)
 
 
 async def _submit_one(tx: Transaction, news: News, item: NewTask, placing: Placing) -> Accepted:
@@ -176,14 +234,14 @@ def _insertion(
     item: NewTask, placing: Placing, now_us: int, *, is_blocked: bool = False, pin: int | None = None
 ) -> tuple[Any, ...]:
     given, placed = msgspec.structs.astuple(item), msgspec.structs.astuple(placing)
-    return *given[:-2], deadline_at(item, now_us), _due_at(item, now_us), now_us, is_blocked, pin, *placed
+    return *given[:-3], deadline_at(item, now_us), _due_at(item, now_us), now_us, is_blocked, pin, *placed
 
 
 def _accepted(news: News, item: NewTask, placing: Placing, now_us: int) -> Accepted:
     if placing is QUEUED:
         due_at = _due_at(item, now_us)
         if due_at is None:
-            news.ready.add(item.agent)
+            news.ready.add((item.agent, item.tenant))
         else:
             news.due(due_at)
     return Accepted(item.id, True, True, now_us, deadline_at(item, now_us))

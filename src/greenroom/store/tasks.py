@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,9 +47,20 @@ order by seq"""
 _PAUSES = {"waiting": b'{"state":"waiting",', "resumed": b'{"state":"running"}'}
 _IS_UNSUCCESSFUL = "finished_at is not null and state <> 'succeeded'"  # as the partial index has it, to the letter
 _OPEN_COUNTS = f"select agent, state, count(*) from task where {rows.IS_OPEN} group by agent, state"
-_QUEUED = f"select count(*) from task where state = 'queued' and {rows.IS_OPEN}"
+_QUEUED = f"select tenant, count(*) from task where state = 'queued' and {rows.IS_OPEN} group by tenant"
+_CLAIMABLE = "select agent, count(*) from task where state = 'queued' and due_at is null and not blocked group by agent"
+_ALONE = f"""
+select agent, count(*) from task where state = 'queued' and {rows.IS_SUSPECT} and due_at is null and not blocked
+group by agent"""
 _SUSPECTS = f"""
 select distinct agent from task where state = 'queued' and {rows.IS_SUSPECT} and due_at is null and not blocked"""
+_TIMES = """
+select created_at, not_before, started_at, finished_at, (
+    select before.finished_at from task before
+    where before.tenant = task.tenant and before.session = task.session and before.agent = task.agent
+        and before.seq < task.seq
+    order by before.seq desc limit 1)
+from task where id = :id"""
 _END_COUNTS = "select agent, state, tasks from ended_count where tenant = :tenant"
 
 
@@ -65,10 +77,9 @@ class Tasks:
         """Submit *tasks* together; answers with what became of each, in order."""
         return self._commits.write_all(self._submit, tasks)
 
-    @property
-    def submitting(self) -> int:
-        """How many submissions are on their way: given to the store, and not in it as far as anybody knows."""
-        return self._commits.waiting(self._submit)
+    def submitting(self) -> Counter[str]:
+        """Return how many submissions of each tenant are on their way: given to the store, perhaps not in it."""
+        return Counter(task.tenant for task in self._commits.unanswered(self._submit))
 
     def call(self, call: Call) -> asyncio.Future[Accepted | None]:
         return self._commits.write(transitions.call, call)
@@ -178,9 +189,35 @@ class Tasks:
         """Return the agents that have tasks which are due and are to run alone."""
         return frozenset(row[0] for row in await self._db.lookup(_SUSPECTS, {}))
 
-    async def queued_count(self) -> int:
-        ((count,),) = await self._db.read(_QUEUED, {})
-        return int(count)
+    async def queued_counts(self) -> dict[str, int]:
+        """Return how many tasks are queued, by tenant."""
+        return {row[0]: row[1] for row in await self._db.read(_QUEUED, {})}
+
+    async def times(self, ids: Sequence[str]) -> Sequence[tuple[float, float]]:
+        """Return how long each of those that have ended took, and how long it waited before for a slot, in seconds.
+
+        From acceptance on, or from when it was allowed to begin; it waits for a slot since its session let it go.
+        """
+        found = [row for id in ids for row in await self._db.lookup(_TIMES, {"id": id})]
+        return [
+            (
+                (finished - max(created, due or 0)) / 1e6,
+                max(0, (started or finished) - max(created, due or 0, released or 0)) / 1e6,
+            )
+            for created, due, started, finished, released in found
+            if finished is not None
+        ]
+
+    async def claimable_counts(self, *, is_large: bool = False) -> dict[str, int]:
+        """Return how many tasks of each agent a free slot would take now; those that run alone are not among them.
+
+        *is_large*: there may be many thousands, which take longer than the event loop may be held up.
+        """
+        read = self._db.read if is_large else self._db.lookup
+        counts = {row[0]: int(row[1]) for row in await read(_CLAIMABLE, {})}
+        for agent, alone in await self._db.lookup(_ALONE, {}):
+            counts[agent] = max(0, counts.get(agent, 0) - alone)
+        return counts
 
     async def open_counts(self) -> dict[tuple[str, str], int]:
         """Return how many tasks are open, by agent and state."""

@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from greenroom.core import tasks
-from greenroom.store import database, rows, sessions, submissions
+from greenroom.store import database, results, rows, sessions, submissions
 from greenroom.store.database import Row, Transaction
-from greenroom.store.news import News
+from greenroom.store.news import KeyedEnd, News
 from greenroom.store.rows import (
     Accepted,
     Call,
@@ -83,8 +83,8 @@ async def finish(tx: Transaction, news: News, items: Sequence[Finish]) -> list[b
     return is_stored
 
 
-_SEQ, _ID, _EPOCH, _TENANT, _AGENT, _SESSION = (
-    Task.__struct_fields__.index(name) for name in ("seq", "id", "epoch", "tenant", "agent", "session")
+_SEQ, _ID, _EPOCH, _TENANT, _AGENT, _SESSION, _CACHE_KEY = (
+    Task.__struct_fields__.index(name) for name in ("seq", "id", "epoch", "tenant", "agent", "session", "cache_key")
 )
 
 
@@ -104,6 +104,9 @@ async def _note_end(tx: Transaction, news: News, item: Finish, row: Row) -> None
             saved = {"state": item.session_state, "revision": item.revision, "restored": item.is_restored}
             await tx.execute_many(_SAVE_SESSION, [key | saved])
         await _unblock(tx, news, {(tenant, agent, session)})
+    elif (key := row[_CACHE_KEY]) is not None:
+        output = item.output if item.state == "succeeded" else None
+        news.keyed.append(KeyedEnd(tenant, agent, key, item.id, item.revision, output))
     if item.state != "succeeded" or item.epoch > 1:
         await _cancel_children(tx, news, item.id)
 
@@ -146,13 +149,21 @@ async def _note_requeue(tx: Transaction, news: News, task: Task, item: Finish) -
     if task.kills + item.kills >= tasks.SUSPECT_KILLS:
         news.suspects.add(task.agent)
     if item.due_at is None:
-        news.ready.add(task.agent)
+        news.ready.add((task.agent, task.tenant))
     else:
         news.due(item.due_at)
 
 
+# Behind what waits of its tenant and priority: the newest task, and those that other sessions have let go since.
+_LAST_RANK = f"""(
+    select {rows.RANK} from task other where other.agent = task.agent and other.tenant = task.tenant
+        and other.state = 'queued' and other.due_at is null and not other.blocked and other.priority = task.priority
+    order by {rows.RANK} desc limit 1)"""
 _UNBLOCK = f"""
-update task set blocked = false, pin = {_PIN} where seq = (
+update task set blocked = false, pin = {_PIN}, rank = 1 + case
+    when {_LAST_RANK} > (select max(seq) from task) * 1048576 then {_LAST_RANK}
+    else (select max(seq) from task) * 1048576 end
+where seq = (
     select seq from task where tenant = :tenant and agent = :agent and session = :session
         and {rows.IS_OPEN} order by seq limit 1) and blocked"""
 
@@ -162,7 +173,7 @@ async def _unblock(tx: Transaction, news: News, keys: set[SessionKey]) -> None:
     await sessions.take(tx, keys)
     for tenant, agent, session in sorted(keys):
         await tx.execute_many(_UNBLOCK, [{"tenant": tenant, "agent": agent, "session": session}])
-        news.ready.add(agent)
+        news.ready.add((agent, tenant))
 
 
 _APPEND = """
@@ -208,7 +219,10 @@ async def call(tx: Transaction, news: News, items: Sequence[Call]) -> list[Accep
         if not await tx.fetch(_STILL_LEASED, lease):
             answers.append(None)
             continue
-        (accepted,) = await submissions.submit(tx, news, [item.child])
+        if item.child.cache_key is not None:
+            accepted = await results.submit_call(tx, news, item.child)
+        else:
+            (accepted,) = await submissions.submit(tx, news, [item.child])
         answers.append(accepted)
         await _move(tx, news, _WAIT, lease, {"state": "waiting", "for": accepted.id})
     return answers
@@ -240,7 +254,7 @@ _CANCEL = f"""
 update task set state = 'cancelled', reason = 'cancelled', error = :error, finished_at = :now, owner = null,
     lease_until = null, due_at = null, event_seq = event_seq + 1
 where id in (select id from tree) and {rows.IS_OPEN}
-returning id, tenant, agent, session, state, epoch"""
+returning id, tenant, agent, session, state, epoch, cache_key"""
 
 _CANCEL_TREE = _TREE.format(root="id = :id and tenant = :tenant") + _CANCEL
 _CANCEL_BELOW = _TREE.format(root="parent = :id") + _CANCEL
@@ -275,14 +289,18 @@ _MAY_HAVE_RUN = "update task set error = :error where id = :id"
 
 
 async def _end_all(tx: Transaction, news: News, sql: str, params: dict[str, Any], error: tasks.Error) -> list[str]:
-    """Run a statement that ends tasks (returning id, tenant, agent, session, state, epoch), and what follows."""
+    """Run a statement that ends tasks, which returns what `_CANCEL` does, and what follows from that."""
     ended = await tx.fetch(sql, params | {"now": tx.now_us, "error": _encode(error)})
     if claimed := [row[0] for row in ended if row[5]]:
         after_run = _encode(msgspec.structs.replace(error, may_have_run=True))
         await tx.execute_many(_MAY_HAVE_RUN, [{"id": id, "error": after_run} for id in claimed])
-    for id, tenant, agent, _, state, _ in ended:
+    for id, tenant, agent, _, state, epoch, key in ended:
         news.end(id, tenant, agent, state)
         news.stopped.append(id)
+        if state == tasks.State.EXPIRED or not epoch:  # of one that was begun nobody knows here whether it waited again
+            news.left[tenant] += 1
+        if key is not None:
+            news.keyed.append(KeyedEnd(tenant, agent, key, id))
     await _unblock(tx, news, {(row[1], row[2], row[3]) for row in ended if row[3] is not None})
     return [row[0] for row in ended]
 
@@ -346,14 +364,19 @@ _PROMOTE = """
 with due as materialized (
     select seq from task where state = 'queued' and due_at is not null and due_at <= :now
     order by due_at limit :most for update skip locked)
-update task set due_at = null from due where task.seq = due.seq returning agent"""
+update task set due_at = null from due where task.seq = due.seq returning agent, tenant"""
 _EXPIRE = """
 with late as materialized (
     select seq from task where state = 'queued' and deadline_at is not null and deadline_at <= :now
     order by deadline_at limit :most for update skip locked)
 update task set state = 'expired', reason = 'timeout', error = :error, finished_at = :now, due_at = null,
     event_seq = event_seq + 1
-from late where task.seq = late.seq returning id, tenant, agent, session, state, epoch"""
+from late where task.seq = late.seq returning id, tenant, agent, session, state, epoch, cache_key"""
+_EXPIRE_ONE = """
+update task set state = 'expired', reason = 'timeout', error = :error, finished_at = :now, due_at = null,
+    event_seq = event_seq + 1
+where id = :id and state = 'queued' returning id, tenant, agent, session, state, epoch, cache_key"""
+_LATE = tasks.Error("timeout", "the task's time was over while it was queued")
 _NEXT_DUE = """
 select min(least_us) from (
     select min(due_at) as least_us from task where state = 'queued' and due_at is not null
@@ -365,13 +388,19 @@ async def tick(tx: Transaction, news: News, items: Sequence[Tick]) -> list[int |
 
     Answers the microseconds until the next instant at which this has to be done, 0 if there is more, or None.
     """
-    error = tasks.Error("timeout", "the task's time was over while it was queued")
     params = {"now": tx.now_us, "most": MAX_MOVED}
-    news.ready.update(row[0] for row in await tx.fetch(_PROMOTE, params))
-    for id in await _end_all(tx, news, _EXPIRE, params, error):
+    news.ready.update((row[0], row[1]) for row in await tx.fetch(_PROMOTE, params))
+    for id in await _end_all(tx, news, _EXPIRE, params, _LATE):
         await _cancel_children(tx, news, id)  # of an earlier attempt
     ((next_us,),) = await tx.fetch(_NEXT_DUE, {})
     return [None if next_us is None else max(0, next_us - tx.now_us)] * len(items)
+
+
+async def expire(tx: Transaction, news: News, ids: Sequence[str]) -> None:
+    """Expired: end queued tasks that were found to be late."""
+    for id in ids:
+        if await _end_all(tx, news, _EXPIRE_ONE, {"id": id}, _LATE):
+            await _cancel_children(tx, news, id)
 
 
 _COUNT = """

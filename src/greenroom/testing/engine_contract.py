@@ -127,6 +127,19 @@ class EngineContract:
         assert await bench.ask("r1", "t1", {"question": "why?"}) == {"question": "why?"}
         assert bench.recorder.readies == ["r1"]
 
+    async def test_what_is_kept_warm_can_be_started_and_a_hint_harms_nobody(self, bench: Bench) -> None:
+        revision = bench.revision(_ECHO)
+        broken = bench.revision("import no_such_module", number=2)
+        for _ in range(2):
+            await bench.engine.keep_warm([revision, broken])
+        await bench.engine.start("r1", revision)
+        await bench.recorder.ready("r1")
+        assert await bench.ask("r1", "t1", 1) == 1
+        await bench.engine.keep_warm([])
+        assert await bench.ask("r1", "t2", 2) == 2
+        await bench.engine.start("r2", broken)
+        assert (await bench.recorder.exit("r2")).reason == "refused"
+
     async def test_many_tasks_at_once_are_all_answered_with_their_own_output(self, bench: Bench) -> None:
         await bench.start("async def run(input): return input * 2", concurrency=50)
         answers = await asyncio.gather(*(bench.ask("r1", f"t{number}", number) for number in range(50)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from greenroom import errors
@@ -42,6 +43,7 @@ class FakeEngine:
         self.starts = 0  # also those that were refused
         self.killed: dict[str, str] = {}  # and why
         self.is_closed = False
+        self.warm: list[contract.Revision] = []  # what was to be kept warm, last
         self._listeners: list[contract.Listener] = []
 
     # --- contract.Engine
@@ -89,6 +91,9 @@ class FakeEngine:
             contract.Observation(replica.id, 1000 + place, replica.is_ready, 10.0, 0.0)
             for place, replica in enumerate(self.replicas.values())
         ]
+
+    async def keep_warm(self, revisions: Sequence[contract.Revision]) -> None:
+        self.warm = list(revisions)
 
     async def close(self) -> None:
         self.is_closed = True

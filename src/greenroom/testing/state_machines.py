@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from greenroom.core import rollouts, tasks
+from greenroom.core import breaker, rollouts, tasks
 
 PAGE = Path("docs/state-machines.md")
 _PURPOSE = {
@@ -32,12 +32,19 @@ _PHASES = {
 }
 
 
+_BREAKER = {
+    breaker.State.CLOSED: "tasks are run",
+    breaker.State.OPEN: "too many attempts have failed: tasks wait",
+    breaker.State.HALF_OPEN: "some tasks are tried, twice as many after each success",
+}
+
+
 def page() -> str:
     """Return the page, as Markdown with Mermaid diagrams."""
     lines = [
         "# State machines",
         "",
-        "Drawn from `TRANSITIONS` of `greenroom.core.tasks` and `greenroom.core.rollouts` by",
+        "Drawn from `TRANSITIONS` of `greenroom.core.tasks`, `greenroom.core.rollouts` and `greenroom.core.breaker` by",
         "`python -m greenroom.testing.state_machines`.",
         "",
         "## Tasks",
@@ -53,6 +60,13 @@ def page() -> str:
         "",
         "A move is one commit: the rollout, what serves, which revisions stand and the traffic change together, or",
         "not at all. It compares the rollout's version; who has lost reads again.",
+        "",
+        "## Circuit breakers",
+        "",
+        *_machine(breaker.TRANSITIONS, breaker.State.CLOSED, "deploy", _BREAKER),
+        "",
+        "A move takes effect before another task is claimed; it is in memory, and a node that is started again begins",
+        "with closed ones. [What counts](breaker.md).",
         "",
     ]
     return "\n".join(lines)

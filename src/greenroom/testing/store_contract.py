@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,12 @@ import msgspec
 import pytest
 
 from greenroom import errors, settings
-from greenroom.core import rollouts, tasks
-from greenroom.store import agents, recovery, transitions
-from greenroom.store.deployments import Deployed, Deployment
+from greenroom.core import optimizer, rollouts, tasks
+from greenroom.store import advice as advices
+from greenroom.store import agents, recovery, scaling, submissions, tenants, transitions
+from greenroom.store.advice import MAX_TEXT, Move
+from greenroom.store.deployments import Deployed, Deployment, Limits
+from greenroom.store.news import News
 from greenroom.store.recovery import NewFailure, Noted, Raised, Recovered, Resolved
 from greenroom.store.rows import Accepted, Call, Cancel, Claim, Event, Finish, Lease, NewTask, StoredEvent
 from greenroom.store.store import Store
@@ -39,6 +43,18 @@ def new_task(**changes: Any) -> NewTask:
         "max_attempts": 3,
     }
     return NewTask(**given | changes)
+
+
+def _scale(replicas: int, *, rule: str = "burst", reason: str = "why", before: int | None = None) -> scaling.Scale:
+    return scaling.Scale(
+        agent=AGENT,
+        replicas=replicas,
+        room=Limits(10, 10),
+        rule=rule,
+        by=scaling.AUTOSCALER,
+        reason=reason,
+        before=before,
+    )
 
 
 class Node:
@@ -95,6 +111,9 @@ class Node:
         done = msgspec.structs.replace(rollout.state, phase=rollouts.Phase.COMPLETE, weight_pct=100, is_retired=True)
         assert await self.store.rollouts.put(rollout, done)
         return begun.revision
+
+    async def agent(self) -> agents.Agent:
+        return (await self.store.directory.refresh())[AGENT].agent
 
     async def state(self, id: str, *, tenant: str = TENANT) -> str:
         return (await self.store.tasks.get(id, tenant=tenant)).state
@@ -296,6 +315,145 @@ class StoreContract:
             node.store.commits.nudge()
             await asyncio.sleep(0)
         assert db.transactions == before
+
+    # --- sharing the queue
+
+    async def test_a_free_slot_goes_to_the_tenant_that_holds_the_fewest(self, node: Node) -> None:
+        for _ in range(20):
+            await node.submit(tenant="flood")
+        node.store.board.open("r", agent=AGENT, revision=1, slots=4)
+        await node.flush()
+        quiet = [await node.submit(tenant="quiet") for _ in range(3)]
+        assert [claim.tenant for claim in node.claims] == ["flood"] * 4
+        for claim in node.claims[:4]:
+            node.store.board.vacate(claim.replica, claim.tenant)
+            assert await node.finish(claim)
+        assert [claim.tenant for claim in node.claims[4:]] == ["quiet", "quiet", "flood", "flood"]  # two each, now
+        assert [claim.id for claim in node.claims[4:6]] == quiet[:2]
+
+    async def test_tenants_that_wait_take_turns_at_one_slot(self, node: Node) -> None:
+        for tenant, count in (("flood", 6), ("other", 2), ("third", 1)):
+            for _ in range(count):
+                await node.submit(tenant=tenant)
+        claims = [await node.claim_one() for _ in range(9)]
+        assert Counter(claim.tenant for claim in claims[:3]) == {"flood": 1, "other": 1, "third": 1}
+        assert Counter(claim.tenant for claim in claims[3:5]) == {"flood": 1, "other": 1}
+        assert [claim.tenant for claim in claims[5:]] == ["flood"] * 4
+
+    async def test_what_a_tenant_has_no_tasks_for_goes_to_others_in_the_same_commit(self, node: Node) -> None:
+        for tenant, count in (("a", 9), ("b", 2), ("c", 1)):
+            await node.store.tasks.submit_all([new_task(tenant=tenant) for _ in range(count)])
+        claims = await node.claim(10)
+        assert Counter(claim.tenant for claim in claims) == {"a": 7, "b": 2, "c": 1}
+
+    async def test_of_more_tenants_than_are_listed_at_once_each_gets_its_turn(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tenants, "MAX_WAITING", 2)
+        for tenant in "abcde":
+            await node.store.tasks.submit_all([new_task(tenant=tenant) for _ in range(9)])
+        had = Counter([(await node.claim_one()).tenant for _ in range(15)])
+        assert min(had[tenant] for tenant in "abcde") >= 2
+
+    async def test_who_was_not_listed_is_looked_for_when_those_who_were_have_nothing_more(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tenants, "MAX_WAITING", 2)
+        await node.store.tasks.submit_all([new_task(tenant=tenant) for tenant in "abcde"])
+        node.store.board.open("r", agent=AGENT, revision=1, slots=9)
+        for _ in range(4):
+            await node.flush()
+        assert sorted(claim.tenant for claim in node.claims) == ["a", "b", "c", "d", "e"]
+        await node.store.tasks.submit_all([new_task(tenant=tenant) for tenant in "abaa"])
+        assert len(node.claims) == 9
+
+    async def test_where_slots_are_scarce_the_tenants_of_one_commit_share_them(self, node: Node) -> None:
+        node.store.board.open("r", agent=AGENT, revision=1, slots=4)
+        await node.flush()
+        tasks = [new_task(tenant="flood") for _ in range(8)] + [new_task(tenant="quiet") for _ in range(2)]
+        await node.store.tasks.submit_all(tasks)
+        assert Counter(claim.tenant for claim in node.claims) == {"flood": 2, "quiet": 2}
+
+    async def test_who_waits_is_found_where_nobody_has_said_so(self, node: Node) -> None:
+        node.store.board.open("r", agent=AGENT, revision=1, slots=3)
+        await node.flush()
+        async with node.store.db.transaction() as tx:  # another node's
+            await submissions.submit(tx, News(), [new_task(tenant=tenant) for tenant in ("a", "b", "c")])
+        await node.flush()
+        assert node.claims == []
+        node.store.board.mark_all()
+        await node.flush()
+        assert sorted(claim.tenant for claim in node.claims) == ["a", "b", "c"]
+
+    async def test_a_lower_priority_gets_an_eighth_of_its_tenants_turns(self, node: Node) -> None:
+        await node.store.tasks.submit_all([new_task(priority=9) for _ in range(40)])
+        low = [await node.submit(priority=priority) for priority in (0, -5, 0)]
+        one_by_one = [(await node.claim_one()).id for _ in range(16)]
+        assert [one_by_one[7], one_by_one[15]] == low[:2]
+        assert low[2] in {claim.id for claim in await node.claim(8)}
+
+    async def test_turns_of_lower_priorities_are_given_in_one_commit_too(self, node: Node) -> None:
+        await node.store.tasks.submit_all([new_task(priority=9) for _ in range(40)])
+        for priority in (0, -5, -9):
+            await node.store.tasks.submit_all([new_task(priority=priority) for _ in range(5)])
+        ids = [claim.id for claim in await node.claim(32)]
+        priorities = [(await node.store.tasks.get(id, tenant=TENANT)).priority for id in ids]
+        assert Counter(priorities) == {9: 28, 0: 2, -5: 1, -9: 1}
+
+    async def test_a_lower_priority_that_is_reached_anyway_and_has_a_turn_is_claimed_once(self, node: Node) -> None:
+        await node.store.tasks.submit_all([new_task(priority=9) for _ in range(4)])
+        await node.store.tasks.submit_all([new_task(priority=0) for _ in range(30)])
+        await node.submit(priority=-9)
+        claims = await node.claim(24)
+        assert len({claim.id for claim in claims}) == len(claims) == 24
+        priorities = [(await node.store.tasks.get(claim.id, tenant=TENANT)).priority for claim in claims]
+        assert Counter(priorities) == {9: 4, 0: 19, -9: 1}
+
+    async def test_the_sessions_of_a_tenant_take_turns(self, node: Node) -> None:
+        await node.store.tasks.submit_all([new_task(session="long") for _ in range(50)])
+        await node.store.tasks.submit_all([new_task(session="other") for _ in range(3)])
+        short, plain = await node.submit(session="short"), await node.submit()
+        sessions = list[str | None]()
+        for _ in range(8):
+            claim = await node.claim_one()
+            assert claim.id != short or len(sessions) == 2
+            assert claim.id != plain or len(sessions) == 3
+            sessions.append(claim.session)
+            assert await node.finish(claim)
+        assert sessions == ["long", "other", "short", None, "long", "other", "long", "other"]
+
+    async def test_what_comes_after_a_session_has_been_let_go_goes_behind_it(self, node: Node) -> None:
+        first, second = await node.submit(session="s"), await node.submit(session="s")
+        older = await node.submit()
+        assert await node.finish(await node.claim_one())
+        newer = await node.submit()
+        assert [claim.id for claim in await node.claim(3)] == [older, second, newer]
+        assert await node.state(first) == "succeeded"
+
+    async def test_nothing_begins_whose_time_is_over(self, scratch: Scratch, node: Node) -> None:
+        late = [await node.submit(timeout_us=5_000_000, session=session) for session in (None, "s")]
+        next_of_session, in_time = await node.submit(session="s"), await node.submit()
+        await scratch.advance(6)
+        assert {claim.id for claim in await node.claim(3)} == {next_of_session, in_time}  # without a janitor
+        assert [await node.state(id) for id in late] == ["expired"] * 2
+
+    async def test_nothing_is_stored_as_running_whose_time_is_over(self, node: Node) -> None:
+        node.store.board.open("r", agent=AGENT, revision=1, slots=1)
+        await node.flush()
+        late = await node.submit(deadline_at=4)
+        assert node.claims == []
+        assert await node.state(late) == "expired"
+
+    async def test_news_tell_how_many_tasks_have_left_the_queue(self, node: Node) -> None:
+        left = Counter[str]()
+        node.store.hub.subscribe(lambda news: left.update(news.left))
+        ids = [await node.submit() for _ in range(4)]
+        assert not left
+        claims = await node.claim(2)
+        await node.store.tasks.cancel(ids[2], tenant=TENANT)
+        assert left == {TENANT: 3}
+        await node.store.tasks.cancel(claims[0].id, tenant=TENANT)  # it has left already
+        assert left == {TENANT: 3}
 
     # --- idempotency keys
 
@@ -918,7 +1076,7 @@ class StoreContract:
         await node.flush()
         claim = node.claims[-1]
         assert (claim.state, claim.is_restored, claim.has_good_state) == (b'"second"', False, True)
-        node.store.board.release("alone")
+        node.store.board.release("alone", TENANT)
         assert await node.finish(claim, "queued", kills=1, restores=1)
         claim = node.claims[-1]
         assert (claim.state, claim.state_revision, claim.is_restored) == (b'"first"', 1, True)
@@ -958,8 +1116,42 @@ class StoreContract:
         await store.note(Noted("a", b"{}", alert=raised))
         (alert,) = await store.alerts()
         assert (alert.state, alert.count, alert.acknowledged_by) == ("firing", 1, None)
+        await store.tell(Resolved("agent-a"))
+        await store.tell(Raised("breaker-a", "breaker", "a", "warning", "x" * 10_000))
+        found = [(alert.id, alert.state, len(alert.reason)) for alert in await store.alerts()]
+        assert found == [("breaker-a", "firing", recovery.MAX_REASON), ("agent-a", "resolved", 3)]
         with pytest.raises(errors.NotFound):
             await store.acknowledge("unknown", by="ann")
+
+    async def test_advice_is_opened_applied_and_measured_and_what_is_open_is_listed_first(self, node: Node) -> None:
+        advice = node.store.advice
+        found = optimizer.Found("idle", "a", "w" * 9_999, "why", "expected", "replicas", 2, 1.0)
+        first, second, third = [await advice.open(found) for _ in range(3)]
+        await advice.move(Move(second, "applied"))
+        await advice.move(Move(third, "withdrawn", 1.5))
+        rows = await advice.list()
+        assert [(row.id, row.state) for row in rows] == [(second, "applied"), (first, "open"), (third, "withdrawn")]
+        assert (len(rows[0].what), rows[0].value_before, rows[0].applied_at is not None) == (MAX_TEXT, 2.0, True)
+        assert (rows[2].value_after, rows[2].ended_at is not None) == (1.5, True)
+        assert [row.id for row in await advice.list(before=rows[1].cursor, limit=5)] == [third]
+        await advice.move(Move(second, "measured", None, "no effect"))
+        await advice.move(Move(second, "open"))  # what has ended stays so
+        assert [row.id for row in await advice.standing()] == [first]
+        assert await advice.open_count() == 1
+        (ended,) = [row for row in await advice.list() if row.id == second]
+        assert (ended.state, ended.value_after, ended.outcome) == ("measured", None, "no effect")
+
+    async def test_advice_that_has_ended_is_kept_up_to_a_bound(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(advices, "KEEP", 3)
+        advice = node.store.advice
+        found = optimizer.Found("idle", None, "what", "why", "expected", "replicas", 2)
+        still_open = await advice.open(found)
+        ids = [await advice.open(found) for _ in range(6)]
+        for id in ids:
+            await advice.move(Move(id, "withdrawn"))
+        assert [row.id for row in await advice.list()] == [still_open, *reversed(ids[-3:])]
 
     async def test_a_record_is_kept_until_its_agent_is_gone(self, node: Node) -> None:
         store = node.store.recovery
@@ -995,6 +1187,62 @@ class StoreContract:
         assert (begun.revision, begun.rollout, begun.action) == (1, undone, "leave")
         assert (await node.begin("two")).revision == 2
         assert (await node.begin("three", judged_anew=False)).revision == 3
+
+    # --- scaling
+
+    async def test_a_number_of_replicas_and_its_reason_are_one_write(self, node: Node) -> None:
+        await node.deploy("one")
+        store, generation = node.store.scaling, (await node.agent()).generation
+        assert await store.decide([_scale(3, before=1)]) == [True]
+        assert ((await node.agent()).replicas, (await node.agent()).generation) == (3, generation)
+        (decision,) = await store.decisions(AGENT)
+        told = (decision.from_replicas, decision.to_replicas, decision.rule, decision.reason, decision.decided_by)
+        assert told == (1, 3, "burst", "why", scaling.AUTOSCALER)
+        assert await store.decide([_scale(5, before=1)]) == [False]  # somebody else has set it
+        assert await store.decide([_scale(3, before=3, rule="enough")]) == [True]
+        assert [each.rule for each in await store.decisions(AGENT)] == ["enough", "burst"]
+        assert [each.rule for each in await store.decisions(AGENT, before_seq=decision.seq + 1)] == ["burst"]
+
+    async def test_what_a_person_sets_is_within_bounds_and_room_and_judged_anew(self, node: Node) -> None:
+        await node.deploy("one")
+        store, generation = node.store.scaling, (await node.agent()).generation
+        room = Limits(4, 4)
+        await store.set(AGENT, 3, room=room, by="ann", within_bounds=True)
+        assert (await node.agent()).generation == generation + 1
+        assert (await store.decisions(AGENT))[0].reason == "from 1 to 3: ann has set it"
+        for count, word in ((0, "min_replicas"), (5, "max_replicas")):
+            with pytest.raises(errors.Conflict, match=word):
+                await store.set(AGENT, count, room=room, by="ann", within_bounds=True)
+        with pytest.raises(errors.Conflict, match=r"cluster\.max_replicas is 4"):
+            await store.set(AGENT, 5, room=room, by="ann", within_bounds=False)
+        with pytest.raises(errors.NotFound):
+            await store.set("nobody", 1, room=room, by="ann", within_bounds=False)
+        assert (await node.agent()).replicas == 3
+
+    async def test_decisions_are_bounded_for_each_agent(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(scaling, "KEEP", 3)
+        await node.deploy("one")
+        for number in range(5):
+            await node.store.scaling.decide([_scale(1, rule=f"rule {number}", reason="x" * 9_999)])
+        found = await node.store.scaling.decisions(AGENT)
+        assert [each.rule for each in found] == ["rule 4", "rule 3", "rule 2"]
+        assert {len(each.reason) for each in found} == {scaling.MAX_REASON}
+
+    async def test_what_may_be_claimed_is_counted(self, node: Node) -> None:
+        for changes in ({}, {}, {"session": "s"}, {"session": "s"}, {"agent": "other"}, {"not_before": 2**61}):
+            await node.submit(**changes)
+        for is_large in (False, True):
+            assert await node.store.tasks.claimable_counts(is_large=is_large) == {AGENT: 3, "other": 1}
+
+    async def test_the_load_is_kept_by_the_time_of_the_store(self, node: Node) -> None:
+        load = scaling.Load(agent=AGENT, arrivals=2, ends=1, run_us=7, waiting=3, busy=0.5, replicas=1, start_us=None)
+        await node.store.scaling.record([load])
+        await node.store.scaling.record([load, msgspec.structs.replace(load, agent="other")])
+        found = await node.store.scaling.loads(AGENT, after_us=0)
+        assert sum(each.arrivals for each in found) == 4
+        assert {(each.run_us, each.busy) for each in found} == {(7, 0.5)}
+        assert all(each.at % 10_000_000 == 0 for each in found)
+        assert not await node.store.scaling.loads(AGENT, after_us=2**61)
 
     async def test_migrating_again_changes_nothing(self, node: Node) -> None:
         id = await node.submit()

@@ -159,6 +159,29 @@ async def stubborn(input: dict[str, Any], context: Context) -> Any:
                 eaten.append(bytearray(16 << 20))
 
 
+# Those that use much
+
+_leaked: list[bytearray] = []
+
+
+def leaking(input: dict[str, Any]) -> int:
+    """Keep so many megabytes more, for good."""
+    _leaked.append(bytearray(os.urandom(1024) * 1024 * input["mb"]))
+    time.sleep(input.get("for_s", 0))
+    return os.getpid()
+
+
+def hoarding(input: dict[str, Any], context: Context) -> int:
+    """Hold so many megabytes until the gate is there; beside another one that does, that is too much."""
+    hoard = []
+    for _ in range(input["mb"] if context.task.attempt == 1 and not Path(input["gate"]).exists() else 1):
+        hoard.append(bytearray(os.urandom(1024) * 1024))
+        time.sleep(0.001)
+    _note(input["ledger"], f"hoard {os.getpid()} {context.task.attempt}")
+    _wait_for(input["gate"])
+    return os.getpid()
+
+
 def thread_blocked(input: dict[str, Any]) -> None:
     _note(input["ledger"], f"thread {os.getpid()} 1")
     while True:
@@ -258,3 +281,22 @@ def dying() -> Any:
 
 def dying_when_built() -> Any:
     os._exit(4)
+
+
+class ServiceDown(Exception):
+    """What the agent calls does not answer: the task is worth a retry."""
+
+    retryable = True
+
+
+async def calling(input: dict[str, Any]) -> int:
+    """Call a service that is down while a file is there, in all replicas or in the one whose pid stands in the file."""
+    _note(input["ledger"], f"begin {os.getpid()} {input['name']}")
+    down = Path(input["down"])
+    is_down = down.exists() and (down.read_text() or str(os.getpid())) == str(os.getpid())
+    if not is_down:
+        await asyncio.sleep(input.get("takes_s", 0.0))
+    _note(input["ledger"], f"end {os.getpid()} {input['name']} {'down' if is_down else 'ok'}")
+    if is_down:
+        raise ServiceDown("connection refused")
+    return os.getpid()

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from greenroom import telemetry
+from greenroom import settings, telemetry
 from greenroom.control import supervisor
+from greenroom.control.autoscaler import Autoscaler
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
@@ -42,6 +43,7 @@ class World(Protocol[E]):
     url: str
     clock: VirtualClock
     jitter: Callable[[], float]
+    cluster: settings.Cluster | None  # where an autoscaler takes part
 
     def engine(self) -> E: ...
 
@@ -85,6 +87,9 @@ class Incarnation(Generic[E]):
         self.dispatcher = Dispatcher(self.store, self.engine, world.clock, self.facts, jitter=jitter)
         self.reconciler = Reconciler(self.store, self.engine, world.clock, self.facts)
         self.janitor = Janitor(self.store, world.clock, jitter=jitter)
+        self.autoscaler = (
+            None if world.cluster is None else Autoscaler(self.store, world.clock, self.facts, world.cluster)
+        )
 
     def start(self) -> asyncio.Task[None]:
         """Begin to live: all that is begun from here on is this node's."""
@@ -101,13 +106,17 @@ class Incarnation(Generic[E]):
         await self._world.welcome(self)
         self.is_up = True
         self._world.note("%s is up", self.id)
-        loops = (self.host, self.host.checks, self.reconciler, self.dispatcher, self.janitor)
+        loops: list[supervisor.Loop] = [self.host, self.host.checks, self.reconciler, self.dispatcher, self.janitor]
+        if self.autoscaler is not None:
+            loops.append(self.autoscaler)
         async with asyncio.TaskGroup() as group:
             group.create_task(supervisor.supervise(loops, self._world.clock, self.facts))
             group.create_task(self.store.commits.ended())
 
     async def leave(self) -> None:
         """Stop in order: what has ended is stored."""
+        if self.autoscaler is not None:
+            self.autoscaler.stop()
         await self.host.drain_all(grace_s=GRACE_S)
         await self.host.leave()
         await self.dispatcher.close()

@@ -57,6 +57,17 @@ PLANNED: Mapping[Fault, float] = {
     Fault.SCALE: 0.25,
 }
 
+CLUSTER = settings.load(environ={}, overrides={"cluster": {"autoscaling": True, "max_replicas": 5}}).cluster
+QUICK = {
+    "max_replicas": 4,
+    "target_queue_per_replica": 1,
+    "stable_window_s": 2,
+    "burst_window_s": 1,
+    "stabilisation_s": 2,
+    "cooldown_s": 0.5,
+    "idle_s": 1,
+}
+
 T = TypeVar("T")
 Incarnation: TypeAlias = incarnations.Incarnation[replicas.ScriptedEngine]
 TENANT = "acme"
@@ -137,6 +148,8 @@ class World:
         )
         jitter = self._rng.random()
         self.jitter = lambda: jitter
+        # In every other world replicas are scaled by what there is to do, and people set other numbers meanwhile.
+        self.cluster = CLUSTER if seed % 2 else None
         self.node: Incarnation | None = None
         self._incarnations = itertools.count(1)
         self._rows: dict[str, SeenRow] = {}
@@ -306,10 +319,15 @@ class World:
         for agent in self.agents.values():
             await self.deploy(node, agent, judged_anew=False)
 
-    @staticmethod
-    async def deploy(node: Incarnation, agent: _Agent, *, judged_anew: bool = True) -> None:
-        digest = f"d{agent.digest}"
-        item = Deployment(agent=agent.name, digest=digest, spec=agent.spec, by="world", judged_anew=judged_anew)
+    async def deploy(self, node: Incarnation, agent: _Agent, *, judged_anew: bool = True) -> None:
+        item = Deployment(
+            agent=agent.name,
+            digest=f"d{agent.digest}",
+            spec=agent.spec,
+            by="world",
+            judged_anew=judged_anew,
+            autoscaled=self.cluster is not None,
+        )
         await node.store.deployments.deploy(item)
         await node.store.directory.refresh()
         node.host.wakeup.set()
@@ -330,7 +348,7 @@ class World:
                     "timeout_s": round(rng.uniform(4.0, 20.0), 1),
                     "max_attempts": rng.randint(2, 3),
                     "on_replica_loss": "fail" if is_once else "retry",
-                    "scaling": {"min_replicas": count},
+                    "scaling": {"min_replicas": count} if self.cluster is None else QUICK | {"min_replicas": count - 1},
                 },
             )
             self.agents[name] = _Agent(name, spec, count)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 from unittest import mock
 
-from greenroom import errors, random_bits, telemetry
+from greenroom import errors, random_bits, settings, telemetry
 from greenroom.core import rollouts
 from greenroom.engine import protocol
 from greenroom.store import database, submissions
@@ -78,6 +78,7 @@ class World:
         self.trace: list[str] = []
         self.has_struck = False
         self.checks = Checks(each_move=False)
+        self.cluster: settings.Cluster | None = None
         self.evidence = rollout_replicas.Evidence()
         self.rollouts = RolloutChecks(scenario, self.evidence)
         self._scenario, self._blow, self._spec = scenario, blow, scenario.spec

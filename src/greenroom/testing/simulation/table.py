@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from greenroom.core import tasks
+from greenroom.core import fairness, tasks
 from greenroom.testing.fakes import START
 
 OPEN = ("queued", "running", "waiting")
@@ -53,6 +53,8 @@ class Row:
     body: bytes
     backoff_s: float = 0.0
     seq: int = 0
+    place: tuple[int, int] = (0, 0)  # among those of its priority
+    is_blocked: bool = False  # an earlier one of its session was open when it came, and none has let it go
     state: str = "queued"
     epoch: int = 0
     charged: int = 0
@@ -71,6 +73,10 @@ class Row:
 
     def is_leased(self, epoch: int) -> bool:
         return self.epoch == epoch and self.state in ("running", "waiting")
+
+
+def _seq(row: Row) -> int:
+    return row.seq
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,8 @@ class Table:
         self.rows: dict[str, Row] = {}
         self.sessions: dict[tuple[str, str], tuple[bytes | None, int]] = {}  # (agent, id): state, tasks
         self.good: dict[tuple[str, str], bytes | None] = {}  # what the last task that succeeded was started with
+        self.turns: dict[str, fairness.Turns] = {}  # of each agent's priorities
+        self._released = 0  # tasks that their sessions have let go
 
     def visible(self) -> list[tuple[object, ...]]:
         return [row.visible() for row in self.rows.values()]
@@ -108,6 +116,8 @@ class Table:
         if timeout_s is not None:
             row.deadline_at = max(self.now, row.due_at or 0.0) + timeout_s
         row.seq = len(self.rows) + 1
+        row.place = row.seq, 0
+        row.is_blocked = any(other.state in OPEN for other in self._of_session(row))
         self.rows[row.id] = row
         self._use_session(row)
         self._changed(row)
@@ -116,18 +126,43 @@ class Table:
     def claim(self, agent: str, slots: int, owner: str, *, is_alone: bool = False) -> list[Claim]:
         """Claim for replicas whose tasks share them, or for one that runs suspects, one by one."""
         claims: list[Claim] = []
-        ready = [
+        while slots > len(claims):
+            ready = [row for row in self._queue(agent, is_alone=is_alone) if self._is_ready(row)]
+            chosen = self._in_turns(agent, ready, slots - len(claims), is_alone=is_alone)
+            for row in chosen:
+                if self._is_late(row):
+                    self._expire(row)
+                    self._cancel_below(row)
+                    continue
+                row.epoch += 1
+                row.charged += 1
+                row.owner, row.lease_until = owner, self.now + LEASE_S
+                self._move(row, "running")
+                claims.append(Claim(row.id, row.epoch, row.charged, *self._session_state(row)))
+            if not chosen:
+                break
+        return claims
+
+    def _queue(self, agent: str, *, is_alone: bool) -> list[Row]:
+        """Return what is queued of an agent, or of its suspects: the first in front."""
+        queued = [
             row
             for row in self.rows.values()
             if row.state == "queued" and row.agent == agent and self._is_suspect(row) is is_alone
         ]
-        for row in sorted((row for row in ready if self._is_ready(row)), key=lambda row: -row.priority)[:slots]:
-            row.epoch += 1
-            row.charged += 1
-            row.owner, row.lease_until = owner, self.now + LEASE_S
-            self._move(row, "running")
-            claims.append(Claim(row.id, row.epoch, row.charged, *self._session_state(row)))
-        return claims
+        return sorted(queued, key=lambda row: (-row.priority, row.place))
+
+    def _in_turns(self, agent: str, ready: list[Row], slots: int, *, is_alone: bool) -> list[Row]:
+        """Choose from *ready*, the first in front: at times of a lower priority than the highest."""
+        turns, chosen = self.turns.get(agent, fairness.Turns()), ready[:slots]
+        lower = turns.lower(slots) if len(chosen) == slots and not is_alone else 0
+        waiting = sorted({row.priority for row in ready if row.priority < ready[0].priority}, reverse=True)
+        given = fairness.lower_turns(lower, waiting, turns.last)
+        self.turns[agent] = turns.after(len(chosen), fairness.last_turn(lower, given))
+        chosen = chosen[: len(chosen) - given.total()]
+        for priority, number in given.items():
+            chosen += [row for row in ready if row.priority == priority and row not in chosen][:number]
+        return chosen
 
     def finish(
         self,
@@ -224,8 +259,7 @@ class Table:
             if row.state == "queued" and row.due_at is not None and row.due_at <= self.now:
                 row.due_at = None
         for row in late:
-            row.error = "timeout"
-            self._move(row, "expired")
+            self._expire(row)
         for row in late:
             self._cancel_below(row)
 
@@ -239,10 +273,23 @@ class Table:
 
     def _move(self, row: Row, state: str) -> None:
         row.state = state
+        if state not in OPEN:
+            self._let_go(row)
         row.events.append((row.epoch, state))
         if state not in ("running", "waiting"):
             row.owner = row.lease_until = None
         self._changed(row)
+
+    def _expire(self, row: Row) -> None:
+        row.error = "timeout"
+        self._move(row, "expired")
+
+    def _let_go(self, row: Row) -> None:
+        """The session of *row* goes on: its next task goes behind what waits already."""
+        behind = min((other for other in self._of_session(row) if other.state in OPEN), key=_seq, default=None)
+        if behind is not None and behind.is_blocked:
+            self._released += 1
+            behind.is_blocked, behind.place = False, (len(self.rows), self._released)
 
     def _end(self, row: Row, state: str, reason: str, refund: int) -> None:
         """The row's attempt is over, and with it perhaps the task."""
@@ -278,7 +325,8 @@ class Table:
 
     def _of_session(self, row: Row) -> Iterator[Row]:
         for other in self.rows.values():
-            if other is not row and other.session == row.session and other.agent == row.agent:
+            is_one = row.session is not None and other.session == row.session and other.agent == row.agent
+            if other is not row and is_one:
                 yield other
 
     def _is_late(self, row: Row) -> bool:

@@ -1,0 +1,334 @@
+"""What is told, and who hears it. One `Telemetry` for each node: several nodes may live in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Self, get_args
+
+import msgspec
+
+from greenroom.core import rollouts, tasks
+
+
+class TaskAccepted(msgspec.Struct, frozen=True):
+    agent: str
+    count: int = 1
+
+
+class CacheAsked(msgspec.Struct, frozen=True):
+    """Tasks of an agent that caches were accepted, outside of sessions.
+
+    *result* is ``hit`` (answered at once), ``joined`` (it waits for the same input's first task) or ``miss``.
+    """
+
+    agent: str
+    result: str
+    count: int = 1
+
+
+class AttemptEnded(msgspec.Struct, frozen=True, gc=False):
+    """*state* is the task's afterwards; *duration_s* the attempt's. *end* is None where it was cancelled.
+
+    Each attempt tells one of these to many. Never logged: *output*, JSON, and the text of *end* are its caller's.
+    """
+
+    agent: str
+    state: str
+    reason: str
+    duration_s: float
+    replica: str
+    end: tasks.End | None = None
+    session: str | None = None
+    task: str = ""
+    epoch: int = 0
+    tokens: int = 0
+    output: bytes | None = None
+
+
+class AttemptBegan(msgspec.Struct, frozen=True, gc=False):
+    task: str
+    epoch: int
+    agent: str
+    revision: int
+
+
+class ReplicaReady(msgspec.Struct, frozen=True):
+    agent: str
+    replica: str
+    start_s: float
+
+
+class ReplicaExited(msgspec.Struct, frozen=True):
+    agent: str
+    replica: str
+    reason: str
+    detail: str = ""
+
+
+class ReplicaRecycled(msgspec.Struct, frozen=True):
+    """Another is to take its place, though nothing has failed."""
+
+    agent: str
+    replica: str
+    reason: str
+
+
+class EnvelopeHeld(msgspec.Struct, frozen=True):
+    """The limits of all replicas together, each with what holds it."""
+
+    cpu: str
+    memory: str
+
+
+class EnvelopeWeak(msgspec.Struct, frozen=True):
+    """A limit is not held, or not quite."""
+
+    warning: str
+
+
+class EnvelopeMeasured(msgspec.Struct, frozen=True):
+    """What all replicas use together, by agent CPU seconds since the last look and memory; *pct* of each limit."""
+
+    cpu_s: dict[str, float]
+    memory_mb: dict[str, float]
+    pct: dict[str, float]
+
+
+class AdviceChanged(msgspec.Struct, frozen=True):
+    """What the optimizer advises is open, applied, withdrawn, or measured, with the *outcome*; *open* are there now."""
+
+    rule: str
+    agent: str
+    state: str
+    what: str
+    outcome: str
+    open: int
+
+
+class ReplicaGraded(msgspec.Struct, frozen=True):
+    """Its grade has changed; a replica that has just become ready is ``unknown`` without being said to be."""
+
+    agent: str
+    replica: str
+    grade: str
+    reason: str
+
+
+class ProbeAnswered(msgspec.Struct, frozen=True):
+    agent: str
+    round_trip_s: float
+
+
+class ReplicaSaid(msgspec.Struct, frozen=True):
+    """A line that a replica's process wrote outside of any task."""
+
+    agent: str
+    replica: str
+    stream: str
+    line: str
+
+
+class AgentFailing(msgspec.Struct, frozen=True):
+    agent: str
+    reason: str
+
+
+class AgentScaled(msgspec.Struct, frozen=True):
+    """It is to have *replicas* instead of *before*, by *rule*; *by* says who decided."""
+
+    agent: str
+    before: int
+    replicas: int
+    rule: str
+    reason: str
+    by: str
+
+
+class ScalingDecided(msgspec.Struct, frozen=True):
+    """A decision about an agent's number of replicas was stored; it may be the same number."""
+
+    agent: str
+    replicas: int
+    rule: str
+
+
+class AgentRolledBack(msgspec.Struct, frozen=True):
+    """*revision* did not work, *to* serves again."""
+
+    agent: str
+    revision: int
+    to: int
+    reason: str
+
+
+class BreakerMoved(msgspec.Struct, frozen=True):
+    """An agent's circuit breaker has come to *state*."""
+
+    agent: str
+    state: str
+    reason: str = ""
+
+
+class ReplicaEjected(msgspec.Struct, frozen=True):
+    """It fails where its peers do not: another takes its place."""
+
+    agent: str
+    replica: str
+    reason: str
+
+
+class RolloutMoved(msgspec.Struct, frozen=True):
+    """It has come to *stage* (from 1), with *weight_pct* of the traffic for *revision*, or to its end."""
+
+    agent: str
+    rollout: int
+    phase: str
+    revision: int
+    stage: int
+    weight_pct: int
+    reason: str = ""
+
+    @classmethod
+    def to(cls, state: rollouts.Rollout, *, agent: str, rollout: int) -> Self:
+        return cls(
+            agent,
+            rollout,
+            state.phase,
+            revision=state.to_revision,
+            stage=state.stage + 1,
+            weight_pct=state.weight_pct,
+            reason=state.reason,
+        )
+
+
+class AlertChanged(msgspec.Struct, frozen=True):
+    """It fires, with *severity*, or is resolved."""
+
+    alert: str
+    state: str
+    severity: str = ""
+    reason: str = ""
+
+
+class AgentDropped(msgspec.Struct, frozen=True):
+    """It has left the manifest."""
+
+    agent: str
+    reason: str
+
+
+class ServiceCrashed(msgspec.Struct, frozen=True):
+    """A loop of the node raised what it should not: a bug of Greenroom's own."""
+
+    service: str
+    error: str
+
+
+class StoreTrouble(msgspec.Struct, frozen=True):
+    where: str
+    error: str
+
+
+class StoreRecovered(msgspec.Struct, frozen=True):
+    """The trouble that was said of *where* is over."""
+
+    where: str
+
+
+class BackupMade(msgspec.Struct, frozen=True):
+    """*stored_bytes* is what restoring it reads, *new_bytes* what it added to the backups before it."""
+
+    backup: str
+    duration_s: float
+    stored_bytes: int
+    new_bytes: int
+
+
+class BackupFailed(msgspec.Struct, frozen=True):
+    error: str
+
+
+class BackupsNotDeleted(msgspec.Struct, frozen=True):
+    """A backup was made, and the old ones that may go could not be deleted."""
+
+    error: str
+
+
+class NewestBackup(msgspec.Struct, frozen=True):
+    """The newest backup there is: one that was made now, or by an earlier life of the node."""
+
+    created_at: datetime
+
+
+class BackupKeyMade(msgspec.Struct, frozen=True):
+    """The first backup is being made. Without a copy of *key_file* on another machine no backup can be restored."""
+
+    key_file: str
+    advice: str = "copy this file to another machine: without it no backup can be restored"
+
+
+class NodeChanged(msgspec.Struct, frozen=True):
+    """The node is ready, drains or has stopped."""
+
+    node: str
+    state: str
+    detail: str = ""
+
+
+Fact = (
+    TaskAccepted
+    | CacheAsked
+    | AttemptEnded
+    | AttemptBegan
+    | ReplicaReady
+    | ReplicaExited
+    | ReplicaRecycled
+    | EnvelopeHeld
+    | EnvelopeWeak
+    | EnvelopeMeasured
+    | AdviceChanged
+    | ReplicaGraded
+    | ProbeAnswered
+    | ReplicaSaid
+    | AgentFailing
+    | AgentDropped
+    | AgentScaled
+    | ScalingDecided
+    | AgentRolledBack
+    | BreakerMoved
+    | ReplicaEjected
+    | RolloutMoved
+    | AlertChanged
+    | ServiceCrashed
+    | StoreTrouble
+    | StoreRecovered
+    | BackupMade
+    | BackupFailed
+    | BackupsNotDeleted
+    | NewestBackup
+    | BackupKeyMade
+    | NodeChanged
+)
+FACTS: tuple[type[Fact], ...] = get_args(Fact)
+
+
+class Telemetry:
+    def __init__(self) -> None:
+        self._subscribers: dict[type[Fact], list[Callable[[Any], None]]] = {kind: [] for kind in FACTS}
+
+    def subscribe(self, subscriber: Callable[[Any], None], *kinds: type[Fact]) -> None:
+        """Call *subscriber* with every fact of *kinds*, of every kind if none is named."""
+        for kind in kinds or FACTS:
+            self._subscribers[kind].append(subscriber)
+
+    def unsubscribe(self, subscriber: Callable[[Any], None], kind: type[Fact]) -> None:
+        self._subscribers[kind].remove(subscriber)
+
+    def is_heard(self, kind: type[Fact]) -> bool:
+        """Whether anybody subscribes to *kind*: what each task would say is not made for nobody."""
+        return bool(self._subscribers[kind])
+
+    def emit(self, fact: Fact) -> None:
+        for subscriber in self._subscribers[type(fact)]:
+            subscriber(fact)
