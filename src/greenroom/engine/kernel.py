@@ -84,8 +84,8 @@ def children() -> Iterator[int]:
 def children_of(pid: int) -> list[int]:
     """Return the processes that *pid* has started; none where the kernel does not tell (CONFIG_PROC_CHILDREN)."""
     children: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in os.scandir(f"/proc/{pid}/task"):
+    with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/task") as tasks:
+        for task in tasks:
             children += map(int, Path(task.path, "children").read_text().split())
     return children
 
