@@ -12,7 +12,7 @@ import pytest
 
 import nodes
 from greenroom.api import openapi, routes
-from greenroom.core import admission
+from greenroom.core import admission, permissions
 from greenroom.security import keys
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -253,7 +253,9 @@ async def test_a_new_key_is_answered_as_it_is_listed_and_with_its_text(api: node
 
 async def test_nobody_grants_more_than_they_have(api: nodes.Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """No role of today grants keys without granting all: make one."""
-    monkeypatch.setitem(admission.ROLES, "clerk", frozenset({admission.Permission.READ, admission.Permission.KEYS}))
+    keys_only = [permissions.Grant(action) for action in permissions.Action if action.startswith("key:")]
+    clerk_role = (*permissions.ROLES["viewer"], *keys_only)
+    monkeypatch.setattr(permissions, "ROLES", {**permissions.ROLES, "clerk": clerk_role})
     clerk = api.of(await api.key("clerk"))
     for role, status in {"viewer": 201, "clerk": 201, "user": 403, "operator": 403, "admin": 403}.items():
         response = await clerk.call("POST", "/v1/keys", {"name": "n", "role": role})

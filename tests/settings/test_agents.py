@@ -18,6 +18,7 @@ FULL: dict[str, Any] = {
     "examples": ["Find three sources on rain"],
     "arguments": {"model": "gpt-4o-mini", "nested": {"list": [1, 2.5, None, True]}, "none": None},
     "env": ["OPENAI_API_KEY"],
+    "secrets": {"OPENAI_API_KEY": "file:/run/secrets/openai"},
     "include": ["prompts/**/*.txt", "data.json", "..hidden/x"],
     "python": ".venv-crew/bin/python3.12",
     "concurrency": 4,

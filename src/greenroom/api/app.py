@@ -18,7 +18,8 @@ from greenroom.api import connections, openapi, problems
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import OPEN, ROUTES, Route
 from greenroom.api.services import Services
-from greenroom.core import admission, sessions
+from greenroom.core import sessions
+from greenroom.store import acting
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -83,11 +84,13 @@ class App:
         services = self._services
         headers = dict(scope["headers"])
         client = scope.get("client")
-        principal = services.auth.authenticate(headers.get(b"authorization"), source=client[0] if client else "local")
+        source = client[0] if client else "local"
+        principal = services.auth.authenticate(headers, source=source)
+        acting.actor.set(acting.Actor(principal.id, principal.tenant, source, request_id))
         route, path_params = self._match(scope["path"], scope["method"])
-        if not admission.allows(principal.role, route.permission):
+        if not principal.rights.allows(route.action):
             raise errors.Forbidden(
-                f"cannot {scope['method']} {route.path}: the role {principal.role} may not {route.permission}"
+                f"cannot {scope['method']} {route.path}: the role {principal.role} may not {route.action}"
             )
         if route.method != "GET" and (refusal := services.refusal) is not None:
             raise refusal

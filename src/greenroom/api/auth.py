@@ -7,26 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from greenroom import clock as clocks
 from greenroom import errors
-from greenroom.core import admission
+from greenroom.core import admission, permissions
+from greenroom.core.permissions import Principal
 from greenroom.security import keys
 from greenroom.store import database
 from greenroom.store import principals as stored
 
 MAX_PROVEN = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """The caller, as proven."""
-
-    key_id: str
-    tenant: str
-    name: str
-    role: str
 
 
 class Authenticator:
@@ -42,13 +33,13 @@ class Authenticator:
             self._rows = {row.key_id: row for row in await self._principals.all()}
             self._proven.clear()
 
-    def authenticate(self, authorization: bytes | None, *, source: str) -> Principal:
-        """Return who presents *authorization* (``Bearer gr_…``).
+    def authenticate(self, headers: Mapping[bytes, bytes], *, source: str) -> Principal:
+        """Return who presents the credential in *headers* (``Authorization: Bearer gr_…``).
 
         Raises `errors.Unauthenticated`, the same for every reason, or `errors.Overloaded` after too many of them from
         *source* in a minute. A valid key is never kept out by the bad ones of its neighbours: 256 bits are not guessed.
         """
-        principal = self._principal_of(authorization)
+        principal = self._principal_of(headers.get(b"authorization"))
         if principal is None:
             raise self._rejection(source)
         return principal
@@ -80,7 +71,7 @@ class Authenticator:
         is_valid = keys.verify(presented, row.secret_hash if row is not None else None, self._pepper)
         if row is None or not is_valid or not self._is_live(row):
             return None
-        principal = Principal(row.key_id, row.tenant, row.name, row.role)
+        principal = Principal(row.key_id, "key", row.tenant, row.name, row.role, permissions.rights(row.role))
         if len(self._proven) >= MAX_PROVEN:
             self._proven.clear()
         self._proven[digest] = row, principal

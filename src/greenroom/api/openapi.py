@@ -18,7 +18,7 @@ from greenroom.api import problems, routes, schemas
 from greenroom.api.request import Answer, Call
 from greenroom.api.routes import Given, Page, Route
 from greenroom.core import agents, breaker, health, rollouts, tasks
-from greenroom.core.admission import Permission
+from greenroom.core.permissions import Action
 from greenroom.engine import protocol
 from greenroom.sdk import models
 
@@ -121,7 +121,7 @@ async def _show(call: Call) -> Answer:
     return Answer(document())
 
 
-ROUTE = Route("GET", "/openapi.json", _show, Permission.READ, {200: "application/json"})
+ROUTE = Route("GET", "/openapi.json", _show, Action.STATUS_READ, {200: "application/json"})
 
 
 @functools.cache
@@ -201,7 +201,7 @@ def _operation(route: Route) -> dict[str, Any]:
             *(_parameter(name, "query", *_QUERIES[name]) for name in route.query),
             *(_parameter(name, "header", *_HEADERS[name]) for name in route.headers),
         ],
-        "x-permission": route.permission,
+        "x-permission": route.action,
         "responses": {
             **{str(status): _response(status, kind) for status, kind in route.gives.items()},
             "4XX": {"$ref": "#/components/responses/Refused"},

@@ -9,7 +9,7 @@ from greenroom import errors, settings
 from greenroom.api import schemas, views
 from greenroom.api.request import Answer, Call
 from greenroom.api.services import Services
-from greenroom.core import admission
+from greenroom.core import permissions
 from greenroom.store import database
 from greenroom.store.principals import Principal
 
@@ -100,10 +100,10 @@ async def list_keys(call: Call) -> Answer:
 async def create_key(call: Call) -> Answer:
     """Create a key; its text is shown this once. Nobody grants more than they have."""
     wanted = schemas.read(call.body, schemas.NewKey)
-    granted = admission.ROLES.get(wanted.role)
+    granted = permissions.ROLES.get(wanted.role)
     if granted is None:
-        raise errors.BodyInvalid(f"cannot create a key: role is one of {', '.join(admission.ROLES)}")
-    if not granted <= admission.ROLES[call.principal.role]:
+        raise errors.BodyInvalid(f"cannot create a key: role is one of {', '.join(permissions.ROLES)}")
+    if not set(granted) <= set(permissions.ROLES[call.principal.role]):
         raise errors.Forbidden(f"cannot create a key: {wanted.role} may do more than you may")
     auth, tenant = call.services.auth, call.principal.tenant
     key = await auth.create(

@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from greenroom import errors
-from greenroom.api.auth import Principal
 from greenroom.api.services import Services
+from greenroom.core.permissions import Principal
 from greenroom.store.store import Store
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from greenroom.api import agents, code, operations, recovery, rollouts, scaling, schemas, sessions, tasks
 from greenroom.api.request import Answer, Call, Stream
-from greenroom.core.admission import Permission
+from greenroom.core.permissions import Action
 from greenroom.sdk import models
 
 
@@ -33,7 +33,7 @@ class Route:
     method: str
     path: str
     endpoint: Callable[[Call], Awaitable[Answer | Stream]]
-    permission: Permission
+    action: Action
     gives: Mapping[int, Given]
     body: type[Any] | None = None
     query: tuple[str, ...] = ()
@@ -45,9 +45,6 @@ class Route:
         """What the body has to be declared as."""
         return b"application/gzip" if self.body is bytes else b"application/json"
 
-
-READ, SUBMIT = Permission.READ, Permission.SUBMIT
-OPERATE, DEPLOY, KEYS = Permission.OPERATE, Permission.DEPLOY, Permission.KEYS
 
 TASK, SESSION, AGENT, REPLICA, KEY = models.Task, models.Session, models.Agent, models.Replica, models.Key
 FAILURE, ALERT = models.Failure, models.Alert
@@ -62,83 +59,131 @@ GONE = {204: None}
 
 
 ROUTES = (
-    Route("POST", "/v1/tasks", tasks.submit, SUBMIT, TASK_IN_TIME, schemas.Submission, ("wait", "or_cancel"), ASKED),
-    Route("POST", "/v1/tasks/batch", tasks.submit_batch, SUBMIT, {202: schemas.BatchResult}, schemas.Batch, (), ASKED),
+    Route(
+        "POST",
+        "/v1/tasks",
+        tasks.submit,
+        Action.TASK_SUBMIT,
+        TASK_IN_TIME,
+        schemas.Submission,
+        ("wait", "or_cancel"),
+        ASKED,
+    ),
+    Route(
+        "POST",
+        "/v1/tasks/batch",
+        tasks.submit_batch,
+        Action.TASK_SUBMIT,
+        {202: schemas.BatchResult},
+        schemas.Batch,
+        (),
+        ASKED,
+    ),
     Route(
         "GET",
         "/v1/tasks",
         tasks.list_tasks,
-        READ,
+        Action.TASK_READ,
         {200: Page(TASK)},
         None,
         ("agent", "state", "session", "limit", "cursor"),
     ),
-    Route("GET", "/v1/tasks/{id}", tasks.show, READ, TASK_IN_TIME, None, ("wait",)),
-    Route("POST", "/v1/tasks/{id}/cancel", tasks.cancel, SUBMIT, {202: TASK}),
-    Route("POST", "/v1/tasks/{id}/retry", tasks.retry, SUBMIT, {202: TASK}),
-    Route("GET", "/v1/tasks/{id}/events", tasks.events, READ, STREAM, None, ("after",), ("Last-Event-ID",)),
-    Route("GET", "/v1/sessions", sessions.list_all, READ, {200: Page(SESSION)}, None, ("limit", "cursor")),
-    Route("GET", "/v1/sessions/{id}", sessions.show, READ, {200: SESSION}, None, ("agent",)),
-    Route("DELETE", "/v1/sessions/{id}", sessions.remove, SUBMIT, GONE, None, ("agent",)),
-    Route("GET", "/v1/agents", agents.list_agents, READ, {200: Page(AGENT)}),
-    Route("GET", "/v1/agents/{name}", agents.show_agent, READ, {200: AGENT}),
+    Route("GET", "/v1/tasks/{id}", tasks.show, Action.TASK_READ, TASK_IN_TIME, None, ("wait",)),
+    Route("POST", "/v1/tasks/{id}/cancel", tasks.cancel, Action.TASK_CANCEL, {202: TASK}),
+    Route("POST", "/v1/tasks/{id}/retry", tasks.retry, Action.TASK_SUBMIT, {202: TASK}),
+    Route("GET", "/v1/tasks/{id}/events", tasks.events, Action.TASK_READ, STREAM, None, ("after",), ("Last-Event-ID",)),
+    Route(
+        "GET", "/v1/sessions", sessions.list_all, Action.SESSION_READ, {200: Page(SESSION)}, None, ("limit", "cursor")
+    ),
+    Route("GET", "/v1/sessions/{id}", sessions.show, Action.SESSION_READ, {200: SESSION}, None, ("agent",)),
+    Route("DELETE", "/v1/sessions/{id}", sessions.remove, Action.SESSION_DELETE, GONE, None, ("agent",)),
+    Route("GET", "/v1/agents", agents.list_agents, Action.AGENT_READ, {200: Page(AGENT)}),
+    Route("GET", "/v1/agents/{name}", agents.show_agent, Action.AGENT_READ, {200: AGENT}),
     Route(
         "PUT",
         "/v1/agents/{name}",
         agents.put_agent,
-        DEPLOY,
+        Action.AGENT_DEPLOY,
         AGENT_OR_PLAN,
         dict,
         ("code", "strategy", "hold_s", "dry_run", "sessions"),
     ),
-    Route("DELETE", "/v1/agents/{name}", agents.delete_agent, DEPLOY, GONE),
-    Route("PATCH", "/v1/agents/{name}/scale", scaling.scale, OPERATE, {200: AGENT}, schemas.Scale),
+    Route("DELETE", "/v1/agents/{name}", agents.delete_agent, Action.AGENT_DEPLOY, GONE),
+    Route("PATCH", "/v1/agents/{name}/scale", scaling.scale, Action.AGENT_OPERATE, {200: AGENT}, schemas.Scale),
     Route(
-        "GET", "/v1/agents/{name}/scaling", scaling.show, READ, {200: models.AgentScaling}, None, ("limit", "cursor")
+        "GET",
+        "/v1/agents/{name}/scaling",
+        scaling.show,
+        Action.AGENT_READ,
+        {200: models.AgentScaling},
+        None,
+        ("limit", "cursor"),
     ),
-    Route("GET", "/v1/agents/{name}/load", scaling.load, READ, {200: Page(models.Load)}, None, ("hours",)),
-    Route("POST", "/v1/agents/{name}/release", agents.release, OPERATE, {200: AGENT}),
-    Route("GET", "/v1/agents/{name}/revisions", agents.revisions, READ, {200: Page(REVISION)}),
-    Route("GET", "/v1/agents/{name}/rollouts", rollouts.list_all, READ, {200: Page(ROLLOUT)}, None, ("limit",)),
+    Route("GET", "/v1/agents/{name}/load", scaling.load, Action.AGENT_READ, {200: Page(models.Load)}, None, ("hours",)),
+    Route("POST", "/v1/agents/{name}/release", agents.release, Action.AGENT_OPERATE, {200: AGENT}),
+    Route("GET", "/v1/agents/{name}/revisions", agents.revisions, Action.AGENT_READ, {200: Page(REVISION)}),
+    Route(
+        "GET",
+        "/v1/agents/{name}/rollouts",
+        rollouts.list_all,
+        Action.AGENT_READ,
+        {200: Page(ROLLOUT)},
+        None,
+        ("limit",),
+    ),
     Route(
         "POST",
         "/v1/agents/{name}/rollback",
         rollouts.roll_back,
-        OPERATE,
+        Action.AGENT_OPERATE,
         {200: ROLLOUT},
         schemas.Rollback,
         body_is_optional=True,
     ),
-    Route("GET", "/v1/rollouts/{id}", rollouts.show, READ, {200: ROLLOUT}),
+    Route("GET", "/v1/rollouts/{id}", rollouts.show, Action.AGENT_READ, {200: ROLLOUT}),
     Route(
         "POST",
         "/v1/rollouts/{id}/promote",
         rollouts.promote,
-        OPERATE,
+        Action.AGENT_OPERATE,
         {200: ROLLOUT},
         schemas.Promotion,
         body_is_optional=True,
     ),
-    Route("POST", "/v1/rollouts/{id}/pause", rollouts.pause, OPERATE, {200: ROLLOUT}),
-    Route("POST", "/v1/rollouts/{id}/resume", rollouts.resume, OPERATE, {200: ROLLOUT}),
-    Route("POST", "/v1/rollouts/{id}/abort", rollouts.abort, OPERATE, {200: ROLLOUT}),
-    Route("POST", "/v1/code", code.upload, DEPLOY, {201: models.Code}, bytes),
-    Route("GET", "/v1/replicas", agents.list_replicas, READ, {200: Page(REPLICA)}),
-    Route("POST", "/v1/replicas/{id}/restart", agents.restart_replica, OPERATE, {202: REPLICA}),
-    Route("POST", "/v1/replicas/{id}/drain", agents.drain_replica, OPERATE, {202: REPLICA}),
+    Route("POST", "/v1/rollouts/{id}/pause", rollouts.pause, Action.AGENT_OPERATE, {200: ROLLOUT}),
+    Route("POST", "/v1/rollouts/{id}/resume", rollouts.resume, Action.AGENT_OPERATE, {200: ROLLOUT}),
+    Route("POST", "/v1/rollouts/{id}/abort", rollouts.abort, Action.AGENT_OPERATE, {200: ROLLOUT}),
+    Route("POST", "/v1/code", code.upload, Action.AGENT_DEPLOY, {201: models.Code}, bytes),
+    Route("GET", "/v1/replicas", agents.list_replicas, Action.AGENT_READ, {200: Page(REPLICA)}),
+    Route("POST", "/v1/replicas/{id}/restart", agents.restart_replica, Action.AGENT_OPERATE, {202: REPLICA}),
+    Route("POST", "/v1/replicas/{id}/drain", agents.drain_replica, Action.AGENT_OPERATE, {202: REPLICA}),
     Route(
-        "GET", "/v1/failures", recovery.list_failures, READ, {200: Page(FAILURE)}, None, ("agent", "limit", "cursor")
+        "GET",
+        "/v1/failures",
+        recovery.list_failures,
+        Action.AGENT_READ,
+        {200: Page(FAILURE)},
+        None,
+        ("agent", "limit", "cursor"),
     ),
-    Route("GET", "/v1/advice", recovery.list_advice, READ, {200: Page(models.Advice)}, None, ("limit", "cursor")),
-    Route("GET", "/v1/alerts", recovery.list_alerts, READ, {200: Page(ALERT)}),
-    Route("POST", "/v1/alerts/{id}/ack", recovery.acknowledge, OPERATE, {200: ALERT}),
-    Route("GET", "/v1/status", operations.status, READ, {200: schemas.Status}),
-    Route("GET", "/v1/backups", operations.list_backups, OPERATE, {200: Page(models.Backup)}),
-    Route("POST", "/v1/backups", operations.create_backup, OPERATE, {202: models.Backups}),
-    Route("GET", "/v1/keys", operations.list_keys, KEYS, {200: Page(KEY)}),
-    Route("POST", "/v1/keys", operations.create_key, KEYS, {201: KEY}, schemas.NewKey),
-    Route("DELETE", "/v1/keys/{id}", operations.revoke_key, KEYS, GONE),
-    Route("GET", "/metrics", operations.metrics, READ, {200: TEXT}),
+    Route(
+        "GET",
+        "/v1/advice",
+        recovery.list_advice,
+        Action.AGENT_READ,
+        {200: Page(models.Advice)},
+        None,
+        ("limit", "cursor"),
+    ),
+    Route("GET", "/v1/alerts", recovery.list_alerts, Action.ALERT_READ, {200: Page(ALERT)}),
+    Route("POST", "/v1/alerts/{id}/ack", recovery.acknowledge, Action.ALERT_ACKNOWLEDGE, {200: ALERT}),
+    Route("GET", "/v1/status", operations.status, Action.STATUS_READ, {200: schemas.Status}),
+    Route("GET", "/v1/backups", operations.list_backups, Action.BACKUP_READ, {200: Page(models.Backup)}),
+    Route("POST", "/v1/backups", operations.create_backup, Action.BACKUP_CREATE, {202: models.Backups}),
+    Route("GET", "/v1/keys", operations.list_keys, Action.KEY_READ, {200: Page(KEY)}),
+    Route("POST", "/v1/keys", operations.create_key, Action.KEY_CREATE, {201: KEY}, schemas.NewKey),
+    Route("DELETE", "/v1/keys/{id}", operations.revoke_key, Action.KEY_REVOKE, GONE),
+    Route("GET", "/metrics", operations.metrics, Action.METRICS_READ, {200: TEXT}),
 )
 
 OPEN = ("/healthz", "/readyz")  # the only paths that answer without a credential

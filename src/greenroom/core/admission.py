@@ -1,40 +1,14 @@
-"""Admission: who may do what, and how much. Pure.
+"""Admission: how much. Pure.
 
-Roles are sets of permissions; what is not granted is denied. Queues are bounded; who is refused is told when to come
+Queues are bounded; who is refused is told when to come
 again, by how fast the queue drains.
 """
 
 from __future__ import annotations
 
-import enum
 import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-
-
-class Permission(enum.StrEnum):
-    SUBMIT = "submit"  # submit, cancel and retry tasks, remove sessions
-    READ = "read"  # see tasks, sessions, agents, replicas and the status
-    OPERATE = "operate"  # scale, restart and drain; see and make backups
-    DEPLOY = "deploy"  # change agents: as powerful as a shell
-    KEYS = "keys"  # create and revoke keys
-
-
-_VIEWER = frozenset({Permission.READ})
-_USER = _VIEWER | {Permission.SUBMIT}
-_OPERATOR = _USER | {Permission.OPERATE}
-_ADMIN = _OPERATOR | {Permission.DEPLOY, Permission.KEYS}
-
-ROLES: dict[str, frozenset[Permission]] = {
-    "viewer": _VIEWER,
-    "user": _USER,
-    "operator": _OPERATOR,
-    "admin": _ADMIN,
-}
-
-
-def allows(role: str, permission: Permission) -> bool:
-    return permission in ROLES.get(role, frozenset())
 
 
 class Rejections:

@@ -16,9 +16,14 @@ from greenroom import errors
 
 
 class Secrets(msgspec.Struct, frozen=True):
-    """*pepper* keys the hashes of API keys: without it no stored key can be checked."""
+    """*pepper* keys the hashes of API keys: without it no stored key can be checked. 32 bytes each; what a file of an
+    earlier release lacks is added to it.
+    """
 
     pepper: bytes
+    audit_key: bytes = b""  # the seed of the Ed25519 key that signs checkpoints of the audit log
+    login_key: bytes = b""  # signs the cookies and links of logins
+    webhook_key: bytes = b""  # encrypts the secrets of webhooks
 
 
 def load_or_make(path: Path) -> Secrets:
@@ -29,17 +34,20 @@ def load_or_make(path: Path) -> Secrets:
             raise errors.StartRefused(
                 f"cannot trust {path}: others may read it (mode {mode:o}); run: chmod 600 {shlex.quote(str(path))}"
             )
-        return msgspec.json.decode(path.read_bytes(), type=Secrets)
+        found = msgspec.json.decode(path.read_bytes(), type=Secrets)
     except FileNotFoundError:
-        made = Secrets(secrets.token_bytes(32))
-        write_private(path, msgspec.json.encode(made))
-        return made
+        found = Secrets(secrets.token_bytes(32))
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise errors.StartRefused(
             f"cannot read {path}: it is not a secrets file of Greenroom; restore the right one"
         ) from None
     except OSError as error:
         raise errors.StartRefused(f"cannot read {path}: {error.strerror}") from None
+    missing = [name for name, secret in msgspec.structs.asdict(found).items() if not secret]
+    if missing or not path.exists():
+        found = msgspec.structs.replace(found, **{name: secrets.token_bytes(32) for name in missing})
+        write_private(path, msgspec.json.encode(found))
+    return found
 
 
 def write_private(path: Path, content: bytes) -> None:
