@@ -181,7 +181,7 @@ def _instead_of(name: str, by_stem: Mapping[str, list[str]]) -> str:
 def _spellings(name: str, by_stem: Mapping[str, list[str]]) -> dict[str, str]:
     """Every variable that may have been meant, by what `_joined` makes of it; of the agents those that *name* names."""
     known = [["ENVIRONMENT"], *([other] for other in _OF_CLIENTS)]
-    known += [[section, key] for section, kind in SECTIONS.items() for (key,) in _key_paths(kind)]
+    known += [[section, *path] for section, kind in SECTIONS.items() for path in _key_paths(kind)]
     within = f"_{_joined(name)}_"
     named = [stem for stem in by_stem if f"_{_joined(stem)}_" in within]
     known += [["agents", stem, *path] for stem in named for path in _key_paths(AgentSettings)]
