@@ -26,7 +26,7 @@ from bench.recovery import recovery
 from bench.rollouts import rollouts
 from bench.scale import FULL, QUICK, Scale
 from bench.scaling import scaling
-from bench.switches import BATCH, BATCH_BODY, BODY, ECHO
+from bench.switches import BATCH, BATCH_BODY, BODY, ECHO, security
 
 THREE = dict.fromkeys(("one", "two", "three"), 'factory = "agents:echo"')
 
@@ -124,7 +124,20 @@ def replicas(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
     bench.__name__: bench
-    for bench in (sqlite, filled, postgres, recovery, rollouts, scaling, fairness, overload, idle, start, replicas)
+    for bench in (
+        sqlite,
+        filled,
+        postgres,
+        recovery,
+        rollouts,
+        scaling,
+        fairness,
+        overload,
+        security,
+        idle,
+        start,
+        replicas,
+    )
 }
 
 
