@@ -342,7 +342,7 @@ def rights(role: str, *, tenant: str, scopes: Iterable[Grant] | None = None, rol
     """Return what *role* may do in *tenant*, narrowed by *scopes*; an unknown role may do nothing."""
     layers = [Layer(f"the role {role}" if role in roles else f"the unknown role {role}", roles.get(role, ()))]
     if scopes is not None:
-        layers.append(Layer("the key's scopes", tuple(scopes)))
+        layers.append(Layer("the key's scope list", tuple(scopes)))
     if tenant != HOME:
-        layers.append(Layer(f"the tenant {tenant}, which is not the node's own,", _NOT_HOME))
+        layers.append(Layer(f"the tenant {tenant} (not the node's own)", _NOT_HOME))
     return _rights(tuple(layers))
