@@ -13,6 +13,7 @@ also a row of no agent.
 
 MATCHES_NOTHING = "1 = 0"
 GROUP = 50
+_LETTERS = str.maketrans("0123456789", "abcdefghij")  # a parameter's name has no digits
 
 
 def condition(agents: Agents, params: dict[str, object]) -> str | None:
@@ -29,7 +30,7 @@ def condition(agents: Agents, params: dict[str, object]) -> str | None:
 
 
 def _matches(pattern: str, params: dict[str, object]) -> str:
-    name = f"agent_{len(params)}"
+    name = "agent_" + str(len(params)).translate(_LETTERS)
     if "*" not in pattern:
         params[name] = pattern
         return f"agent = :{name}"
