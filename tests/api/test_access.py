@@ -136,11 +136,12 @@ async def test_other_schemes_are_rejected(api: nodes.Api, authorization: bytes) 
 
 
 @pytest.mark.parametrize("path", [*PATHS, *UNKNOWN])
-async def test_nothing_answers_without_a_credential(api: nodes.Api, path: str) -> None:
-    for method in METHODS:
-        http = api.of(None, source=next(_sources)).http
+async def test_nothing_answers_without_a_valid_credential(api: nodes.Api, path: str) -> None:
+    expired = await api.key("admin", expires_in_s=1e-6)
+    for method, key in itertools.product(METHODS, (None, "gr_garbage", expired)):
+        http = api.of(key, source=next(_sources)).http
         response = await http.request(method, _filled(path))
-        assert response.status_code == 401, (method, path)
+        assert response.status_code == 401, (method, path, key)
 
 
 async def test_the_open_paths_are_these_two_and_say_nothing(api: nodes.Api) -> None:
