@@ -52,10 +52,11 @@ async def pair(scratch: databases.Scratch, tmp_path: Path) -> Pair:
     store, clock, facts, told = await scratch.open(), FakeClock(), telemetry.Telemetry(), list[Any]()
     facts.subscribe(told.append, telemetry.PolicyChanged, telemetry.PolicyRefused)
     (tmp_path / "policy.toml").write_text(POLICY)
-    made = [Keys(store.principals, clock, facts, pepper=b"p" * 32, roles=Roles(tmp_path / "policy.toml")) for _ in "ab"]
-    for each in made:
-        await each.refresh()
-    return Pair(*made, clock, told)
+    policy = tmp_path / "policy.toml"
+    one, other = (Keys(store.principals, clock, facts, pepper=b"p" * 32, roles=Roles(policy)) for _ in "ab")
+    await one.refresh()
+    await other.refresh()
+    return Pair(one, other, clock, told)
 
 
 async def test_a_key_of_another_node_works_after_its_next_look_and_is_revoked_after_one(pair: Pair) -> None:

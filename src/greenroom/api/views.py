@@ -216,7 +216,7 @@ def agent_status(
     tasks: dict[str, int],
     breaker: models.BreakerState,
     full: int | None,
-    is_observed: bool,
+    is_observed: bool = True,
 ) -> schemas.AgentStatus:
     """Return how an agent stands; without what others have caused or decided, unless *is_observed*."""
     row = entry.agent
