@@ -840,8 +840,8 @@ CATALOGUE = (
     _mutant(
         "what cannot be read in a key's scopes",
         "api/keys.py",
-        "        return []\n",
-        "        return None\n",
+        "        return ()\n",
+        '        return (Grant("*"),)\n',
         "tests/api/test_keys.py",
     ),
     _mutant(

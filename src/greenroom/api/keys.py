@@ -7,6 +7,7 @@ the node. When a key was used is noted in memory, too, and written down by that 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -183,17 +184,21 @@ class Keys:
         return frozenset(row.tenant for row in self._rows.values() if self._is_live(row))
 
 
-def _scopes(row: stored.Principal) -> list[Grant] | None:
+def _scopes(row: stored.Principal) -> tuple[Grant, ...] | None:
     """Return the scopes of a key; those that cannot be read allow nothing."""
-    if row.scopes is None:
-        return None
+    return None if row.scopes is None else _parsed(row.scopes)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(scopes: bytes) -> tuple[Grant, ...]:
     try:
-        return [permissions.parse(text) for text in _read_scopes(row.scopes)]
+        return tuple(permissions.parse(text) for text in _read_scopes(scopes))
     except (ValueError, msgspec.MsgspecError):
-        return []
+        return ()
 
 
 def shown_scopes(row: stored.Principal) -> list[str] | None:
+    """Return the scopes of a key as text; None for a key that has none."""
     scopes = _scopes(row)
     return None if scopes is None else [str(scope) for scope in scopes]
 

@@ -52,6 +52,8 @@ class Action(enum.StrEnum):
     SECURITY_OPERATE = "security:operate"  # unlock who was locked, rotate encryption keys
     SYSTEM_SHUTDOWN = "system:shutdown"
 
+    __hash__ = str.__hash__  # that of enumerations is Python's, and each check looks one up
+
 
 SYSTEM = frozenset(
     {
