@@ -21,6 +21,7 @@ from bench import figures, servers
 from bench import filled as filled_bench
 from bench.fairness import fairness
 from bench.figures import Figure
+from bench.keys import keys
 from bench.overload import overload
 from bench.recovery import recovery
 from bench.rollouts import rollouts
@@ -134,6 +135,7 @@ BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
         fairness,
         overload,
         security,
+        keys,
         idle,
         start,
         replicas,

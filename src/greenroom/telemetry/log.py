@@ -26,6 +26,8 @@ from greenroom.telemetry.facts import (
     EnvelopeWeak,
     Fact,
     NodeChanged,
+    PolicyChanged,
+    PolicyRefused,
     ReplicaEjected,
     ReplicaExited,
     ReplicaGraded,
@@ -63,6 +65,8 @@ _LEVELS: dict[type[Fact], int] = {
     BackupFailed: logging.ERROR,
     BackupsNotDeleted: logging.WARNING,
     BackupKeyMade: logging.WARNING,
+    PolicyChanged: logging.WARNING,
+    PolicyRefused: logging.ERROR,
     NodeChanged: logging.INFO,
 }
 
