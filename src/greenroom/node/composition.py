@@ -13,6 +13,7 @@ from greenroom import deployments, embeddings, errors, planning, settings, telem
 from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
+from greenroom.api.cookies import Logins
 from greenroom.api.services import Services
 from greenroom.backups import restoring
 from greenroom.control import supervisor
@@ -104,7 +105,13 @@ class Node:
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
         self.planning = planning.Planning(self.store, self.deployments, self.rehearsal, folder=options.folder)
-        self.auth = Authenticator(self.store.principals, clock, pepper=self.secrets.pepper)
+        self.auth = Authenticator(
+            self.store.principals,
+            clock,
+            pepper=self.secrets.pepper,
+            logins=Logins(self.store.logins, clock, key=self.secrets.login_key),
+        )
+        self.issuers = self._issuers()
         self.services = Services(
             store=self.store,
             auth=self.auth,
@@ -162,6 +169,7 @@ class Node:
             self.backups.loop,
             self.resources.loop,
             *self.optimizer,
+            *self.issuers,
         )
         self.resources.announce()
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
@@ -302,6 +310,17 @@ class Node:
             snapshot=self.deployments.snapshots / row.digest,
             folder=self.options.folder,
         )
+
+    def _issuers(self) -> tuple[supervisor.Loop, ...]:
+        """Have tokens of the issuers that the settings name be taken; return the loop that looks after their keys."""
+        named = self.settings.security.issuers
+        if not named:
+            return ()
+        from greenroom.security.issuers import Issuers  # late: what reads tokens takes longer to import than the rest
+
+        issuers = Issuers(named, self.clock, self.facts, folder=self.options.folder, changed=self.auth.forget_tokens)
+        self.auth.issuers = issuers
+        return (issuers,)
 
     async def _mint_owner_key(self) -> None:
         path = self.options.data_dir / "local.key"

@@ -25,6 +25,7 @@ from greenroom.sdk.models import (
     Failure,
     Key,
     Load,
+    Login,
     Page,
     Plan,
     Problem,
@@ -299,6 +300,12 @@ class AsyncClient:
 
     async def revoke_key(self, id: str) -> None:
         await self._send(calls.revoke_key(id))
+
+    async def create_login(self) -> Login:
+        return await self._send(calls.create_login())
+
+    async def end_logins(self) -> None:
+        await self._send(calls.end_logins())
 
     async def health(self) -> bool:
         return await self._send(calls.health())

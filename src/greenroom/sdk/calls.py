@@ -84,6 +84,7 @@ _task = as_a(models.Task)
 _agent = as_a(models.Agent)
 _replica = as_a(models.Replica)
 _key = as_a(models.Key)
+_login = as_a(models.Login)
 _tasks = as_a(models.Page[models.Task])
 _agents = as_a(models.Page[models.Agent])
 _replicas = as_a(models.Page[models.Replica])
@@ -320,6 +321,14 @@ def create_key(name: str, role: str) -> Call[models.Key]:
 
 def revoke_key(id: str) -> Call[None]:
     return Call("DELETE", f"/v1/keys/{_segment(id)}", _nothing)
+
+
+def create_login() -> Call[models.Login]:
+    return Call("POST", "/v1/logins", _login, repeatable=False)
+
+
+def end_logins() -> Call[None]:
+    return Call("DELETE", "/v1/logins", _nothing)
 
 
 def health() -> Call[bool]:

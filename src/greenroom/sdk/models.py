@@ -490,6 +490,13 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
 
 
+class Login(msgspec.Struct, frozen=True, kw_only=True):
+    """A link that logs a browser in: the node's address and *path*, good once, for *valid_s*."""
+
+    path: str
+    valid_s: float = 0.0
+
+
 class Backup(msgspec.Struct, frozen=True, kw_only=True):
     """A backup of the whole store. *stored_bytes* is what restoring it reads, *new_bytes* what it added to the others.
 

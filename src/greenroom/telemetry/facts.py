@@ -268,6 +268,14 @@ class BackupKeyMade(msgspec.Struct, frozen=True):
     advice: str = "copy this file to another machine: without it no backup can be restored"
 
 
+class IssuerChanged(msgspec.Struct, frozen=True):
+    """The keys of an issuer of tokens cannot be fetched (``unreachable``), or can again (``ok``)."""
+
+    issuer: str
+    state: str
+    reason: str = ""
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -308,6 +316,7 @@ Fact = (
     | BackupsNotDeleted
     | NewestBackup
     | BackupKeyMade
+    | IssuerChanged
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)

@@ -25,6 +25,7 @@ from greenroom.telemetry.facts import (
     EnvelopeHeld,
     EnvelopeWeak,
     Fact,
+    IssuerChanged,
     NodeChanged,
     ReplicaEjected,
     ReplicaExited,
@@ -63,6 +64,7 @@ _LEVELS: dict[type[Fact], int] = {
     BackupFailed: logging.ERROR,
     BackupsNotDeleted: logging.WARNING,
     BackupKeyMade: logging.WARNING,
+    IssuerChanged: logging.WARNING,
     NodeChanged: logging.INFO,
 }
 
