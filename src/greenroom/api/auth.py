@@ -1,8 +1,8 @@
 """Who is calling: nobody is anonymous, every rejection looks the same, and guessing is slowed down per source.
 
 A request has one credential: what its ``Authorization`` holds (a key of ours, or a token of an issuer that the settings
-name), and only without that the cookie of a login (`cookies`). Keys are held in memory, refreshed at start and whenever one
-is created or revoked.
+name), and only without that the cookie of a login (`cookies`). Keys are held in memory, refreshed at start and whenever
+one is created or revoked.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Logins of browsers as a credential: a one-time link of a key becomes a cookie, which stands for the key.
 
-A cookie comes with whatever page sends the browser here, so it counts only where the browser says that the page is ours,
-and for what changes nothing also where a person has typed the address. What is forged is refused before any look-up.
+A cookie comes with whatever page sends the browser here, so it counts only where the browser says that the page is
+ours, and for what changes nothing also where a person has typed the address. What is forged is refused before any
+look-up.
 """
 
 from __future__ import annotations

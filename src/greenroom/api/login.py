@@ -1,7 +1,7 @@
 """Logging in with a browser: a key asks for a link, whose page exchanges it for a cookie.
 
-What the link holds stands behind its ``#``: no browser sends that to a server, so it is in no log and no Referer. The page
-sends it when its button is pressed, not before: what only looks at links (previews, scanners) does not use them up.
+What the link holds stands behind its ``#``: no browser sends that to a server, so it is in no log and no Referer. The
+page sends it when its button is pressed, not before: what only looks at links (previews, scanners) uses none up.
 """
 
 from __future__ import annotations

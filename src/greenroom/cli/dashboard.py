@@ -29,13 +29,11 @@ def dashboard(
     with given.connect() as node:
         if end:
             node.end_logins()
-        else:
-            link, url = node.create_login(), node.url
-    if end:
-        if not given.json:
-            render.line("every browser of this key is logged out")
-        return
-    address = f"{url}{link.path}"
+            if not given.json:
+                render.line("every browser of this key is logged out")
+            return
+        link = node.create_login()
+        address = f"{node.url}{link.path}"
     if given.json:
         render.json({"url": address, "valid_s": link.valid_s})
         return

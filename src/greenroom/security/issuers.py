@@ -1,5 +1,6 @@
-"""All issuers that a node trusts: from a token's text to whom it stands for. `api.auth` asks; `node` has it look for new
-keys, as a loop.
+"""All issuers that a node trusts: from a token's text to whom it stands for.
+
+`api.auth` asks; `node` has it look for new keys, as a loop.
 """
 
 from __future__ import annotations

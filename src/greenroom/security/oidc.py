@@ -1,16 +1,16 @@
 """The keys of issuers: read from a file once, or fetched from where the issuer publishes them (OpenID Connect).
 
 Fetched in the background, so that no request waits; but a token whose key is not known yet waits for one fetch that all
-such tokens share, and there is at most one in `AGAIN_S`, whatever names of keys strangers think of. While the provider is
-down its last keys go on, for `STALE_S`. What it answers is bounded in size and time, redirects are not followed, and it
-has to name itself exactly as the settings do.
+such tokens share, and there is at most one in `AGAIN_S`, whatever names of keys strangers think of. While the provider
+is down its last keys go on, for `STALE_S`. What it answers is bounded in size and time, redirects are not followed, and
+it has to name itself exactly as the settings do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -107,11 +107,9 @@ class Published:
             self._forget_stale()
 
     def _take(self, keys: KeySet) -> None:
-        before = {kid: _identity(key) for kid, key in self._keys.keys.items()}
-        after = {kid: _identity(key) for kid, key in keys.keys.items()}
-        self._keys = keys
-        if before.items() - after.items():  # tokens of keys that are gone are not to be known again
-            self._changed()
+        before, self._keys = self._keys, keys
+        if any(keys.find_same(key) is None for key in before.keys.values()):
+            self._changed()  # the tokens of a key that is gone are not to be known any more
 
     def _note(self, trouble: str) -> None:
         if trouble != self._trouble:
@@ -195,7 +193,3 @@ def _is_safe(url: str, *, like: str) -> bool:
     return url.isprintable() and (
         addresses.is_https(url) or (addresses.is_loopback_http(url) and addresses.is_loopback_http(like))
     )
-
-
-def _identity(key: Key) -> Sequence[object]:
-    return tuple(sorted((name, repr(sorted(bound._jwk_data.items()))) for name, bound in key.bound.items()))

@@ -7,6 +7,8 @@ signature is PyJWT; everything that it would take and we would not is refused he
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,6 +53,7 @@ class Key:
 
     kid: str | None
     bound: Mapping[str, jwt.PyJWK]
+    fingerprint: bytes  # of all that was published of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,11 @@ class KeySet:
     def find(self, kid: str | None) -> Key | None:
         """Return the key that *kid* names; without a name the only one there is, if that has none either."""
         return self.keys.get(kid) if kid is not None or len(self.keys) == 1 else None
+
+    def find_same(self, key: Key) -> Key | None:
+        """Return *key*, if it is there, unchanged."""
+        found = self.keys.get(key.kid)
+        return found if found is not None and found.fingerprint == key.fingerprint else None
 
 
 NO_KEYS = KeySet({})
@@ -142,7 +150,7 @@ def _key(entry: Any, algorithms: Sequence[str], *, is_local: bool) -> Key:
         raise KeysRefused(f"{name} is malformed") from None
     if kind == "RSA":
         _check_rsa(next(iter(bound.values())).key, name)
-    return Key(kid, bound)
+    return Key(kid, bound, hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).digest())
 
 
 def _fitting(entry: Mapping[str, Any], algorithms: Iterable[str]) -> list[str]:

@@ -232,7 +232,7 @@ class Issuer(msgspec.Struct, frozen=True, kw_only=True):
     roles_claim: Claim = "roles"
     roles: dict[str, Any] = {}  # what the claim says -> the role that it stands for, checked by `checking` and `rules`
     scopes_claim: Claim | None = None
-    """Narrows the role to the permissions that it names (``task:submit``, with spaces between); None: the role alone."""
+    """Narrows the role to the permissions that it names (``task:submit task:read``); None: the role alone."""
     name_claim: Claim = "sub"
 
 
