@@ -99,7 +99,7 @@ class Logins:
         now_us = database.microseconds(self._clock.now())
         if now_us < login.used_at + NOTE_EVERY_S * 1_000_000:
             return login
-        await self._store.use(login.id)
+        await self._store.use(logins.Use(login.id, now_us))
         return msgspec.structs.replace(login, used_at=now_us)
 
 

@@ -41,7 +41,10 @@ class Login(msgspec.Struct, frozen=True):
 
 
 class Use(msgspec.Struct, frozen=True):
+    """A login was used, by a node's clock."""
+
     id: str
+    used_at: int
 
 
 class End(msgspec.Struct, frozen=True):
@@ -62,7 +65,7 @@ delete from login where id in (
 _EXCHANGE = f"""
 update login set cookie = :cookie, created_at = :now, used_at = :now, expires_at = :until
 where id = :id and cookie is null and expires_at > :now returning {_COLUMNS}"""
-_USE = "update login set used_at = :now where id = :id and used_at < :now"
+_USE = "update login set used_at = :used_at where id = :id and used_at < :used_at"
 _END = "delete from login where key_id = :key_id and id = :id"
 _END_ALL = "delete from login where key_id = :key_id"
 _GET = f"select {_COLUMNS} from login where cookie = :cookie"
@@ -87,7 +90,7 @@ async def exchange(tx: Transaction, news: News, items: Sequence[Exchange]) -> li
 
 
 async def use(tx: Transaction, news: News, items: Sequence[Use]) -> list[None]:
-    await tx.execute_many(_USE, [{"id": item.id, "now": tx.now_us} for item in items])
+    await tx.execute_many(_USE, [msgspec.structs.asdict(item) for item in items])
     return [None] * len(items)
 
 
@@ -113,8 +116,8 @@ class Logins:
         found: Login | None = await self._commits.write(exchange, used)
         return found
 
-    async def use(self, id: str) -> None:
-        await self._commits.write(use, Use(id))
+    async def use(self, used: Use) -> None:
+        await self._commits.write(use, used)
 
     async def end(self, ended: End) -> None:
         await self._commits.write(end, ended)
