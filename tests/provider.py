@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import json
@@ -26,6 +27,7 @@ class Provider:
     def __init__(self, kind: str = "P-256", algorithm: str = "ES256") -> None:
         self.mode = "well"
         self.hits: Counter[str] = Counter()
+        self.asked = threading.Event()
         self.release = threading.Event()  # what is slow waits for it
         self._algorithm, self._kind = algorithm, kind
         self.keys: dict[str, forge.Private] = {}
@@ -34,6 +36,7 @@ class Provider:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 provider.hits[self.path] += 1
+                provider.asked.set()
                 provider._answer(self)
 
             def log_message(self, *_: Any) -> None:
@@ -56,6 +59,10 @@ class Provider:
         (named, key), *_ = self.keys.items()
         given = {"iss": self.url, "aud": "greenroom", "sub": "ann", "jti": "j", "iat": now_s, "exp": now_s + 300}
         return Forge(key, self._algorithm, given, kid=kid or named).token(claims=claims)
+
+    async def is_asked(self) -> None:
+        """Wait for a request."""
+        await asyncio.to_thread(self.asked.wait, 30)
 
     def close(self) -> None:
         self.release.set()

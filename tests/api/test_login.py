@@ -1,4 +1,4 @@
-"""Logging in with a browser: the link works once and soon, the cookie from our own pages alone, and both end with the key."""
+"""Logging in with a browser: a link works once and soon, a cookie from our own pages alone; both end with the key."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ async def test_another_site_does_not_even_read_by_a_persons_browser(browser: Bro
     assert (await browser.ask("GET", "/v1/tasks", sec_fetch_site=site)).status_code == 401
 
 
-async def test_a_cookie_is_for_requests_that_bring_nothing_else(api: nodes.Api, browser: Browser) -> None:
+async def test_a_cookie_is_for_requests_that_bring_nothing_else(browser: Browser) -> None:
     answer = await browser.ask("GET", "/v1/agents", sec_fetch_site="same-origin", authorization="Bearer gr_garbage")
     assert answer.status_code == 401
 

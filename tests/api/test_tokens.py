@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import forge
 import nodes
@@ -182,6 +184,11 @@ def _raw(text: str) -> bytes:
     return b"{" + text.encode() + b"," + json.dumps(dict(ED.claims)).encode()[1:]
 
 
+def _der(data: bytes) -> bytes:
+    assert isinstance(ES.key, ec.EllipticCurvePrivateKey)
+    return ES.key.sign(data, ec.ECDSA(hashes.SHA256()))
+
+
 FORGED: dict[str, Callable[[], str]] = {
     "alg none": lambda: _unsigned(ED.token(header={"alg": "none"})),
     "alg None, signed": lambda: ED.token(header={"alg": "None"}),
@@ -212,7 +219,7 @@ FORGED: dict[str, Callable[[], str]] = {
         header={"alg": "ES384"}, sign=signer(FORGES["ES384"].key, "ES384")
     ),
     "ES256 of zeros (psychic signature)": lambda: ES.token(sign=lambda _: bytes(64)),
-    "ES256 in DER": lambda: ES.token(sign=lambda data: _der(data)),
+    "ES256 in DER": lambda: ES.token(sign=_der),
     "another key": lambda: ED.token(sign=STRANGER.sign),  # type: ignore[union-attr]
     "another issuer's key": lambda: ED.token(sign=signer(_NARROW, "EdDSA")),
     "another issuer's key and its kid": lambda: ED.token(header={"kid": "k1"}, sign=signer(_NARROW, "EdDSA")),
@@ -331,14 +338,6 @@ def _spare_bits(token: str) -> str:
     """The same signature in another text: 64 bytes leave four bits of the last letter unused."""
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     return token[:-1] + letters[letters.index(token[-1]) | 1]
-
-
-def _der(data: bytes) -> bytes:
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    assert isinstance(ES.key, ec.EllipticCurvePrivateKey)
-    return ES.key.sign(data, ec.ECDSA(hashes.SHA256()))
 
 
 @pytest.mark.parametrize("name", FORGED)

@@ -1,4 +1,4 @@
-"""The keys of an OpenID Connect provider: found, renewed, kept while it is down, and never fetched at a stranger's will."""
+"""The keys of an OpenID Connect provider: found, renewed, kept while it is down, not fetched at a stranger's will."""
 
 from __future__ import annotations
 
@@ -71,8 +71,7 @@ async def test_the_first_token_waits_for_the_first_keys_and_all_wait_for_one_fet
 ) -> None:
     provider.mode = "slow"
     asking = [asyncio.create_task(trusting.takes(provider.token(sub=f"s{n}"))) for n in range(50)]
-    while not provider.hits:
-        await asyncio.sleep(0.001)
+    await provider.is_asked()
     provider.release.set()
     assert all(await asyncio.gather(*asking))
     assert provider.hits == {DISCOVERY: 1, KEYS: 1}
@@ -81,8 +80,7 @@ async def test_the_first_token_waits_for_the_first_keys_and_all_wait_for_one_fet
 async def test_one_who_goes_away_does_not_take_the_keys_from_the_others(provider: Provider, trusting: Trusting) -> None:
     provider.mode = "slow"
     first, second = (asyncio.create_task(trusting.takes(provider.token())) for _ in range(2))
-    while not provider.hits:
-        await asyncio.sleep(0.001)
+    await provider.is_asked()
     first.cancel()
     await asyncio.sleep(0)
     provider.release.set()

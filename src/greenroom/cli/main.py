@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 
 import cyclopts
 
-from greenroom import __version__, errors
+from greenroom import __version__, errors, redaction
 from greenroom.cli import options, render
 
 DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -58,6 +60,7 @@ app.register_install_completion_command()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; with GREENROOM_DEBUG=1, errors are raised."""
+    sys.excepthook = _crashed
     try:
         code: int = app(argv, exit_on_error=False, print_error=False)
     except (cyclopts.CycloptsError, errors.GreenroomError, OSError, KeyboardInterrupt) as error:
@@ -65,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _report(error)
     return code
+
+
+def _crashed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a bug without the secrets that its message may hold."""
+    text = redaction.text("".join(traceback.format_exception(kind, error, trace)))
+    sys.stderr.write(render.printable(text, lines=True))
 
 
 def _report(error: BaseException) -> int:

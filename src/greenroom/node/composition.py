@@ -7,9 +7,12 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import msgspec
 
 from greenroom import clock as clocks
-from greenroom import deployments, embeddings, errors, planning, settings, telemetry
+from greenroom import deployments, embeddings, errors, planning, redaction, settings, telemetry
 from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
@@ -70,6 +73,7 @@ class Node:
         url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
         restoring.complete(url, options.data_dir)
         self.secrets = secret_file.load_or_make(options.data_dir / "secrets")
+        redaction.register(*msgspec.structs.astuple(self.secrets), *_passwords(url))
         self.backups = NodeBackups(
             options.settings,
             clock,
@@ -344,6 +348,12 @@ async def opened(
         yield node
     finally:
         await node.stop(grace_s=grace_s)
+
+
+def _passwords(url: str) -> list[str]:
+    """Return those that the URL of a store holds."""
+    parts = urlsplit(url)
+    return [*filter(None, [unquote(parts.password or "")]), *parse_qs(parts.query).get("password", [])]
 
 
 def _causes(error: BaseException) -> list[BaseException]:
