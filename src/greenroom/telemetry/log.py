@@ -7,7 +7,6 @@ and in the lines for people whatever is more than a word is quoted, so that no v
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 import sys
@@ -154,20 +153,20 @@ def _sound(value: Any) -> Any:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
+class _Quoted:
+    """A text that the renderer writes with quotes, and everything in it that is no letter as an escape."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return repr(self._text)
+
+
 def _shown(value: Any) -> Any:
     """Return *value* as one word on a line of words."""
-    if isinstance(value, (int, float)) or value is None:
-        return value
     text = value if isinstance(value, str) else repr(value)
-    if not text or _PLAIN.fullmatch(text):
-        return text
-    return '"' + "".join(map(_letter, text)) + '"'
-
-
-def _letter(letter: str) -> str:
-    if letter in '"\\':
-        return f"\\{letter}"
-    return letter if letter.isprintable() else json.dumps(letter)[1:-1]
+    return text if _PLAIN.fullmatch(text) else _Quoted(text)
 
 
 def _words(name: str) -> str:
