@@ -24,7 +24,7 @@ from greenroom.store import principals as stored
 
 MAX_PROVEN = 10_000
 MAX_KEY_BYTES, MAX_TOKEN_BYTES = 512, 8200  # of the header
-REJECTION_NS = 60_000  # what each rejection of a key takes: several times what any of their reasons does
+REJECTION_NS = 40_000  # what each rejection of a key takes: more than any of their reasons does
 TOKEN_REJECTION_S = 0.005  # of a token: above what verifying a signature takes
 
 
