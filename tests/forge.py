@@ -42,6 +42,7 @@ def make(kind: str) -> Private:
 
 
 def public_jwk(key: Private, **more: Any) -> dict[str, Any]:
+    jwk: dict[str, Any]
     match key:
         case ed25519.Ed25519PrivateKey():
             jwk = {"kty": "OKP", "crv": "Ed25519", "x": encoded(key.public_key().public_bytes_raw())}
@@ -52,7 +53,7 @@ def public_jwk(key: Private, **more: Any) -> dict[str, Any]:
         case rsa.RSAPrivateKey():
             numbers = key.public_key().public_numbers()
             jwk = {"kty": "RSA", "n": number(numbers.n), "e": number(numbers.e)}
-        case bytes():
+        case _:
             jwk = {"kty": "oct", "k": encoded(key)}
     return jwk | more
 

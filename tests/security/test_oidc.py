@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,7 +128,7 @@ async def test_names_that_strangers_think_of_cause_one_fetch_in_thirty_seconds(
     "claims", [{"aud": "other"}, {"sub": ""}, {"exp": 1}], ids=["another audience", "no subject", "over"]
 )
 async def test_what_is_signed_and_wrong_is_refused(
-    provider: Provider, trusting: Trusting, claims: dict[str, object]
+    provider: Provider, trusting: Trusting, claims: dict[str, Any]
 ) -> None:
     assert await trusting.takes(provider.token())
     assert not await trusting.takes(provider.token(**claims))
