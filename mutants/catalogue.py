@@ -811,13 +811,6 @@ CATALOGUE = (
         TOKENS,
     ),
     _mutant(
-        "the one text of a token",
-        "security/tokens.py",
-        "!= part.encode():  # one token, one text",
-        "== b'':",
-        TOKENS,
-    ),
-    _mutant(
         "the owner's tenant, which no claim names",
         "security/tokens.py",
         " or claim == HOME:",

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import gzip
 import json
+import ssl
 import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import forge
@@ -24,7 +26,7 @@ class Provider:
     wrongly: other issuer, elsewhere, plain. *hits* counts the requests by path.
     """
 
-    def __init__(self, kind: str = "P-256", algorithm: str = "ES256") -> None:
+    def __init__(self, kind: str = "P-256", algorithm: str = "ES256", *, certificate: Path | None = None) -> None:
         self.mode = "well"
         self.hits: Counter[str] = Counter()
         self.asked = threading.Event()
@@ -44,7 +46,13 @@ class Provider:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        scheme = "http"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            scheme = "https"
+        self.url = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
         self.rotate("k1")

@@ -294,6 +294,8 @@ async def test_a_link_is_no_cookie_and_another_nodes_key_makes_neither(api: node
     cookie, at_us = await held.begun()
     assert not await held.at(at_us, link)
     assert await held.logins.begin(cookie) is None
+    assert login_tokens.digest_of(link, "cookie", held.key) is None
+    assert login_tokens.digest_of(cookie, "link", held.key) is None
     other = cookies.Logins(held.store, held.clock, key=bytes(32))
     assert not await held.at(at_us, cookie, other)
     assert await other.begin(link) is None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import forge
 from greenroom import settings, telemetry
 from greenroom.core import permissions
 from greenroom.security import oidc
@@ -181,3 +182,20 @@ async def test_a_provider_that_is_not_there_is_said_once(provider: Provider, tru
         await trusting.issuers.step()
         trusting.clock.advance(oidc.AGAIN_S)
     assert len(trusting.told) == 1
+
+
+async def test_a_provider_whose_certificate_nobody_vouches_for_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Provider(certificate=forge.certificate(tmp_path / "certificate.pem"))
+    try:
+        oidc._authorities.cache_clear()
+        stranger = Trusting(made)
+        assert not await stranger.takes(made.token())
+        assert "certificate" in stranger.told[0].reason.lower()
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+        oidc._authorities.cache_clear()
+        assert await Trusting(made).takes(made.token())
+    finally:
+        oidc._authorities.cache_clear()
+        made.close()

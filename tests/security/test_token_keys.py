@@ -84,6 +84,17 @@ REFUSED: dict[str, Any] = {
     "RSA of 1024 bits": _set(_rsa(1024)),
     "RSA of 16384 bits": _set(_huge_rsa()),
     "RSA with the exponent 3": _set(_rsa(2048, 3)),
+    **{
+        f"{member} is {value!r}": _set({**forge.public_jwk(key, kid="k"), member: value})
+        for key, members in ((RSA, "ne"), (P256, "xy"), (ED, "x"))
+        for member in members
+        for value in (None, 5, [], {}, "", "*", "A", "ä", 1.5, True)
+    },
+    **{
+        f"{name} is {value!r}": _set(forge.public_jwk(ED, kid="k", **{name: value}))
+        for name in ("use", "key_ops", "alg", "kty", "crv")
+        for value in (5, [], {}, "", True, ["x"], {"verify": 1})
+    },
     "an unknown kind": _set({"kty": "XYZ", "kid": "k"}),
 }
 

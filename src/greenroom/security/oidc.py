@@ -9,6 +9,7 @@ it has to name itself exactly as the settings do.
 from __future__ import annotations
 
 import asyncio
+import functools
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,14 @@ FETCH_S = 5.0  # for all that one fetch asks for
 MAX_URL = 2000  # characters
 
 
+@functools.cache
+def _authorities() -> ssl.SSLContext:
+    """Trust whom the system trusts (``SSL_CERT_FILE`` names others), and the usual ones where it has no list."""
+    context = httpx.create_ssl_context(trust_env=False)
+    context.load_default_certs()
+    return context
+
+
 class Published:
     """The keys that one issuer publishes."""
 
@@ -38,10 +47,8 @@ class Published:
         facts: telemetry.Telemetry,
         *,
         changed: Callable[[], None],
-        trusted: ssl.SSLContext | bool = True,
     ) -> None:
         self._issuer, self._clock, self._facts, self._changed = issuer, clock, facts, changed
-        self._trusted = trusted
         self._keys = NO_KEYS
         self._fetched_at_s: float | None = None
         self._tried_at_s: float | None = None
@@ -96,7 +103,7 @@ class Published:
                 keys = await self._read()
         except TimeoutError:
             self._note(f"no answer within {FETCH_S:g} s")
-        except (KeysRefused, httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
+        except (KeysRefused, httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             self._note(str(error) or type(error).__name__)
         else:
             self._note("")
@@ -118,7 +125,7 @@ class Published:
 
     async def _read(self) -> KeySet:
         async with httpx.AsyncClient(
-            timeout=FETCH_S, follow_redirects=False, trust_env=False, verify=self._trusted
+            timeout=FETCH_S, follow_redirects=False, trust_env=False, verify=_authorities()
         ) as http:
             url = self._issuer.jwks_url or await self._discover(http)
             return token_keys.read_set(await _get(http, url), self._issuer.algorithms)

@@ -138,7 +138,8 @@ def _key(entry: Any, algorithms: Sequence[str], *, is_local: bool) -> Key:
     fitting = _fitting(entry, algorithms)
     if not fitting:
         raise KeysRefused(f"{name} is for none of {', '.join(algorithms)}")
-    if entry.get("use", "sig") != "sig" or "verify" not in entry.get("key_ops", ["verify"]):
+    uses = entry.get("key_ops", ["verify"])
+    if entry.get("use", "sig") != "sig" or not isinstance(uses, list) or "verify" not in uses:
         raise KeysRefused(f"{name} is not for signatures")
     if kind == "oct":
         _check_secret(entry, name, is_local=is_local)
@@ -146,7 +147,7 @@ def _key(entry: Any, algorithms: Sequence[str], *, is_local: bool) -> Key:
         raise KeysRefused(f"{name} holds its private part, which nobody but its owner may have: make a new one")
     try:
         bound = {algorithm: jwt.PyJWK(entry, algorithm=algorithm) for algorithm in fitting}
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError, UnsupportedAlgorithm):
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError, OverflowError, UnsupportedAlgorithm):
         raise KeysRefused(f"{name} is malformed") from None
     if kind == "RSA":
         _check_rsa(next(iter(bound.values())).key, name)
