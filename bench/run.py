@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench import figures, servers
 from bench import filled as filled_bench
+from bench.authentication import authentication
 from bench.fairness import fairness
 from bench.figures import Figure
 from bench.keys import keys
@@ -136,6 +137,7 @@ BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
         overload,
         security,
         keys,
+        authentication,
         idle,
         start,
         replicas,

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "get")
 PATHS = sorted({route.path for route in (*routes.ROUTES, openapi.ROUTE)})
 UNKNOWN = (
-    "/",
+    "/login/",
     "/docs",
     "/redoc",
     "/debug",
@@ -79,6 +79,9 @@ LOWEST_ROLE = {
     "GET /v1/keys/{id}/can": "admin",
     "DELETE /v1/keys/{id}": "admin",
     "POST /v1/shutdown": "admin",
+    "POST /v1/logins": "viewer",
+    "DELETE /v1/logins": "viewer",
+    "GET /": "viewer",
     "GET /metrics": "viewer",
     "GET /openapi.json": "viewer",
 }
@@ -144,10 +147,10 @@ async def test_nothing_answers_without_a_valid_credential(api: nodes.Api, path: 
         assert response.status_code == 401, (method, path, key)
 
 
-async def test_the_open_paths_are_these_two_and_say_nothing(api: nodes.Api) -> None:
-    assert routes.OPEN == ("/healthz", "/readyz")
+async def test_the_open_paths_are_these_three_and_say_nothing(api: nodes.Api) -> None:
+    assert routes.OPEN == ("/healthz", "/readyz", "/login")
     http = api.of(None, source=next(_sources)).http
-    for path in routes.OPEN:
+    for path in routes.PROBES:
         response = await http.get(path)
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
         assert (await http.post(path)).status_code == 405

@@ -216,6 +216,8 @@ async def test_every_route_answers_as_it_is_described(
     await backups_rest(api)
     await call("POST /v1/backups")
     await backups_rest(api)
+    for route in ("POST /v1/logins", "DELETE /v1/logins", "GET /"):
+        await call(route)
     for route in ("GET /v1/backups", "GET /v1/keys", "GET /v1/status", "GET /metrics", "GET /openapi.json"):
         await call(route)
 

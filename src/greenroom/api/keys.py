@@ -123,6 +123,11 @@ class Keys:
         rights = self.roles.rights(row.role, tenant=row.tenant, scopes=_scopes(row))
         return Principal(row.key_id, "key", row.tenant, row.name, row.role, rights)
 
+    def of_id(self, key_id: str) -> Principal | None:
+        """Return whom a living key stands for."""
+        row = self._rows.get(key_id)
+        return self.principal(row) if row is not None and self._is_live(row) else None
+
     def is_live(self, key_id: str) -> bool:
         """Tell whether a key is neither revoked nor expired; for what a request goes on doing."""
         row = self._rows.get(key_id)

@@ -8,7 +8,19 @@ from typing import Any
 
 import msgspec
 
-from greenroom.api import agents, code, operations, principals, recovery, rollouts, scaling, schemas, sessions, tasks
+from greenroom.api import (
+    agents,
+    code,
+    login,
+    operations,
+    principals,
+    recovery,
+    rollouts,
+    scaling,
+    schemas,
+    sessions,
+    tasks,
+)
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core.permissions import Action
 from greenroom.sdk import models
@@ -51,7 +63,7 @@ FAILURE, ALERT = models.Failure, models.Alert
 REVISION, ROLLOUT = models.Revision, models.Rollout
 AGENT_OR_PLAN = {200: (AGENT, models.Plan)}  # the latter for a dry run
 TASK_IN_TIME = {200: TASK, 202: TASK}  # it has ended, or not yet
-EVENTS, TEXT = "text/event-stream", "text/plain"
+EVENTS, TEXT, PAGE = "text/event-stream", "text/plain", "text/html"
 ASKED = ("Idempotency-Key", "Cache-Control")
 LATEST = ("agent", "limit", "cursor")
 STREAM = {200: EVENTS, 204: None}  # it goes on, or nothing is left
@@ -196,7 +208,11 @@ ROUTES = (
     ),
     Route("DELETE", "/v1/keys/{id}", principals.revoke, Action.KEY_REVOKE, GONE, None, ("tenant",)),
     Route("POST", "/v1/shutdown", operations.shut_down, Action.SYSTEM_SHUTDOWN, {202: models.Shutdown}),
+    Route("POST", "/v1/logins", login.create, Action.LOGIN_MANAGE, {201: models.Login}),
+    Route("DELETE", "/v1/logins", login.end, Action.LOGIN_MANAGE, GONE),
+    Route("GET", "/", login.home, Action.LOGIN_MANAGE, {200: PAGE}),
     Route("GET", "/metrics", operations.metrics, Action.METRICS_READ, {200: TEXT}),
 )
 
-OPEN = ("/healthz", "/readyz")  # the only paths that answer without a credential
+PROBES = ("/healthz", "/readyz")
+OPEN = (*PROBES, login.PATH)  # the only paths that answer without a credential

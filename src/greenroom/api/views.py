@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom import settings
+from greenroom import redaction, settings
 from greenroom.api import schemas
 from greenroom.core import agents, health, rollouts, strategies
 from greenroom.sdk import models
@@ -186,7 +186,7 @@ def agent(
         }
     return {
         "name": row.name,
-        "description": spec.description,
+        "description": redaction.text(spec.description),
         "state": row.state,
         "reason": _reason(entry, queued=open_counts.get("queued", 0), full=full),
         "grade": graded,
@@ -201,7 +201,7 @@ def agent(
         "concurrency": spec.concurrency,
         "sessions": spec.sessions,
         "skills": spec.skills,
-        "examples": spec.examples,
+        "examples": redaction.value(spec.examples),
         "spec": _shown_spec(row.spec),
         "updated_at": _at(row.updated_at),
         "rollout": None if entry.rollout is None else rollout(entry.rollout, desired=row.replicas, ready=ready),
@@ -249,12 +249,13 @@ def _rollout_status(row: Rollout | None) -> schemas.RolloutStatus | None:
 
 
 def _shown_spec(spec: bytes) -> dict[str, Any]:
-    document: dict[str, Any] = msgspec.json.decode(spec)
-    arguments = document.get("arguments", {})
-    document["arguments"] = {
+    document = msgspec.json.decode(spec)
+    arguments = document.pop("arguments", {})
+    shown: dict[str, Any] = redaction.value(document)
+    shown["arguments"] = {
         name: settings.masked(("agents", "", "arguments", name), value) for name, value in arguments.items()
     }
-    return document
+    return shown
 
 
 def replica(row: Replica, *, busy: int) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Action(enum.StrEnum):
     METRICS_READ = "metrics:read"
     ALERT_READ = "alert:read"
     ALERT_ACKNOWLEDGE = "alert:acknowledge"
+    LOGIN_MANAGE = "login:manage"  # make one of one's own, see its page and end it
     WEBHOOK_MANAGE = "webhook:manage"
     BACKUP_READ = "backup:read"
     BACKUP_CREATE = "backup:create"
@@ -299,6 +300,7 @@ class Principal(msgspec.Struct, frozen=True):
     name: str
     role: str
     rights: Rights
+    expires_at_s: int | None = None  # of a token, since 1970; what a key does is known where keys are
 
 
 Roles = Mapping[str, tuple[Grant, ...]]
@@ -317,6 +319,7 @@ _VIEWER = _role(
     Action.STATUS_READ,
     Action.METRICS_READ,
     Action.ALERT_READ,
+    Action.LOGIN_MANAGE,
 )
 _USER = _role(_VIEWER, Action.TASK_SUBMIT, Action.TASK_CANCEL, Action.SESSION_DELETE)
 _OPERATOR = _role(

@@ -7,12 +7,16 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import msgspec
 
 from greenroom import clock as clocks
-from greenroom import deployments, embeddings, errors, planning, settings, telemetry
+from greenroom import deployments, embeddings, errors, planning, redaction, settings, telemetry
 from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
+from greenroom.api.cookies import Logins
 from greenroom.api.keys import Keys
 from greenroom.api.roles import Roles
 from greenroom.api.services import Services
@@ -72,6 +76,7 @@ class Node:
         url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
         restoring.complete(url, options.data_dir)
         self.secrets = secret_file.load_or_make(options.data_dir / "secrets")
+        redaction.register(*msgspec.structs.astuple(self.secrets), *_passwords(url))
         self.backups = NodeBackups(
             options.settings,
             clock,
@@ -115,7 +120,8 @@ class Node:
             pepper=self.secrets.pepper,
             roles=Roles(None if policy is None else options.folder / policy),
         )
-        self.auth = Authenticator(self.keys, clock)
+        self.auth = Authenticator(self.keys, clock, logins=Logins(self.store.logins, clock, key=self.secrets.login_key))
+        self.issuers = self._issuers()
         self.services = Services(
             store=self.store,
             auth=self.auth,
@@ -176,6 +182,7 @@ class Node:
             self.backups.loop,
             self.resources.loop,
             *self.optimizer,
+            *self.issuers,
         )
         self.resources.announce()
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
@@ -329,6 +336,17 @@ class Node:
                 f"cannot start: there are keys of other tenants ({names}), and {tenancy.refusal(self.services.tier)}"
             )
 
+    def _issuers(self) -> tuple[supervisor.Loop, ...]:
+        """Have tokens of the issuers that the settings name be taken; return the loop that looks after their keys."""
+        named = self.settings.security.issuers
+        if not named:
+            return ()
+        from greenroom.security.issuers import Issuers  # late: what reads tokens takes longer to import than the rest
+
+        issuers = Issuers(named, self.clock, self.facts, folder=self.options.folder, changed=self.auth.forget_tokens)
+        self.auth.issuers = issuers
+        return (issuers,)
+
     async def _mint_owner_key(self) -> None:
         path = self.options.data_dir / "local.key"
         if path.exists() and self.auth.is_valid(b"Bearer " + path.read_bytes().strip()):
@@ -349,6 +367,12 @@ async def opened(
         yield node
     finally:
         await node.stop(grace_s=grace_s)
+
+
+def _passwords(url: str) -> list[str]:
+    """Return those that the URL of a store holds."""
+    parts = urlsplit(url)
+    return [*filter(None, [unquote(parts.password or "")]), *parse_qs(parts.query).get("password", [])]
 
 
 def _causes(error: BaseException) -> list[BaseException]:

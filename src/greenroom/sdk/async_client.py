@@ -25,6 +25,7 @@ from greenroom.sdk.models import (
     Failure,
     Key,
     Load,
+    Login,
     Page,
     Plan,
     Problem,
@@ -319,6 +320,12 @@ class AsyncClient:
 
     async def shut_down(self) -> Shutdown:
         return await self._send(calls.shut_down())
+
+    async def create_login(self) -> Login:
+        return await self._send(calls.create_login())
+
+    async def end_logins(self) -> None:
+        await self._send(calls.end_logins())
 
     async def health(self) -> bool:
         return await self._send(calls.health())

@@ -85,6 +85,7 @@ _agent = as_a(models.Agent)
 _replica = as_a(models.Replica)
 _key, _verdict = as_a(models.Key), as_a(models.Verdict)
 _shutdown = as_a(models.Shutdown)
+_login = as_a(models.Login)
 _tasks = as_a(models.Page[models.Task])
 _agents = as_a(models.Page[models.Agent])
 _replicas = as_a(models.Page[models.Replica])
@@ -343,6 +344,14 @@ def revoke_key(id: str, tenant: str | None) -> Call[None]:
 
 def shut_down() -> Call[models.Shutdown]:
     return Call("POST", "/v1/shutdown", _shutdown, repeatable=False)
+
+
+def create_login() -> Call[models.Login]:
+    return Call("POST", "/v1/logins", _login, repeatable=False)
+
+
+def end_logins() -> Call[None]:
+    return Call("DELETE", "/v1/logins", _nothing)
 
 
 def health() -> Call[bool]:

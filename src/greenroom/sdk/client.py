@@ -30,6 +30,7 @@ from greenroom.sdk.models import (
     Failure,
     Key,
     Load,
+    Login,
     Page,
     Plan,
     Problem,
@@ -387,6 +388,14 @@ class Client:
     def shut_down(self) -> Shutdown:
         """Have the node that answers drain and stop, and do not wait for that."""
         return self._send(calls.shut_down())
+
+    def create_login(self) -> Login:
+        """Return a link that logs a browser in as this key, once: the node's address and the answer's path."""
+        return self._send(calls.create_login())
+
+    def end_logins(self) -> None:
+        """End all logins of this key."""
+        self._send(calls.end_logins())
 
     def health(self) -> bool:
         """Whether the node is alive. Raises `errors.NodeUnreachable` where there is none."""

@@ -515,6 +515,13 @@ class Shutdown(msgspec.Struct, frozen=True, kw_only=True):
     state: str = "draining"
 
 
+class Login(msgspec.Struct, frozen=True, kw_only=True):
+    """A link that logs a browser in: the node's address and *path*, good once, for *valid_s*."""
+
+    path: str
+    valid_s: float = 0.0
+
+
 class Backup(msgspec.Struct, frozen=True, kw_only=True):
     """A backup of the whole store. *stored_bytes* is what restoring it reads, *new_bytes* what it added to the others.
 

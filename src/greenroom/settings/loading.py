@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import structs
 
-from greenroom.settings import policy_file, revisions, rules, sources
+from greenroom.settings import issuer_rules, policy_file, revisions, rules, sources
 from greenroom.settings.checking import Checker
 from greenroom.settings.environments import DEFAULT_ENVIRONMENT
 from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid, dotted
@@ -110,6 +110,9 @@ def _settings(given: Given, checker: Checker) -> Settings:
         agents=_agents(table.get("agents"), checker),
         origins={},
     )
+    for index, issuer in enumerate(settings.security.issuers):
+        rules.apply(issuer_rules.ISSUER_RULES, issuer, path=("security", "issuers", index), checker=checker)
+    rules.apply(issuer_rules.SECURITY_RULES, settings.security, path=("security",), checker=checker)
     rules.apply(rules.SETTINGS_RULES, settings, path=(), checker=checker)
     origins = {dotted(path): _origin(path, given, environment) for path, _ in leaves(settings)}
     return structs.replace(settings, origins=origins)

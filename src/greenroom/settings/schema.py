@@ -231,6 +231,8 @@ class Issuer(msgspec.Struct, frozen=True, kw_only=True):
     """Of all its principals; None: the first role of Greenroom's that ``roles_claim`` or ``roles`` names."""
     roles_claim: Claim = "roles"
     roles: dict[str, Any] = {}  # what the claim says -> the role that it stands for, checked by `checking` and `rules`
+    scopes_claim: Claim | None = None
+    """Narrows the role to the permissions that it names (``task:submit task:read``); None: the role alone."""
     name_claim: Claim = "sub"
 
 

@@ -280,6 +280,14 @@ class PolicyRefused(msgspec.Struct, frozen=True):
     error: str
 
 
+class IssuerChanged(msgspec.Struct, frozen=True):
+    """The keys of an issuer of tokens cannot be fetched (``unreachable``), or can again (``ok``)."""
+
+    issuer: str
+    state: str
+    reason: str = ""
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -322,6 +330,7 @@ Fact = (
     | BackupKeyMade
     | PolicyChanged
     | PolicyRefused
+    | IssuerChanged
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)
