@@ -19,6 +19,7 @@ from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import OPEN, ROUTES, Route
 from greenroom.api.services import Services
 from greenroom.core import sessions
+from greenroom.core.permissions import Principal
 from greenroom.store import acting
 
 Scope = MutableMapping[str, Any]
@@ -60,33 +61,41 @@ class App:
         if scope["path"] in OPEN:
             await self._open(scope, receive, send)
             return
-        request_id = random_bits.token_hex(8)
+        request_id, services = random_bits.token_hex(8), self._services
+        principal: Principal | None = None
         try:
-            answer = await self._answer(scope, receive, whole, request_id)
+            headers, source = dict(scope["headers"]), services.sources.of(scope.get("client"), scope["headers"])
+            services.limits.admit(source)
+            principal = services.auth.authenticate(headers, source=source)
+            acting.actor.set(acting.Actor(principal.id, principal.tenant, source, request_id))
+            services.limits.spend(principal)
+            answer = await self._answer(scope, headers, receive, whole, request_id, principal)
         except errors.GreenroomError as error:
-            await problems.response(error, request_id)(scope, receive, send)
+            limits = services.limits.headers(principal)
+            await problems.response(error, request_id, lines=limits)(scope, receive, send)
         except UNREADABLE as error:  # callers' own are refused where they are read: this was stored
-            self._services.facts.emit(
-                telemetry.StoreTrouble("api", f"{scope['path']}: {type(error).__name__}: {error}")
-            )
+            services.facts.emit(telemetry.StoreTrouble("api", f"{scope['path']}: {type(error).__name__}: {error}"))
             damaged = errors.StoreDamaged("cannot read this from the store: it is damaged; the node's log says more")
-            await problems.response(damaged, request_id)(scope, receive, send)
+            limits = services.limits.headers(principal)
+            await problems.response(damaged, request_id, lines=limits)(scope, receive, send)
         else:
+            limits = services.limits.headers(principal)
             match answer:
                 case Answer():
-                    await _send_answer(answer, whole, send)
+                    await _send_answer(answer, whole, send, limits)
                 case Stream():
-                    await _send_stream(answer, receive, send)
+                    await _send_stream(answer, receive, send, limits)
 
     async def _answer(
-        self, scope: Scope, receive: Receive, whole: connections.Whole | None, request_id: str
+        self,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        whole: connections.Whole | None,
+        request_id: str,
+        principal: Principal,
     ) -> Answer | Stream:
         services = self._services
-        headers = dict(scope["headers"])
-        client = scope.get("client")
-        source = client[0] if client else "local"
-        principal = services.auth.authenticate(headers, source=source)
-        acting.actor.set(acting.Actor(principal.id, principal.tenant, source, request_id))
         route, path_params = self._match(scope["path"], scope["method"])
         if not principal.rights.allows(route.action):
             raise errors.Forbidden(
@@ -186,22 +195,23 @@ def _too_large(most: int, bound: str) -> errors.BodyTooLarge:
     return errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
 
 
-async def _send_answer(answer: Answer, whole: connections.Whole | None, send: Send) -> None:
+async def _send_answer(answer: Answer, whole: connections.Whole | None, send: Send, limits: bytes) -> None:
     document = answer.document
     body = b"" if document is None else document if isinstance(document, bytes) else _encode(document)
     is_json = body and answer.media_type == _JSON
-    if is_json and whole is not None and whole.answer(answer.status, _JSON_HEADERS, body):
+    if is_json and whole is not None and whole.answer(answer.status, _JSON_HEADERS + limits, body):
         return
-    headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+    headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store"), *problems.fields(limits)]
     if body:
         headers.append((b"content-type", answer.media_type.encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_stream(stream: Stream, receive: Receive, send: Send) -> None:
+async def _send_stream(stream: Stream, receive: Receive, send: Send, limits: bytes) -> None:
     from starlette.responses import StreamingResponse
 
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     response = StreamingResponse(stream.events, media_type="text/event-stream", headers=headers)
+    response.raw_headers += problems.fields(limits)
     await response({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)

@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Mapping
 
 from greenroom import clock as clocks
-from greenroom import errors
-from greenroom.core import admission, permissions
+from greenroom.api.limits import Limits
+from greenroom.core import permissions
 from greenroom.core.permissions import Principal
 from greenroom.security import keys
 from greenroom.store import database
@@ -21,11 +21,10 @@ MAX_PROVEN = 10_000
 
 
 class Authenticator:
-    def __init__(self, principals: stored.Principals, clock: clocks.Clock, *, pepper: bytes) -> None:
-        self._principals, self._clock, self._pepper = principals, clock, pepper
+    def __init__(self, principals: stored.Principals, clock: clocks.Clock, limits: Limits, *, pepper: bytes) -> None:
+        self._principals, self._clock, self._limits, self._pepper = principals, clock, limits, pepper
         self._rows: dict[str, stored.Principal] = {}
         self._proven: dict[bytes, tuple[stored.Principal, Principal]] = {}  # by what they presented
-        self._rejections = admission.Rejections()
         self._refreshing = asyncio.Lock()
 
     async def refresh(self) -> None:
@@ -36,21 +35,15 @@ class Authenticator:
     def authenticate(self, headers: Mapping[bytes, bytes], *, source: str) -> Principal:
         """Return who presents the credential in *headers* (``Authorization: Bearer gr_…``).
 
-        Raises `errors.Unauthenticated`, the same for every reason, or `errors.Overloaded` after too many of them from
-        *source* in a minute. A valid key is never kept out by the bad ones of its neighbours: 256 bits are not guessed.
+        Raises `errors.Unauthenticated`, the same for every reason, or `errors.RateLimited` after too many of them in a
+        minute. A valid key is never kept out by the bad ones of its neighbours: 256 bits are not guessed.
         """
-        principal = self._principal_of(headers.get(b"authorization"))
+        authorization = headers.get(b"authorization")
+        principal = self._principal_of(authorization)
         if principal is None:
-            raise self._rejection(source)
+            presented = _presented(authorization)
+            raise self._limits.reject(source, None if presented is None else presented.id)
         return principal
-
-    def _rejection(self, source: str) -> errors.GreenroomError:
-        now_s = self._clock.monotonic_s()
-        wait_s = self._rejections.wait_s(source, now_s)
-        if wait_s:
-            return errors.Overloaded("cannot try another credential yet: too many were rejected", retry_after_s=wait_s)
-        self._rejections.note(source, now_s)
-        return errors.Unauthenticated("send a valid key as: Authorization: Bearer gr_…")
 
     def is_valid(self, authorization: bytes) -> bool:
         """Tell whether *authorization* would be accepted; for the node's own files."""

@@ -11,6 +11,8 @@ from greenroom import clock as clocks
 from greenroom import errors, telemetry
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
+from greenroom.api.limits import Limits
+from greenroom.api.sources import Sources
 from greenroom.core import routing
 from greenroom.sdk import models
 from greenroom.settings import AgentSettings, Settings
@@ -86,6 +88,8 @@ class Services:
 
     store: Store
     auth: Authenticator
+    limits: Limits
+    sources: Sources
     settings: Settings
     clock: clocks.Clock
     facts: telemetry.Telemetry

@@ -13,7 +13,9 @@ from greenroom import deployments, embeddings, errors, planning, settings, telem
 from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
+from greenroom.api.limits import Limits
 from greenroom.api.services import Services
+from greenroom.api.sources import Sources
 from greenroom.backups import restoring
 from greenroom.control import supervisor
 from greenroom.control.autoscaler import Autoscaler
@@ -104,10 +106,14 @@ class Node:
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
         self.planning = planning.Planning(self.store, self.deployments, self.rehearsal, folder=options.folder)
-        self.auth = Authenticator(self.store.principals, clock, pepper=self.secrets.pepper)
+        ledger = self.store.rates if self.store.rates.is_shared else None
+        self.limits = Limits(options.settings.security, clock, self.facts, ledger=ledger)
+        self.auth = Authenticator(self.store.principals, clock, self.limits, pepper=self.secrets.pepper)
         self.services = Services(
             store=self.store,
             auth=self.auth,
+            limits=self.limits,
+            sources=Sources(options.settings.server.trusted_proxies),
             settings=options.settings,
             clock=clock,
             facts=self.facts,
@@ -161,6 +167,7 @@ class Node:
             self.autoscaler,
             self.backups.loop,
             self.resources.loop,
+            self.limits,
             *self.optimizer,
         )
         self.resources.announce()

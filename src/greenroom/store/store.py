@@ -14,6 +14,7 @@ from greenroom.store import (
     directory,
     news,
     principals,
+    rates,
     recovery,
     results,
     rollouts,
@@ -52,6 +53,7 @@ class Store:
                 *advice.ORDER,
                 *scaling.ORDER,
                 *results.ORDER,
+                *rates.ORDER,
             ),
             last=self._conclude,
             settle=self._settle,
@@ -68,6 +70,7 @@ class Store:
         self.deployments = deployments.Deployments(db, self.commits)
         self.directory = directory.Directory(db, route=self.board.route)
         self.principals = principals.Principals(db, self.commits)
+        self.rates = rates.Rates(db, self.commits)
 
     async def start(self) -> None:
         await self.db.migrate()

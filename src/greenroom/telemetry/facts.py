@@ -268,6 +268,31 @@ class BackupKeyMade(msgspec.Struct, frozen=True):
     advice: str = "copy this file to another machine: without it no backup can be restored"
 
 
+class RateLimited(msgspec.Struct, frozen=True):
+    """A request was answered 429: *limit* is ``source``, ``principal``, ``tenant`` or ``credentials``."""
+
+    limit: str
+    name: str
+
+
+class CredentialsGuessed(msgspec.Struct, frozen=True):
+    """As many credentials were rejected in a minute as may be: *by* is ``source`` or ``key``, *name* its address or id.
+
+    Said once a minute of each.
+    """
+
+    by: str
+    name: str
+
+
+class CertificateChanged(msgspec.Struct, frozen=True):
+    """The node's certificate: *state* is ``loaded``, ``refused`` (the one before serves on) or ``expiring``."""
+
+    state: str
+    file: str
+    detail: str = ""
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -308,6 +333,9 @@ Fact = (
     | BackupsNotDeleted
     | NewestBackup
     | BackupKeyMade
+    | RateLimited
+    | CredentialsGuessed
+    | CertificateChanged
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)

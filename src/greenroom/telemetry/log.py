@@ -22,6 +22,8 @@ from greenroom.telemetry.facts import (
     BackupMade,
     BackupsNotDeleted,
     BreakerMoved,
+    CertificateChanged,
+    CredentialsGuessed,
     EnvelopeHeld,
     EnvelopeWeak,
     Fact,
@@ -63,6 +65,8 @@ _LEVELS: dict[type[Fact], int] = {
     BackupFailed: logging.ERROR,
     BackupsNotDeleted: logging.WARNING,
     BackupKeyMade: logging.WARNING,
+    CredentialsGuessed: logging.WARNING,
+    CertificateChanged: logging.WARNING,
     NodeChanged: logging.INFO,
 }
 
