@@ -106,7 +106,7 @@ class Limits:
     def _refusal(self, kind: str, name: str, limit: rates.RateLimit, count: int, wait_s: float) -> errors.RateLimited:
         self._facts.emit(telemetry.RateLimited(kind, name))
         advice = "try again later"
-        if count > limit.per_minute:
+        if 1 < count >= limit.per_minute:  # its request is counted beside
             advice, wait_s = "the batch is larger than that: send it in smaller ones", rates.PERIOD_S
         setting = "rate_limit_per_minute" if kind == "principal" else "tenant_rate_limit_per_minute"
         return errors.RateLimited(
