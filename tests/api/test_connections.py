@@ -42,6 +42,9 @@ class Loop:
 
     def call_soon(self, act: Callable[[], None]) -> None: ...
 
+    def time(self) -> float:
+        return 0.0
+
     def create_task(self, request: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
         request.close()
         return asyncio.Future(loop=asyncio.get_running_loop())
@@ -156,7 +159,7 @@ async def test_a_body_that_came_in_time_leaves_the_connection_to_its_response(wi
 async def test_a_head_has_its_time_from_the_connection_or_its_own_first_byte(wire: Wire) -> None:
     (first,) = wire.running
     assert first.delay_s == connections.HEAD_TIMEOUT_S
-    wire.send(b"GET / HT", b"TP/1.1\r\nX: ")
+    wire.send(b"GET / HT", b"TP/1.1\r\nHost: x\r\nX: ")
     assert wire.running == [first]
     wire.send(b"y\r\n\r\n")
     assert wire.running == []

@@ -28,7 +28,7 @@ async def listening(node: Node) -> AsyncIterator[str]:
     listener = _bind(node.options.host, node.options.port)
     config = uvicorn.Config(
         node.app,
-        http=connections.limited_to(node.options.settings.cluster.max_connections),
+        http=connections.limited_to(node.options.settings.cluster.max_connections, emit=node.facts.emit),
         ws="none",
         lifespan="off",
         access_log=False,

@@ -285,6 +285,14 @@ class CredentialsGuessed(msgspec.Struct, frozen=True):
     name: str
 
 
+class RequestRefused(msgspec.Struct, frozen=True):
+    """What *source* sent is no request that everybody reads alike, or has too large a head: *code* is the problem's."""
+
+    source: str
+    code: str
+    detail: str
+
+
 class CertificateChanged(msgspec.Struct, frozen=True):
     """The node's certificate: *state* is ``loaded``, ``refused`` (the one before serves on) or ``expiring``."""
 
@@ -335,6 +343,7 @@ Fact = (
     | BackupKeyMade
     | RateLimited
     | CredentialsGuessed
+    | RequestRefused
     | CertificateChanged
     | NodeChanged
 )
