@@ -28,6 +28,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 UNREADABLE = (UnicodeDecodeError, msgspec.DecodeError, OverflowError)
 _ID = f"({sessions.NAME_PATTERN})"
+_CHARSET = re.compile(rb"\bcharset=\"?utf-?8\"?(?=\s*(?:;|$))")
 _encode = msgspec.json.Encoder().encode
 _JSON, _JSON_HEADERS = "application/json", b"cache-control: no-store\r\ncontent-type: application/json\r\n"
 
@@ -154,7 +155,13 @@ class UnsupportedMediaType(errors.GreenroomError):
 
 
 def _check_type(route: Route, headers: dict[bytes, bytes]) -> None:
-    if headers.get(b"content-type", b"").split(b";")[0].strip().lower() == route.media_type:
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise UnsupportedMediaType("cannot read the body: send it without Content-Encoding, as it is")
+    content_type = headers.get(b"content-type", b"").lower()
+    if content_type == route.media_type:
+        return
+    media_type, _, parameters = content_type.partition(b";")
+    if media_type.strip() == route.media_type and _CHARSET.sub(b"", parameters).find(b"charset") < 0:
         return
     is_empty = headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
     if not (route.body_is_optional and is_empty):
