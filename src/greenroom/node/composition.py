@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,7 @@ class Node:
     def __init__(self, options: Options, clock: clocks.Clock) -> None:
         self.options, self.clock, self.settings = options, clock, options.settings
         self.url = ""  # while it listens
+        self.look_at_certificate: Callable[[], object] = lambda: None  # while it listens with TLS
         self.id = f"node-{submissions.new_id()[:12]}"
         self.facts, self.metrics = telemetry.Telemetry(), telemetry.Metrics()
         self.facts.subscribe(self.metrics, *self.metrics.KINDS)

@@ -64,10 +64,11 @@ class Client:
         timeout_s: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        address = discovery.address(url, key, discovery.data_dir(data_dir))
+        folder = discovery.data_dir(data_dir)
+        address = discovery.address(url, key, folder)
         self.url = address.url
         self._patience = flows.Patience(timeout_s)
-        self._http = httpx.Client(**wire.options(address), transport=transport)
+        self._http = httpx.Client(**wire.options(address, folder), transport=transport)
 
     def __enter__(self) -> Self:
         return self

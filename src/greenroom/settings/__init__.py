@@ -10,6 +10,7 @@ from greenroom.settings.loading import load, parse_agent, rollout_for_once
 from greenroom.settings.policies import scaling_policy
 from greenroom.settings.problems import Problem, SettingsInvalid
 from greenroom.settings.revisions import changes, revision_part, with_revision_part, with_strategy
+from greenroom.settings.rules import is_loopback
 from greenroom.settings.schema import (
     AgentSettings,
     Backups,
@@ -54,6 +55,7 @@ __all__ = [
     "SettingsInvalid",
     "changes",
     "diff",
+    "is_loopback",
     "load",
     "masked",
     "parse_agent",
