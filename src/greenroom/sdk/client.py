@@ -52,7 +52,8 @@ class Client:
     *url*: else ``GREENROOM_URL``, else what a running node wrote into *data_dir* (``GREENROOM_DATA_DIR``,
     else ``.greenroom``), else http://127.0.0.1:7080. *key*: else ``GREENROOM_KEY``, else the owner's key in
     *data_dir*. *timeout_s* bounds each request with its retries: three tries, of what can be repeated without
-    doing it twice; submissions can, by their idempotency key.
+    doing it twice; submissions can, by their idempotency key. Who is told to come again later (429) does, within it.
+    A node with TLS: see `greenroom.sdk.trust`.
     """
 
     def __init__(
