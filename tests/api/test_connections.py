@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from greenroom.api import connections
+from greenroom.api import connections, heads
 
 CHUNKED = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 HEAD = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
@@ -197,7 +197,7 @@ async def test_the_time_of_a_request_that_waits_behind_another_begins_with_its_t
 
 
 async def test_what_stands_around_a_chunked_body_is_bounded_as_its_head_is(wire: Wire) -> None:
-    large = connections.MAX_HEAD_BYTES
+    large = heads.MAX_HEAD_BYTES
     wire.send(CHUNKED + b"%x\r\n%s\r\n" % (3 * large, b"x" * 3 * large), *[b"1;ext=y\r\nx\r\n"] * 10_000)
     assert not wire.transport.is_closing()
     wire.send(b"0\r\n", *[b"A-Trailer: %s\r\n" % (b"x" * 1000)] * 100)

@@ -133,6 +133,7 @@ async def test_a_batch_counts_its_tasks(limited: nodes.Api) -> None:
 async def test_the_principals_of_a_tenant_share_its_rate_and_others_do_not(limited: nodes.Api) -> None:
     tenant = next(_tenants)
     callers = [await _caller(limited, tenant) for _ in range(3)]
+    taken: list[int] = []
     for caller in callers[:2]:
         taken = [(await caller.http.get("/v1/agents")).status_code for _ in range(10)]
     assert taken == [200] * 5 + [429] * 5
@@ -201,6 +202,7 @@ async def test_behind_a_trusted_proxy_each_client_is_a_source_of_its_own(limited
             assert await _status(limited.running, scope) == expected
     scope = _scope({"x-forwarded-for": "5.6.7.8, 203.0.113.9"}, source="10.9.9.9")
     assert await _status(limited.running, scope) == 429
+    status = 0
     for number in range(31):  # one customer's IPv6
         scope = _scope({"x-forwarded-for": f"2001:db8::{number:x}"}, source="10.9.9.9")
         status = await _status(limited.running, scope)

@@ -169,11 +169,12 @@ class Server:
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
     running = Server()
+    protocol = connections.limited_to(100, emit=running.facts.append)
     config = uvicorn.Config(
         running.app,
         interface="asgi3",
         server_header=False,
-        http=connections.limited_to(100, emit=running.facts.append),
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -182,7 +183,7 @@ async def server() -> AsyncIterator[Server]:
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
-    listening = await loop.create_server(lambda: config.http_protocol_class(config, state, {}), "127.0.0.1", 0)
+    listening = await loop.create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
     running.port = listening.sockets[0].getsockname()[1]
     yield running
     listening.close()

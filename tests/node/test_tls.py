@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ async def test_a_client_elsewhere_says_what_is_wrong(
 ) -> None:
     async with _listening(data_dir, files) as (api, url):
         key = api.http.headers["authorization"].removeprefix("Bearer ")
-        elsewhere = {"key": key, "data_dir": tmp_path / "elsewhere", "timeout_s": 1.0}
+        elsewhere: dict[str, Any] = {"key": key, "data_dir": tmp_path / "elsewhere", "timeout_s": 1.0}
         async with AsyncClient(url, **elsewhere) as client:
             with pytest.raises(errors.NodeUnreachable, match="set GREENROOM_CA to the file of the authority"):
                 await client.status()
@@ -273,7 +273,7 @@ def _early(files: tls.Files) -> None:
     _write(files, trustme.CA().issue_cert("127.0.0.1", not_before=NOW + datetime.timedelta(days=1)))
 
 
-BROKEN = {
+BROKEN: dict[str, tuple[Callable[[tls.Files], object], str]] = {
     "no certificate": (lambda files: files.certificate.unlink(), "No such file or directory; see security.tls_cert"),
     "no key": (lambda files: files.key.unlink(), "key.pem: No such file or directory"),
     "nonsense": (lambda files: files.certificate.write_text("x"), "is no certificate in PEM"),

@@ -271,15 +271,15 @@ class Connection(HttpToolsProtocol):
         """Say *error* and close; only close where a request before it is not answered, whose answer it would be."""
         source = self.client[0] if self.client else ""
         self.emit(telemetry.RequestRefused(source, error.code, str(error)))
-        is_first = self.cycle is None or self.cycle.response_complete
+        is_first = self._running is None or self.cycle.response_complete
         if is_first and (self._part is Part.HEAD or self._refusal is not None):
             self._close_with(error, b"allow: GET, POST, PUT, PATCH, DELETE\r\n" if error.status == 405 else b"")
         else:  # or a body, whose request has an answer, or will not have one
             self._refuse_body(error)
 
     def _refuse_body(self, error: errors.GreenroomError) -> None:
-        cycle = self.cycle
-        if cycle is None or cycle.response_started or cycle is not self._running:
+        cycle = self._running
+        if cycle is None or cycle.response_started or cycle is not self.cycle:
             self.transport.close()
             return
         cycle.response_started = cycle.response_complete = cycle.disconnected = True

@@ -135,14 +135,15 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop, config = asyncio.get_running_loop(), self.config
-        timeouts = {"ssl_handshake_timeout": connections.HEAD_TIMEOUT_S, "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT_S}
+        is_tls = config.ssl is not None
         self.servers = [
             await loop.create_server(
                 lambda: config.http_protocol_class(config=config, server_state=self.server_state, app_state={}),  # type: ignore[call-arg]
                 sock=listener,
                 backlog=config.backlog,
                 ssl=config.ssl,
-                **(timeouts if config.ssl is not None else {}),  # type: ignore[arg-type]
+                ssl_handshake_timeout=connections.HEAD_TIMEOUT_S if is_tls else None,
+                ssl_shutdown_timeout=SHUTDOWN_TIMEOUT_S if is_tls else None,
             )
             for listener in sockets or ()
         ]
