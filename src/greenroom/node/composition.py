@@ -168,7 +168,7 @@ class Node:
             self.autoscaler,
             self.backups.loop,
             self.resources.loop,
-            self.limits,
+            *([self.limits] if self.store.rates.is_shared else []),
             *self.optimizer,
         )
         self.resources.announce()

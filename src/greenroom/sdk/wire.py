@@ -86,7 +86,11 @@ def lost(error: httpx.RequestError, url: str) -> flows.Lost:
     if (advice := trust.advice(error, url)) is not None:
         message = f"cannot speak with the node at {url}: {advice}"
     elif sent:
-        message = f"cannot get an answer from the node at {url}: {why}; it may have done what was asked: look first"
+        hint = "; if it speaks TLS, use https://" if isinstance(error, httpx.RemoteProtocolError) else ""
+        message = (
+            f"cannot get an answer from the node at {url}: {why.rstrip('.')}{hint}; "
+            "it may have done what was asked: look first"
+        )
     else:
         message = f"cannot reach a node at {url}: {why}; start one with `greenroom up`, or set GREENROOM_URL"
     return flows.Lost(errors.NodeUnreachable(message), sent=sent)
