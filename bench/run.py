@@ -20,6 +20,7 @@ from pathlib import Path
 from bench import figures, servers
 from bench import filled as filled_bench
 from bench.authentication import authentication
+from bench.door import door
 from bench.fairness import fairness
 from bench.figures import Figure
 from bench.keys import keys
@@ -138,6 +139,7 @@ BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
         security,
         keys,
         authentication,
+        door,
         idle,
         start,
         replicas,

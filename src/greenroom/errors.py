@@ -130,6 +130,12 @@ class Overloaded(GreenroomError):
         self.retry_after_s = retry_after_s
 
 
+class RateLimited(Overloaded):
+    """Too many requests were sent in too short a time; go on after Retry-After."""
+
+    code = "rate-limited"
+
+
 class StoreUnavailable(GreenroomError):
     """The store cannot be reached or cannot write; what was not acknowledged may or may not be stored."""
 

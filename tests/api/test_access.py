@@ -12,7 +12,7 @@ import pytest
 
 import nodes
 from greenroom.api import openapi, routes
-from greenroom.core import admission, permissions
+from greenroom.core import permissions, rates
 from greenroom.security import keys
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -217,11 +217,11 @@ async def test_an_unknown_role_may_do_nothing(api: nodes.Api) -> None:
 async def test_guessing_is_slowed_down_per_source(api: nodes.Api) -> None:
     bad, good = next(_sources), await api.key("user")
     statuses = [(await api.of("gr_guess", source=bad).http.get("/v1/status")).status_code for _ in range(40)]
-    limit = admission.Rejections.LIMIT_PER_MINUTE
+    limit = rates.Rejections.LIMIT_PER_MINUTE
     assert statuses == [401] * limit + [429] * (40 - limit)
     blocked = await api.of("gr_guess", source=bad).http.get("/v1/status")
     assert blocked.status_code == 429
-    assert blocked.json()["type"] == "overloaded"
+    assert blocked.json()["type"] == "rate-limited"
     assert 1 <= int(blocked.headers["retry-after"]) <= 60
     spoofed = await api.of("gr_guess", source=bad).http.get("/v1/status", headers={"x-forwarded-for": next(_sources)})
     assert spoofed.status_code == 429

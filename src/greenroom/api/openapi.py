@@ -38,9 +38,14 @@ _PROBLEM = {
         "candidates": {"type": "array", "items": {"$ref": f"{_SCHEMAS}Score"}},
     },
 }
+_LIMITS = {
+    "RateLimit-Policy": {"description": "where callers are limited: quotas and windows", "schema": {"type": "string"}},
+    "RateLimit": {"description": "what is left of each, and when all of it is there", "schema": {"type": "string"}},
+}
 _REFUSED = {
     "description": "refused",
     "headers": {
+        **_LIMITS,
         "Retry-After": {"description": "with 429 and 503: seconds", "schema": {"type": "integer", "minimum": 1}},
         "WWW-Authenticate": {"description": "with 401", "schema": {"type": "string"}},
         "Allow": {"description": "with 405", "schema": {"type": "string"}},
@@ -228,7 +233,7 @@ def _parameter(name: str, place: str, schema: dict[str, Any], description: str) 
 
 
 def _response(status: int, kind: Given) -> dict[str, Any]:
-    response: dict[str, Any] = {"description": _MEANINGS[status]}
+    response: dict[str, Any] = {"description": _MEANINGS[status], "headers": _LIMITS}
     match kind:
         case None:
             pass

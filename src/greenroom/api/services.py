@@ -12,6 +12,8 @@ from greenroom import errors, telemetry
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.api.keys import Keys
+from greenroom.api.limits import Limits
+from greenroom.api.sources import Sources
 from greenroom.core import routing, tenancy
 from greenroom.sdk import models
 from greenroom.settings import AgentSettings, Settings
@@ -88,6 +90,8 @@ class Services:
     store: Store
     auth: Authenticator
     keys: Keys
+    limits: Limits
+    sources: Sources
     settings: Settings
     clock: clocks.Clock
     facts: telemetry.Telemetry

@@ -86,6 +86,7 @@ async def _accept(call: Call, task: NewTask) -> Accepted:
 async def submit_batch(call: Call) -> Answer:
     """Accept many tasks; the answer has a task or a problem for each, in order."""
     batch = schemas.convert(strict_json.loads(call.body, max_keys=100_000), schemas.Batch)
+    call.services.limits.spend(call.principal, len(batch.tasks) - 1)  # the request itself is one
     header = _header_key(call)
     fingerprint = b"" if header is None else submissions.fingerprint(call.body)
     keys = [] if header is None else [Key(header, f"batch:{header}:{n}", fingerprint) for n in range(len(batch.tasks))]

@@ -79,6 +79,8 @@ def _tell(started: node.Node) -> None:
     failed = [agent for agent in agents if agent.state in ("failed", "quarantined")]
     working = ", ".join(agent.name for agent in agents if agent not in failed)
     render.say(f"ready at {started.url}; agents: {working or ('none' if failed else 'none yet')}")
+    if started.settings.security.tls and not started.url.startswith("https:"):
+        render.say("warning: it speaks plain HTTP, with this machine alone: security.tls_certificate is not set")
     for line in _limits(started):
         render.say(line)
     for agent in failed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -18,8 +18,10 @@ from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.api.cookies import Logins
 from greenroom.api.keys import Keys
+from greenroom.api.limits import Limits
 from greenroom.api.roles import Roles
 from greenroom.api.services import Services
+from greenroom.api.sources import Sources
 from greenroom.backups import restoring
 from greenroom.control import supervisor
 from greenroom.control.autoscaler import Autoscaler
@@ -70,6 +72,7 @@ class Node:
     def __init__(self, options: Options, clock: clocks.Clock) -> None:
         self.options, self.clock, self.settings = options, clock, options.settings
         self.url = ""  # while it listens
+        self.look_at_certificate: Callable[[], object] = lambda: None  # while it listens with TLS
         self.id = f"node-{submissions.new_id()[:12]}"
         self.facts, self.metrics = telemetry.Telemetry(), telemetry.Metrics()
         self.facts.subscribe(self.metrics, *self.metrics.KINDS)
@@ -120,12 +123,17 @@ class Node:
             pepper=self.secrets.pepper,
             roles=Roles(None if policy is None else options.folder / policy),
         )
-        self.auth = Authenticator(self.keys, clock, logins=Logins(self.store.logins, clock, key=self.secrets.login_key))
+        ledger = self.store.rates if self.store.rates.is_shared else None
+        self.limits = Limits(options.settings.security, clock, self.facts, ledger=ledger)
+        logins = Logins(self.store.logins, clock, key=self.secrets.login_key)
+        self.auth = Authenticator(self.keys, clock, self.limits, logins=logins)
         self.issuers = self._issuers()
         self.services = Services(
             store=self.store,
             auth=self.auth,
             keys=self.keys,
+            limits=self.limits,
+            sources=Sources(options.settings.server.trusted_proxies),
             settings=options.settings,
             clock=clock,
             facts=self.facts,
@@ -181,6 +189,7 @@ class Node:
             self.keys,
             self.backups.loop,
             self.resources.loop,
+            *([self.limits] if self.store.rates.is_shared else []),
             *self.optimizer,
             *self.issuers,
         )

@@ -54,10 +54,11 @@ class AsyncClient:
         timeout_s: float = 30.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        address = discovery.address(url, key, discovery.data_dir(data_dir))
+        folder = discovery.data_dir(data_dir)
+        address = discovery.address(url, key, folder)
         self.url = address.url
         self._patience = flows.Patience(timeout_s)
-        self._http = httpx.AsyncClient(**wire.options(address), transport=transport)
+        self._http = httpx.AsyncClient(**wire.options(address, folder), transport=transport)
 
     async def __aenter__(self) -> Self:
         return self

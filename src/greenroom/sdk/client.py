@@ -55,7 +55,8 @@ class Client:
     *url*: else ``GREENROOM_URL``, else what a running node wrote into *data_dir* (``GREENROOM_DATA_DIR``,
     else ``.greenroom``), else http://127.0.0.1:7080. *key*: else ``GREENROOM_KEY``, else the owner's key in
     *data_dir*. *timeout_s* bounds each request with its retries: three tries, of what can be repeated without
-    doing it twice; submissions can, by their idempotency key.
+    doing it twice; submissions can, by their idempotency key. Who is told to come again later (429) does, within it.
+    A node with TLS: see `greenroom.sdk.trust`.
     """
 
     def __init__(
@@ -67,10 +68,11 @@ class Client:
         timeout_s: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        address = discovery.address(url, key, discovery.data_dir(data_dir))
+        folder = discovery.data_dir(data_dir)
+        address = discovery.address(url, key, folder)
         self.url = address.url
         self._patience = flows.Patience(timeout_s)
-        self._http = httpx.Client(**wire.options(address), transport=transport)
+        self._http = httpx.Client(**wire.options(address, folder), transport=transport)
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,7 @@ that is already reported. Its message is shown at its first key.
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import json
 import keyword
@@ -144,12 +145,51 @@ def _authentication_is_on(settings: Settings) -> str | None:
 
 
 def _only_loopback_is_plain(settings: Settings) -> str | None:
-    if settings.security.tls or addresses.is_loopback(settings.server.host):
+    security = settings.security
+    if (security.tls and security.tls_certificate is not None) or addresses.is_loopback(settings.server.host):
         return None
+    missing = "security.tls" if not security.tls else "security.tls_certificate and security.tls_key"
     return (
         f"expected a loopback address (127.0.0.1, ::1, localhost), got {quoted(settings.server.host)}: "
-        "any other requires security.tls, which is not yet built; put a TLS proxy before it"
+        f"any other requires {missing}; or stay on loopback, with a TLS proxy before it"
     )
+
+
+def _certificate_has_its_key(settings: Settings) -> str | None:
+    security = settings.security
+    if (security.tls_certificate is None) == (security.tls_key is None):
+        return None
+    missing = "tls_key" if security.tls_key is None else "tls_certificate"
+    return f"is one of two: security.{missing} is missing"
+
+
+def _clients_are_known_by_tls(settings: Settings) -> str | None:
+    security = settings.security
+    if security.tls_client_ca is None or security.tls_certificate is not None:
+        return None
+    return "asks callers for certificates, and the node has none itself: set security.tls_certificate and tls_key"
+
+
+def _certificates_are_used(settings: Settings) -> str | None:
+    if settings.security.tls or settings.security.tls_certificate is None:
+        return None
+    return "is given, and security.tls is off: set security.tls = true, or remove it"
+
+
+def _proxies_are_networks(settings: Settings) -> str | None:
+    for text in settings.server.trusted_proxies:
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            return f"{quoted(text)} is no IP address or network, for example 10.0.0.7 or 10.0.0.0/8"
+    return None
+
+
+def _tenants_hold_a_principal(settings: Settings) -> str | None:
+    each, together = settings.security.rate_limit_per_minute, settings.security.tenant_rate_limit_per_minute
+    if isinstance(each, int) and isinstance(together, int) and together < each:
+        return f"{together} is less than rate_limit_per_minute, {each}: one principal could not reach its own"
+    return None
 
 
 def _minimums_fit(settings: Settings) -> str | None:
@@ -214,7 +254,17 @@ EXAMPLE_RULES: tuple[Rule[Example], ...] = (Rule((("matches",),), _expression_co
 
 # The minimum of an agent that has a problem counts as its default, 1: never more than what was meant.
 SETTINGS_RULES: tuple[Rule[Settings], ...] = (
-    Rule((("server", "host"), ("security", "tls")), _only_loopback_is_plain),
+    Rule(
+        (("server", "host"), ("security", "tls"), ("security", "tls_certificate"), ("security", "tls_key")),
+        _only_loopback_is_plain,
+    ),
+    Rule((("security", "tls_certificate"), ("security", "tls_key")), _certificate_has_its_key),
+    Rule((("security", "tls_client_ca"), ("security", "tls_certificate")), _clients_are_known_by_tls),
+    Rule((("security", "tls_certificate"), ("security", "tls")), _certificates_are_used),
+    Rule((("server", "trusted_proxies"),), _proxies_are_networks),
+    Rule(
+        (("security", "tenant_rate_limit_per_minute"), ("security", "rate_limit_per_minute")), _tenants_hold_a_principal
+    ),
     Rule((("security", "authentication"),), _authentication_is_on),
     Rule((("cluster", "max_replicas"),), _minimums_fit),
     Rule((("cluster", "max_replicas"), ("cluster", "autoscaling")), _sleepers_can_wake),

@@ -278,6 +278,8 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     """Per principal."""
     tenant_rate_limit_per_minute: RatePerMinute | Off | None = None
     """Of all principals of a tenant together; None: ten times that of one."""
+    source_rate_limit_per_minute: RatePerMinute | Off | None = None
+    """Of an address, before anybody knows who calls; None: a hundred times that of one principal."""
     encryption_at_rest: bool = False
     encryption_key_file: Folder | None = None
     """None, without ``encryption_command``: ``encryption.key`` in the data directory."""

@@ -15,6 +15,7 @@ from greenroom.store import (
     logins,
     news,
     principals,
+    rates,
     recovery,
     results,
     rollouts,
@@ -54,6 +55,7 @@ class Store:
                 *advice.ORDER,
                 *scaling.ORDER,
                 *results.ORDER,
+                *rates.ORDER,
             ),
             last=self._conclude,
             settle=self._settle,
@@ -71,6 +73,7 @@ class Store:
         self.directory = directory.Directory(db, route=self.board.route)
         self.principals = principals.Principals(db, self.commits)
         self.logins = logins.Logins(db, self.commits)
+        self.rates = rates.Rates(db, self.commits)
 
     async def start(self) -> None:
         await self.db.migrate()

@@ -288,6 +288,39 @@ class IssuerChanged(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class RateLimited(msgspec.Struct, frozen=True):
+    """A request was answered 429: *limit* is ``source``, ``principal``, ``tenant`` or ``credentials``."""
+
+    limit: str
+    name: str
+
+
+class CredentialsGuessed(msgspec.Struct, frozen=True):
+    """As many credentials were rejected in a minute as may be: *by* is ``source`` or ``key``, *name* its address or id.
+
+    Said once a minute of each.
+    """
+
+    by: str
+    name: str
+
+
+class RequestRefused(msgspec.Struct, frozen=True):
+    """What *source* sent is no request that everybody reads alike, or has too large a head: *code* is the problem's."""
+
+    source: str
+    code: str
+    detail: str
+
+
+class CertificateChanged(msgspec.Struct, frozen=True):
+    """The node's certificate: *state* is ``loaded``, ``refused`` (the one before serves on) or ``expiring``."""
+
+    state: str
+    file: str
+    detail: str = ""
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -331,6 +364,10 @@ Fact = (
     | PolicyChanged
     | PolicyRefused
     | IssuerChanged
+    | RateLimited
+    | CredentialsGuessed
+    | RequestRefused
+    | CertificateChanged
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)

@@ -30,6 +30,8 @@ from greenroom.telemetry.facts import (
     BackupMade,
     BackupsNotDeleted,
     BreakerMoved,
+    CertificateChanged,
+    CredentialsGuessed,
     EnvelopeHeld,
     EnvelopeWeak,
     Fact,
@@ -77,6 +79,8 @@ _LEVELS: dict[type[Fact], int] = {
     PolicyChanged: logging.WARNING,
     PolicyRefused: logging.ERROR,
     IssuerChanged: logging.WARNING,
+    CredentialsGuessed: logging.WARNING,
+    CertificateChanged: logging.WARNING,
     NodeChanged: logging.INFO,
 }
 

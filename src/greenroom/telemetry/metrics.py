@@ -24,6 +24,7 @@ from greenroom.telemetry.facts import (
     Fact,
     NewestBackup,
     ProbeAnswered,
+    RateLimited,
     ReplicaEjected,
     ReplicaExited,
     ReplicaGraded,
@@ -98,6 +99,7 @@ class Metrics:
         BackupMade,
         BackupFailed,
         NewestBackup,
+        RateLimited,
     )
 
     def __init__(self) -> None:
@@ -145,6 +147,7 @@ class Metrics:
         self._ejections = self._counter(
             "replica_ejections", "Replicas that failed where their peers did not", ["agent"]
         )
+        self._limited = self._counter("rate_limited", "Requests that were answered 429 for their rate", ["limit"])
         self._backups = self._counter("backups", "Backups made, and not made", ["result"])
         self._backup_at = prometheus.Gauge(
             "greenroom_backup_last_success_timestamp_seconds",
@@ -212,6 +215,8 @@ class Metrics:
                 self._child(self._backups, "failed").inc()
             case NewestBackup(created_at):
                 self._backup_at.set(created_at.timestamp())
+            case RateLimited(limit):
+                self._child(self._limited, limit).inc()
             case _:
                 pass
 
