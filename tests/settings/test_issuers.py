@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,11 +71,14 @@ def test_what_cannot_be_trusted_is_refused_with_what_to_do(changes: dict[str, An
     assert told in problems[f"security.issuers[0].{key}"]
 
 
-def test_roles_have_to_be_there_and_issuers_differ() -> None:
+def test_roles_have_to_be_there_and_issuers_differ(tmp_path: Path) -> None:
     assert "without a policy_file" in _problems({**GOOD, "role": "god"})["security.issuers"]
     assert "without a policy_file" in _problems({**GOOD, "role": None, "roles": {"a": "god"}})["security.issuers"]
     assert "twice" in _problems(GOOD, GOOD)["security.issuers"]
-    loaded = settings.load(
-        overrides={"security": {"issuers": [{**GOOD, "role": "god"}], "policy_file": "policy.toml"}}, environ={}
-    )
-    assert loaded.security.issuers[0].role == "god"
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[roles.god]\nextends = "admin"\n')
+    given = {"issuers": [{**GOOD, "role": "god"}], "policy_file": str(policy)}
+    assert settings.load(overrides={"security": given}, environ={}).security.issuers[0].role == "god"
+    policy.write_text('[roles.titan]\nextends = "admin"\n')
+    with pytest.raises(settings.SettingsInvalid, match="the policy_file has none of that name"):
+        settings.load(overrides={"security": given}, environ={})
