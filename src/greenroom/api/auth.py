@@ -41,5 +41,8 @@ class Authenticator:
         return self._keys.principal_of(authorization) is not None
 
     def is_live(self, principal: Principal) -> bool:
-        """Tell whether *principal* would be accepted still: what takes long asks again and again."""
-        return self._keys.is_live(principal.id)
+        """Tell whether *principal* would be accepted still: what takes long asks again and again.
+
+        What is no key cannot be revoked.
+        """
+        return principal.kind != "key" or self._keys.is_live(principal.id)
