@@ -267,6 +267,7 @@ def test_the_list_of_keys_says_when_each_was_used_and_ends(fake: FakeNode, capsy
         (("--role", "user", "task:raed"), 2, 'did you mean "task:read"?'),
         (("--role", "user", "task:read", "research"), 2, "give agent:NAME"),
         (("--role", "user"), 2, "ACTION [RESOURCE]"),
+        (("--role", "user", "key:read", "agent:a"), 2, "is done on no agent"),
         (("k1",), 2, "KEY_ID ACTION [RESOURCE]"),
     ],
 )
