@@ -92,9 +92,7 @@ class App:
         acting.actor.set(acting.Actor(principal.id, principal.tenant, source, request_id))
         route, path_params = self._match(scope["path"], scope["method"])
         if not principal.rights.allows(route.action):
-            raise errors.Forbidden(
-                f"cannot {scope['method']} {route.path}: the role {principal.role} may not {route.action}"
-            )
+            raise errors.Forbidden(f"cannot {route.method} {route.path}: {principal.rights.why(route.action)}")
         if route.method != "GET" and (refusal := services.refusal) is not None:
             raise refusal
         if route.body is not None:

@@ -51,6 +51,11 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     def store(self) -> Store:
         return self.services.store
 
+    def require_live(self) -> None:
+        """Raise `errors.Unauthenticated` if the credential was revoked, or has expired, since the request came."""
+        if not self.services.auth.is_live(self.principal):
+            raise errors.Unauthenticated("cannot go on: the credential is no longer valid")
+
     @property
     def is_tls(self) -> bool:
         return bool(self.scope.get("scheme") == "https")

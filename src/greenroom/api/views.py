@@ -169,26 +169,35 @@ def agent(
     entry: Entry,
     *,
     ready: Ready,
-    open_counts: dict[tuple[str, str], int],
+    open_counts: Mapping[str, int],
     breaker: models.BreakerState,
     full: int | None,
+    is_observed: bool = True,
 ) -> dict[str, Any]:
+    """Return the document of an agent; without what others have caused or decided, unless *is_observed*."""
     row, spec = entry.agent, entry.spec
     graded, why = grade(entry, ready)
+    if not is_observed:
+        return agent(entry, ready=ready, open_counts=open_counts, breaker=_said_to_all(breaker), full=full) | {
+            "reason": None,
+            "grade_reason": None,
+            "spec": None,
+            "rollout": None,
+        }
     return {
         "name": row.name,
         "description": redaction.text(spec.description),
         "state": row.state,
-        "reason": _reason(entry, queued=open_counts.get((row.name, "queued"), 0), full=full),
+        "reason": _reason(entry, queued=open_counts.get("queued", 0), full=full),
         "grade": graded,
         "grade_reason": why,
         "revision": row.revision,
         "generation": row.generation,
         "adapter": row.adapter,
         "replicas": {"desired": entry.wanted, "ready": len(ready[row.name, row.revision])},
-        "queued": open_counts.get((row.name, "queued"), 0),
-        "running": open_counts.get((row.name, "running"), 0),
-        "waiting": open_counts.get((row.name, "waiting"), 0),
+        "queued": open_counts.get("queued", 0),
+        "running": open_counts.get("running", 0),
+        "waiting": open_counts.get("waiting", 0),
         "concurrency": spec.concurrency,
         "sessions": spec.sessions,
         "skills": spec.skills,
@@ -201,22 +210,34 @@ def agent(
 
 
 def agent_status(
-    entry: Entry, *, ready: Ready, tasks: dict[str, int], breaker: models.BreakerState, full: int | None
+    entry: Entry,
+    *,
+    ready: Ready,
+    tasks: dict[str, int],
+    breaker: models.BreakerState,
+    full: int | None,
+    is_observed: bool = True,
 ) -> schemas.AgentStatus:
+    """Return how an agent stands; without what others have caused or decided, unless *is_observed*."""
     row = entry.agent
     graded, why = grade(entry, ready)
     return schemas.AgentStatus(
         name=row.name,
         state=row.state,
-        reason=_reason(entry, queued=tasks.get("queued", 0), full=full),
+        reason=_reason(entry, queued=tasks.get("queued", 0), full=full) if is_observed else "",
         grade=graded,
-        grade_reason=why,
+        grade_reason=why if is_observed else "",
         revision=row.revision,
         replicas=models.ReplicaCount(desired=entry.wanted, ready=len(ready[row.name, row.revision])),
         tasks=tasks,
-        rollout=_rollout_status(entry.rollout),
-        breaker=breaker,
+        rollout=_rollout_status(entry.rollout) if is_observed else None,
+        breaker=breaker if is_observed else _said_to_all(breaker),
     )
+
+
+def _said_to_all(breaker: models.BreakerState) -> models.BreakerState:
+    """Leave out why it opened: that quotes an error of somebody's task."""
+    return msgspec.structs.replace(breaker, reason=None)
 
 
 def _rollout_status(row: Rollout | None) -> schemas.RolloutStatus | None:

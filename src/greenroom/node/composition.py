@@ -17,6 +17,8 @@ from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.api.cookies import Logins
+from greenroom.api.keys import Keys
+from greenroom.api.roles import Roles
 from greenroom.api.services import Services
 from greenroom.backups import restoring
 from greenroom.control import supervisor
@@ -28,7 +30,8 @@ from greenroom.control.janitor import Janitor
 from greenroom.control.outliers import Outliers
 from greenroom.control.reconciler import Reconciler
 from greenroom.control.rehearsal import Rehearsal
-from greenroom.core import rollouts, routing
+from greenroom.core import rollouts, routing, tenancy
+from greenroom.core.permissions import HOME
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
 from greenroom.node import optimizer
@@ -46,7 +49,7 @@ from greenroom.store.rollouts import Rollout
 GRACE_S = 20.0  # how long running tasks may go on after SIGTERM
 FIRST_ROLLOUTS_S = 10.0  # how long a node is not ready for the sake of the rollouts of its start
 LOOK_EVERY_S = 1.0  # wakeups are hints; this is the guarantee
-TENANT = "default"
+TENANT = HOME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,16 +112,20 @@ class Node:
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
         self.planning = planning.Planning(self.store, self.deployments, self.rehearsal, folder=options.folder)
-        self.auth = Authenticator(
+        policy = options.settings.security.policy_file
+        self.keys = Keys(
             self.store.principals,
             clock,
+            self.facts,
             pepper=self.secrets.pepper,
-            logins=Logins(self.store.logins, clock, key=self.secrets.login_key),
+            roles=Roles(None if policy is None else options.folder / policy),
         )
+        self.auth = Authenticator(self.keys, clock, logins=Logins(self.store.logins, clock, key=self.secrets.login_key))
         self.issuers = self._issuers()
         self.services = Services(
             store=self.store,
             auth=self.auth,
+            keys=self.keys,
             settings=options.settings,
             clock=clock,
             facts=self.facts,
@@ -155,7 +162,8 @@ class Node:
         # One store, one node: whatever another incarnation held is free, and its replicas are gone.
         await self.store.tasks.rescue(not_owner=self.id)
         await self.store.agents.close_nodes(only=self.id)
-        await self.auth.refresh()
+        await self.keys.refresh()
+        self._check_tenants()
         await self._mint_owner_key()
         try:
             begun = await self.deployments.start()
@@ -170,6 +178,7 @@ class Node:
             self.breakers,
             self.outliers,
             self.autoscaler,
+            self.keys,
             self.backups.loop,
             self.resources.loop,
             *self.optimizer,
@@ -231,6 +240,8 @@ class Node:
             self._loops.cancel()
             await asyncio.wait([self._loops])
         await self.engine.close()
+        with contextlib.suppress(errors.StoreUnavailable):
+            await self.keys.close()
         await self.store.close()
         self.facts.emit(telemetry.NodeChanged(self.id, "stopped"))
 
@@ -315,6 +326,16 @@ class Node:
             folder=self.options.folder,
         )
 
+    def _check_tenants(self) -> None:
+        """Refuse to serve tenants whom nothing would keep apart; they may come from a node that did."""
+        others = sorted(self.keys.tenants() - {HOME})
+        allowed = self.settings.security.tenants_below_t2 or tenancy.tenants_allowed(self.services.tier)
+        if others and not allowed:
+            names = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
+            raise errors.StartRefused(
+                f"cannot start: there are keys of other tenants ({names}), and {tenancy.refusal(self.services.tier)}"
+            )
+
     def _issuers(self) -> tuple[supervisor.Loop, ...]:
         """Have tokens of the issuers that the settings name be taken; return the loop that looks after their keys."""
         named = self.settings.security.issuers
@@ -330,9 +351,7 @@ class Node:
         path = self.options.data_dir / "local.key"
         if path.exists() and self.auth.is_valid(b"Bearer " + path.read_bytes().strip()):
             return
-        key = await self.auth.create(
-            tenant=TENANT, name="owner", role="admin", word=self.services.key_word, expires_in_s=None
-        )
+        key = await self.keys.create(tenant=HOME, name="owner", role="admin", word=self.services.key_word)
         secret_file.write_private(path, key.text.encode() + b"\n")
 
 

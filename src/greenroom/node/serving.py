@@ -65,6 +65,7 @@ async def serve(options: Options, *, on_ready: Callable[[Node], None]) -> None:
         loop.add_signal_handler(number, lambda: hurry.set() if stop.is_set() else stop.set())
     make_private_folder(options.data_dir)
     node = Node(options, clocks.SystemClock())
+    node.services.ask_to_stop = stop.set
     cluster = options.settings.cluster
     log = telemetry.Log(level=cluster.log_level, as_json=cluster.json_logs)
     log.hear_libraries()

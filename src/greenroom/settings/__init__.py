@@ -8,6 +8,7 @@ the command, the API and `system`; it knows nothing of what the settings are for
 from greenroom.settings.environments import DESIGNS, Design
 from greenroom.settings.loading import load, parse_agent, rollout_for_once
 from greenroom.settings.policies import scaling_policy
+from greenroom.settings.policy_file import read_roles
 from greenroom.settings.problems import Problem, SettingsInvalid
 from greenroom.settings.revisions import changes, revision_part, with_revision_part, with_strategy
 from greenroom.settings.schema import (
@@ -59,6 +60,7 @@ __all__ = [
     "load",
     "masked",
     "parse_agent",
+    "read_roles",
     "revision_part",
     "rollout_for_once",
     "rows",

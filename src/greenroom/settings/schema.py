@@ -272,6 +272,8 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     """Whose tokens are taken beside Greenroom's own keys."""
     policy_file: Folder | None = None
     """Roles beside the built-in ones, and what they may do."""
+    tenants_below_t2: bool = False
+    """Let several tenants share this node though nothing keeps its agents from reading what another tenant's keep."""
     rate_limit_per_minute: RatePerMinute | Off = "off"
     """Per principal."""
     tenant_rate_limit_per_minute: RatePerMinute | Off | None = None

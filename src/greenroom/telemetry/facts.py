@@ -268,6 +268,18 @@ class BackupKeyMade(msgspec.Struct, frozen=True):
     advice: str = "copy this file to another machine: without it no backup can be restored"
 
 
+class PolicyChanged(msgspec.Struct, frozen=True):
+    """The policy file has changed, and its roles are these now."""
+
+    roles: str
+
+
+class PolicyRefused(msgspec.Struct, frozen=True):
+    """The policy file has changed and is wrong: the roles stay what they were."""
+
+    error: str
+
+
 class IssuerChanged(msgspec.Struct, frozen=True):
     """The keys of an issuer of tokens cannot be fetched (``unreachable``), or can again (``ok``)."""
 
@@ -316,6 +328,8 @@ Fact = (
     | BackupsNotDeleted
     | NewestBackup
     | BackupKeyMade
+    | PolicyChanged
+    | PolicyRefused
     | IssuerChanged
     | NodeChanged
 )

@@ -35,6 +35,8 @@ from greenroom.telemetry.facts import (
     Fact,
     IssuerChanged,
     NodeChanged,
+    PolicyChanged,
+    PolicyRefused,
     ReplicaEjected,
     ReplicaExited,
     ReplicaGraded,
@@ -72,6 +74,8 @@ _LEVELS: dict[type[Fact], int] = {
     BackupFailed: logging.ERROR,
     BackupsNotDeleted: logging.WARNING,
     BackupKeyMade: logging.WARNING,
+    PolicyChanged: logging.WARNING,
+    PolicyRefused: logging.ERROR,
     IssuerChanged: logging.WARNING,
     NodeChanged: logging.INFO,
 }
