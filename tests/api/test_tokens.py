@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 import forge
 import nodes
 from forge import Forge, encoded, signer
+from greenroom import errors
+from greenroom.api import auth
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -364,3 +366,14 @@ async def _is_refused(api: nodes.Api, token: str) -> bool:
 async def test_a_token_makes_no_logins_and_no_keys_beyond_its_role(api: nodes.Api) -> None:
     assert (await _asked(api, ED.token(), "/v1/logins", "POST")).status_code == 403
     assert (await _asked(api, ED.token(), "/v1/logins", "DELETE")).status_code == 403
+
+
+@pytest.mark.parametrize("name", ["another iss", "changed signature", "exp in the past"])
+async def test_a_rejected_token_takes_the_same_time_whatever_is_wrong(api: nodes.Api, name: str) -> None:
+    """It waits for a moment that is later than any verdict, and costs nothing meanwhile."""
+    headers = {b"authorization": f"Bearer {FORGED[name]()}".encode()}
+    for _ in range(3):
+        begun_s = time.perf_counter()
+        with pytest.raises(errors.Unauthenticated):
+            await api.running.auth.authenticate(headers, source=next(_sources))
+        assert time.perf_counter() - begun_s >= auth.TOKEN_REJECTION_S * 0.8  # timers count whole milliseconds

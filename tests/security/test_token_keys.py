@@ -60,6 +60,8 @@ def _huge_rsa() -> dict[str, Any]:
     return {"kty": "RSA", "kid": "k", "n": forge.number((1 << 16_383) + 1), "e": "AQAB"}
 
 
+NO_NUMBERS: tuple[Any, ...] = (None, 5, [], {}, "", "*", "A", "ä", 1.5, True)
+NO_WORDS: tuple[Any, ...] = (5, [], {}, "", True, ["x"], {"verify": 1})
 REFUSED: dict[str, Any] = {
     "no JSON": b"<html>",
     "a list": b"[]",
@@ -88,12 +90,12 @@ REFUSED: dict[str, Any] = {
         f"{member} is {value!r}": _set({**forge.public_jwk(key, kid="k"), member: value})
         for key, members in ((RSA, "ne"), (P256, "xy"), (ED, "x"))
         for member in members
-        for value in (None, 5, [], {}, "", "*", "A", "ä", 1.5, True)
+        for value in NO_NUMBERS
     },
     **{
         f"{name} is {value!r}": _set(forge.public_jwk(ED, kid="k", **{name: value}))
         for name in ("use", "key_ops", "alg", "kty", "crv")
-        for value in (5, [], {}, "", True, ["x"], {"verify": 1})
+        for value in NO_WORDS
     },
     "an unknown kind": _set({"kty": "XYZ", "kid": "k"}),
 }
