@@ -25,7 +25,7 @@ _TOO_LONG = b"0" * 41  # arithmetic on huge literals is quadratic
 _LONG_INT = b"0" * 19  # may be more than 64 bits
 # A string, or what begins like one and never ends: always a match, so that no byte is looked at twice.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-_HUGE_EXPONENTS = (b"0e000", b"0e 000")  # of three digits at least: with no more than 40 before, none else is infinite
+_HUGE, _TINY = b"0e000", b"0e 000"  # exponents of three digits: with no more than 40 before it, none else is infinite
 _NO_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'"[]{}')
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
@@ -46,7 +46,7 @@ def loads(body: bytes, *, max_keys: int = MAX_KEYS) -> Any:
         raise errors.JsonRefused(f"cannot read JSON: not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise errors.JsonRefused(f"cannot read JSON: {error.msg} at character {error.pos}") from None
-    if b"\\u" in body or _LONG_INT in classes or any(digits in classes for digits in _HUGE_EXPONENTS):
+    if b"\\u" in body or _LONG_INT in classes or _HUGE in classes or _TINY in classes:
         _check_values(value)
     return value
 

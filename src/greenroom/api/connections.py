@@ -222,6 +222,7 @@ class Connection(HttpToolsProtocol):
             self._refusal = why
             raise _Refused
         self._begin(Part.BODY)
+        self._body_bytes, self._granted_s = 0, BODY_TIMEOUT_S
         self._is_surplus = self._is_surplus and len(self.connections) > self.most  # others may have left
         if self._is_surplus and httptools.parse_url(self.url).path.decode("ascii", "replace") not in PROBES:
             self._turn_away()
@@ -289,7 +290,6 @@ class Connection(HttpToolsProtocol):
     def _begin(self, part: Part) -> None:
         if part is not self._part:
             self._part, self._dry_bytes = part, 0
-            self._body_bytes, self._granted_s = 0, BODY_TIMEOUT_S
             if self._timer is not None:
                 self._stop_timer()
 

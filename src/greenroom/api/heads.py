@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -72,12 +73,9 @@ def fault(
         return malformed(f"HTTP/{version} is not spoken here; send HTTP/1.1")
     if method in _NEVER:
         return MethodRefused(f"cannot {method}: it is not taken here")
-    found: dict[bytes, bytes] = {}
-    for name, value in headers:
-        if name in _ONCE:
-            if name in found:
-                return malformed(f"{name.decode()} is there twice")
-            found[name] = value
+    found = dict(headers)
+    if len(found) < len(headers) and (twice := _twice(headers)) is not None:
+        return malformed(f"{twice.decode()} is there twice")
     host = found.get(b"host")
     if host is None or not _is_host(host):
         return malformed("send one Host header, of a name and a port")
@@ -85,14 +83,17 @@ def fault(
         found[b"transfer-encoding"].lower() != b"chunked" or version == "1.0" or b"content-length" in found
     ):
         return malformed("of transfer encodings chunked is taken, alone and without a content-length")
-    return _fault_of_target(url, host)
+    return None if url[:1] == b"/" and url.isascii() and b"#" not in url else _fault_of_target(url, host)
+
+
+def _twice(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+    names = Counter(name for name, _ in headers if name in _ONCE)
+    return next((name for name, count in names.items() if count > 1), None)
 
 
 def _fault_of_target(url: bytes, host: bytes) -> errors.GreenroomError | None:
     if not url.isascii() or b"#" in url:
         return malformed("the target is no path with a query; encode what is none with %")
-    if url[:1] == b"/":
-        return None
     try:
         parts = urlsplit(url.decode("ascii"))
     except ValueError:
