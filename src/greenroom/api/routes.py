@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.api import agents, code, operations, recovery, rollouts, scaling, schemas, sessions, tasks
+from greenroom.api import agents, code, operations, recovery, rollouts, scaling, schemas, sessions, tasks, webhooks
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core.permissions import Action
 from greenroom.sdk import models
@@ -48,6 +48,7 @@ class Route:
 
 TASK, SESSION, AGENT, REPLICA, KEY = models.Task, models.Session, models.Agent, models.Replica, models.Key
 FAILURE, ALERT = models.Failure, models.Alert
+WEBHOOK = models.Webhook
 REVISION, ROLLOUT = models.Revision, models.Rollout
 AGENT_OR_PLAN = {200: (AGENT, models.Plan)}  # the latter for a dry run
 TASK_IN_TIME = {200: TASK, 202: TASK}  # it has ended, or not yet
@@ -183,6 +184,22 @@ ROUTES = (
     Route("GET", "/v1/keys", operations.list_keys, Action.KEY_READ, {200: Page(KEY)}),
     Route("POST", "/v1/keys", operations.create_key, Action.KEY_CREATE, {201: KEY}, schemas.NewKey),
     Route("DELETE", "/v1/keys/{id}", operations.revoke_key, Action.KEY_REVOKE, GONE),
+    Route("GET", "/v1/webhooks", webhooks.list_all, Action.WEBHOOK_MANAGE, {200: Page(WEBHOOK)}),
+    Route("POST", "/v1/webhooks", webhooks.create, Action.WEBHOOK_MANAGE, {201: WEBHOOK}, schemas.NewWebhook),
+    Route("GET", "/v1/webhooks/{id}", webhooks.show, Action.WEBHOOK_MANAGE, {200: WEBHOOK}),
+    Route("PATCH", "/v1/webhooks/{id}", webhooks.change, Action.WEBHOOK_MANAGE, {200: WEBHOOK}, schemas.WebhookChange),
+    Route("DELETE", "/v1/webhooks/{id}", webhooks.remove, Action.WEBHOOK_MANAGE, GONE),
+    Route("POST", "/v1/webhooks/{id}/rotate", webhooks.rotate, Action.WEBHOOK_MANAGE, {200: WEBHOOK}),
+    Route("POST", "/v1/webhooks/{id}/test", webhooks.test, Action.WEBHOOK_MANAGE, {202: models.Delivery}),
+    Route(
+        "GET",
+        "/v1/webhooks/{id}/deliveries",
+        webhooks.deliveries,
+        Action.WEBHOOK_MANAGE,
+        {200: Page(models.Delivery)},
+        None,
+        ("limit", "cursor"),
+    ),
     Route("GET", "/metrics", operations.metrics, Action.METRICS_READ, {200: TEXT}),
 )
 

@@ -13,6 +13,7 @@ from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.core import routing
 from greenroom.sdk import models
+from greenroom.security.webhook_secrets import WebhookSecrets
 from greenroom.settings import AgentSettings, Settings
 from greenroom.settings import Rollout as WantedRollout
 from greenroom.store.deployments import Deployed
@@ -98,6 +99,7 @@ class Services:
     backlog: Backlog
     backups: Backups
     breakers: Breakers
+    webhook_secrets: WebhookSecrets
     similarity: routing.Similarity | None = None  # of the optional embedding model
     resources: Callable[[], models.Resources] = models.Resources
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from greenroom import __version__, deployments, embeddings, errors, planning, settings, telemetry
 from greenroom import clock as clocks
-from greenroom import deployments, embeddings, errors, planning, settings, telemetry
 from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
@@ -24,7 +24,8 @@ from greenroom.control.janitor import Janitor
 from greenroom.control.outliers import Outliers
 from greenroom.control.reconciler import Reconciler
 from greenroom.control.rehearsal import Rehearsal
-from greenroom.core import rollouts, routing
+from greenroom.control.webhooks import Webhooks
+from greenroom.core import addresses, rollouts, routing
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
 from greenroom.node import optimizer
@@ -32,6 +33,8 @@ from greenroom.node.backups import NodeBackups
 from greenroom.node.resources import NodeResources, limits
 from greenroom.sdk import models
 from greenroom.security import secret_file
+from greenroom.security.outgoing import Outgoing
+from greenroom.security.webhook_secrets import WebhookSecrets
 from greenroom.store import database, submissions
 from greenroom.store import store as stores
 from greenroom.store.deployments import Deployed
@@ -105,6 +108,12 @@ class Node:
         )
         self.planning = planning.Planning(self.store, self.deployments, self.rehearsal, folder=options.folder)
         self.auth = Authenticator(self.store.principals, clock, pepper=self.secrets.pepper)
+        server = options.settings.server
+        self.outgoing = Outgoing(
+            addresses.Policy(server.webhook_ports, server.webhook_hosts), user_agent=f"greenroom/{__version__}"
+        )
+        webhook_secrets = WebhookSecrets(self.secrets.webhook_key)
+        self.webhooks = Webhooks(self.store, clock, self.facts, self.outgoing, webhook_secrets)
         self.services = Services(
             store=self.store,
             auth=self.auth,
@@ -119,6 +128,7 @@ class Node:
             is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
             breakers=self.breakers,
+            webhook_secrets=webhook_secrets,
             backlog=Backlog(
                 self.store,
                 clock,
@@ -159,6 +169,7 @@ class Node:
             self.breakers,
             self.outliers,
             self.autoscaler,
+            self.webhooks,
             self.backups.loop,
             self.resources.loop,
             *self.optimizer,
@@ -218,6 +229,8 @@ class Node:
         if self._loops is not None:
             self._loops.cancel()
             await asyncio.wait([self._loops])
+        await self.webhooks.close()
+        await self.outgoing.close()
         await self.engine.close()
         await self.store.close()
         self.facts.emit(telemetry.NodeChanged(self.id, "stopped"))

@@ -268,6 +268,26 @@ class BackupKeyMade(msgspec.Struct, frozen=True):
     advice: str = "copy this file to another machine: without it no backup can be restored"
 
 
+class UrlRefused(msgspec.Struct, frozen=True):
+    """A request to *host* was not made, or will not be: it would not have gone to a public address."""
+
+    principal: str
+    tenant: str
+    host: str
+
+
+class WebhookTried(msgspec.Struct, frozen=True):
+    """A delivery was sent, or was not; *state* is what that has made of it: pending, delivered or failed."""
+
+    webhook: str
+    state: str
+
+
+class WebhookDisabled(msgspec.Struct, frozen=True):
+    webhook: str
+    reason: str
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -308,6 +328,9 @@ Fact = (
     | BackupsNotDeleted
     | NewestBackup
     | BackupKeyMade
+    | UrlRefused
+    | WebhookTried
+    | WebhookDisabled
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)

@@ -36,6 +36,8 @@ from greenroom.telemetry.facts import (
     ServiceCrashed,
     StoreRecovered,
     StoreTrouble,
+    UrlRefused,
+    WebhookDisabled,
 )
 
 # What becomes of tasks is in the store; a line for each would be noise.
@@ -63,6 +65,8 @@ _LEVELS: dict[type[Fact], int] = {
     BackupFailed: logging.ERROR,
     BackupsNotDeleted: logging.WARNING,
     BackupKeyMade: logging.WARNING,
+    UrlRefused: logging.WARNING,
+    WebhookDisabled: logging.WARNING,
     NodeChanged: logging.INFO,
 }
 
