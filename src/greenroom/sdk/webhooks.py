@@ -21,34 +21,39 @@ from greenroom.core import webhooks
 
 _MAX_SIGNATURES = 20  # of one header
 _MAX_ID = 255  # characters
+_REPEATED_FOR_S = webhooks.GIVE_UP_AFTER_S + webhooks.TOLERANCE_S
 
 
 class Seen:
-    """The ids of messages that were taken, in this process, for as long as a signature is good.
+    """The ids of messages that were taken, in this process: for a day, as a delivery is repeated for so long.
 
-    Several processes need one memory: derive from it, and let `first` ask a database or Redis (``SET … NX EX 600``).
+    Where there are more than *most*, the oldest are forgotten, but none whose signature is still good. Several processes
+    need one memory: derive from it, and let `first` ask a database, or Redis (``SET … NX EX 86400``).
     """
 
     def __init__(self, *, most: int = 100_000) -> None:
         self._most = most
-        self._until_s: OrderedDict[str, float] = OrderedDict()  # the oldest first
+        self._noted_s: OrderedDict[str, float] = OrderedDict()  # the oldest first
 
     def first(self, id: str, *, now_s: float) -> bool:
-        """Note *id*; False if it was noted already. Raises `errors.WebhookRefused` when there is room for no more."""
-        while self._until_s and next(iter(self._until_s.values())) < now_s:
-            self._until_s.popitem(last=False)
-        if id in self._until_s:
+        """Note *id*; False if it was noted already. Raises `errors.WebhookRefused` where there is room for no more."""
+        if id in self._noted_s:
             return False
-        if len(self._until_s) >= self._most:  # to forget one would let it come again
+        while self._noted_s:
+            oldest, noted_s = next(iter(self._noted_s.items()))
+            if now_s - noted_s <= (_REPEATED_FOR_S if len(self._noted_s) < self._most else 2 * webhooks.TOLERANCE_S):
+                break
+            del self._noted_s[oldest]
+        if len(self._noted_s) >= self._most:
             raise errors.WebhookRefused(
                 f"cannot take the message: {self._most} have come within minutes; make Seen larger"
             )
-        self._until_s[id] = now_s + 2 * webhooks.TOLERANCE_S
+        self._noted_s[id] = now_s
         return True
 
     def forget(self, id: str) -> None:
         """Let *id* come again: what it asked for could not be done."""
-        self._until_s.pop(id, None)
+        self._noted_s.pop(id, None)
 
 
 def verify(
