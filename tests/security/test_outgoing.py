@@ -1,5 +1,7 @@
 """Requests to addresses that others name: where they go, and what is read of the answer."""
 
+# ruff: noqa: ARG001, ARG002 - what stands for a function has its parameters
+
 from __future__ import annotations
 
 import asyncio

@@ -35,6 +35,7 @@ VERBS = (  # in the order in which one meets them
     ("status", "status:status", "Show how the node and its agents are."),
     ("backup", "backup:app", "Make, list, restore and rehearse backups of the store."),
     ("keys", "keys:app", "Create, list and revoke the keys of those who may call."),
+    ("webhooks", "webhooks:app", "Have the ends of tasks told to receivers; test and rotate them."),
     ("config", "config:app", "Show and check the settings."),
     ("chaos", "chaos:chaos", "Inject faults into the node that runs here, and see whether anything is lost."),
     ("doctor", "doctor:doctor", "Check whether this machine and this manifest are ready."),

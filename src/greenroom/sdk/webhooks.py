@@ -27,8 +27,8 @@ _REPEATED_FOR_S = webhooks.GIVE_UP_AFTER_S + webhooks.TOLERANCE_S
 class Seen:
     """The ids of messages that were taken, in this process: for a day, as a delivery is repeated for so long.
 
-    Where there are more than *most*, the oldest are forgotten, but none whose signature is still good. Several processes
-    need one memory: derive from it, and let `first` ask a database, or Redis (``SET … NX EX 86400``).
+    Where there are more than *most*, the oldest are forgotten, but none whose signature is still good. Several
+    processes need one memory: derive from it, and let `first` ask a database, or Redis (``SET … NX EX 86400``).
     """
 
     def __init__(self, *, most: int = 100_000) -> None:

@@ -20,7 +20,7 @@ from greenroom.store.news import News
 
 MAX_ENDPOINTS = 50  # of a tenant
 MAX_PAGE = 200
-LEASE_US = 30_000_000  # a try takes half of it at most
+LEASE_US = 20_000_000  # a try takes 15 s at most
 KEEP_US = 3 * 86_400 * 1_000_000  # deliveries, from when they were written
 MAX_PRUNED = 500  # of one commit
 OVERLAP_US = int(webhooks.OVERLAP_S * 1e6)
