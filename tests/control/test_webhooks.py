@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from greenroom import telemetry
+from greenroom import errors, telemetry
 from greenroom import webhooks as receiving
 from greenroom.control import webhooks as control
 from greenroom.control.webhooks import Webhooks
@@ -292,7 +292,7 @@ async def test_while_a_secret_is_rotated_both_sign(world: World) -> None:
             try:
                 receiving.verify(sent.body, sent.headers, secret, now_s=now_s)
                 taken.append(name)
-            except receiving.errors.WebhookRefused:
+            except errors.WebhookRefused:
                 pass
         return taken
 

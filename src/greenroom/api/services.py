@@ -56,8 +56,9 @@ class Deployments(Protocol):
         by: str,
         code: str | None = None,
         rollout: WantedRollout | None = None,
+        is_remote: bool = False,
     ) -> Deployed:
-        """Begin to move an agent to a spec, in the name of *by*."""
+        """Begin to move an agent to a spec, in the name of *by*; *is_remote*: it comes from outside of the node."""
 
     async def plan(
         self,

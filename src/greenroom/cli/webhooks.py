@@ -197,8 +197,8 @@ def remove(id: str, /, *, given: options.Options = options.DEFAULT) -> None:
         render.line(f"webhook {id}: removed")
 
 
-@app.command
-def test(id: str, /, *, given: options.Options = options.DEFAULT) -> int:
+@app.command(name="test")
+def send_test(id: str, /, *, given: options.Options = options.DEFAULT) -> int:
     """Send a webhook something, and say what it was answered; exit with 1 unless it was taken.
 
     Parameters

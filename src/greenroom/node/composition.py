@@ -255,9 +255,12 @@ class Node:
         folder: Path | None = None,
         code: str | None = None,
         rollout: settings.Rollout | None = None,
+        is_remote: bool = False,
     ) -> Deployed:
         """Begin to move an agent to *spec*; see `deployments.Deployments.add`."""
-        begun = await self.deployments.add(name, spec, by=by, folder=folder, code=code, rollout=rollout)
+        begun = await self.deployments.add(
+            name, spec, by=by, folder=folder, code=code, rollout=rollout, is_remote=is_remote
+        )
         self._stir()
         return begun
 

@@ -348,7 +348,8 @@ class Recorder:
             await self._record(tx, news, news.hooked)
 
     async def _record(self, tx: Transaction, news: News, ids: Iterable[str]) -> None:
-        news.deliveries.update(await tx.fetch_many(_RECORD, [{"id": id} for id in ids]))
+        recorded = await tx.fetch_many(_RECORD, [{"id": id} for id in ids])
+        news.deliveries.update((webhook, tenant) for webhook, tenant in recorded)
 
 
 class Webhooks:
