@@ -1,8 +1,8 @@
 """Says of ``module:attribute`` whether it is an agent's own code: written in its snapshot, not only imported there.
 
 Asked of what comes by API to a node that accepts no code: whoever may choose among the operator's functions is not to
-choose ``os:system``, or a loader that makes code of its arguments. Nothing is run; what is not certain is refused. A name
-that is certainly nowhere is left to the replica, which says so with more words.
+choose ``os:system``, or a loader that makes code of its arguments. Nothing is run; what is not certain is refused. A
+name that is certainly nowhere is left to the replica, which says so with more words.
 """
 
 from __future__ import annotations
