@@ -218,6 +218,7 @@ class Folder:
         self.path, self.log = path, path.parent / f"{path.name}.log"
         shutil.copytree(AGENTS, path, ignore=shutil.ignore_patterns("__pycache__"))
         self.environment: dict[str, str] = {}  # of its nodes, beside the usual
+        self.interpreter: tuple[str, ...] = (sys.executable, "-m", "greenroom.cli")
         self._stack = contextlib.ExitStack()
 
     def manifest(self, text: str) -> None:
@@ -225,7 +226,7 @@ class Folder:
 
     def command(self, *words: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "greenroom.cli", "up", *([] if "--port" in words else ["--port", "0"]), *words],
+            [*self.interpreter, "up", *([] if "--port" in words else ["--port", "0"]), *words],
             cwd=self.path,
             env=os.environ | {MARKER: str(self.path), "PYTHONPATH": SOURCE} | self.environment,
             stdout=output,
