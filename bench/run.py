@@ -27,6 +27,7 @@ from bench.rollouts import rollouts
 from bench.scale import FULL, QUICK, Scale
 from bench.scaling import scaling
 from bench.switches import BATCH, BATCH_BODY, BODY, ECHO
+from bench.webhooks import webhooks
 
 THREE = dict.fromkeys(("one", "two", "three"), 'factory = "agents:echo"')
 
@@ -124,7 +125,20 @@ def replicas(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
     bench.__name__: bench
-    for bench in (sqlite, filled, postgres, recovery, rollouts, scaling, fairness, overload, idle, start, replicas)
+    for bench in (
+        sqlite,
+        filled,
+        postgres,
+        recovery,
+        rollouts,
+        scaling,
+        fairness,
+        overload,
+        webhooks,
+        idle,
+        start,
+        replicas,
+    )
 }
 
 

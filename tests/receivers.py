@@ -30,10 +30,13 @@ class Message:
 
 @dataclass
 class Receiver:
-    """*answer* is what is sent for each message; None: nothing, and the connection stays open."""
+    """*answer* is what is sent for each message; None: nothing, and the connection stays open. So it does after all
+    answers of one that *lingers*.
+    """
 
     port: int = 0
     answer: Callable[[Message], bytes | None] = lambda _: OK
+    lingers: bool = False
     connections: int = 0
     messages: list[Message] = field(default_factory=list)
     came: asyncio.Event = field(default_factory=asyncio.Event)
@@ -54,11 +57,11 @@ class Receiver:
             message = Message(head[0], headers, await reader.readexactly(int(headers.get("content-length", "0"))))
             self.messages.append(message)
             self.came.set()
-            if (answer := self.answer(message)) is None:
+            answer = self.answer(message)
+            writer.write(answer or b"")
+            await writer.drain()
+            if answer is None or self.lingers:
                 await self.going.wait()
-            else:
-                writer.write(answer)
-                await writer.drain()
         writer.close()
 
 

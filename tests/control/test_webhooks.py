@@ -271,11 +271,18 @@ async def test_one_that_fails_is_tried_one_at_a_time(world: World) -> None:
     world.answers["https://a.example/"] = Answer(500)
     await world.end()
     await world.step()
-    world.most.clear()
+    world.held["https://a.example/"] = asyncio.Event()
     for _ in range(8):
         await world.end()
-    await world.settle()
-    assert world.most["https://a.example/"] == 1
+    await world.loop.step()
+    assert len(world.loop._sending) == 1
+    world.answers.clear()
+    world.held["https://a.example/"].set()
+    await asyncio.wait_for(world.loop.idle(), 30)
+    world.held["https://a.example/"].clear()
+    await world.loop.step()
+    assert len(world.loop._sending) == control.PER_ENDPOINT
+    world.held["https://a.example/"].set()
 
 
 async def test_while_a_secret_is_rotated_both_sign(world: World) -> None:
