@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import nodes
-from greenroom import settings
+from greenroom import errors, settings
 from greenroom.api import routes, schemas
 from greenroom.core import sessions
 
@@ -57,7 +57,8 @@ sys.addaudithook(_hook)  # for good: there is no way back, and it does nothing u
 @pytest.fixture
 def touched() -> Iterator[list[tuple[str, str]]]:
     global _seen  # noqa: PLW0603 - the hook has no other way to know
-    _seen = found = []
+    found: list[tuple[str, str]] = []
+    _seen = found
     yield found
     _seen = None
 
@@ -122,7 +123,7 @@ def test_names_are_of_one_form_everywhere(name: str) -> None:
     try:
         schemas.convert({"input": 1, "agent": name}, schemas.Submission)
         is_taken = True
-    except schemas.errors.BodyInvalid:
+    except errors.BodyInvalid:
         is_taken = False
     assert is_taken == (name in NAMES)
 
