@@ -85,6 +85,23 @@ def _target(url: str, policy: Policy = Policy()) -> Target:  # noqa: B008 - it i
     return target
 
 
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://a.example/x", "a.example"),
+        ("https://user:password@a.example:22/", "a.example:22"),
+        ("https://a.example@b.example#c", "b.example"),
+        ("https://user:p/w@b.example", "user"),
+        ("https://a\r\nb\x1b[31m\u2028/", "a??b?[31m?"),
+        ("https://?user:password@x", ""),
+        ("nothing", ""),
+        ("https://[::1]:443/", "[::1]:443"),
+    ],
+)
+def test_what_is_told_of_a_url_is_its_host_alone(url: str, host: str) -> None:
+    assert addresses.host_of(url) == host
+
+
 # Python's own judgement, on each supported version, takes these for public or not private; a table of ours does not.
 @pytest.mark.parametrize(
     "address",

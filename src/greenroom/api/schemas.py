@@ -42,7 +42,10 @@ EventType = Annotated[
         title=f"one of {', '.join(webhooks.EVENTS)}",
     ),
 ]
-EventTypes = Annotated[tuple[EventType, ...], Meta(max_length=20)]
+EventTypes = Annotated[
+    tuple[EventType, ...],
+    Meta(max_length=20, title=f"a list of at most 20 of {', '.join(webhooks.EVENTS)}"),
+]
 Description = Annotated[str, Meta(max_length=200)]
 Instant = Annotated[datetime, Meta(tz=True, title="an instant with a time zone, for example 2030-01-01T00:00:00Z")]
 Object = Annotated[dict[str, Any], Meta(title="an object")]

@@ -40,7 +40,7 @@ def _check_url(call: Call, url: str) -> None:
     server = call.services.settings.server
     target = addresses.judge(url, addresses.Policy(server.webhook_ports, server.webhook_hosts))
     if isinstance(target, str):
-        host = url.partition("://")[2].partition("/")[0][:255]
+        host = addresses.host_of(url)
         call.services.facts.emit(telemetry.UrlRefused(call.principal.id, call.principal.tenant, host))
         raise errors.BodyInvalid(f"cannot take the URL: {target}")
 

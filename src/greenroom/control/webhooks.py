@@ -17,7 +17,7 @@ import msgspec
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
-from greenroom.core import webhooks
+from greenroom.core import addresses, webhooks
 from greenroom.core.webhooks import GivenUp, Retry, Taken
 from greenroom.security.outgoing import Answer
 from greenroom.security.webhook_secrets import WebhookSecrets
@@ -144,7 +144,9 @@ class Webhooks:
         if age_us <= OVERDUE_US:
             answer = await self._try(endpoint, delivery)
         if answer.is_refused and endpoint.id not in self._failing:  # once, not for each that waits
-            self._facts.emit(telemetry.UrlRefused(endpoint.created_by, endpoint.tenant, _host(endpoint.url)))
+            self._facts.emit(
+                telemetry.UrlRefused(endpoint.created_by, endpoint.tenant, addresses.host_of(endpoint.url))
+            )
         verdict = webhooks.after(
             answer.status,
             attempt=delivery.attempts,
@@ -250,7 +252,3 @@ def _told(task: Task, *, include_output: bool) -> dict[str, Any]:
         told["error"] = None if task.error is None else msgspec.Raw(task.error)
         told["metadata"] = None if task.metadata is None else msgspec.Raw(task.metadata)
     return told
-
-
-def _host(url: str) -> str:
-    return url.partition("://")[2].partition("/")[0][:255]

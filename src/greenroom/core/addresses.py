@@ -162,6 +162,14 @@ _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _INNER_NAMES = ("localhost", "local", "internal", "intranet", "lan", "home.arpa", "onion", "alt", "invalid")
 
 
+def host_of(url: str) -> str:
+    """Return what stands for the host in *url*, sound or not, to be told: without a user and password."""
+    authority = re.split(r"[/?#\\]", url.partition("://")[2], maxsplit=1)[0].rpartition("@")[2]
+    if not authority.startswith("["):
+        authority = re.sub(r":(?![0-9]+\Z).*", "", authority, flags=re.DOTALL)  # it may be a password, with a slash
+    return re.sub(r"[^!-~]", "?", authority)[:255]
+
+
 def judge(url: str, policy: Policy) -> Target | str:
     """Return where *url* leads, or why nothing may be sent there.
 
