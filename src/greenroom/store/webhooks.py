@@ -210,9 +210,8 @@ _PRUNE = """
 delete from delivery where seq in (select seq from delivery where created_at < :before order by created_at limit :most)
 returning seq"""
 _PENDING = """
-select delivery.webhook, webhook.tenant, min(delivery.due_at)
-from delivery join webhook on webhook.id = delivery.webhook
-where delivery.state = 'pending' and webhook.state = 'enabled' group by delivery.webhook, webhook.tenant"""
+select id, tenant from webhook where state = 'enabled' and exists (
+    select 1 from delivery where delivery.webhook = webhook.id and delivery.state = 'pending')"""
 _LIST = f"""
 select {_columns(Delivery)} from delivery where webhook = :webhook and tenant = :tenant and seq < :before
 order by seq desc limit :limit"""
@@ -413,9 +412,9 @@ class Webhooks:
         params = {"webhook": webhook, "tenant": tenant, "before": before_seq or 2**62, "limit": min(limit, MAX_PAGE)}
         return [Delivery(*row) for row in await self._db.read(_LIST, params)]
 
-    async def pending(self) -> dict[str, tuple[str, int]]:
-        """Return the endpoints that have something to be told, each with its tenant and when that is due first."""
-        return {row[0]: (row[1], row[2]) for row in await self._db.read(_PENDING, {})}
+    async def pending(self) -> dict[str, str]:
+        """Return the endpoints that have something to be told, now or later, each with its tenant."""
+        return {row[0]: row[1] for row in await self._db.read(_PENDING, {})}
 
     async def claim(self, items: Sequence[Due]) -> list[Claimed]:
         """Take what is due, to send it; one answer for each of *items*."""
