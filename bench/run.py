@@ -30,6 +30,7 @@ from bench.rollouts import rollouts
 from bench.scale import FULL, QUICK, Scale
 from bench.scaling import scaling
 from bench.switches import BATCH, BATCH_BODY, BODY, ECHO, security
+from bench.webhooks import webhooks
 
 THREE = dict.fromkeys(("one", "two", "three"), 'factory = "agents:echo"')
 
@@ -140,6 +141,7 @@ BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
         keys,
         authentication,
         door,
+        webhooks,
         idle,
         start,
         replicas,

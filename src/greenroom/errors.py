@@ -192,6 +192,19 @@ class AgentInvalid(GreenroomError):
     status = 422
 
 
+class WebhookRefused(GreenroomError):
+    """The message is not what it claims to be, or not of now."""
+
+    code = "webhook-refused"
+    status = 400
+
+
+class WebhookRepeated(WebhookRefused):
+    """The message was taken before; answer 2xx, or it comes again."""
+
+    code = "webhook-repeated"
+
+
 class StartRefused(GreenroomError):
     """A node, an engine or a local model cannot start here."""
 

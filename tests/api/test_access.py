@@ -82,6 +82,14 @@ LOWEST_ROLE = {
     "POST /v1/logins": "viewer",
     "DELETE /v1/logins": "viewer",
     "GET /": "viewer",
+    "GET /v1/webhooks": "operator",
+    "POST /v1/webhooks": "operator",
+    "GET /v1/webhooks/{id}": "operator",
+    "PATCH /v1/webhooks/{id}": "operator",
+    "DELETE /v1/webhooks/{id}": "operator",
+    "POST /v1/webhooks/{id}/rotate": "operator",
+    "POST /v1/webhooks/{id}/test": "operator",
+    "GET /v1/webhooks/{id}/deliveries": "operator",
     "GET /metrics": "viewer",
     "GET /openapi.json": "viewer",
 }
@@ -295,7 +303,9 @@ async def _foreign(api: nodes.Api) -> tuple[nodes.Api, dict[str, str]]:
     other = api.of(await api.key("admin", tenant="other"))
     task = await other.run("chained", [CANARY, None], session=f"session-{CANARY}")
     key_id = (await other.call("POST", "/v1/keys", {"name": CANARY})).json()["id"]
-    return other, {"tasks": task["id"], "sessions": task["session"], "keys": key_id}
+    webhook = {"url": f"https://{CANARY}.example/", "description": CANARY, "events": []}
+    webhook_id = (await other.call("POST", "/v1/webhooks", webhook)).json()["id"]
+    return other, {"tasks": task["id"], "sessions": task["session"], "keys": key_id, "webhooks": webhook_id}
 
 
 async def test_what_belongs_to_another_tenant_is_not_there(api: nodes.Api) -> None:
@@ -307,13 +317,13 @@ async def test_what_belongs_to_another_tenant_is_not_there(api: nodes.Api) -> No
             continue
         foreign, missing = ids[kind], MISSING_ID if kind == "tasks" else f"x-{MISSING_ID}"
         answers = [
-            _without_id(await api.http.request(route.method, route.path.replace("{id}", id)))
+            _without_id(await api.call(route.method, route.path.replace("{id}", id), {} if route.body else None))
             for id in (foreign, missing)
         ]
         assert answers[0][0] == 404, route.path
         assert answers[0][1].replace(foreign.encode(), b"") == answers[1][1].replace(missing.encode(), b"")
         seen += 1
-    assert seen == 9
+    assert seen == 13
     assert (await other.task(ids["tasks"]))["state"] == "succeeded"
     assert (await other.get("/v1/keys"))["items"][-1]["revoked_at"] is None
 

@@ -156,7 +156,7 @@ WORDS = {
     "no input": "input is missing",
     "an owner": "owner: unknown key; known here: agent, ",
     "a misspelt key": 'sesion: unknown key; did you mean "session"?',
-    "a webhook": "webhook: not yet built; remove the key",
+    "a webhook": "webhook: expected the id of a webhook (wh_…), which POST /v1/webhooks gives, got",
     "agent with newline": f'agent: expected {NAME}, got "echo\\n"',
     "session a path": "session: expected a name of at most 128 of A-Z, a-z, 0-9, _, ., :, @ and -, beginning with",
     "priority a fraction": "priority: expected a whole number from -1000 to 1000, got 1.5",

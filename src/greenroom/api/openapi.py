@@ -116,11 +116,14 @@ _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("RolloutStatus", "state"): (rollouts.Phase.PROGRESSING, rollouts.Phase.PAUSED),
     ("BreakerState", "state"): (*breaker.State, "off"),
     ("Plan", "action"): ("begin", "join", "stay"),
+    ("Webhook", "state"): ("enabled", "disabled"),
+    ("Delivery", "state"): ("pending", "delivered", "failed"),
 }
 _SOMETIMES = {
     "Task": {"routing", "cached_from"},
     "Session": {"state"},
     "Key": {"key", "rights"},
+    "Webhook": {"secret"},
 }
 
 
@@ -159,6 +162,8 @@ def _bodies() -> dict[str, Any]:
         schemas.Rollback,
         schemas.Promotion,
         schemas.NewKey,
+        schemas.NewWebhook,
+        schemas.WebhookChange,
         settings.AgentSettings,
     ]
     (_, components) = msgspec.json.schema_components(kinds, ref_template=_SCHEMAS + "{name}")

@@ -16,6 +16,7 @@ from greenroom.api.limits import Limits
 from greenroom.api.sources import Sources
 from greenroom.core import routing, tenancy
 from greenroom.sdk import models
+from greenroom.security.webhook_secrets import WebhookSecrets
 from greenroom.settings import AgentSettings, Settings
 from greenroom.settings import Rollout as WantedRollout
 from greenroom.store.deployments import Deployed
@@ -58,8 +59,9 @@ class Deployments(Protocol):
         by: str,
         code: str | None = None,
         rollout: WantedRollout | None = None,
+        is_remote: bool = False,
     ) -> Deployed:
-        """Begin to move an agent to a spec, in the name of *by*."""
+        """Begin to move an agent to a spec, in the name of *by*; *is_remote*: it comes from outside of the node."""
 
     async def plan(
         self,
@@ -104,6 +106,7 @@ class Services:
     backlog: Backlog
     backups: Backups
     breakers: Breakers
+    webhook_secrets: WebhookSecrets
     similarity: routing.Similarity | None = None  # of the optional embedding model
     resources: Callable[[], models.Resources] = models.Resources
     tier: tenancy.Tier = "T0"  # how far replicas are kept apart

@@ -59,6 +59,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding("sqlite", "ok" if is_new else "failed", version + needed)
     yield _landlock()
     yield _pidfd()
+    yield _start_code()
 
 
 def _landlock() -> Finding:
@@ -76,6 +77,19 @@ def _pidfd() -> Finding:
     except (OSError, AttributeError):
         return Finding("pidfd", "failed", "not available; the death of a replica cannot be seen: needs Linux 5.3")
     return Finding("pidfd", "ok", "available")
+
+
+def _start_code() -> Finding:
+    """Code that packages hook into every start of Python, and so into the node."""
+    from greenroom.security import start_code
+
+    files = start_code.found(start_code.sites())
+    if not files:
+        return Finding("startup", "ok", "no package runs code when Python starts")
+    if start_code.is_kept_out():
+        return Finding("startup", "ok", f"kept out: {', '.join(files)}")
+    why = "these run whenever Python starts, also in the node; see Supply chain in docs/security.md"
+    return Finding("startup", "warn", f"{', '.join(files)}: {why}")
 
 
 def _manifest_and_agents(manifest: Path, given: options.Options) -> Iterator[Finding]:

@@ -11,8 +11,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
+from greenroom import __version__, deployments, embeddings, errors, planning, redaction, settings, telemetry
 from greenroom import clock as clocks
-from greenroom import deployments, embeddings, errors, planning, redaction, settings, telemetry
 from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
@@ -32,7 +32,8 @@ from greenroom.control.janitor import Janitor
 from greenroom.control.outliers import Outliers
 from greenroom.control.reconciler import Reconciler
 from greenroom.control.rehearsal import Rehearsal
-from greenroom.core import rollouts, routing, tenancy
+from greenroom.control.webhooks import Webhooks
+from greenroom.core import addresses, rollouts, routing, tenancy
 from greenroom.core.permissions import HOME
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
@@ -41,6 +42,8 @@ from greenroom.node.backups import NodeBackups
 from greenroom.node.resources import NodeResources, limits
 from greenroom.sdk import models
 from greenroom.security import secret_file
+from greenroom.security.outgoing import Outgoing
+from greenroom.security.webhook_secrets import WebhookSecrets
 from greenroom.store import database, submissions
 from greenroom.store import store as stores
 from greenroom.store.deployments import Deployed
@@ -128,6 +131,12 @@ class Node:
         logins = Logins(self.store.logins, clock, key=self.secrets.login_key)
         self.auth = Authenticator(self.keys, clock, self.limits, logins=logins)
         self.issuers = self._issuers()
+        server = options.settings.server
+        self.outgoing = Outgoing(
+            addresses.Policy(server.webhook_ports, server.webhook_hosts), user_agent=f"greenroom/{__version__}"
+        )
+        webhook_secrets = WebhookSecrets(self.secrets.webhook_key)
+        self.webhooks = Webhooks(self.store, clock, self.facts, self.outgoing, webhook_secrets)
         self.services = Services(
             store=self.store,
             auth=self.auth,
@@ -145,6 +154,7 @@ class Node:
             is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
             breakers=self.breakers,
+            webhook_secrets=webhook_secrets,
             backlog=Backlog(
                 self.store,
                 clock,
@@ -187,6 +197,7 @@ class Node:
             self.outliers,
             self.autoscaler,
             self.keys,
+            self.webhooks,
             self.backups.loop,
             self.resources.loop,
             *([self.limits] if self.store.rates.is_shared else []),
@@ -248,6 +259,8 @@ class Node:
         if self._loops is not None:
             self._loops.cancel()
             await asyncio.wait([self._loops])
+        await self.webhooks.close()
+        await self.outgoing.close()
         await self.engine.close()
         with contextlib.suppress(errors.StoreUnavailable):
             await self.keys.close()
@@ -274,9 +287,12 @@ class Node:
         folder: Path | None = None,
         code: str | None = None,
         rollout: settings.Rollout | None = None,
+        is_remote: bool = False,
     ) -> Deployed:
         """Begin to move an agent to *spec*; see `deployments.Deployments.add`."""
-        begun = await self.deployments.add(name, spec, by=by, folder=folder, code=code, rollout=rollout)
+        begun = await self.deployments.add(
+            name, spec, by=by, folder=folder, code=code, rollout=rollout, is_remote=is_remote
+        )
         self._stir()
         return begun
 

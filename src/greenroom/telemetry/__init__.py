@@ -43,6 +43,9 @@ from greenroom.telemetry.facts import (
     StoreTrouble,
     TaskAccepted,
     Telemetry,
+    UrlRefused,
+    WebhookDisabled,
+    WebhookTried,
 )
 from greenroom.telemetry.log import Log
 from greenroom.telemetry.metrics import Metrics
@@ -92,4 +95,7 @@ __all__ = [
     "StoreTrouble",
     "TaskAccepted",
     "Telemetry",
+    "UrlRefused",
+    "WebhookDisabled",
+    "WebhookTried",
 ]

@@ -321,6 +321,26 @@ class CertificateChanged(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class UrlRefused(msgspec.Struct, frozen=True):
+    """A request to *host* was not made, or will not be: it would not have gone to a public address."""
+
+    principal: str
+    tenant: str
+    host: str
+
+
+class WebhookTried(msgspec.Struct, frozen=True):
+    """A delivery was sent, or was not; *state* is what that has made of it: pending, delivered or failed."""
+
+    webhook: str
+    state: str
+
+
+class WebhookDisabled(msgspec.Struct, frozen=True):
+    webhook: str
+    reason: str
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -368,6 +388,9 @@ Fact = (
     | CredentialsGuessed
     | RequestRefused
     | CertificateChanged
+    | UrlRefused
+    | WebhookTried
+    | WebhookDisabled
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)

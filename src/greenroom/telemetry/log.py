@@ -49,6 +49,8 @@ from greenroom.telemetry.facts import (
     ServiceCrashed,
     StoreRecovered,
     StoreTrouble,
+    UrlRefused,
+    WebhookDisabled,
 )
 
 # What becomes of tasks is in the store; a line for each would be noise.
@@ -81,6 +83,8 @@ _LEVELS: dict[type[Fact], int] = {
     IssuerChanged: logging.WARNING,
     CredentialsGuessed: logging.WARNING,
     CertificateChanged: logging.WARNING,
+    UrlRefused: logging.WARNING,
+    WebhookDisabled: logging.WARNING,
     NodeChanged: logging.INFO,
 }
 

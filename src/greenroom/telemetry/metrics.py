@@ -31,6 +31,7 @@ from greenroom.telemetry.facts import (
     ReplicaReady,
     ScalingDecided,
     TaskAccepted,
+    WebhookTried,
 )
 
 _BREAKER_LEVELS: dict[str, int] = {breaker.State.CLOSED: 0, breaker.State.HALF_OPEN: 1, breaker.State.OPEN: 2}
@@ -100,6 +101,7 @@ class Metrics:
         BackupFailed,
         NewestBackup,
         RateLimited,
+        WebhookTried,
     )
 
     def __init__(self) -> None:
@@ -153,6 +155,9 @@ class Metrics:
             "greenroom_backup_last_success_timestamp_seconds",
             "When the newest backup was made, in seconds since 1970",
             registry=self.registry,
+        )
+        self._webhooks = self._counter(
+            "webhook_tries", "Deliveries of webhooks tried, by what became of them", ["state"]
         )
         self._children: dict[tuple[Any, ...], Any] = {}  # labels() costs more than the counting
 
@@ -217,6 +222,8 @@ class Metrics:
                 self._backup_at.set(created_at.timestamp())
             case RateLimited(limit):
                 self._child(self._limited, limit).inc()
+            case WebhookTried(_, state):
+                self._child(self._webhooks, state).inc()
             case _:
                 pass
 
