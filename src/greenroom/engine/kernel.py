@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_CAPBSET_DROP = 1, 4, 15, 24
+_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _CLEAR_ALL = 36, 38, 47, 4
+_CAPABILITIES_V3 = 0x20080522
+_MOST_CAPABILITIES = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
@@ -34,6 +38,34 @@ def die_with_parent(signal: int) -> None:
 def gain_no_privileges() -> None:
     """From now on no exec of this process or its descendants gains privileges (set-uid programs)."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def be_unreadable() -> None:
+    """Keep other processes of this user from this one's memory, and the kernel from writing it into a core file."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def bound_no_capabilities() -> None:
+    """Give up for good what root may do beyond its own files, also for programs that are executed later."""
+    with contextlib.suppress(OSError):  # past the last one, or there is none to give up
+        for number in range(_MOST_CAPABILITIES):
+            _prctl(_PR_CAPBSET_DROP, number)
+    with contextlib.suppress(OSError):
+        _prctl(_PR_CAP_AMBIENT, _CLEAR_ALL)
+
+
+def drop_capabilities() -> None:
+    """Give up what this process may do beyond its user's own files."""
+    header, none = struct.pack("=Ii", _CAPABILITIES_V3, 0), bytes(24)
+    if _libc.capset(header, none) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"capset: {os.strerror(number)}")
+
+
+def be_called(name: str) -> None:
+    """Name this process, in at most 15 bytes."""
+    encoded = ctypes.create_string_buffer(name.encode()[:15])
+    _prctl(_PR_SET_NAME, ctypes.addressof(encoded))
 
 
 class Marker:
