@@ -38,7 +38,7 @@ async def status(call: Call) -> Answer:
                 reason=services.failure,
                 started_at=database.instant(services.started_at_us),
                 store=store.db.dialect,
-                isolation="T0: replicas run as this user, without a sandbox",
+                isolation=services.isolation,
             ),
             agents=[
                 views.agent_status(

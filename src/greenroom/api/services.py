@@ -100,6 +100,7 @@ class Services:
     breakers: Breakers
     similarity: routing.Similarity | None = None  # of the optional embedding model
     resources: Callable[[], models.Resources] = models.Resources
+    isolation: str = "T0"  # the tier of the agents' rooms, and what that is
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str | None = None  # what ended the node's loops, for good
 

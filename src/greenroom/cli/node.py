@@ -68,11 +68,15 @@ def _announce(started: node.Node) -> None:
 
 def _tell(started: node.Node) -> None:
     """Print where it is and which agents work, and of each that is failed, on a line of its own, why."""
+    from greenroom.node import isolation as node_isolation
+
     declared, entries = started.options.settings.agents, started.store.directory.entries
     agents = [entries[name].agent for name in declared if name in entries]
     failed = [agent for agent in agents if agent.state in ("failed", "quarantined")]
     working = ", ".join(agent.name for agent in agents if agent not in failed)
     render.say(f"ready at {started.url}; agents: {working or ('none' if failed else 'none yet')}")
+    is_open = started.isolation.tier == "T0"
+    render.say(("warning: " if is_open else "isolation ") + node_isolation.describe(started.isolation))
     for line in _limits(started):
         render.say(line)
     for agent in failed:

@@ -91,11 +91,6 @@ def _without_t2(powers: Powers) -> Iterator[str]:
         yield f"other users cannot enter {folder}, which every replica reads: install Python and Greenroom elsewhere"
 
 
-def tenants_may_share(tier: Tier) -> bool:
-    """Whether agents of several tenants may run beside each other."""
-    return tier is Tier.T2
-
-
 # --- egress
 
 

@@ -13,6 +13,14 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_CAPBSET_DROP = 1, 4, 15, 
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _CLEAR_ALL = 36, 38, 47, 4
 _CAPABILITIES_V3 = 0x20080522
 _MOST_CAPABILITIES = 64
+_CAPABILITIES = {
+    "CAP_CHOWN": 0,
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_KILL": 5,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_SYS_PTRACE": 19,
+}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
@@ -62,6 +70,28 @@ def drop_capabilities() -> None:
         raise OSError(number, f"capset: {os.strerror(number)}")
 
 
+def capabilities() -> frozenset[str]:
+    """Return those of `core.isolation.CAPABILITIES` that this process has."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            mask = int(line.split()[1], 16)
+            return frozenset(name for name, number in _CAPABILITIES.items() if mask >> number & 1)
+    return frozenset()
+
+
+def are_mapped(first: int, count: int) -> bool:
+    """Tell whether *count* users from *first* on exist in this user namespace, with groups of the same numbers."""
+    return all(_maps(Path(f"/proc/self/{name}"), first, count) for name in ("uid_map", "gid_map"))
+
+
+def _maps(table: Path, first: int, count: int) -> bool:
+    try:
+        ranges = [line.split() for line in table.read_text().splitlines()]
+    except OSError:
+        return False
+    return any(int(begin) <= first and first + count <= int(begin) + int(size) for begin, _, size in ranges)
+
+
 def be_called(name: str) -> None:
     """Name this process, in at most 15 bytes."""
     encoded = ctypes.create_string_buffer(name.encode()[:15])
@@ -102,6 +132,13 @@ def stat(pid: int) -> list[str]:
     Raises OSError when the process is gone.
     """
     return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
+def pid_of(pidfd: int) -> int | None:
+    """Return whose *pidfd* is, None where it is nobody's any more; 0: it is no pidfd."""
+    lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
+    pid = next((int(line.split()[1]) for line in lines if line.startswith("Pid:")), 0)
+    return None if pid == -1 else pid
 
 
 def children() -> Iterator[int]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-MOST = 100
 MAX_BYTES = 64 * 1024
 FILE, VARIABLE = "file:", "env:"
 
@@ -91,16 +90,3 @@ def _filled_in(value: Any, names: frozenset[str]) -> Any:
             return [_filled_in(inner, names) for inner in value]
         case _:
             return value
-
-
-def named_in(value: Any) -> Iterator[str]:
-    """Yield the names of the secrets that an argument asks for."""
-    match value:
-        case {"secret": str(name)} if len(value) == 1:
-            yield name
-        case dict():
-            for inner in value.values():
-                yield from named_in(inner)
-        case list():
-            for inner in value:
-                yield from named_in(inner)

@@ -24,7 +24,6 @@ from typing import NoReturn
 
 import msgspec
 
-import greenroom
 from greenroom.engine import kernel, replica, sandbox, secret_values
 
 REPLICA_MARKER = "GREENROOM_REPLICA"
@@ -106,7 +105,7 @@ def main() -> NoReturn:
     sys.argv = [""]
     control = socket.socket(fileno=int(control_fd))
     marker, plan = kernel.Marker(REPLICA_MARKER), _read_plan()
-    doors = sandbox.Doors(plan.room, own=[plan.config.snapshot, side, str(Path(greenroom.__file__).parent)])
+    doors = sandbox.Doors(plan.room, own=[plan.config.snapshot, side, str(Path(kernel.__file__).parents[1])])
     if not threads:  # else it has done so already: all of it outlives an exec
         _enter_envelope(plan, control)
         _close_room(plan, doors, control)
@@ -215,7 +214,9 @@ class _Zygote:
 
     def _obey(self) -> None:
         try:
-            record, fds, _, _ = socket.recv_fds(self._control, MAX_RECORD_BYTES, self._most_fds, socket.MSG_CMSG_CLOEXEC)
+            record, fds, _, _ = socket.recv_fds(
+                self._control, MAX_RECORD_BYTES, self._most_fds, socket.MSG_CMSG_CLOEXEC
+            )
         except ConnectionError:
             record, fds = b"", []
         if not record:
