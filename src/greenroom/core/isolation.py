@@ -130,6 +130,10 @@ def egress(destinations: Sequence[str]) -> Egress:
 
 def _host_and_port(destination: str) -> tuple[str, int]:
     host, port = destination, ""
+    if "/" in destination:
+        raise ValueError(
+            f"{destination!r} is no destination; expected HOST, HOST:PORT or any, without https:// or paths"
+        )
     if destination.startswith("["):
         host, bracket, rest = destination[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")) or not _is_address(host):

@@ -61,7 +61,7 @@ class Doors:
     """What a room leaves open, found once, before any of the agent's code is there to have a say in it."""
 
     def __init__(self, room: Room, *, own: Sequence[str]) -> None:
-        """*own* is opened although it may be in what is closed: the snapshot, and the replica's side of this package."""
+        """*own* is opened although it may be in what is closed: the snapshot, and this package."""
         self._room = room
         self._read = [*own, *_open(_of_interpreter(), room.closed), *_open((*_SYSTEM, *room.read), room.closed)]
         self._files = [*_FILES, *_behind("/etc/resolv.conf")]
