@@ -106,7 +106,9 @@ def _missing_variable(error: BaseException, where: Surroundings) -> str | None:
         if name in where.env:
             return f"{name} is in the agent's `env`, and the node does not have it: set it where the node is started"
         if name in where.secrets:
-            return f"{name} is one of the agent's `secrets`, which replicas have and imports do not: read it in the factory"
+            return (
+                f"{name} is one of the agent's `secrets`, which replicas have, and imports not: read it in the factory"
+            )
         return f'the agent sees only the variables that its `env` names: add "{name}" to `env` in the manifest'
     return None
 

@@ -1,9 +1,10 @@
 """The filter of system calls of an agent's room, as a program of classic BPF.
 
-It refuses what Landlock does not see: sockets that are not TCP, other processes of the same user, and the kernel's wide
-doors. It reads registers, never memory, so that what it has judged cannot change meanwhile. What it refuses is answered
-with an error; a call of another architecture or of x32, whose numbers mean something else, ends the process. The replica's
-side: standard library only.
+It refuses what Landlock does not see: sockets that are not TCP, other processes of the same user, and the wide doors of
+the kernel. It reads registers, never memory, so that what it has judged cannot change meanwhile. What it refuses is
+answered with an error; a call of another architecture or of x32, whose numbers mean something else, ends the process.
+
+The replica's side: standard library only.
 """
 
 from __future__ import annotations

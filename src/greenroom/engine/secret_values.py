@@ -1,7 +1,7 @@
 """Secrets by reference, at both ends: the node opens what a reference names and never reads it, the replica reads it.
 
-A replica gets an open file for each of its secrets with its fork. So a rotated file counts from the next replica on, and
-a file that only the node's user may read can be given to one agent. The replica's side: standard library only.
+A replica gets an open file for each of its secrets with its fork. So a rotated file counts from the next replica on,
+and a file that only the node's user may read can be given to one agent. The replica's side: standard library only.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ def _secrets_are_references(agent: AgentSettings) -> str | None:
             return f"{quoted(name)} stands in env, too; take it out of one of them"
         if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
             return (
-                f'{quoted(name)} is no reference; expected "file:/PATH" or "env:NAME", never the secret itself: it would'
-                " be stored with the agent"
+                f'{quoted(name)} is no reference; expected "file:/PATH" or "env:NAME", never the secret itself: it'
+                " would be stored with the agent"
             )
     return None
 
