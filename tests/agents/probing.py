@@ -1,4 +1,4 @@
-# ruff: noqa: PTH, S108, SIM115 - it does what hostile code does, with as little around it
+# ruff: noqa: PTH101, PTH108, PTH110, PTH115, PTH118, PTH120, PTH123, PTH208, PTH211
 """A hostile agent: tries all that its room should keep it from, and says what it got away with."""
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Protocol
 from greenroom.engine import failures
 
 CLOSED = "the agent's room is closed"
+_REFUSED = "[Errno 13]"
 _MAX_CAUSES = 10
 _READ_A_VARIABLE = type(os.environ).__getitem__.__code__
 _VARIABLE = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
@@ -85,14 +86,16 @@ def _missing_file(error: BaseException, where: Surroundings) -> str | None:
 
 
 def _closed(error: BaseException, where: Surroundings) -> str | None:
-    if not where.is_closed or not isinstance(error, PermissionError):
+    if not where.is_closed:
         return None
-    if isinstance(error.filename, str | bytes | os.PathLike):
+    if isinstance(error, PermissionError) and isinstance(error.filename, str | bytes | os.PathLike):
         path = os.fsdecode(error.filename)
         return (
             f"{CLOSED} to {failures.bounded(path, 500)}: if the agent needs it, name its folder in `read_paths` or "
             "`write_paths` in the manifest; for temporary files there is the folder that TMPDIR names"
         )
+    if not isinstance(error, PermissionError) and _REFUSED not in failures.message_of(error):
+        return None  # libraries that connect tell no more than its text
     return (
         f"{CLOSED}: if the agent needs this, name the destination of a connection in `egress` in the manifest; other "
         "sockets than those of TCP, ports of its own and calls that concern other processes are not to be had"
