@@ -320,6 +320,7 @@ async def test_the_nodes_own_stays_closed_in_what_is_opened(bench: Bench, folder
         ("read_paths", "data", "which is in what is the node's own"),
         ("write_paths", "data", "which is in what is the node's own"),
         ("write_paths", ".", "which holds what is the node's own"),
+        ("write_paths", tempfile.gettempdir(), "which holds what is the node's own"),
         ("read_paths", "link", "which is in what is the node's own"),
     ],
 )

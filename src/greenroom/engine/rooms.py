@@ -85,13 +85,14 @@ class Rooms:
             raise errors.AgentInvalid(
                 f"cannot start agent {agent}: its {key} names {path}, which is not there; make it, or take it out"
             )
-        inside = any(_is_in(real, closed) for closed in self.closed)
-        around = any(_is_in(closed, real) for closed in self.closed)
+        closed = (*self.closed, self._home_of_all())
+        inside = any(_is_in(real, each) for each in closed)
+        around = any(_is_in(each, real) for each in closed)
         if inside or (key == "write_paths" and around):
             where = "is in" if inside else "holds"
             raise errors.AgentInvalid(
                 f"cannot start agent {agent}: its {key} names {path}, which {where} what is the node's own "
-                "(its data directory and keys); name a folder beside it"
+                "(its data directory, its keys, the agents' private folders); name a folder beside it"
             )
 
     def room(self, revision: contract.Revision) -> sandbox.Room:

@@ -67,20 +67,32 @@ class Doors:
         self._files = [*_FILES, *_behind("/etc/resolv.conf")]
         self._devices = [path for path in room.write if path.startswith("/dev/")]
         self._write = [path for path in room.write if not path.startswith("/dev/")]
+        found = (*self._read, *self._files, *_DEVICES, *room.write)
+        self._roughly = list(dict.fromkeys(_widened(os.path.realpath(path), room.home) for path in found))
 
-    def close(self, *private: str) -> None:
-        """Close them all but those found, and *private*."""
+    def close(self) -> None:
+        """Close all but those found, and the folder of the private folders."""
         room = self._room
         with landlock.Layer(closes_connect=room.ports is not None, closes_bind=True) as layer:
             layer.open(self._read, landlock.READ)
             layer.open(self._files, landlock.LOOK)
             layer.open(_DEVICES, landlock.USE)
             layer.open(self._devices, landlock.WRITE_DEVICE)
-            layer.open((*self._write, *private), landlock.WRITE)
+            layer.open((*self._write, room.home), landlock.WRITE)
             if room.ports is None:
                 layer.bind(0)
             else:
                 layer.connect(room.ports)
+            layer.restrict()
+
+
+    def close_again(self, *private: str) -> None:
+        """Close all private folders but *private*, and this process to its siblings.
+
+        What is closed already stays so: this layer is rough, with few rules, for it is made at every fork.
+        """
+        with landlock.Layer(closes_connect=False, closes_bind=False) as layer:
+            layer.open((*self._roughly, *private), landlock.WRITE_DEVICE)
             layer.restrict()
 
 
@@ -96,7 +108,7 @@ def close(room: Room, doors: Doors) -> None:
     if room.user is not None:
         _limit("RLIMIT_NPROC", MAX_PROCESSES)
     kernel.gain_no_privileges()
-    doors.close(room.home)
+    doors.close()
     kernel.bound_no_capabilities()
     if room.user is not None:
         os.setgroups([])
@@ -117,7 +129,7 @@ def enter(room: Room, doors: Doors, *, replica: str, memory_mb: int | None) -> N
     kernel.gain_no_privileges()
     if room.is_closed:
         own = live_in(room, replica)
-        doors.close(own, str(Path(room.home, SHARED)))
+        doors.close_again(own, str(Path(room.home, SHARED)))
 
 
 def live_in(room: Room, name: str) -> str:
@@ -167,6 +179,12 @@ def _around(path: str, closed: Sequence[str]) -> Iterator[str]:
         return
     for each in inside:
         yield from _around(each, closed)
+
+
+def _widened(path: str, home: str) -> str:
+    """Return the folder right below the root that *path* is in, unless *home* is in it as well."""
+    top = "/" + path.split("/", 2)[1]
+    return path if _is_in(home, top) else top
 
 
 def _is_in(path: str, folder: str) -> bool:
