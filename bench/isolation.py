@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench.figures import Figure
 from bench.scale import Scale
+
 from greenroom import clock as clocks
 from greenroom.core.isolation import Tier
 from greenroom.engine import contract, local, snapshots
@@ -23,7 +24,9 @@ def isolation(folder: Path, scale: Scale) -> Iterator[Figure]:  # noqa: ARG001 -
     """The start of replicas and of interpreters, T1 beside T0."""
     replicas_ms, zygotes_ms = asyncio.run(_measure(folder))
     yield Figure("start of a replica in T1, beside T0", "ms", replicas_ms[Tier.T1], replicas_ms[Tier.T0], aim="+1 ms")
-    yield Figure("start of an interpreter in T1, beside T0", "ms", zygotes_ms[Tier.T1], zygotes_ms[Tier.T0], aim="+20 ms")
+    yield Figure(
+        "start of an interpreter in T1, beside T0", "ms", zygotes_ms[Tier.T1], zygotes_ms[Tier.T0], aim="+20 ms"
+    )
 
 
 async def _measure(folder: Path) -> tuple[dict[Tier, list[float]], dict[Tier, list[float]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from pathlib import Path
@@ -45,6 +46,8 @@ def up(
     from greenroom import node, settings
     from greenroom.sdk import discovery
 
+    if store is not None:
+        _hide_password(store)
     found = settings.load(manifest, os.environ, overrides={"server": {"host": host, "port": port}})
     asked = node.Options(
         settings=found,
@@ -56,6 +59,15 @@ def up(
     )
     uvloop.run(node.serve(asked, on_ready=_announce))
     return 0
+
+
+def _hide_password(store: str) -> None:
+    """Keep the password of a store's address out of what everybody on this machine sees of the command line."""
+    from greenroom.engine import kernel
+
+    credentials = store.partition("://")[2].rpartition("@")[0]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        kernel.hide_in_command_line(credentials.partition(":")[2])
 
 
 def _announce(started: node.Node) -> None:

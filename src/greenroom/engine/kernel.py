@@ -13,6 +13,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_CAPBSET_DROP = 1, 4, 15, 
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _CLEAR_ALL = 36, 38, 47, 4
 _CAPABILITIES_V3 = 0x20080522
 _MOST_CAPABILITIES = 64
+_ARGUMENTS_BEGIN = 45  # of `stat`
 _CAPABILITIES = {
     "CAP_CHOWN": 0,
     "CAP_DAC_OVERRIDE": 1,
@@ -51,6 +52,15 @@ def gain_no_privileges() -> None:
 def be_unreadable() -> None:
     """Keep other processes of this user from this one's memory, and the kernel from writing it into a core file."""
     _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def hide_in_command_line(secret: str) -> None:
+    """Blank *secret* in what ``ps`` shows of this process, wherever it stands there."""
+    line, begin = Path("/proc/self/cmdline").read_bytes(), int(stat(os.getpid())[_ARGUMENTS_BEGIN])
+    at = line.find(secret.encode()) if secret else -1
+    while at >= 0:
+        ctypes.memset(begin + at, ord("*"), len(secret.encode()))
+        at = line.find(secret.encode(), at + 1)
 
 
 def bound_no_capabilities() -> None:

@@ -85,7 +85,6 @@ class Doors:
                 layer.connect(room.ports)
             layer.restrict()
 
-
     def close_again(self, *private: str) -> None:
         """Close all private folders but *private*, and this process to its siblings.
 
