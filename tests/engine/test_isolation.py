@@ -445,3 +445,11 @@ async def test_a_reference_that_leads_nowhere_refuses_the_replica(
     assert f"cannot resolve the secret KEY, {named}: " in exit.detail
     assert words in exit.detail
     assert "canary" not in exit.detail
+
+
+async def test_t2_says_which_folder_keeps_its_users_from_the_code(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    made = rooms.Rooms(private / "data", Tier.T2, marker="m")
+    with pytest.raises(errors.AgentInvalid, match=r"other users cannot enter .*; run chmod o\+x"):
+        made.check(contract.Revision("a", 1, private / "data" / "snapshots" / "x", "a:b"))

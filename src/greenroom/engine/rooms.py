@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shlex
 import shutil
 import stat
 import sys
@@ -177,7 +178,16 @@ class Rooms:
         return given[agent]
 
     def _show(self, snapshot: Path) -> None:
-        """Let other users read the code of a revision, and pass through the folders on the way to it, no more."""
+        """Let other users read the code of a revision, and pass through the folders on the way to it, no more.
+
+        Folders above the data directory are somebody else's: raises `errors.AgentInvalid` where they cannot be entered.
+        """
+        for folder in self._data_dir.parents:
+            if not folder.stat().st_mode & stat.S_IXOTH:
+                raise errors.AgentInvalid(
+                    f"cannot isolate agents as T2: other users cannot enter {folder}, which the data directory is in; "
+                    f"run chmod o+x {shlex.quote(str(folder))}, or choose another with --data-dir"
+                )
         for folder in (self._data_dir, snapshot.parent):
             folder.chmod(folder.stat().st_mode | 0o011)
         side = self._data_dir / "replica-side"

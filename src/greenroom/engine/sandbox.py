@@ -137,7 +137,7 @@ def live_in(room: Room, name: str) -> str:
     Path(own).mkdir(mode=0o700, exist_ok=True)
     os.environ["TMPDIR"] = os.environ["HOME"] = own
     if "tempfile" in sys.modules:
-        sys.modules["tempfile"].tempdir = None  # what it found for the zygote
+        vars(sys.modules["tempfile"])["tempdir"] = None  # what it found for the zygote
     return own
 
 
