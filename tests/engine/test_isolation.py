@@ -8,7 +8,9 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import platform
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -23,7 +25,7 @@ import pytest
 from greenroom import clock as clocks
 from greenroom import errors
 from greenroom.core.isolation import CAPABILITIES, Tier, decide
-from greenroom.engine import contract, kernel, local, rooms, snapshots
+from greenroom.engine import contract, kernel, local, processes, rooms, snapshots
 from greenroom.security import secret_file
 from greenroom.testing.engine_contract import Bench
 
@@ -328,7 +330,8 @@ async def test_paths_that_cannot_be_opened_are_refused(
     bench: Bench, folder: Path, key: str, name: str, words: str
 ) -> None:
     (folder / "link").symlink_to(folder / "data")
-    revision = bench.revision("def run(input): return 1", **{key: (folder / name,)})
+    named: dict[str, Any] = {key: (folder / name,)}
+    revision = bench.revision("def run(input): return 1", **named)
     with pytest.raises(errors.AgentInvalid, match=words) as caught:
         await bench.engine.start("r1", revision)
     assert f"its {key} names" in str(caught.value)
@@ -382,6 +385,14 @@ async def test_a_zygote_that_reports_a_process_that_is_not_its_child_is_ended(be
     assert victim.returncode is None
     victim.kill()
     await victim.wait()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="x32 is of x86_64")
+async def test_a_call_by_numbers_that_mean_something_else_ends_the_replica(bench: Bench) -> None:
+    await bench.start("import ctypes\ndef run(input): ctypes.CDLL(None).syscall(ctypes.c_long(0x40000000 | 39))")
+    assert bench.send("r1", "t1")
+    exit = await bench.recorder.exit("r1")
+    assert (exit.reason, exit.signal) == ("crashed", signal.SIGSYS)
 
 
 # --- secrets
@@ -453,3 +464,18 @@ async def test_t2_says_which_folder_keeps_its_users_from_the_code(tmp_path: Path
     made = rooms.Rooms(private / "data", Tier.T2, marker="m")
     with pytest.raises(errors.AgentInvalid, match=r"other users cannot enter .*; run chmod o\+x"):
         made.check(contract.Revision("a", 1, private / "data" / "snapshots" / "x", "a:b"))
+
+
+async def test_what_a_killed_node_left_is_removed_by_the_next_one_of_its_data_directory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    home = processes.home(folder / "data").rstrip(":")
+    left, others = folder / f"greenroom-{home}-1-2-0~left", folder / "greenroom-other-1-2-0~left"
+    lives = folder / f"greenroom-{processes.node_marker(folder / 'data').replace(':', '-')}~lives"
+    for each in (left, others, lives):
+        each.mkdir()
+    async with opened(folder, Tier.T0) as bench:
+        assert isinstance(bench.engine, local.LocalEngine)
+        await bench.engine.sweep()
+    assert (left.exists(), others.exists(), lives.exists()) == (False, True, True)

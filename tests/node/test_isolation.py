@@ -17,6 +17,7 @@ import nodes
 from greenroom import errors, telemetry
 from greenroom.core.isolation import Tier, decide
 from greenroom.engine import rooms
+from greenroom.node import isolation
 
 POWERS = rooms.powers()
 PR_GET_DUMPABLE = 3
@@ -109,3 +110,13 @@ async def test_nobody_reads_the_nodes_memory_or_its_core(data_dir: Path) -> None
     async with nodes.opened(data_dir, {}):
         is_dumpable = ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
         assert (is_dumpable, resource.getrlimit(resource.RLIMIT_CORE)[0]) == (0, 0)
+
+
+def test_a_replica_that_the_kernel_ended_for_a_call_is_told_of() -> None:
+    facts, heard = telemetry.Telemetry(), list[telemetry.AgentBlocked]()
+    isolation.Walls(facts)
+    facts.subscribe(heard.append, telemetry.AgentBlocked)
+    facts.emit(telemetry.ReplicaExited("a", "r1", "crashed", "by SIGSEGV"))
+    assert heard == []
+    facts.emit(telemetry.ReplicaExited("a", "r1", "crashed", "by SIGSYS"))
+    assert [(each.agent, each.replica) for each in heard] == [("a", "r1")]

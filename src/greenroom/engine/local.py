@@ -128,7 +128,8 @@ class LocalEngine:
             raise errors.AgentInvalid(
                 f"cannot start agent {revision.agent}: its snapshot {revision.snapshot} is gone; deploy the agent again"
             )
-        await asyncio.to_thread(self._rooms.check, revision)
+        if self._rooms.is_particular(revision):
+            await asyncio.to_thread(self._rooms.check, revision)
         if revision.python is not None:
             await self._interpreters.check(revision.agent, revision.python)
 

@@ -30,6 +30,8 @@ _USERS = "agent-users.json"  # in the data directory: who was given to which age
 
 def powers(first_user: int = FIRST_USER) -> isolation.Powers:
     """Return what this machine permits to this process."""
+    if sys.platform != "linux":
+        return isolation.Powers(landlock_abi=0, has_seccomp=False, machine=platform.machine())
     return isolation.Powers(
         landlock_abi=landlock.abi(),
         has_seccomp=seccomp.is_there(),
@@ -69,16 +71,22 @@ class Rooms:
         self._data_dir, self._first_user = data_dir.resolve(), first_user
         self._prefix = f"{_PREFIX}{marker.replace(':', '-')}"
         self._homes: Path | None = None
+        self._shown: set[Path] = set()
+
+    def is_particular(self, revision: contract.Revision) -> bool:
+        """Whether there is anything to check about *revision*'s room."""
+        if self.tier is isolation.Tier.T2:
+            return True
+        return self.tier is isolation.Tier.T1 and bool(revision.read_paths or revision.write_paths)
 
     def check(self, revision: contract.Revision) -> None:
         """Raise `errors.AgentInvalid` where *revision*'s room cannot be made. Blocks."""
-        if self.tier is isolation.Tier.T0:
-            return
         for key, paths in (("read_paths", revision.read_paths), ("write_paths", revision.write_paths)):
             for path in paths:
                 self._check_path(revision.agent, key, path)
-        if self.tier is isolation.Tier.T2:
+        if self.tier is isolation.Tier.T2 and revision.snapshot not in self._shown:
             self._show(revision.snapshot)
+            self._shown.add(revision.snapshot)
 
     def _check_path(self, agent: str, key: str, path: Path) -> None:
         real = path.resolve()

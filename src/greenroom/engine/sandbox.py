@@ -63,6 +63,8 @@ class Doors:
     def __init__(self, room: Room, *, own: Sequence[str]) -> None:
         """*own* is opened although it may be in what is closed: the snapshot, and this package."""
         self._room = room
+        if not room.is_closed:
+            return
         self._read = [*own, *_open(_of_interpreter(), room.closed), *_open((*_SYSTEM, *room.read), room.closed)]
         self._files = [*_FILES, *_behind("/etc/resolv.conf")]
         self._devices = [path for path in room.write if path.startswith("/dev/")]
@@ -97,11 +99,11 @@ class Doors:
 
 def close(room: Room, doors: Doors) -> None:
     """Close the room around this process, a zygote, and all that it will ever start."""
+    os.umask(0o022)  # the node's own is for its own files
     _limit("RLIMIT_CORE", 0)
     _be_killed_first()
     if not room.is_closed:
         return
-    os.umask(0o077)
     _limit("RLIMIT_NOFILE", _OPEN_FILES)
     _limit("RLIMIT_FSIZE", MAX_FILE_BYTES)
     if room.user is not None:

@@ -82,7 +82,7 @@ def filled_in(arguments: Mapping[str, Any], names: Sequence[str]) -> dict[str, A
 
 def _filled_in(value: Any, names: frozenset[str]) -> Any:
     match value:
-        case {"secret": str(name)} if len(value) == 1 and name in names:
+        case {"secret": str(name), **others} if not others and name in names:
             return os.environ[name]
         case dict():
             return {key: _filled_in(inner, names) for key, inner in value.items()}

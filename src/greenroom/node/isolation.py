@@ -52,6 +52,9 @@ def _closed(found: settings.Settings, data_dir: Path, store_url: str | None) -> 
     named = (security.encryption_key_file, security.tls_key, found.backups.key_file, found.backups.to)
     yield from (Path(path) for path in named if path is not None and not path.startswith("s3://"))
     yield from (Path(issuer.key_file) for issuer in security.issuers if issuer.key_file is not None)
+    yield from (
+        Path(place) for place in security.audit_export if not place.startswith(("https://", "stdout", "syslog"))
+    )
     if store_url is not None and store_url.startswith("sqlite:///"):
         file = store_url.removeprefix("sqlite:///")
         yield from (Path(file + suffix) for suffix in ("", "-wal", "-shm"))

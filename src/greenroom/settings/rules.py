@@ -115,7 +115,7 @@ def _asked_secrets_are_there(agent: AgentSettings) -> str | None:
 
 def _secrets_in(value: object) -> Iterator[str]:
     match value:
-        case {"secret": str(name)} if len(value) == 1:
+        case {"secret": str(name), **others} if not others:
             yield name
         case dict():
             for inner in value.values():
