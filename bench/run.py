@@ -19,15 +19,17 @@ from pathlib import Path
 
 from bench import figures, servers
 from bench import filled as filled_bench
+from bench.authentication import authentication
 from bench.fairness import fairness
 from bench.figures import Figure
 from bench.isolation import isolation
+from bench.keys import keys
 from bench.overload import overload
 from bench.recovery import recovery
 from bench.rollouts import rollouts
 from bench.scale import FULL, QUICK, Scale
 from bench.scaling import scaling
-from bench.switches import BATCH, BATCH_BODY, BODY, ECHO
+from bench.switches import BATCH, BATCH_BODY, BODY, ECHO, security
 
 THREE = dict.fromkeys(("one", "two", "three"), 'factory = "agents:echo"')
 
@@ -134,6 +136,9 @@ BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
         scaling,
         fairness,
         overload,
+        security,
+        keys,
+        authentication,
         idle,
         start,
         replicas,

@@ -101,9 +101,22 @@ class ProductionMultiAgentSystem:
         """The owner's key, minted at first start."""
         return (self._data_dir / "local.key").read_text().strip()
 
-    async def create_token(self, name: str, *, role: str = "user") -> str:
-        """Return a new key for somebody with *role*: viewer, user, operator or admin."""
-        created = await self._client(self.token).create_key(name, role)
+    async def create_token(
+        self,
+        name: str,
+        *,
+        role: str = "user",
+        scopes: Sequence[str] | None = None,
+        expires_in_s: float | None = None,
+        tenant: str | None = None,
+    ) -> str:
+        """Return a new key for somebody with *role*: viewer, user, operator, admin, or one of the policy file's.
+
+        *scopes* narrow it, for example ``["task:submit on agent:research"]``.
+        """
+        created = await self._client(self.token).create_key(
+            name, role, scopes=scopes, expires_in_s=expires_in_s, tenant=tenant
+        )
         assert created.key is not None, "a new key comes with its text"
         return created.key
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "get")
 PATHS = sorted({route.path for route in (*routes.ROUTES, openapi.ROUTE)})
 UNKNOWN = (
-    "/",
+    "/login/",
     "/docs",
     "/redoc",
     "/debug",
@@ -75,7 +75,13 @@ LOWEST_ROLE = {
     "POST /v1/backups": "operator",
     "GET /v1/keys": "admin",
     "POST /v1/keys": "admin",
+    "GET /v1/keys/{id}": "admin",
+    "GET /v1/keys/{id}/can": "admin",
     "DELETE /v1/keys/{id}": "admin",
+    "POST /v1/shutdown": "admin",
+    "POST /v1/logins": "viewer",
+    "DELETE /v1/logins": "viewer",
+    "GET /": "viewer",
     "GET /metrics": "viewer",
     "GET /openapi.json": "viewer",
 }
@@ -133,17 +139,18 @@ async def test_other_schemes_are_rejected(api: nodes.Api, authorization: bytes) 
 
 
 @pytest.mark.parametrize("path", [*PATHS, *UNKNOWN])
-async def test_nothing_answers_without_a_credential(api: nodes.Api, path: str) -> None:
-    for method in METHODS:
-        http = api.of(None, source=next(_sources)).http
+async def test_nothing_answers_without_a_valid_credential(api: nodes.Api, path: str) -> None:
+    expired = await api.key("admin", expires_in_s=1e-6)
+    for method, key in itertools.product(METHODS, (None, "gr_garbage", expired)):
+        http = api.of(key, source=next(_sources)).http
         response = await http.request(method, _filled(path))
-        assert response.status_code == 401, (method, path)
+        assert response.status_code == 401, (method, path, key)
 
 
-async def test_the_open_paths_are_these_two_and_say_nothing(api: nodes.Api) -> None:
-    assert routes.OPEN == ("/healthz", "/readyz")
+async def test_the_open_paths_are_these_three_and_say_nothing(api: nodes.Api) -> None:
+    assert routes.OPEN == ("/healthz", "/readyz", "/login")
     http = api.of(None, source=next(_sources)).http
-    for path in routes.OPEN:
+    for path in routes.PROBES:
         response = await http.get(path)
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
         assert (await http.post(path)).status_code == 405
@@ -306,7 +313,7 @@ async def test_what_belongs_to_another_tenant_is_not_there(api: nodes.Api) -> No
         assert answers[0][0] == 404, route.path
         assert answers[0][1].replace(foreign.encode(), b"") == answers[1][1].replace(missing.encode(), b"")
         seen += 1
-    assert seen == 7
+    assert seen == 9
     assert (await other.task(ids["tasks"]))["state"] == "succeeded"
     assert (await other.get("/v1/keys"))["items"][-1]["revoked_at"] is None
 

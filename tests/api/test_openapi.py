@@ -122,7 +122,9 @@ class Reader:
 
 
 @pytest.mark.slow
-async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Path, gate: Path) -> None:
+async def test_every_route_answers_as_it_is_described(
+    api: nodes.Api, ledger: Path, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reader = Reader(api)
     call = reader.call
 
@@ -204,10 +206,18 @@ async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Pa
     await rollouts_answer(reader)
 
     made = (await call("POST /v1/keys", {"name": "described", "expires_in_s": 60})).json()
+    scoped = {"name": "described", "scopes": ["task:* on agent:echo"]}
+    scoped_key = (await call("POST /v1/keys", scoped)).json()
+    await call("GET /v1/keys/{id}", id=scoped_key["id"])
+    await call("GET /v1/keys/{id}/can", None, "?action=task:submit&resource=agent:echo", id=scoped_key["id"])
     await call("DELETE /v1/keys/{id}", id=made["id"])
+    monkeypatch.setattr(api.running.services, "ask_to_stop", lambda: None)
+    await call("POST /v1/shutdown")
     await backups_rest(api)
     await call("POST /v1/backups")
     await backups_rest(api)
+    for route in ("POST /v1/logins", "DELETE /v1/logins", "GET /"):
+        await call(route)
     for route in ("GET /v1/backups", "GET /v1/keys", "GET /v1/status", "GET /metrics", "GET /openapi.json"):
         await call(route)
 
@@ -256,7 +266,10 @@ EVERY = (*routes.ROUTES, openapi.ROUTE)
 
 
 @pytest.mark.parametrize("route", EVERY, ids=lambda route: f"{route.method} {route.path}")
-async def test_every_route_refuses_as_it_is_described(api: nodes.Api, route: routes.Route) -> None:
+async def test_every_route_refuses_as_it_is_described(
+    api: nodes.Api, route: routes.Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.running.services, "ask_to_stop", lambda: None)
     name = f"{route.method} {route.path}"
     if name == "POST /v1/backups":
         await backups_rest(api)

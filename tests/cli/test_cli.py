@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,102 @@ def test_wrong_usage_is_one_message_and_exits_with_two(
     assert (code, out) == (2, "")
     assert why in err
     assert "Traceback" not in err
+
+
+# Keys
+
+
+@pytest.mark.parametrize("expires", ["30", "0d", "-1d", "d", "1y", "1.5h", "9999999999d"])
+def test_an_expiry_needs_a_unit(fake: FakeNode, capsys: pytest.CaptureFixture[str], expires: str) -> None:
+    code, _, err = run(capsys, "keys", "create", "ci", f"--expires={expires}")
+    assert code == 2
+    assert "30d, 12h, 90m" in err
+    assert not fake.asked("POST /v1/keys")
+
+
+def test_the_list_of_keys_says_when_each_was_used_and_ends(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    now = datetime.now(UTC)
+    row = {"id": "k1", "name": "ci", "role": "user"}
+    rows = [
+        row | {"last_used_at": (now - timedelta(hours=2, minutes=1)).isoformat()},
+        row | {"expires_at": (now + timedelta(days=3, minutes=1)).isoformat(), "scopes": ["task:read"]},
+        row | {"expires_at": (now - timedelta(days=3, minutes=1)).isoformat()},
+        row | {"revoked_at": AT},
+    ]
+    fake.put("GET /v1/keys", {"items": rows})
+    code, out, _ = run(capsys, "keys", "ls")
+    told = [line.split()[3:] for line in out.splitlines()[1:]]
+    assert (code, told) == (
+        0,
+        [
+            ["all", "2h", "ago", "never", "valid"],
+            ["task:read", "never", "in", "3d", "valid"],
+            ["all", "never", "3d", "ago", "expired"],
+            ["all", "never", "never", "revoked"],
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("--role", "user", "task:submit"), 0, 'yes: "task:submit" of the role user'),
+        (("--role", "user", "system:shutdown"), 1, "no: the role user does not grant system:shutdown"),
+        (("--role", "researcher", "task:read", "agent:research"), 0, 'yes: "task:*'),
+        (("--role", "researcher", "task:read", "agent:writer"), 1, "no: the role researcher does not grant"),
+        (("--role", "admin", "--tenant", "acme", "agent:deploy"), 1, "no: the tenant acme"),
+        (("--role", "god", "task:read"), 2, "there is no role god"),
+        (("--role", "user", "task:raed"), 2, 'did you mean "task:read"?'),
+        (("--role", "user", "task:read", "research"), 2, "give agent:NAME"),
+        (("--role", "user"), 2, "ACTION [RESOURCE]"),
+        (("k1",), 2, "KEY_ID ACTION [RESOURCE]"),
+    ],
+)
+@pytest.mark.usefixtures("nowhere")
+def test_what_a_role_may_do_is_told_without_a_node(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    code: int,
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "greenroom.toml").write_text('[security]\npolicy_file = "policy.toml"\n')
+    (tmp_path / "policy.toml").write_text('[roles.researcher]\ngrants = ["task:* on agent:research"]\n')
+    found, out, err = run(capsys, "keys", "can", *words)
+    assert found == code
+    assert told in out + err
+
+
+def test_what_a_key_may_do_is_told_by_the_node(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    for allowed, code in ((True, 0), (False, 1)):
+        fake.put("GET /v1/keys/k1/can", {"allowed": allowed, "action": "task:read", "reason": "because"})
+        assert run(capsys, "keys", "can", "k1", "task:read")[:2] == (code, f"{'yes' if allowed else 'no'}: because\n")
+    assert run(capsys, "keys", "can", "k1", "task:read", "--json")[0] == 1
+
+
+def test_shutting_down_asks_before(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "shutdown")
+    assert code == 2
+    assert "--yes" in err
+    assert not fake.asked("POST /v1/shutdown")
+
+
+def test_validating_the_manifest_tells_of_roles_for_agents_that_it_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    manifest = '[security]\npolicy_file = "policy.toml"\n[agents.research]\nfactory = "a:b"\n'
+    (tmp_path / "greenroom.toml").write_text(manifest)
+    (tmp_path / "policy.toml").write_text('[roles.r]\ngrants = ["task:* on agent:reserch"]\n')
+    code, _, err = run(capsys, "config", "validate")
+    assert code == 0
+    assert 'did you mean "agent:research"?' in err
+    (tmp_path / "policy.toml").write_text('[roles.r]\ngrants = ["task:fly"]\n')
+    code, _, err = run(capsys, "config", "validate")
+    assert code == 2
+    assert "roles.r.grants[0]" in err
 
 
 # Errors
@@ -685,6 +782,17 @@ def test_the_verbs_that_change_something(fake: FakeNode, capsys: pytest.CaptureF
     assert out("keys", "create", "ci") == "gr_dev_secret\n"
     assert fake.last_body == {"name": "ci", "role": "user"}
     assert "revoked" in out("keys", "revoke", "k")
+    scopes = ("--scope", "task:submit on agent:research", "--scope", "task:read")
+    out("keys", "create", "ci", "--role", "viewer", *scopes, "--expires", "30d", "--tenant", "acme")
+    assert fake.last_body == {
+        "name": "ci",
+        "role": "viewer",
+        "scopes": ["task:submit on agent:research", "task:read"],
+        "expires_in_s": 30 * 86_400.0,
+        "tenant": "acme",
+    }
+    fake.put("POST /v1/shutdown", {"node": "node-1", "state": "draining"})
+    assert out("shutdown", "--yes").startswith("node node-1: draining")
 
 
 def test_cancelling_what_has_ended_fails(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:

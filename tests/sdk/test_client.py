@@ -159,7 +159,21 @@ def test_the_other_routes(fake: FakeNode, node: client.Client) -> None:
     assert node.status() == {"environment": "development"}
     assert node.keys()[0].key is None
     assert node.create_key("n", "r").key == "gr_secret"
+    assert node.create_key("n", "r", scopes=["task:read"], expires_in_s=60, tenant="acme").id == "k"
+    wanted = {"name": "n", "role": "r", "scopes": ["task:read"], "expires_in_s": 60, "tenant": "acme"}
+    assert fake.last_body == wanted
+    assert node.keys(tenant="acme")[0].id == "k"
+    assert fake.last.query_params["tenant"] == "acme"
+    fake.put("GET /v1/keys/k", {"id": "k", "rights": ["task:read"]})
+    assert node.key("k").rights == ("task:read",)
+    fake.put("GET /v1/keys/k/can", {"allowed": False, "action": "task:read", "reason": "no"})
+    assert not node.key_can("k", "task:read", "agent:a").allowed
+    assert dict(fake.last.query_params) == {"action": "task:read", "resource": "agent:a"}
     node.revoke_key("k")
+    node.revoke_key("k", tenant="acme")
+    assert dict(fake.last.query_params) == {"tenant": "acme"}
+    fake.put("POST /v1/shutdown", {"node": "node-1", "state": "draining"})
+    assert node.shut_down().node == "node-1"
     assert node.health()
     assert not node.ready()
     assert len(fake.asked("GET /readyz")) == 1

@@ -14,9 +14,9 @@ import msgspec
 from starlette.responses import Response
 
 from greenroom import errors, random_bits, telemetry
-from greenroom.api import connections, openapi, problems
+from greenroom.api import connections, login, openapi, problems
 from greenroom.api.request import Answer, Call, Stream
-from greenroom.api.routes import OPEN, ROUTES, Route
+from greenroom.api.routes import PROBES, ROUTES, Route
 from greenroom.api.services import Services
 from greenroom.core import sessions
 from greenroom.store import acting
@@ -57,8 +57,8 @@ class App:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Taken out: it leads back to the scope, and each request would be left to the garbage collector.
         whole: connections.Whole | None = scope.get("extensions", {}).pop(connections.WHOLE, None)
-        if scope["path"] in OPEN:
-            await self._open(scope, receive, send)
+        if scope["path"] in PROBES:
+            await self._probe(scope, receive, send)
             return
         request_id = random_bits.token_hex(8)
         try:
@@ -85,13 +85,14 @@ class App:
         headers = dict(scope["headers"])
         client = scope.get("client")
         source = client[0] if client else "local"
-        principal = services.auth.authenticate(headers, source=source)
+        is_tls = scope.get("scheme") == "https"
+        if scope["path"] == login.PATH:
+            return await self._log_in(scope, receive, whole, headers, source=source)
+        principal = await services.auth.authenticate(headers, source=source, method=scope["method"], is_tls=is_tls)
         acting.actor.set(acting.Actor(principal.id, principal.tenant, source, request_id))
         route, path_params = self._match(scope["path"], scope["method"])
         if not principal.rights.allows(route.action):
-            raise errors.Forbidden(
-                f"cannot {scope['method']} {route.path}: the role {principal.role} may not {route.action}"
-            )
+            raise errors.Forbidden(f"cannot {route.method} {route.path}: {principal.rights.why(route.action)}")
         if route.method != "GET" and (refusal := services.refusal) is not None:
             raise refusal
         if route.body is not None:
@@ -114,7 +115,29 @@ class App:
             raise MethodNotAllowed(f"cannot {method[:16]} {path[:100]}", allowed=methods)
         return route, path_params
 
-    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _log_in(
+        self,
+        scope: Scope,
+        receive: Receive,
+        whole: connections.Whole | None,
+        headers: dict[bytes, bytes],
+        *,
+        source: str,
+    ) -> Answer:
+        """Answer strangers with a page that is the same for all, and take what it sends."""
+        if scope["method"] in ("GET", "HEAD"):
+            return login.LOGIN_PAGE
+        services = self._services
+        if scope["method"] != "POST":
+            raise services.auth.rejection(source)
+        try:
+            body = await _body(whole, headers, receive, most=login.MAX_BYTES, bound="")
+        except errors.BodyTooLarge:
+            body = b""  # it is not what the page sends, and no more is said of it
+        is_tls = scope.get("scheme") == "https"
+        return await login.exchange(services, headers, body, source=source, is_tls=is_tls)
+
+    async def _probe(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Whether the process is to be left alone, and whether it takes work; nothing else is said to strangers."""
         services = self._services
         if scope["path"] == "/healthz":
@@ -190,9 +213,9 @@ async def _send_answer(answer: Answer, whole: connections.Whole | None, send: Se
     document = answer.document
     body = b"" if document is None else document if isinstance(document, bytes) else _encode(document)
     is_json = body and answer.media_type == _JSON
-    if is_json and whole is not None and whole.answer(answer.status, _JSON_HEADERS, body):
+    if is_json and not answer.headers and whole is not None and whole.answer(answer.status, _JSON_HEADERS, body):
         return
-    headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+    headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store"), *answer.headers]
     if body:
         headers.append((b"content-type", answer.media_type.encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})

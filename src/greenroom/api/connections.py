@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from greenroom import errors, random_bits
 from greenroom.api import problems
-from greenroom.api.routes import OPEN
+from greenroom.api.routes import PROBES
 
 WHOLE = "greenroom.whole"  # the extension of ASGI that is a `Whole`
 MAX_HEAD_BYTES = 64 * 1024  # and of what stands around the chunks of a body
@@ -183,7 +183,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._begin(Part.BODY)
         self._is_surplus = self._is_surplus and len(self.connections) > self.most  # others may have left
-        if self._is_surplus and httptools.parse_url(self.url).path.decode("ascii", "replace") not in OPEN:
+        if self._is_surplus and httptools.parse_url(self.url).path.decode("ascii", "replace") not in PROBES:
             self._turn_away()
             return
         super().on_headers_complete()

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 from msgspec import inspect, structs
 
+from greenroom.core.spelling import suggestion
 from greenroom.settings import checking
-from greenroom.settings.problems import dotted, shown, suggestion
+from greenroom.settings.problems import dotted, shown
 
 MOST = 5  # that one answer names
 

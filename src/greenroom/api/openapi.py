@@ -53,6 +53,7 @@ _MEANINGS = {200: "done", 201: "made", 202: "accepted, and not at its end yet", 
 _NAME, _COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
 _SWITCH = {"type": "boolean", "default": False}
 _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
+    "action": ({"type": "string", "enum": list(Action)}, "What is to be done."),
     "after": (_COUNT, "Begin behind the event of this number."),
     "agent": (_NAME, "Only what is of this agent."),
     "code": (
@@ -71,6 +72,7 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
         _SWITCH,
         "With wait: cancel the task if it has not ended by then, and as soon as the caller closes the connection.",
     ),
+    "resource": ({"type": "string", "pattern": "^agent:"}, "On what; without it, on anything at all."),
     "session": (_NAME, "Only what is of this session."),
     "sessions": (_SWITCH, "With dry_run: try the revision, on the agent's stored sessions too; one at a time."),
     "state": ({"type": "string", "enum": list(tasks.State)}, "Only what is in this state."),
@@ -78,6 +80,7 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "string", "enum": ["rolling", "blue-green", "canary"]},
         "In place of the spec's for this time.",
     ),
+    "tenant": (_NAME, "Of this tenant, for who may manage others than their own."),
     "wait": (
         {"type": "number", "minimum": 0, "maximum": schemas.MAX_WAIT_S},
         "Answer when the task has ended, or after this many seconds.",
@@ -112,7 +115,7 @@ _CHOICES: dict[tuple[str, str], Iterable[str]] = {
 _SOMETIMES = {
     "Task": {"routing", "cached_from"},
     "Session": {"state"},
-    "Key": {"key"},
+    "Key": {"key", "rights"},
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from greenroom import errors
+from greenroom import errors, redaction
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -18,7 +18,7 @@ def problem(error: errors.GreenroomError, request_id: str, *, extra: dict[str, A
         "type": error.code,
         "title": _title(type(error)),
         "status": error.status,
-        "detail": str(error),
+        "detail": redaction.text(str(error)),
         "request_id": request_id,
     }
     return document | (extra or {}) | getattr(error, "extra", {})

@@ -16,11 +16,12 @@ from greenroom.store.store import Store
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A document to send as JSON; None for no body, bytes as they are."""
+    """A document to send as JSON; None for no body, bytes as they are. *headers* are beside the usual ones."""
 
     document: Any
     status: int = 200
     media_type: str = "application/json"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Stream(msgspec.Struct, frozen=True):
@@ -49,6 +50,15 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     @property
     def store(self) -> Store:
         return self.services.store
+
+    def require_live(self) -> None:
+        """Raise `errors.Unauthenticated` if the credential was revoked, or has expired, since the request came."""
+        if not self.services.auth.is_live(self.principal):
+            raise errors.Unauthenticated("cannot go on: the credential is no longer valid")
+
+    @property
+    def is_tls(self) -> bool:
+        return bool(self.scope.get("scheme") == "https")
 
     def path(self, name: str) -> str:
         return self.path_params[name]

@@ -8,7 +8,19 @@ from typing import Any
 
 import msgspec
 
-from greenroom.api import agents, code, operations, recovery, rollouts, scaling, schemas, sessions, tasks
+from greenroom.api import (
+    agents,
+    code,
+    login,
+    operations,
+    principals,
+    recovery,
+    rollouts,
+    scaling,
+    schemas,
+    sessions,
+    tasks,
+)
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core.permissions import Action
 from greenroom.sdk import models
@@ -51,7 +63,7 @@ FAILURE, ALERT = models.Failure, models.Alert
 REVISION, ROLLOUT = models.Revision, models.Rollout
 AGENT_OR_PLAN = {200: (AGENT, models.Plan)}  # the latter for a dry run
 TASK_IN_TIME = {200: TASK, 202: TASK}  # it has ended, or not yet
-EVENTS, TEXT = "text/event-stream", "text/plain"
+EVENTS, TEXT, PAGE = "text/event-stream", "text/plain", "text/html"
 ASKED = ("Idempotency-Key", "Cache-Control")
 LATEST = ("agent", "limit", "cursor")
 STREAM = {200: EVENTS, 204: None}  # it goes on, or nothing is left
@@ -114,19 +126,21 @@ ROUTES = (
         "GET",
         "/v1/agents/{name}/scaling",
         scaling.show,
-        Action.AGENT_READ,
+        Action.AGENT_OBSERVE,
         {200: models.AgentScaling},
         None,
         ("limit", "cursor"),
     ),
-    Route("GET", "/v1/agents/{name}/load", scaling.load, Action.AGENT_READ, {200: Page(models.Load)}, None, ("hours",)),
+    Route(
+        "GET", "/v1/agents/{name}/load", scaling.load, Action.AGENT_OBSERVE, {200: Page(models.Load)}, None, ("hours",)
+    ),
     Route("POST", "/v1/agents/{name}/release", agents.release, Action.AGENT_OPERATE, {200: AGENT}),
-    Route("GET", "/v1/agents/{name}/revisions", agents.revisions, Action.AGENT_READ, {200: Page(REVISION)}),
+    Route("GET", "/v1/agents/{name}/revisions", agents.revisions, Action.AGENT_OBSERVE, {200: Page(REVISION)}),
     Route(
         "GET",
         "/v1/agents/{name}/rollouts",
         rollouts.list_all,
-        Action.AGENT_READ,
+        Action.AGENT_OBSERVE,
         {200: Page(ROLLOUT)},
         None,
         ("limit",),
@@ -140,7 +154,7 @@ ROUTES = (
         schemas.Rollback,
         body_is_optional=True,
     ),
-    Route("GET", "/v1/rollouts/{id}", rollouts.show, Action.AGENT_READ, {200: ROLLOUT}),
+    Route("GET", "/v1/rollouts/{id}", rollouts.show, Action.AGENT_OBSERVE, {200: ROLLOUT}),
     Route(
         "POST",
         "/v1/rollouts/{id}/promote",
@@ -154,14 +168,14 @@ ROUTES = (
     Route("POST", "/v1/rollouts/{id}/resume", rollouts.resume, Action.AGENT_OPERATE, {200: ROLLOUT}),
     Route("POST", "/v1/rollouts/{id}/abort", rollouts.abort, Action.AGENT_OPERATE, {200: ROLLOUT}),
     Route("POST", "/v1/code", code.upload, Action.AGENT_DEPLOY, {201: models.Code}, bytes),
-    Route("GET", "/v1/replicas", agents.list_replicas, Action.AGENT_READ, {200: Page(REPLICA)}),
+    Route("GET", "/v1/replicas", agents.list_replicas, Action.AGENT_OBSERVE, {200: Page(REPLICA)}),
     Route("POST", "/v1/replicas/{id}/restart", agents.restart_replica, Action.AGENT_OPERATE, {202: REPLICA}),
     Route("POST", "/v1/replicas/{id}/drain", agents.drain_replica, Action.AGENT_OPERATE, {202: REPLICA}),
     Route(
         "GET",
         "/v1/failures",
         recovery.list_failures,
-        Action.AGENT_READ,
+        Action.AGENT_OBSERVE,
         {200: Page(FAILURE)},
         None,
         ("agent", "limit", "cursor"),
@@ -170,7 +184,7 @@ ROUTES = (
         "GET",
         "/v1/advice",
         recovery.list_advice,
-        Action.AGENT_READ,
+        Action.AGENT_OBSERVE,
         {200: Page(models.Advice)},
         None,
         ("limit", "cursor"),
@@ -180,10 +194,25 @@ ROUTES = (
     Route("GET", "/v1/status", operations.status, Action.STATUS_READ, {200: schemas.Status}),
     Route("GET", "/v1/backups", operations.list_backups, Action.BACKUP_READ, {200: Page(models.Backup)}),
     Route("POST", "/v1/backups", operations.create_backup, Action.BACKUP_CREATE, {202: models.Backups}),
-    Route("GET", "/v1/keys", operations.list_keys, Action.KEY_READ, {200: Page(KEY)}),
-    Route("POST", "/v1/keys", operations.create_key, Action.KEY_CREATE, {201: KEY}, schemas.NewKey),
-    Route("DELETE", "/v1/keys/{id}", operations.revoke_key, Action.KEY_REVOKE, GONE),
+    Route("GET", "/v1/keys", principals.list_all, Action.KEY_READ, {200: Page(KEY)}, None, ("tenant",)),
+    Route("POST", "/v1/keys", principals.create, Action.KEY_CREATE, {201: KEY}, schemas.NewKey),
+    Route("GET", "/v1/keys/{id}", principals.show, Action.KEY_READ, {200: KEY}, None, ("tenant",)),
+    Route(
+        "GET",
+        "/v1/keys/{id}/can",
+        principals.can,
+        Action.KEY_READ,
+        {200: models.Verdict},
+        None,
+        ("action", "resource", "tenant"),
+    ),
+    Route("DELETE", "/v1/keys/{id}", principals.revoke, Action.KEY_REVOKE, GONE, None, ("tenant",)),
+    Route("POST", "/v1/shutdown", operations.shut_down, Action.SYSTEM_SHUTDOWN, {202: models.Shutdown}),
+    Route("POST", "/v1/logins", login.create, Action.LOGIN_MANAGE, {201: models.Login}),
+    Route("DELETE", "/v1/logins", login.end, Action.LOGIN_MANAGE, GONE),
+    Route("GET", "/", login.home, Action.LOGIN_MANAGE, {200: PAGE}),
     Route("GET", "/metrics", operations.metrics, Action.METRICS_READ, {200: TEXT}),
 )
 
-OPEN = ("/healthz", "/readyz")  # the only paths that answer without a credential
+PROBES = ("/healthz", "/readyz")
+OPEN = (*PROBES, login.PATH)  # the only paths that answer without a credential

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from greenroom import errors, strict_json
 from greenroom.api import mistakes
-from greenroom.core import sessions
+from greenroom.core import permissions, sessions
 from greenroom.sdk import models
 
 MAX_BATCH = 1_000
@@ -81,10 +81,20 @@ class Promotion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A key to create; its text is in the answer, once."""
+    """A key to create; its text is in the answer, once. *scopes* narrow its role: ``task:submit on agent:research``."""
 
     name: Annotated[str, Meta(min_length=1, max_length=100, title="1 to 100 characters")]
     role: str = "user"
+    scopes: (
+        Annotated[
+            tuple[Annotated[str, Meta(min_length=1, max_length=200, title="1 to 200 characters")], ...],
+            Meta(
+                min_length=1, max_length=permissions.MAX_SCOPES, title=f"a list of 1 to {permissions.MAX_SCOPES} scopes"
+            ),
+        ]
+        | None
+    ) = None
+    tenant: Name | None = None
     expires_in_s: Annotated[float, Meta(gt=0, le=10 * 365 * 86_400)] | None = None
 
 

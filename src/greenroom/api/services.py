@@ -11,7 +11,8 @@ from greenroom import clock as clocks
 from greenroom import errors, telemetry
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
-from greenroom.core import routing
+from greenroom.api.keys import Keys
+from greenroom.core import isolation, routing
 from greenroom.sdk import models
 from greenroom.settings import AgentSettings, Settings
 from greenroom.settings import Rollout as WantedRollout
@@ -86,6 +87,7 @@ class Services:
 
     store: Store
     auth: Authenticator
+    keys: Keys
     settings: Settings
     clock: clocks.Clock
     facts: telemetry.Telemetry
@@ -100,7 +102,9 @@ class Services:
     breakers: Breakers
     similarity: routing.Similarity | None = None  # of the optional embedding model
     resources: Callable[[], models.Resources] = models.Resources
-    isolation: str = "T0"  # the tier of the agents' rooms, and what that is
+    tier: isolation.Tier = isolation.Tier.T0  # how far replicas are kept apart
+    isolation: str = ""  # the tier, and what it is, in words
+    ask_to_stop: Callable[[], None] | None = None  # as SIGTERM does; None: who has made the node stops it
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str | None = None  # what ended the node's loops, for good
 

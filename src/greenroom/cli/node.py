@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from greenroom import redaction
 from greenroom.cli import config, render
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ def up(
     if store is not None:
         _hide_password(store)
     found = settings.load(manifest, os.environ, overrides={"server": {"host": host, "port": port}})
+    if store is not None and redaction.text(store) != store:
+        render.say(
+            "warning: everybody on this machine sees the password in --store, among the processes; leave it out, and "
+            "give it in PGPASSFILE (or ~/.pgpass, mode 600)"
+        )
     asked = node.Options(
         settings=found,
         folder=manifest.resolve().parent,

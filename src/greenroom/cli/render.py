@@ -7,6 +7,7 @@ verb.
 
 from __future__ import annotations
 
+import json as standard_json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
+
+from greenroom import redaction
 
 if TYPE_CHECKING:
     from rich import console
@@ -133,7 +136,7 @@ def say(text: str) -> None:
 
 def failure(message: str, notes: Sequence[str] = ()) -> None:
     """Print an error and, dimmed, what belongs to it."""
-    err().print(printable(f"error: {message}", lines=True), style="red", soft_wrap=True)
+    err().print(printable(redaction.text(f"error: {message}"), lines=True), style="red", soft_wrap=True)
     for note in notes:
         say(f"  {note}")
 
@@ -145,7 +148,14 @@ def json(value: object) -> None:
     encoded = msgspec.json.encode(value)
     if sys.stdout.isatty():
         encoded = msgspec.json.format(encoded)
-    print(encoded.decode(), flush=True)
+    text = encoded.decode()
+    if not text.isascii():  # what a terminal would obey is written as JSON's escapes, which mean the same
+        text = "".join(letter if letter.isprintable() or letter == "\n" else ascii_json(letter) for letter in text)
+    print(text, flush=True)
+
+
+def ascii_json(letter: str) -> str:
+    return standard_json.dumps(letter)[1:-1]
 
 
 @contextmanager

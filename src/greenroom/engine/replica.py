@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from greenroom import redaction
 from greenroom.engine import factories, output, protocol, running, secret_values, task_context, threads, trying
 from greenroom.sdk import context as sdk_context
 
@@ -56,6 +57,7 @@ def load(config: Config) -> object:
 
     Also makes what the code prints attributable, before its logging handlers take hold of stderr.
     """
+    redaction.register_environment(os.environ, config.env)
     output.capture()
     return factories.load(config.agent, config.factory, config)
 

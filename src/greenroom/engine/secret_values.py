@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from greenroom import redaction
+
 MAX_BYTES = 64 * 1024
 FILE, VARIABLE = "file:", "env:"
 
@@ -72,6 +74,7 @@ def learn(names: Sequence[str], fds: Sequence[int]) -> None:
         value = os.pread(fd, MAX_BYTES + 1, 0)
         os.close(fd)
         os.environb[name.encode()] = value.removesuffix(b"\n").removesuffix(b"\r").replace(b"\0", b"")
+        redaction.register(os.environ[name])
 
 
 def filled_in(arguments: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from greenroom import redaction
 from greenroom.engine import channels, contract, failures, processes, zygote
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
@@ -58,6 +59,7 @@ class Launch:
 
 def environment(revision: contract.Revision, *, node_marker: str) -> dict[str, str]:
     """Return what a replica of *revision* sees of this node's variables: none but what it names, and a few."""
+    redaction.register_environment(os.environ, revision.env)
     names = (*_PASSED_ON, *revision.env)
     return {
         **_ONE_THREAD,

@@ -7,12 +7,18 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import msgspec
 
 from greenroom import clock as clocks
-from greenroom import deployments, embeddings, errors, planning, settings, telemetry
+from greenroom import deployments, embeddings, errors, planning, redaction, settings, telemetry
 from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
+from greenroom.api.cookies import Logins
+from greenroom.api.keys import Keys
+from greenroom.api.roles import Roles
 from greenroom.api.services import Services
 from greenroom.backups import restoring
 from greenroom.control import supervisor
@@ -24,7 +30,8 @@ from greenroom.control.janitor import Janitor
 from greenroom.control.outliers import Outliers
 from greenroom.control.reconciler import Reconciler
 from greenroom.control.rehearsal import Rehearsal
-from greenroom.core import rollouts, routing
+from greenroom.core import rollouts, routing, tenancy
+from greenroom.core.permissions import HOME
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
 from greenroom.node import isolation, optimizer
@@ -42,7 +49,7 @@ from greenroom.store.rollouts import Rollout
 GRACE_S = 20.0  # how long running tasks may go on after SIGTERM
 FIRST_ROLLOUTS_S = 10.0  # how long a node is not ready for the sake of the rollouts of its start
 LOOK_EVERY_S = 1.0  # wakeups are hints; this is the guarantee
-TENANT = "default"
+TENANT = HOME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +76,7 @@ class Node:
         url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
         restoring.complete(url, options.data_dir)
         self.secrets = secret_file.load_or_make(options.data_dir / "secrets")
+        redaction.register(*msgspec.structs.astuple(self.secrets), *_passwords(url))
         self.backups = NodeBackups(
             options.settings,
             clock,
@@ -115,10 +123,20 @@ class Node:
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
         self.planning = planning.Planning(self.store, self.deployments, self.rehearsal, folder=options.folder)
-        self.auth = Authenticator(self.store.principals, clock, pepper=self.secrets.pepper)
+        policy = options.settings.security.policy_file
+        self.keys = Keys(
+            self.store.principals,
+            clock,
+            self.facts,
+            pepper=self.secrets.pepper,
+            roles=Roles(None if policy is None else options.folder / policy),
+        )
+        self.auth = Authenticator(self.keys, clock, logins=Logins(self.store.logins, clock, key=self.secrets.login_key))
+        self.issuers = self._issuers()
         self.services = Services(
             store=self.store,
             auth=self.auth,
+            keys=self.keys,
             settings=options.settings,
             clock=clock,
             facts=self.facts,
@@ -138,6 +156,7 @@ class Node:
             ),
             similarity=_similarity(),
             resources=self.resources.state,
+            tier=self.isolation.tier,
             isolation=isolation.describe(self.isolation),
         )
         self.optimizer = optimizer.loops(self.store, self.engine, self.host, self.resources, self.services)
@@ -156,7 +175,8 @@ class Node:
         # One store, one node: whatever another incarnation held is free, and its replicas are gone.
         await self.store.tasks.rescue(not_owner=self.id)
         await self.store.agents.close_nodes(only=self.id)
-        await self.auth.refresh()
+        await self.keys.refresh()
+        self._check_tenants()
         await self._mint_owner_key()
         try:
             begun = await self.deployments.start()
@@ -171,9 +191,11 @@ class Node:
             self.breakers,
             self.outliers,
             self.autoscaler,
+            self.keys,
             self.backups.loop,
             self.resources.loop,
             *self.optimizer,
+            *self.issuers,
         )
         self.resources.announce()
         isolation.announce(self.isolation, self.facts)
@@ -232,6 +254,8 @@ class Node:
             self._loops.cancel()
             await asyncio.wait([self._loops])
         await self.engine.close()
+        with contextlib.suppress(errors.StoreUnavailable):
+            await self.keys.close()
         await self.store.close()
         self.facts.emit(telemetry.NodeChanged(self.id, "stopped"))
 
@@ -316,13 +340,32 @@ class Node:
             folder=self.options.folder,
         )
 
+    def _check_tenants(self) -> None:
+        """Refuse to serve tenants whom nothing would keep apart; they may come from a node that did."""
+        others = sorted(self.keys.tenants() - {HOME})
+        allowed = self.settings.security.tenants_below_t2 or tenancy.tenants_allowed(self.services.tier)
+        if others and not allowed:
+            names = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
+            raise errors.StartRefused(
+                f"cannot start: there are keys of other tenants ({names}), and {tenancy.refusal(self.services.tier)}"
+            )
+
+    def _issuers(self) -> tuple[supervisor.Loop, ...]:
+        """Have tokens of the issuers that the settings name be taken; return the loop that looks after their keys."""
+        named = self.settings.security.issuers
+        if not named:
+            return ()
+        from greenroom.security.issuers import Issuers  # late: what reads tokens takes longer to import than the rest
+
+        issuers = Issuers(named, self.clock, self.facts, folder=self.options.folder, changed=self.auth.forget_tokens)
+        self.auth.issuers = issuers
+        return (issuers,)
+
     async def _mint_owner_key(self) -> None:
         path = self.options.data_dir / "local.key"
         if path.exists() and self.auth.is_valid(b"Bearer " + path.read_bytes().strip()):
             return
-        key = await self.auth.create(
-            tenant=TENANT, name="owner", role="admin", word=self.services.key_word, expires_in_s=None
-        )
+        key = await self.keys.create(tenant=HOME, name="owner", role="admin", word=self.services.key_word)
         secret_file.write_private(path, key.text.encode() + b"\n")
 
 
@@ -338,6 +381,12 @@ async def opened(
         yield node
     finally:
         await node.stop(grace_s=grace_s)
+
+
+def _passwords(url: str) -> list[str]:
+    """Return those that the URL of a store holds."""
+    parts = urlsplit(url)
+    return [*filter(None, [unquote(parts.password or "")]), *parse_qs(parts.query).get("password", [])]
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -66,8 +66,11 @@ async def serve(options: Options, *, on_ready: Callable[[Node], None]) -> None:
     os.umask(0o077)  # whatever this process ever writes is its user's alone
     make_private_folder(options.data_dir)
     node = Node(options, clocks.SystemClock())
+    node.services.ask_to_stop = stop.set
     cluster = options.settings.cluster
-    node.facts.subscribe(telemetry.Log(level=cluster.log_level, as_json=cluster.json_logs), *telemetry.Log.KINDS)
+    log = telemetry.Log(level=cluster.log_level, as_json=cluster.json_logs)
+    log.hear_libraries()
+    node.facts.subscribe(log, *telemetry.Log.KINDS)
     try:
         await node.start()
         async with listening(node):

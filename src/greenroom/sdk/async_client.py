@@ -25,6 +25,7 @@ from greenroom.sdk.models import (
     Failure,
     Key,
     Load,
+    Login,
     Page,
     Plan,
     Problem,
@@ -32,8 +33,10 @@ from greenroom.sdk.models import (
     Revision,
     Rollout,
     Session,
+    Shutdown,
     Submission,
     Task,
+    Verdict,
 )
 
 T = TypeVar("T")
@@ -291,14 +294,38 @@ class AsyncClient:
     async def create_backup(self) -> Backups:
         return await self._send(calls.create_backup())
 
-    async def keys(self) -> list[Key]:
-        return await self._run(flows.everything(calls.keys, self._patience))
+    async def keys(self, *, tenant: str | None = None) -> list[Key]:
+        return await self._run(flows.everything(functools.partial(calls.keys, tenant=tenant), self._patience))
 
-    async def create_key(self, name: str, role: str) -> Key:
-        return await self._send(calls.create_key(name, role))
+    async def key(self, id: str, *, tenant: str | None = None) -> Key:
+        return await self._send(calls.key(id, tenant))
 
-    async def revoke_key(self, id: str) -> None:
-        await self._send(calls.revoke_key(id))
+    async def key_can(self, id: str, action: str, resource: str | None = None, *, tenant: str | None = None) -> Verdict:
+        return await self._send(calls.key_can(id, action, resource, tenant))
+
+    async def create_key(
+        self,
+        name: str,
+        role: str,
+        *,
+        scopes: Sequence[str] | None = None,
+        expires_in_s: float | None = None,
+        tenant: str | None = None,
+    ) -> Key:
+        wanted = calls.create_key(name, role, scopes=scopes, expires_in_s=expires_in_s, tenant=tenant)
+        return await self._send(wanted)
+
+    async def revoke_key(self, id: str, *, tenant: str | None = None) -> None:
+        await self._send(calls.revoke_key(id, tenant))
+
+    async def shut_down(self) -> Shutdown:
+        return await self._send(calls.shut_down())
+
+    async def create_login(self) -> Login:
+        return await self._send(calls.create_login())
+
+    async def end_logins(self) -> None:
+        await self._send(calls.end_logins())
 
     async def health(self) -> bool:
         return await self._send(calls.health())

@@ -83,7 +83,9 @@ def _is_ok(reply: Reply) -> bool:
 _task = as_a(models.Task)
 _agent = as_a(models.Agent)
 _replica = as_a(models.Replica)
-_key = as_a(models.Key)
+_key, _verdict = as_a(models.Key), as_a(models.Verdict)
+_shutdown = as_a(models.Shutdown)
+_login = as_a(models.Login)
 _tasks = as_a(models.Page[models.Task])
 _agents = as_a(models.Page[models.Agent])
 _replicas = as_a(models.Page[models.Replica])
@@ -310,16 +312,46 @@ def create_backup() -> Call[models.Backups]:
     return Call("POST", "/v1/backups", _backups_state, repeatable=False)
 
 
-def keys(cursor: str | None = None) -> Call[models.Page[models.Key]]:
-    return Call("GET", "/v1/keys", _keys, query={"cursor": cursor})
+def keys(cursor: str | None = None, *, tenant: str | None = None) -> Call[models.Page[models.Key]]:
+    return Call("GET", "/v1/keys", _keys, query={"cursor": cursor, "tenant": tenant})
 
 
-def create_key(name: str, role: str) -> Call[models.Key]:
-    return Call("POST", "/v1/keys", _key, body=strict_json.dumps({"name": name, "role": role}), repeatable=False)
+def key(id: str, tenant: str | None) -> Call[models.Key]:
+    return Call("GET", f"/v1/keys/{_segment(id)}", _key, query={"tenant": tenant})
 
 
-def revoke_key(id: str) -> Call[None]:
-    return Call("DELETE", f"/v1/keys/{_segment(id)}", _nothing)
+def key_can(id: str, action: str, resource: str | None, tenant: str | None) -> Call[models.Verdict]:
+    query = {"action": action, "resource": resource, "tenant": tenant}
+    return Call("GET", f"/v1/keys/{_segment(id)}/can", _verdict, query=query)
+
+
+def create_key(
+    name: str,
+    role: str,
+    *,
+    scopes: Sequence[str] | None = None,
+    expires_in_s: float | None = None,
+    tenant: str | None = None,
+) -> Call[models.Key]:
+    body = {"name": name, "role": role, "scopes": scopes, "expires_in_s": expires_in_s, "tenant": tenant}
+    given = {word: value for word, value in body.items() if value is not None}
+    return Call("POST", "/v1/keys", _key, body=strict_json.dumps(given), repeatable=False)
+
+
+def revoke_key(id: str, tenant: str | None) -> Call[None]:
+    return Call("DELETE", f"/v1/keys/{_segment(id)}", _nothing, query={"tenant": tenant})
+
+
+def shut_down() -> Call[models.Shutdown]:
+    return Call("POST", "/v1/shutdown", _shutdown, repeatable=False)
+
+
+def create_login() -> Call[models.Login]:
+    return Call("POST", "/v1/logins", _login, repeatable=False)
+
+
+def end_logins() -> Call[None]:
+    return Call("DELETE", "/v1/logins", _nothing)
 
 
 def health() -> Call[bool]:

@@ -30,6 +30,7 @@ from greenroom.sdk.models import (
     Failure,
     Key,
     Load,
+    Login,
     Page,
     Plan,
     Problem,
@@ -37,8 +38,10 @@ from greenroom.sdk.models import (
     Revision,
     Rollout,
     Session,
+    Shutdown,
     Submission,
     Task,
+    Verdict,
 )
 
 __all__ = ["AsyncClient", "Client", "Submission"]
@@ -349,15 +352,50 @@ class Client:
         """
         return self._send(calls.create_backup())
 
-    def keys(self) -> list[Key]:
-        return self._run(flows.everything(calls.keys, self._patience))
+    def keys(self, *, tenant: str | None = None) -> list[Key]:
+        """Those of *tenant*, else of one's own."""
+        return self._run(flows.everything(functools.partial(calls.keys, tenant=tenant), self._patience))
 
-    def create_key(self, name: str, role: str) -> Key:
-        """The answer holds the secret, which is not to be had again."""
-        return self._send(calls.create_key(name, role))
+    def key(self, id: str, *, tenant: str | None = None) -> Key:
+        """The key, with all that it may do as its ``rights``."""
+        return self._send(calls.key(id, tenant))
 
-    def revoke_key(self, id: str) -> None:
-        self._send(calls.revoke_key(id))
+    def key_can(self, id: str, action: str, resource: str | None = None, *, tenant: str | None = None) -> Verdict:
+        """Whether the key may do *action* (``task:submit``) on *resource* (``agent:research``), and why."""
+        return self._send(calls.key_can(id, action, resource, tenant))
+
+    def create_key(
+        self,
+        name: str,
+        role: str,
+        *,
+        scopes: Sequence[str] | None = None,
+        expires_in_s: float | None = None,
+        tenant: str | None = None,
+    ) -> Key:
+        """The answer holds the secret, which is not to be had again.
+
+        *scopes* narrow the role: ``["task:submit on agent:research"]``. Raises `errors.Forbidden` where the key could
+        do more than one's own.
+        """
+        wanted = calls.create_key(name, role, scopes=scopes, expires_in_s=expires_in_s, tenant=tenant)
+        return self._send(wanted)
+
+    def revoke_key(self, id: str, *, tenant: str | None = None) -> None:
+        """Make a key worthless: within a second, on every node."""
+        self._send(calls.revoke_key(id, tenant))
+
+    def shut_down(self) -> Shutdown:
+        """Have the node that answers drain and stop, and do not wait for that."""
+        return self._send(calls.shut_down())
+
+    def create_login(self) -> Login:
+        """Return a link that logs a browser in as this key, once: the node's address and the answer's path."""
+        return self._send(calls.create_login())
+
+    def end_logins(self) -> None:
+        """End all logins of this key."""
+        self._send(calls.end_logins())
 
     def health(self) -> bool:
         """Whether the node is alive. Raises `errors.NodeUnreachable` where there is none."""

@@ -479,15 +479,47 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A credential. *key* is the secret itself: it is there once, in the answer to its creation."""
+    """A credential. *key* is the secret itself: it is there once, in the answer to its creation.
+
+    *scopes* narrow its *role*; None: all that the role may do. *last_used_at* is true to a minute. *rights* is all that
+    it may do, where one key is shown.
+    """
 
     id: str
     name: str = ""
     role: str = ""
+    tenant: str = ""
+    scopes: tuple[str, ...] | None = None
+    created_by: str | None = None
     created_at: Instant | None = None
     expires_at: Instant | None = None
+    last_used_at: Instant | None = None
     revoked_at: Instant | None = None
     key: str | None = None
+    rights: tuple[str, ...] | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether something may be done, and which grant or which lack decides it."""
+
+    allowed: bool
+    action: str = ""
+    resource: str | None = None
+    reason: str = ""
+
+
+class Shutdown(msgspec.Struct, frozen=True, kw_only=True):
+    """*node* drains and stops."""
+
+    node: str
+    state: str = "draining"
+
+
+class Login(msgspec.Struct, frozen=True, kw_only=True):
+    """A link that logs a browser in: the node's address and *path*, good once, for *valid_s*."""
+
+    path: str
+    valid_s: float = 0.0
 
 
 class Backup(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ the command, the API and `system`; it knows nothing of what the settings are for
 from greenroom.settings.environments import DESIGNS, Design
 from greenroom.settings.loading import load, parse_agent, rollout_for_once
 from greenroom.settings.policies import scaling_policy
+from greenroom.settings.policy_file import read_roles
 from greenroom.settings.problems import Problem, SettingsInvalid
 from greenroom.settings.revisions import changes, revision_part, with_revision_part, with_strategy
 from greenroom.settings.schema import (
@@ -18,6 +19,7 @@ from greenroom.settings.schema import (
     Cluster,
     Environment,
     Example,
+    Issuer,
     Optimizer,
     Recycling,
     Rollout,
@@ -42,6 +44,7 @@ __all__ = [
     "Design",
     "Environment",
     "Example",
+    "Issuer",
     "Optimizer",
     "Problem",
     "Recycling",
@@ -57,6 +60,7 @@ __all__ = [
     "load",
     "masked",
     "parse_agent",
+    "read_roles",
     "revision_part",
     "rollout_for_once",
     "rows",

@@ -2,8 +2,8 @@
 origins.
 
 `load` is for the node and the command, `parse_agent` and `rollout_for_once` for the API's PUT and for programs. All
-raise `SettingsInvalid` with every mistake, and nothing else. Apart from reading the one file they look at their
-arguments only.
+raise `SettingsInvalid` with every mistake, and nothing else. Apart from reading the manifest, and the policy file that
+it names, they look at their arguments only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import structs
 
-from greenroom.settings import revisions, rules, sources
+from greenroom.settings import issuer_rules, policy_file, revisions, rules, sources
 from greenroom.settings.checking import Checker
 from greenroom.settings.environments import DEFAULT_ENVIRONMENT
 from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid, dotted
@@ -58,8 +58,15 @@ def load(
     names = agents.keys() if isinstance(agents, dict) else ()
     given = sources.overlay([*fixed, *sources.from_variables(environ or {}, names, checker), *last])
     settings = _settings(given, checker)
-    if checker.found:
-        raise SettingsInvalid(_problem(path, message, given) for path, message in checker.found)
+    problems = [_problem(path, message, given) for path, message in checker.found]
+    if checker.is_sound(("security", "policy_file")) and (named := settings.security.policy_file) is not None:
+        folder = Path() if manifest is None else manifest.parent
+        try:
+            policy_file.read_roles(folder / named)
+        except SettingsInvalid as invalid:
+            problems += invalid.problems
+    if problems:
+        raise SettingsInvalid(problems)
     return settings
 
 
@@ -103,6 +110,9 @@ def _settings(given: Given, checker: Checker) -> Settings:
         agents=_agents(table.get("agents"), checker),
         origins={},
     )
+    for index, issuer in enumerate(settings.security.issuers):
+        rules.apply(issuer_rules.ISSUER_RULES, issuer, path=("security", "issuers", index), checker=checker)
+    rules.apply(issuer_rules.SECURITY_RULES, settings.security, path=("security",), checker=checker)
     rules.apply(rules.SETTINGS_RULES, settings, path=(), checker=checker)
     origins = {dotted(path): _origin(path, given, environment) for path, _ in leaves(settings)}
     return structs.replace(settings, origins=origins)

@@ -6,7 +6,6 @@ that is already reported. Its message is shown at its first key.
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import json
 import keyword
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from greenroom.core import isolation
+from greenroom.settings import addresses
 from greenroom.settings.checking import Checker
 from greenroom.settings.problems import KeyPath, quoted
 from greenroom.settings.schema import STRATEGY_KEYS, AgentSettings, Example, Rollout, Settings
@@ -193,19 +193,12 @@ def _authentication_is_on(settings: Settings) -> str | None:
 
 
 def _only_loopback_is_plain(settings: Settings) -> str | None:
-    if settings.security.tls or _is_loopback(settings.server.host):
+    if settings.security.tls or addresses.is_loopback(settings.server.host):
         return None
     return (
         f"expected a loopback address (127.0.0.1, ::1, localhost), got {quoted(settings.server.host)}: "
         "any other requires security.tls, which is not yet built; put a TLS proxy before it"
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name; of those only this one is certain to stay on the machine
-        return host.lower() == "localhost"
 
 
 def _minimums_fit(settings: Settings) -> str | None:

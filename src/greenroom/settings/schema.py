@@ -231,6 +231,8 @@ class Issuer(msgspec.Struct, frozen=True, kw_only=True):
     """Of all its principals; None: the first role of Greenroom's that ``roles_claim`` or ``roles`` names."""
     roles_claim: Claim = "roles"
     roles: dict[str, Any] = {}  # what the claim says -> the role that it stands for, checked by `checking` and `rules`
+    scopes_claim: Claim | None = None
+    """Narrows the role to the permissions that it names (``task:submit task:read``); None: the role alone."""
     name_claim: Claim = "sub"
 
 
@@ -270,6 +272,8 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     """Whose tokens are taken beside Greenroom's own keys."""
     policy_file: Folder | None = None
     """Roles beside the built-in ones, and what they may do."""
+    tenants_below_t2: bool = False
+    """Let several tenants share this node though nothing keeps its agents from reading what another tenant's keep."""
     rate_limit_per_minute: RatePerMinute | Off = "off"
     """Per principal."""
     tenant_rate_limit_per_minute: RatePerMinute | Off | None = None

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from greenroom import errors
-from greenroom.store import database
+from greenroom.store import agent_patterns, database
+from greenroom.store.agent_patterns import Agents
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
 from greenroom.store.news import News
@@ -68,8 +69,8 @@ class Removal(msgspec.Struct, frozen=True):
 _COLUMNS = ", ".join(Session.__struct_fields__)
 _LIST = """
 select id, agent, revision, tasks, created_at, updated_at, coalesce(length(state), 0) from session
-where tenant = :tenant {behind} order by updated_at desc, agent desc, id desc limit :limit"""
-_BEHIND = "and (updated_at, agent, id) < (:updated_at, :agent, :id)"
+where tenant = :tenant {further} order by updated_at desc, agent desc, id desc limit :limit"""
+_BEHIND = " and (updated_at, agent, id) < (:updated_at, :agent, :id)"
 _STATES = f"""
 select {", ".join(Stored.__struct_fields__)} from session
 where agent = :agent and state is not null and revision is not null
@@ -125,12 +126,19 @@ class Sessions:
             sql, params = sql + " and agent = :agent", params | {"agent": agent}
         return [Session(*row) for row in await self._db.read(sql, params)]
 
-    async def list(self, *, tenant: str, behind: Place | None = None, limit: int = 50) -> Sequence[Summary]:
-        """Return the sessions used last, latest first, behind *behind*; one that is used comes to the front."""
+    async def list(
+        self, *, tenant: str, behind: Place | None = None, limit: int = 50, agents: Agents = None
+    ) -> Sequence[Summary]:
+        """Return the sessions used last, latest first, behind *behind*; one that is used comes to the front.
+
+        Of *agents* alone.
+        """
         params: dict[str, Any] = {"tenant": tenant, "limit": min(limit, MAX_PAGE)}
         if behind is not None:
             params |= msgspec.structs.asdict(behind)
-        rows = await self._db.read(_LIST.format(behind="" if behind is None else _BEHIND), params)
+        of_agents = agent_patterns.condition(agents, params)
+        further = ("" if behind is None else _BEHIND) + ("" if of_agents is None else f" and {of_agents}")
+        rows = await self._db.read(_LIST.format(further=further), params)
         return [Summary(*row) for row in rows]
 
     async def count(self, agent: str) -> int:

@@ -12,6 +12,7 @@ from greenroom.store import (
     database,
     deployments,
     directory,
+    logins,
     news,
     principals,
     recovery,
@@ -48,6 +49,7 @@ class Store:
                 *deployments.ORDER,
                 *rollouts.ORDER,
                 *principals.ORDER,
+                *logins.ORDER,
                 *recovery.ORDER,
                 *advice.ORDER,
                 *scaling.ORDER,
@@ -68,6 +70,7 @@ class Store:
         self.deployments = deployments.Deployments(db, self.commits)
         self.directory = directory.Directory(db, route=self.board.route)
         self.principals = principals.Principals(db, self.commits)
+        self.logins = logins.Logins(db, self.commits)
 
     async def start(self) -> None:
         await self.db.migrate()

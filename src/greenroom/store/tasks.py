@@ -9,7 +9,8 @@ from typing import Any
 
 from greenroom import errors
 from greenroom.core import tasks
-from greenroom.store import database, rows, transitions
+from greenroom.store import agent_patterns, database, rows, transitions
+from greenroom.store.agent_patterns import Agents
 from greenroom.store.commits import Commits, Operation
 from greenroom.store.rows import (
     Accepted,
@@ -47,6 +48,8 @@ order by seq"""
 _PAUSES = {"waiting": b'{"state":"waiting",', "resumed": b'{"state":"running"}'}
 _IS_UNSUCCESSFUL = "finished_at is not null and state <> 'succeeded'"  # as the partial index has it, to the letter
 _OPEN_COUNTS = f"select agent, state, count(*) from task where {rows.IS_OPEN} group by agent, state"
+_OWN_OPEN_COUNTS = f"""
+select agent, state, count(*) from task where tenant = :tenant and {rows.IS_OPEN} group by agent, state"""
 _QUEUED = f"select tenant, count(*) from task where state = 'queued' and {rows.IS_OPEN} group by tenant"
 _CLAIMABLE = "select agent, count(*) from task where state = 'queued' and due_at is null and not blocked group by agent"
 _ALONE = f"""
@@ -153,8 +156,9 @@ class Tasks:
         session: str | None = None,
         before_seq: int | None = None,
         limit: int = 50,
+        agents: Agents = None,
     ) -> Sequence[Task]:
-        """Return at most *limit* tasks, newest first, older than *before_seq*."""
+        """Return at most *limit* tasks, newest first, older than *before_seq*; of *agents* alone."""
         filters = {"tenant": tenant, "agent": agent, "state": state, "session": session}
         given = {name: value for name, value in filters.items() if value is not None}
         clauses = [f"{name} = :{name}" for name in given]
@@ -167,6 +171,8 @@ class Tasks:
         if before_seq is not None:
             clauses.append("seq < :before_seq")
             params["before_seq"] = before_seq
+        if (of_agents := agent_patterns.condition(agents, params)) is not None:
+            clauses.append(of_agents)
         sql = f"select {_COLUMNS} from task where {' and '.join(clauses)} order by seq desc limit :limit"
         return [Task(*row) for row in await self._db.read(sql, params)]
 
@@ -219,9 +225,10 @@ class Tasks:
             counts[agent] = max(0, counts.get(agent, 0) - alone)
         return counts
 
-    async def open_counts(self) -> dict[tuple[str, str], int]:
-        """Return how many tasks are open, by agent and state."""
-        return {(row[0], row[1]): row[2] for row in await self._db.read(_OPEN_COUNTS, {})}
+    async def open_counts(self, *, tenant: str | None = None) -> dict[tuple[str, str], int]:
+        """Return how many tasks are open, by agent and state: of *tenant*, or of all."""
+        sql, params = (_OPEN_COUNTS, {}) if tenant is None else (_OWN_OPEN_COUNTS, {"tenant": tenant})
+        return {(row[0], row[1]): row[2] for row in await self._db.read(sql, params)}
 
     async def end_counts(self, *, tenant: str) -> dict[tuple[str, str], int]:
         """Return how many tasks have ended, by agent and state."""

@@ -290,6 +290,26 @@ class BackupKeyMade(msgspec.Struct, frozen=True):
     advice: str = "copy this file to another machine: without it no backup can be restored"
 
 
+class PolicyChanged(msgspec.Struct, frozen=True):
+    """The policy file has changed, and its roles are these now."""
+
+    roles: str
+
+
+class PolicyRefused(msgspec.Struct, frozen=True):
+    """The policy file has changed and is wrong: the roles stay what they were."""
+
+    error: str
+
+
+class IssuerChanged(msgspec.Struct, frozen=True):
+    """The keys of an issuer of tokens cannot be fetched (``unreachable``), or can again (``ok``)."""
+
+    issuer: str
+    state: str
+    reason: str = ""
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -333,6 +353,9 @@ Fact = (
     | BackupsNotDeleted
     | NewestBackup
     | BackupKeyMade
+    | PolicyChanged
+    | PolicyRefused
+    | IssuerChanged
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)
