@@ -23,6 +23,7 @@ from bench.authentication import authentication
 from bench.door import door
 from bench.fairness import fairness
 from bench.figures import Figure
+from bench.isolation import isolation
 from bench.keys import keys
 from bench.overload import overload
 from bench.recovery import recovery
@@ -145,6 +146,7 @@ BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
         idle,
         start,
         replicas,
+        isolation,
     )
 }
 

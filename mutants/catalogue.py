@@ -37,6 +37,7 @@ CONTRACT, DISPATCHER, HOST = (
     "tests/control/test_host.py",
 )
 TRANSITIONS = "store/transitions.py"
+ISOLATION = "tests/engine/test_isolation.py"
 RESULTS = "tests/store/test_results.py"
 TOKENS, LOGIN = "tests/api/test_tokens.py", "tests/api/test_login.py"
 OIDC, SECRETS, INJECTION = "tests/security/test_oidc.py", "tests/node/test_secrets.py", "tests/test_log_injection.py"
@@ -846,6 +847,91 @@ CATALOGUE = (
         "    return key if revision is None else",
         "    return key if key else",
         f"{RESULTS}::TestSqlite::test_a_result_belongs_to_the_revision_that_made_it",
+    ),
+    # --- the agents' rooms
+    _mutant(
+        "the walls of the file system before the import",
+        "engine/sandbox.py",
+        "    doors.close()\n",
+        "    pass\n",
+        ISOLATION,
+    ),
+    _mutant(
+        "the filter of system calls",
+        "engine/sandbox.py",
+        '    seccomp.restrict("any" if',
+        '    print("any" if',
+        ISOLATION,
+    ),
+    _mutant(
+        "the layer that keeps replicas of one revision apart",
+        "engine/sandbox.py",
+        "        doors.close_again(own, str(Path(room.home, SHARED)))\n",
+        "",
+        ISOLATION,
+    ),
+    _mutant(
+        "the capabilities that a room takes away",
+        "engine/sandbox.py",
+        "    kernel.drop_capabilities()\n",
+        "",
+        ISOLATION,
+    ),
+    _mutant(
+        "the refusal of MPTCP, which Landlock does not see",
+        "engine/seccomp.py",
+        "        *_unless_in(protocols, errno.EACCES),\n",
+        "",
+        ISOLATION,
+    ),
+    _mutant(
+        "the refusal of TCP Fast Open, which Landlock does not see",
+        "engine/seccomp.py",
+        '(("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3))',
+        '(("sendmsg", 2), ("sendmmsg", 3))',
+        ISOLATION,
+    ),
+    _mutant(
+        "the refusal of other processes' limits",
+        "engine/seccomp.py",
+        '    yield "prlimit64", _own_or_read(0, 2)\n',
+        "",
+        ISOLATION,
+    ),
+    _mutant(
+        "what stays closed in a folder that is opened",
+        "engine/sandbox.py",
+        "    if any(_is_in(path, each) for each in closed):\n        return\n",
+        "",
+        ISOLATION,
+    ),
+    _mutant(
+        "the refusal of paths that are the node's own",
+        "engine/rooms.py",
+        '        if inside or (key == "write_paths" and around):',
+        "        if False:",
+        ISOLATION,
+    ),
+    _mutant(
+        "the look whether a zygote reports its own child",
+        "engine/zygotes.py",
+        "if processes.is_child(fds[0], pid, parent=self._process.pid):",
+        "if fds:",
+        ISOLATION,
+    ),
+    _mutant(
+        "the refusal of the node's own files as secrets",
+        "engine/secret_values.py",
+        "if any(folder in (real, *real.parents) for folder in closed):",
+        "if False:",
+        ISOLATION,
+    ),
+    _mutant(
+        "the fall from a tier that cannot be had to a refusal",
+        "core/isolation.py",
+        "    if not lacks:\n        return Decision(Tier(asked))",
+        "    if lacks is not None:\n        return Decision(Tier(asked))",
+        "tests/core/test_isolation.py",
     ),
     # --- permissions
     _mutant(

@@ -142,7 +142,9 @@ def options(
     folder: Path = AGENTS,
     **overrides: Any,
 ) -> node.Options:
-    found = settings.load(overrides={"agents": agents, **overrides}, environ={})
+    # Agents of these tests note what they do in files of the test's own, beside the data directory.
+    security = {"isolation": "T0", **overrides.pop("security", {})}
+    found = settings.load(overrides={"agents": agents, "security": security, **overrides}, environ={})
     return node.Options(settings=found, folder=folder, data_dir=data_dir, store_url=store_url, port=0)
 
 
@@ -228,7 +230,10 @@ class Folder:
         return subprocess.Popen(
             [*self.interpreter, "up", *([] if "--port" in words else ["--port", "0"]), *words],
             cwd=self.path,
-            env=os.environ | {MARKER: str(self.path), "PYTHONPATH": SOURCE} | self.environment,
+            env={"GREENROOM_SECURITY__ISOLATION": "T0"}
+            | os.environ
+            | {MARKER: str(self.path), "PYTHONPATH": SOURCE}
+            | self.environment,
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,

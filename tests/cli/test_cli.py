@@ -880,7 +880,7 @@ def test_doctor_says_what_each_agent_is_taken_for(fake: FakeNode, capsys: pytest
     assert findings["agent broken"]["result"] == "failed"
     assert (findings["agent gone"]["result"], findings["agent gone"]["found"]) == ("warn", "it is not in the manifest")
     assert findings["manifest"]["result"] == "ok"
-    assert {"python", "kernel", "sqlite", "landlock", "pidfd", "node"} <= set(findings)
+    assert {"python", "kernel", "sqlite", "isolation", "pidfd", "node"} <= set(findings)
 
 
 AGENTS = """

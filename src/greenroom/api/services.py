@@ -14,7 +14,7 @@ from greenroom.api.backlog import Backlog
 from greenroom.api.keys import Keys
 from greenroom.api.limits import Limits
 from greenroom.api.sources import Sources
-from greenroom.core import routing, tenancy
+from greenroom.core import isolation, routing
 from greenroom.sdk import models
 from greenroom.security.webhook_secrets import WebhookSecrets
 from greenroom.settings import AgentSettings, Settings
@@ -109,7 +109,8 @@ class Services:
     webhook_secrets: WebhookSecrets
     similarity: routing.Similarity | None = None  # of the optional embedding model
     resources: Callable[[], models.Resources] = models.Resources
-    tier: tenancy.Tier = "T0"  # how far replicas are kept apart
+    tier: isolation.Tier = isolation.Tier.T0  # how far replicas are kept apart
+    isolation: str = ""  # the tier, and what it is, in words
     ask_to_stop: Callable[[], None] | None = None  # as SIGTERM does; None: who has made the node stops it
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str | None = None  # what ended the node's loops, for good

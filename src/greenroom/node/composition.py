@@ -37,7 +37,7 @@ from greenroom.core import addresses, rollouts, routing, tenancy
 from greenroom.core.permissions import HOME
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
-from greenroom.node import optimizer
+from greenroom.node import isolation, optimizer
 from greenroom.node.backups import NodeBackups
 from greenroom.node.resources import NodeResources, limits
 from greenroom.sdk import models
@@ -96,7 +96,18 @@ class Node:
         except errors.StoreDamaged as error:
             raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
         self.store.results.is_on = options.settings.cluster.result_cache
-        self.engine = LocalEngine(options.data_dir, clock, limits=limits(options.settings.cluster))
+        self.isolation = isolation.decide(options.settings)
+        self.engine = LocalEngine(
+            options.data_dir,
+            clock,
+            limits=limits(options.settings.cluster),
+            tier=self.isolation.tier,
+            closed=isolation.closed(
+                options.settings, folder=options.folder, data_dir=options.data_dir, store_url=options.store_url
+            ),
+            first_user=options.settings.security.first_agent_uid,
+        )
+        self.walls = isolation.Walls(self.facts)
         self.host = Host(
             self.store,
             self.engine,
@@ -163,6 +174,8 @@ class Node:
             ),
             similarity=_similarity(),
             resources=self.resources.state,
+            tier=self.isolation.tier,
+            isolation=isolation.describe(self.isolation),
         )
         self.optimizer = optimizer.loops(self.store, self.engine, self.host, self.resources, self.services)
         self.app = App(self.services)
@@ -205,6 +218,7 @@ class Node:
             *self.issuers,
         )
         self.resources.announce()
+        isolation.announce(self.isolation, self.facts)
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
 

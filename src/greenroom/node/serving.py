@@ -83,6 +83,7 @@ async def serve(options: Options, *, on_ready: Callable[[Node], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: hurry.set() if stop.is_set() else stop.set())
+    os.umask(0o077)  # whatever this process ever writes is its user's alone
     make_private_folder(options.data_dir)
     node = Node(options, clocks.SystemClock())
     node.services.ask_to_stop = stop.set

@@ -1,6 +1,6 @@
 """The node's own secrets: one file, mode 0600, made at first start, never in the environment.
 
-The mode keeps other users out, not agents: in isolation tier T0 replicas run as the node's user and can read the file.
+The mode keeps other users out, and the rooms agents: in isolation tier T0, which has none, replicas can read the file.
 """
 
 from __future__ import annotations

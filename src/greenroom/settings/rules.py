@@ -16,11 +16,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from greenroom.core import isolation
 from greenroom.settings import addresses
 from greenroom.settings.checking import Checker
 from greenroom.settings.problems import KeyPath, quoted
 from greenroom.settings.schema import STRATEGY_KEYS, AgentSettings, Example, Rollout, Settings
 
+MAX_SECRETS = 100
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
+_REFERENCE = re.compile(r"file:/[^\x00-\x1f\x7f\ud800-\udfff]{1,1000}|env:(?!GREENROOM_)[A-Za-z_][A-Za-z0-9_]{0,199}")
 MAX_GROUPS = 100  # Python's compiler takes three calls for each level of nesting, and there are 1000
 
 Subject = TypeVar("Subject")
@@ -75,6 +79,51 @@ def _recycled_before_its_limit(agent: AgentSettings) -> str | None:
     if recycled_mb is not None and most_mb is not None and recycled_mb >= most_mb:
         return f"{recycled_mb} is not less than memory_mb, {most_mb}, at which a replica is killed"
     return None
+
+
+def _egress_is_clear(agent: AgentSettings) -> str | None:
+    try:
+        isolation.egress(agent.egress)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _secrets_are_references(agent: AgentSettings) -> str | None:
+    """Say what is wrong with the first bad one, and never what stands there: it may be the secret itself."""
+    if len(agent.secrets) > MAX_SECRETS:
+        return f"are {len(agent.secrets)}, and may be {MAX_SECRETS}"
+    for name, reference in agent.secrets.items():
+        if not _VARIABLE.fullmatch(name) or name.startswith("GREENROOM_"):
+            return f"{quoted(name)} is no name of an environment variable (letters, digits and _, not GREENROOM_…)"
+        if name in agent.env:
+            return f"{quoted(name)} stands in env, too; take it out of one of them"
+        if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
+            return (
+                f'{quoted(name)} is no reference; expected "file:/PATH" or "env:NAME", never the secret itself: it'
+                " would be stored with the agent"
+            )
+    return None
+
+
+def _asked_secrets_are_there(agent: AgentSettings) -> str | None:
+    for name in _secrets_in(agent.arguments):
+        if name not in agent.secrets:
+            there = ", ".join(agent.secrets) or "none"
+            return f"ask for the secret {quoted(name)}, and the agent's secrets are {there}; add it there"
+    return None
+
+
+def _secrets_in(value: object) -> Iterator[str]:
+    match value:
+        case {"secret": str(name), **others} if not others:
+            yield name
+        case dict():
+            for inner in value.values():
+                yield from _secrets_in(inner)
+        case list():
+            for inner in value:
+                yield from _secrets_in(inner)
 
 
 def _replicas_are_a_range(agent: AgentSettings) -> str | None:
@@ -245,6 +294,9 @@ AGENT_RULES: tuple[Rule[AgentSettings], ...] = (
     Rule((("scaling", "burst_window_s"), ("scaling", "stable_window_s")), _bursts_are_short),
     Rule((("recycling", "memory_mb"), ("memory_mb",)), _recycled_before_its_limit),
     Rule((("rollout", "checks"),), _checks_are_importable),
+    Rule((("egress",),), _egress_is_clear),
+    Rule((("secrets",), ("env",)), _secrets_are_references),
+    Rule((("arguments",), ("secrets",)), _asked_secrets_are_there),
     Rule((("rollout", "weights"),), _weights_reach_all_traffic),
     *_strategy_rules(),
     Rule((("rollout", "max_surge"), ("rollout", "max_unavailable")), _something_can_move),

@@ -24,9 +24,6 @@ NOT_YET_BUILT: dict[str, str] = {
     "security.encryption_at_rest": "the store is not encrypted",
     "security.audit_log": "no audit log is written",
     "security.intrusion_rules": "no rules watch the callers",
-    "agents.*.read_paths": "replicas have no sandbox",
-    "agents.*.write_paths": "replicas have no sandbox",
-    "agents.*.egress": "replicas have no sandbox",
 }
 
 

@@ -74,6 +74,28 @@ class ReplicaRecycled(msgspec.Struct, frozen=True):
     reason: str
 
 
+class AgentsIsolated(msgspec.Struct, frozen=True):
+    """How far agents are kept from the node, its machine and each other."""
+
+    tier: str
+    how: str
+
+
+class AgentsNotIsolated(msgspec.Struct, frozen=True):
+    """Nothing keeps them from what the node's user may do."""
+
+    tier: str
+    how: str
+
+
+class AgentBlocked(msgspec.Struct, frozen=True):
+    """An agent has run into a wall of its room."""
+
+    agent: str
+    replica: str
+    what: str
+
+
 class EnvelopeHeld(msgspec.Struct, frozen=True):
     """The limits of all replicas together, each with what holds it."""
 
@@ -357,6 +379,9 @@ Fact = (
     | ReplicaReady
     | ReplicaExited
     | ReplicaRecycled
+    | AgentsIsolated
+    | AgentsNotIsolated
+    | AgentBlocked
     | EnvelopeHeld
     | EnvelopeWeak
     | EnvelopeMeasured

@@ -20,10 +20,13 @@ import structlog
 from greenroom import redaction
 from greenroom.telemetry.facts import (
     AdviceChanged,
+    AgentBlocked,
     AgentDropped,
     AgentFailing,
     AgentRolledBack,
     AgentScaled,
+    AgentsIsolated,
+    AgentsNotIsolated,
     AlertChanged,
     BackupFailed,
     BackupKeyMade,
@@ -59,6 +62,9 @@ _LEVELS: dict[type[Fact], int] = {
     ReplicaExited: logging.INFO,
     ReplicaRecycled: logging.INFO,
     AdviceChanged: logging.INFO,
+    AgentsIsolated: logging.INFO,
+    AgentsNotIsolated: logging.WARNING,
+    AgentBlocked: logging.WARNING,
     EnvelopeHeld: logging.INFO,
     EnvelopeWeak: logging.WARNING,
     ReplicaGraded: logging.INFO,
