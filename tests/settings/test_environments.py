@@ -46,6 +46,8 @@ BUILT = {
     "cluster.json_logs",
     "cluster.log_level",
     "security.authentication",
+    "security.audit_log",
+    "security.intrusion_rules",
 }
 COLUMNS = list(enumerate(Environment))
 

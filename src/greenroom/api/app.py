@@ -14,7 +14,7 @@ import msgspec
 from starlette.responses import Response
 
 from greenroom import errors, random_bits, telemetry
-from greenroom.api import connections, openapi, problems
+from greenroom.api import connections, openapi, problems, refused
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import OPEN, ROUTES, Route
 from greenroom.api.services import Services
@@ -61,9 +61,12 @@ class App:
             await self._open(scope, receive, send)
             return
         request_id = random_bits.token_hex(8)
+        acting.actor.set(None)  # inside a program one task may make many requests
         try:
             answer = await self._answer(scope, receive, whole, request_id)
         except errors.GreenroomError as error:
+            if error.status in refused.TOLD:
+                refused.tell(self._services.facts, scope, error, source=_source(scope))
             await problems.response(error, request_id)(scope, receive, send)
         except UNREADABLE as error:  # callers' own are refused where they are read: this was stored
             self._services.facts.emit(
@@ -83,10 +86,17 @@ class App:
     ) -> Answer | Stream:
         services = self._services
         headers = dict(scope["headers"])
-        client = scope.get("client")
-        source = client[0] if client else "local"
-        principal = services.auth.authenticate(headers, source=source)
+        source = _source(scope)
+        try:
+            principal = services.auth.authenticate(headers, source=source)
+        except errors.Unauthenticated:
+            services.measures.check(f"source:{source}", services.clock.monotonic_s())
+            raise
         acting.actor.set(acting.Actor(principal.id, principal.tenant, source, request_id))
+        if services.watch is not None:
+            services.watch(principal.id, source)
+        if services.measures.is_any:
+            services.measures.check(f"principal:{principal.id}", services.clock.monotonic_s())
         route, path_params = self._match(scope["path"], scope["method"])
         if not principal.rights.allows(route.action):
             raise errors.Forbidden(
@@ -142,6 +152,11 @@ class UnsupportedMediaType(errors.GreenroomError):
 
     code = "unsupported-media-type"
     status = 415
+
+
+def _source(scope: Scope) -> str:
+    client = scope.get("client")
+    return client[0] if client else "local"
 
 
 def _check_type(route: Route, headers: dict[bytes, bytes]) -> None:

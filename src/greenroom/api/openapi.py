@@ -53,7 +53,9 @@ _MEANINGS = {200: "done", 201: "made", 202: "accepted, and not at its end yet", 
 _NAME, _COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
 _SWITCH = {"type": "boolean", "default": False}
 _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
-    "after": (_COUNT, "Begin behind the event of this number."),
+    "action": (_NAME, "Only this act; key.* stands for all that begin so."),
+    "actor": (_NAME, "Only what this one has done: the id of a key, or a token's issuer and subject."),
+    "after": (_COUNT, "Begin behind the event or the entry of this number."),
     "agent": (_NAME, "Only what is of this agent."),
     "code": (
         {"type": "string", "pattern": "^[0-9a-f]{64}$"},
@@ -67,12 +69,14 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "hours": ({"type": "integer", "minimum": 1, "maximum": 168, "default": 24}, "How far back."),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many."),
+    "object": (_NAME, "Only what was done to this, for example agent:research."),
     "or_cancel": (
         _SWITCH,
         "With wait: cancel the task if it has not ended by then, and as soon as the caller closes the connection.",
     ),
     "session": (_NAME, "Only what is of this session."),
     "sessions": (_SWITCH, "With dry_run: try the revision, on the agent's stored sessions too; one at a time."),
+    "since": ({"type": "string", "format": "date-time"}, "Only what is not older."),
     "state": ({"type": "string", "enum": list(tasks.State)}, "Only what is in this state."),
     "strategy": (
         {"type": "string", "enum": ["rolling", "blue-green", "canary"]},
@@ -151,6 +155,8 @@ def _bodies() -> dict[str, Any]:
         schemas.Rollback,
         schemas.Promotion,
         schemas.NewKey,
+        schemas.AuditErasure,
+        schemas.Unlock,
         settings.AgentSettings,
     ]
     (_, components) = msgspec.json.schema_components(kinds, ref_template=_SCHEMAS + "{name}")

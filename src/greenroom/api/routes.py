@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 
-from greenroom.api import agents, code, operations, recovery, rollouts, scaling, schemas, sessions, tasks
+from greenroom.api import agents, audit, code, operations, recovery, rollouts, scaling, schemas, sessions, tasks
+from greenroom.api import security as posture
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core.permissions import Action
-from greenroom.sdk import models
+from greenroom.sdk import models, security
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +184,34 @@ ROUTES = (
     Route("GET", "/v1/keys", operations.list_keys, Action.KEY_READ, {200: Page(KEY)}),
     Route("POST", "/v1/keys", operations.create_key, Action.KEY_CREATE, {201: KEY}, schemas.NewKey),
     Route("DELETE", "/v1/keys/{id}", operations.revoke_key, Action.KEY_REVOKE, GONE),
+    Route(
+        "GET",
+        "/v1/audit",
+        audit.list_entries,
+        Action.AUDIT_READ,
+        {200: Page(security.AuditEntry)},
+        None,
+        ("actor", "action", "object", "since", "after", "limit", "cursor"),
+    ),
+    Route(
+        "GET",
+        "/v1/audit/checkpoints",
+        audit.list_checkpoints,
+        Action.AUDIT_READ,
+        {200: Page(security.Checkpoint)},
+        None,
+        ("limit", "cursor"),
+    ),
+    Route(
+        "POST",
+        "/v1/audit/erase",
+        audit.erase,
+        Action.SECURITY_OPERATE,
+        {200: security.Erased},
+        schemas.AuditErasure,
+    ),
+    Route("GET", "/v1/security", posture.report, Action.SECURITY_READ, {200: security.SecurityReport}),
+    Route("POST", "/v1/security/unlock", posture.unlock, Action.SECURITY_OPERATE, GONE, schemas.Unlock),
     Route("GET", "/metrics", operations.metrics, Action.METRICS_READ, {200: TEXT}),
 )
 

@@ -12,7 +12,8 @@ from greenroom import errors, telemetry
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.core import routing
-from greenroom.sdk import models
+from greenroom.core.measures import Measures
+from greenroom.sdk import models, security
 from greenroom.settings import AgentSettings, Settings
 from greenroom.settings import Rollout as WantedRollout
 from greenroom.store.deployments import Deployed
@@ -39,6 +40,15 @@ class Breakers(Protocol):
 
     def release(self, agent: str) -> None:
         """Close it."""
+
+
+class Security(Protocol):
+    """What the node does about its security, for the API: it knows no loop."""
+
+    async def report(self) -> security.SecurityReport: ...
+
+    async def unlock(self, subject: str) -> None:
+        """End a lock or a throttle; raises `errors.NotFound`."""
 
 
 class Deployments(Protocol):
@@ -98,6 +108,9 @@ class Services:
     backlog: Backlog
     backups: Backups
     breakers: Breakers
+    security: Security
+    measures: Measures
+    watch: Callable[[str, str], None] | None = None  # a principal was let in, from a source
     similarity: routing.Similarity | None = None  # of the optional embedding model
     resources: Callable[[], models.Resources] = models.Resources
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -30,6 +30,7 @@ from greenroom.engine.local import LocalEngine
 from greenroom.node import optimizer
 from greenroom.node.backups import NodeBackups
 from greenroom.node.resources import NodeResources, limits
+from greenroom.node.security import NodeSecurity
 from greenroom.sdk import models
 from greenroom.security import secret_file
 from greenroom.store import database, submissions
@@ -43,6 +44,7 @@ GRACE_S = 20.0  # how long running tasks may go on after SIGTERM
 FIRST_ROLLOUTS_S = 10.0  # how long a node is not ready for the sake of the rollouts of its start
 LOOK_EVERY_S = 1.0  # wakeups are hints; this is the guarantee
 TENANT = "default"
+OWNER_KEY = "local.key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,17 @@ class Node:
         )
         self.planning = planning.Planning(self.store, self.deployments, self.rehearsal, folder=options.folder)
         self.auth = Authenticator(self.store.principals, clock, pepper=self.secrets.pepper)
+        self.security = NodeSecurity(
+            self.store,
+            self.auth,
+            clock,
+            self.facts,
+            options.settings,
+            node=self.id,
+            seed=self.secrets.audit_key,
+            folder=options.folder,
+            owner_key=options.data_dir / OWNER_KEY,
+        )
         self.services = Services(
             store=self.store,
             auth=self.auth,
@@ -119,6 +132,9 @@ class Node:
             is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
             breakers=self.breakers,
+            security=self.security,
+            measures=self.security.measures,
+            watch=self.security.watch,
             backlog=Backlog(
                 self.store,
                 clock,
@@ -140,6 +156,7 @@ class Node:
         """Open the store, take over what a dead node left, deploy the manifest's agents, and start the loops."""
         await self.store.claim_alone()
         await self.store.start()
+        await self.security.begin()
         await self.engine.sweep()
         # One store, one node: whatever another incarnation held is free, and its replicas are gone.
         await self.store.tasks.rescue(not_owner=self.id)
@@ -162,6 +179,7 @@ class Node:
             self.backups.loop,
             self.resources.loop,
             *self.optimizer,
+            *self.security.loops,
         )
         self.resources.announce()
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
@@ -219,6 +237,10 @@ class Node:
             self._loops.cancel()
             await asyncio.wait([self._loops])
         await self.engine.close()
+        try:
+            await self.security.end()
+        except errors.GreenroomError as error:  # what cannot be written is not to keep the rest from ending well
+            self.facts.emit(telemetry.AuditTrouble("the node's end", str(error)))
         await self.store.close()
         self.facts.emit(telemetry.NodeChanged(self.id, "stopped"))
 
@@ -304,7 +326,7 @@ class Node:
         )
 
     async def _mint_owner_key(self) -> None:
-        path = self.options.data_dir / "local.key"
+        path = self.options.data_dir / OWNER_KEY
         if path.exists() and self.auth.is_valid(b"Bearer " + path.read_bytes().strip()):
             return
         key = await self.auth.create(

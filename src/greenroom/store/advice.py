@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from greenroom.core import optimizer
-from greenroom.store import database, recovery
+from greenroom.store import database
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
 from greenroom.store.news import News
@@ -112,13 +112,6 @@ async def move(tx: Transaction, news: News, items: Sequence[Move]) -> list[None]
     return [None] * len(items)
 
 
-async def alert(tx: Transaction, news: News, items: Sequence[recovery.Raised | recovery.Resolved]) -> list[None]:
-    """Raise or resolve the alerts of rules."""
-    for item in items:
-        await recovery.note_alert(tx, item)
-    return [None] * len(items)
-
-
 class Advices:
     def __init__(self, db: database.Database, commits: Commits) -> None:
         self._db, self._commits = db, commits
@@ -130,9 +123,6 @@ class Advices:
 
     async def move(self, moved: Move) -> None:
         await self._commits.write(move, moved)
-
-    async def alert(self, alert_: recovery.Raised | recovery.Resolved) -> None:
-        await self._commits.write(alert, alert_)
 
     async def list(self, *, before: int | None = None, limit: int = 50) -> Sequence[Advice]:
         """Return what is open, then what has ended, each the latest first; *before* is the `Advice.cursor` to go on
@@ -150,4 +140,4 @@ class Advices:
         return int(count)
 
 
-ORDER = (open_all, move, alert)
+ORDER = (open_all, move)

@@ -155,7 +155,6 @@ NOT_AUDITED: Mapping[Operation, str] = {
     recovery.tell: "an alert's row is its own record",
     advice.open_all: "advice is a row, and what is done about it an act of its own",
     advice.move: "advice is a row, and what is done about it an act of its own",
-    advice.alert: "an alert's row is its own record",
     scaling.record: "a measurement",
     results.expire: "results that were kept for as long as they should be",
     results.drop: "results that were kept for as long as they should be",

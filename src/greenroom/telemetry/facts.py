@@ -14,6 +14,7 @@ from greenroom.core import rollouts, tasks
 class TaskAccepted(msgspec.Struct, frozen=True):
     agent: str
     count: int = 1
+    principal: str = ""
 
 
 class CacheAsked(msgspec.Struct, frozen=True):
@@ -268,6 +269,66 @@ class BackupKeyMade(msgspec.Struct, frozen=True):
     advice: str = "copy this file to another machine: without it no backup can be restored"
 
 
+class CredentialRejected(msgspec.Struct, frozen=True):
+    """A request came without a credential that is accepted. *key_id* as it was presented, if any; *why* is ``unknown``,
+    ``throttled`` (it was not looked at any more) or ``forged`` (a token that somebody has made up).
+    """
+
+    source: str
+    key_id: str = ""
+    why: str = "unknown"
+
+
+class RequestRefused(msgspec.Struct, frozen=True):
+    """Somebody who is known was answered *status*, an error of type *code*, at *path*: 403, 404 or 429."""
+
+    principal: str
+    tenant: str
+    source: str
+    status: int
+    code: str
+    method: str
+    path: str
+
+
+class RequestForged(msgspec.Struct, frozen=True):
+    """A request that no honest client makes: *what*. *principal* is "" where nobody is known."""
+
+    source: str
+    what: str
+    principal: str = ""
+
+
+class AgentBlocked(msgspec.Struct, frozen=True):
+    """An agent's code tried what its room forbids."""
+
+    agent: str
+    replica: str
+    what: str
+
+
+class IntrusionFound(msgspec.Struct, frozen=True):
+    """A rule of intrusion detection has found something about *subject*; *done* says what it did."""
+
+    rule: str
+    subject: str
+    reason: str
+    done: str
+
+
+class AuditTrouble(msgspec.Struct, frozen=True):
+    """The audit log is not what was written, or its export does not take it."""
+
+    where: str
+    error: str
+
+
+class AuditRecovered(msgspec.Struct, frozen=True):
+    """The trouble that was said of *where* is over."""
+
+    where: str
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -308,6 +369,13 @@ Fact = (
     | BackupsNotDeleted
     | NewestBackup
     | BackupKeyMade
+    | CredentialRejected
+    | RequestRefused
+    | RequestForged
+    | AgentBlocked
+    | IntrusionFound
+    | AuditTrouble
+    | AuditRecovered
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)

@@ -12,11 +12,14 @@ import structlog
 
 from greenroom.telemetry.facts import (
     AdviceChanged,
+    AgentBlocked,
     AgentDropped,
     AgentFailing,
     AgentRolledBack,
     AgentScaled,
     AlertChanged,
+    AuditRecovered,
+    AuditTrouble,
     BackupFailed,
     BackupKeyMade,
     BackupMade,
@@ -25,6 +28,7 @@ from greenroom.telemetry.facts import (
     EnvelopeHeld,
     EnvelopeWeak,
     Fact,
+    IntrusionFound,
     NodeChanged,
     ReplicaEjected,
     ReplicaExited,
@@ -38,7 +42,7 @@ from greenroom.telemetry.facts import (
     StoreTrouble,
 )
 
-# What becomes of tasks is in the store; a line for each would be noise.
+# What becomes of tasks is in the store, and who was refused in the audit log; a line for each would be noise.
 _LEVELS: dict[type[Fact], int] = {
     ReplicaReady: logging.INFO,
     ReplicaExited: logging.INFO,
@@ -63,6 +67,10 @@ _LEVELS: dict[type[Fact], int] = {
     BackupFailed: logging.ERROR,
     BackupsNotDeleted: logging.WARNING,
     BackupKeyMade: logging.WARNING,
+    AgentBlocked: logging.INFO,
+    IntrusionFound: logging.ERROR,
+    AuditTrouble: logging.ERROR,
+    AuditRecovered: logging.WARNING,
     NodeChanged: logging.INFO,
 }
 
