@@ -35,6 +35,8 @@ VERBS = (  # in the order in which one meets them
     ("status", "status:status", "Show how the node and its agents are."),
     ("backup", "backup:app", "Make, list, restore and rehearse backups of the store."),
     ("keys", "keys:app", "Create, list and revoke the keys of those who may call."),
+    ("audit", "audit:app", "Show who did what; check that nobody has changed the record; export it."),
+    ("security", "security:app", "Show how the node is protected and what was found; let somebody in again."),
     ("config", "config:app", "Show and check the settings."),
     ("chaos", "chaos:chaos", "Inject faults into the node that runs here, and see whether anything is lost."),
     ("doctor", "doctor:doctor", "Check whether this machine and this manifest are ready."),

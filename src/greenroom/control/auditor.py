@@ -33,7 +33,6 @@ class _Refusal(NamedTuple):
     principal: str
     tenant: str
     source: str
-    what: str  # the key id, or what was to be done
     status: int
     why: str
 
@@ -51,7 +50,7 @@ class Auditor:
         self.trouble: str | None = None  # what is wrong with the log
         self.checked = 0  # entries of the last look at all of them, and what came since
         self._alerts = Alerts(store, facts, KIND)
-        self._refusals = Tally(_Refusal(OTHERS, home, OTHERS, "", 0, "too many kinds to tell apart"))
+        self._refusals = Tally(_Refusal(OTHERS, home, OTHERS, 0, "too many kinds to tell apart"))
         self._unsealed = 0
         self._seal_at_s = self._check_at_s = self._check_all_at_s = clock.monotonic_s()
         self._reached = audit_checks.Head()
@@ -74,16 +73,17 @@ class Auditor:
         self.wakeup.set()
 
     def _note_rejected(self, fact: telemetry.CredentialRejected) -> None:
-        self._note(_Refusal("", self._home, fact.source, f"key:{fact.key_id}" if fact.key_id else "", 401, fact.why))
+        key = f"key:{fact.key_id}" if fact.key_id else ""
+        self._note(_Refusal("", self._home, fact.source, 401, fact.why), key)
 
     def _note_refused(self, fact: telemetry.RequestRefused) -> None:
         if fact.status != 404:  # nobody was kept from anything
-            what = "" if fact.status == 429 else f"{fact.method} {fact.path}"
-            self._note(_Refusal(fact.principal, fact.tenant, fact.source, what, fact.status, fact.code))
+            refusal = _Refusal(fact.principal, fact.tenant, fact.source, fact.status, fact.code)
+            self._note(refusal, f"{fact.method} {fact.path}")
 
-    def _note(self, refusal: _Refusal) -> None:
+    def _note(self, refusal: _Refusal, what: str) -> None:
         if self._store.audit.is_on:
-            self._refusals.note(refusal)
+            self._refusals.note(refusal, what)
             self.wakeup.set()
 
     # --- the loop
@@ -92,7 +92,7 @@ class Auditor:
         if not self._store.audit.is_on:
             return SEAL_EVERY_S
         now_s = self._clock.monotonic_s()
-        await self._write(now_s)
+        await self.write()
         if self._unsealed >= SEAL_MOST or now_s >= self._seal_at_s:
             await self.seal()
             self._seal_at_s = now_s + SEAL_EVERY_S
@@ -103,14 +103,10 @@ class Auditor:
         # Each refusal sets the wakeup: at most ten times a second.
         return max(0.1, min(waits))
 
-    async def finish(self) -> None:
-        """Write and sign what there is: the node stops."""
-        if self._store.audit.is_on:
-            await self._write(self._clock.monotonic_s(), all_of_it=True)
-            await self.seal()
-
-    async def _write(self, now_s: float, *, all_of_it: bool = False) -> None:
-        self._acts += (_act(kind, count) for kind, count in self._refusals.due(now_s, all_of_it=all_of_it))
+    async def write(self, *, all_of_it: bool = False) -> None:
+        """Write what was noted and is due."""
+        now_s = self._clock.monotonic_s()
+        self._acts += (_act(*each) for each in self._refusals.due(now_s, all_of_it=all_of_it))
         acts, self._acts = self._acts, []
         try:
             await self._store.audit.note(*acts)
@@ -121,6 +117,9 @@ class Auditor:
             await self._tell(str(error))
 
     async def seal(self) -> None:
+        """Sign what there is."""
+        if not self._store.audit.is_on:
+            return
         self._unsealed = 0
         try:
             while await self._store.audit.seal(self._signer):
@@ -188,7 +187,7 @@ class Auditor:
         await self._alerts.tell(Raised(ALERT_ID, KIND, None, "critical", trouble))
 
 
-def _act(kind: _Refusal, count: int) -> Act:
+def _act(kind: _Refusal, count: int, first: str) -> Act:
     by = Actor(kind.principal or "nobody", kind.tenant, kind.source, "")
     action = "login.reject" if kind.status == 401 else "request.refuse"
-    return Act(action, kind.what, "refused", {"count": count, "status": kind.status, "why": kind.why}, by=by)
+    return Act(action, first, "refused", {"count": count, "status": kind.status, "why": kind.why}, by=by)

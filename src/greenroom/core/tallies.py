@@ -16,6 +16,7 @@ Kind = TypeVar("Kind", bound=Hashable)
 @dataclass(slots=True)
 class _Count:
     waiting: int = 0
+    first: str = ""  # of those that wait
     told_s: float | None = None
 
 
@@ -26,21 +27,23 @@ class Tally(Generic[Kind]):
         self._others, self._most, self._every_s = others, most, every_s
         self._counts: dict[Kind, _Count] = {}
 
-    def note(self, kind: Kind) -> None:
+    def note(self, kind: Kind, what: str = "") -> None:
         count = self._counts.get(kind)
         if count is None:
             if len(self._counts) >= self._most:
                 kind = self._others
             count = self._counts.setdefault(kind, _Count())
+        if not count.waiting:
+            count.first = what
         count.waiting += 1
 
-    def due(self, now_s: float, *, all_of_it: bool = False) -> list[tuple[Kind, int]]:
-        """Return what is to be told now, each with how many came since it was told last."""
+    def due(self, now_s: float, *, all_of_it: bool = False) -> list[tuple[Kind, int, str]]:
+        """Return what is to be told now: each kind with how many came since it was told last, and the first of them."""
         told = []
         for kind, count in list(self._counts.items()):
             is_due = count.told_s is None or now_s - count.told_s >= self._every_s
             if count.waiting and (is_due or all_of_it):
-                told.append((kind, count.waiting))
+                told.append((kind, count.waiting, count.first))
                 count.waiting, count.told_s = 0, now_s
             elif is_due:  # nothing more came
                 del self._counts[kind]

@@ -85,7 +85,6 @@ class NodeSecurity:
             "settings": _digest(self._settings),
             "environment": str(self._settings.environment),
             "release": __version__,
-            "audited": True,
         }
         await self._store.audit.note(Act("node.start", f"node:{self._node}", detail=detail))
         self._is_begun = True
@@ -94,8 +93,9 @@ class NodeSecurity:
         """Write that the node stops, sign it, and give the exports a moment."""
         if not self._is_begun:
             return
+        await self.auditor.write(all_of_it=True)
         await self._store.audit.note(Act("node.stop", f"node:{self._node}"))
-        await self.auditor.finish()
+        await self.auditor.seal()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FINISH_S):
                 await asyncio.gather(*(_drain(export) for export in self.exports))

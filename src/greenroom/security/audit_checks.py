@@ -170,7 +170,7 @@ class Check:
     def _is_sound(self, entry: Entry) -> bool:
         try:
             return audit.hash_of(entry) == entry.hash
-        except (ValueError, msgspec.MsgspecError):  # what should be hex or JSON is not
+        except (ValueError, TypeError, AttributeError, msgspec.MsgspecError):  # what should be hex or JSON is not
             return False
 
     def _break(self, index: int, kind: Kind, what: str) -> None:
