@@ -1,6 +1,6 @@
 """Intrusion detection's loop: hears what is refused, asks the rules, and does what their policies say.
 
-Each finding is an entry in the audit log, and an alert until it has been quiet for a while. A policy may slow its
+Each finding is an entry in the audit log, and in its rule's alert until it has been quiet for a while. A policy may slow its
 subject down, lock it for a while, or revoke its key: each an act of its own. Never against who could undo it
 (*spared*), and never against a key that others are guessing at: that would be their way to keep its owner out.
 """
@@ -8,9 +8,8 @@ subject down, lock it for a while, or revoke its key: each an act of its own. Ne
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from greenroom import clock as clocks
 from greenroom import errors, settings, telemetry
@@ -28,6 +27,7 @@ REFRESH_EVERY_S = 5.0
 KIND = "intrusion"
 MAX_PAIRS = 10_000  # of principals and sources between two steps
 KEEP_FOUND = 200
+MAX_TOLD = 3  # in one alert
 PUNISHED = ("source", "principal")
 
 
@@ -61,7 +61,8 @@ class Intrusion:
         self._alerts = Alerts(store, facts, KIND)
         self._refresh_at_s = clock.monotonic_s()
         self._pending: list[Finding] = []  # not yet written
-        self._inherited_until_s: float | None = clock.monotonic_s() + intrusion.QUIET_S
+        self._open: dict[tuple[Rule, Subject], str] = {}  # what was found and is not over: why, and what was done
+        self._inherited_until_s = clock.monotonic_s() + intrusion.QUIET_S
         self._clocks = (clock.now().timestamp(), clock.monotonic_s())
         facts.subscribe(self._note_rejected, telemetry.CredentialRejected)
         facts.subscribe(self._note_refused, telemetry.RequestRefused)
@@ -123,19 +124,22 @@ class Intrusion:
         while self._pending:
             await self._answer(self._pending[0])
             del self._pending[0]
-        for rule, subject in self.watch.over(now_s):
-            await self._alerts.resolve(_alert_id(rule, subject))
-        await self._end_inherited(now_s)
+        for key in self.watch.over(now_s):
+            self._open.pop(key, None)
+        await self._tell(now_s)
         return STEP_EVERY_S
 
-    async def _end_inherited(self, now_s: float) -> None:
-        """Resolve the alerts of the node's life before, once what they tell of has been quiet for long enough."""
-        if self._inherited_until_s is None or now_s < self._inherited_until_s:
-            return
-        known = {_alert_id(rule, subject) for rule, subject in self.watch.open}
-        for id in [id for id in await self._alerts.firing() if id not in known]:
-            await self._alerts.resolve(id)
-        self._inherited_until_s = None
+    async def _tell(self, now_s: float) -> None:
+        """Have one alert for each rule that has found something: a flood of sources is no flood of alerts."""
+        told: dict[Rule, list[str]] = {}
+        for (rule, subject), what in self._open.items():
+            told.setdefault(rule, []).append(f"{subject}: {what}")
+        alerts = [_alert(rule, each) for rule, each in told.items() if rule is not Rule.BROKEN_AUDIT]  # the auditor's
+        if now_s >= self._inherited_until_s:  # until then those of the node's life before may still be true
+            await self._alerts.only(alerts)
+        else:
+            for alert in alerts:
+                await self._alerts.tell(alert)
 
     async def _refresh(self, now_s: float) -> None:
         """Take over what stands in the store: of this node's life before, and of other nodes."""
@@ -175,11 +179,7 @@ class Intrusion:
         detail = {"rule": str(finding.rule), "reason": finding.reason, "policy": policy, "done": done}
         await self._store.audit.note(Act("intrusion.found", str(finding.subject), detail=detail))
         self._facts.emit(telemetry.IntrusionFound(finding.rule, str(finding.subject), finding.reason, done))
-        if finding.rule is not Rule.BROKEN_AUDIT:  # the auditor has raised one
-            severity = "critical" if finding.rule in intrusion.SERIOUS else "warning"
-            reason = f"{finding.subject}: {finding.reason}; {done}"
-            id = _alert_id(finding.rule, finding.subject)
-            await self._alerts.tell(Raised(id, KIND, _agent(finding.subject), severity, reason))
+        self._open[finding.rule, finding.subject] = f"{finding.reason}; {done}"
 
     async def _do(self, finding: Finding, policy: str) -> str:
         """Do what *policy* says, and return that in words."""
@@ -222,9 +222,11 @@ class Intrusion:
         return {name: table.all(now_s) for name, table in tables.items()}
 
 
-def _agent(subject: Subject) -> str | None:
-    return subject.id if subject.kind == "agent" else None
-
-
-def _alert_id(rule: Rule, subject: Subject) -> str:
-    return f"intrusion-{rule}-{hashlib.sha256(str(subject).encode()).hexdigest()[:12]}"
+def _alert(rule: Rule, told: Sequence[str]) -> Raised:
+    """Return the alert of *rule*; it names the latest few of those whom it is about."""
+    severity = "critical" if rule in intrusion.SERIOUS else "warning"
+    others = len(told) - MAX_TOLD
+    reason = ". ".join(told[: -MAX_TOLD - 1 : -1])
+    if others > 0:
+        reason += f". And {others} more: greenroom security report"
+    return Raised(f"{KIND}-{rule}", KIND, None, severity, reason)

@@ -289,10 +289,6 @@ class Watch:
         found, self._found = self._found, []
         return found
 
-    @property
-    def open(self) -> list[tuple[Rule, Subject]]:
-        return list(self._seen_s)
-
     def over(self, now_s: float) -> list[tuple[Rule, Subject]]:
         """Take out what has been quiet for long enough."""
         ended = [key for key, seen_s in self._seen_s.items() if now_s - seen_s >= QUIET_S]
