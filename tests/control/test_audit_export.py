@@ -12,7 +12,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from greenroom import telemetry
+from greenroom import errors, telemetry
 from greenroom.control.audit_export import BATCH, AuditExport
 from greenroom.control.audit_places import Blocking, Place, Receiver, Undelivered, place_of
 from greenroom.security import audit, audit_checks
@@ -92,6 +92,21 @@ async def test_entries_and_checkpoints_come_in_order_and_once(scratch: databases
             n for n, one in enumerate(found) if isinstance(one, audit.Entry) and one.seq <= each.last
         )
     assert await _check(store, place.lines) == []
+
+
+async def test_a_checkpoint_waits_for_all_that_it_signs(scratch: databases.Scratch, store: Store) -> None:
+    await _fill(store, 2 * BATCH + 5)
+    while await store.audit.seal(SIGNER):
+        pass
+    place = Taking()
+    await _drain(_export(scratch, store, place))
+    seen = 0
+    for each in map(audit.parse, place.lines):
+        if isinstance(each, audit.Checkpoint):
+            assert each.last <= seen
+        elif each is not None:
+            seen = each.seq
+    assert seen == 2 * BATCH + 5
 
 
 async def test_it_goes_on_where_it_was_and_what_was_not_taken_comes_again(
@@ -213,6 +228,11 @@ async def test_a_receiver_gets_signed_requests_and_anything_but_2xx_is_no_receip
     assert kind == "v1a"
     Ed25519PublicKey.from_public_bytes(SIGNER.public).verify(base64.b64decode(signature), signed)
     assert len(seen) == 4  # and nobody followed the redirect
+
+
+def test_what_is_no_url_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(errors.StartRefused, match="audit_export"):
+        place_of("https://[::1", tmp_path, signer=SIGNER, clock=FakeClock())
 
 
 async def test_a_receiver_that_is_away_is_told_of() -> None:

@@ -10,7 +10,6 @@ from greenroom.core.measures import THROTTLED_EVERY_S, Measures, Standing
 
 def test_who_is_locked_is_refused_and_told_for_how_long() -> None:
     measures = Measures()
-    assert not measures.is_any
     measures.put("principal:a", Standing("lock", "why", 100.0))
     assert measures.is_any
     with pytest.raises(errors.Forbidden, match="another 40 s"):

@@ -16,6 +16,7 @@ from typing import Protocol
 import httpx
 
 from greenroom import clock as clocks
+from greenroom import errors
 from greenroom.security import audit
 
 TIMEOUT_S = 10.0
@@ -110,7 +111,12 @@ class Receiver:
         clock: clocks.Clock,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        parts = httpx.URL(url)
+        try:
+            parts = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise errors.StartRefused(
+                f"cannot export the audit log to a URL of security.audit_export: {error}"
+            ) from None
         # Whatever else the URL has may be a secret.
         self.name = f"https://{parts.host}{'' if parts.port is None else f':{parts.port}'}{parts.path}"
         self._url, self._signer, self._clock, self._transport = url, signer, clock, transport

@@ -1,7 +1,7 @@
 """Intrusion detection's loop: hears what is refused, asks the rules, and does what their policies say.
 
-Each finding is an entry in the audit log, and in its rule's alert until it has been quiet for a while. A policy may slow
-its subject down, lock it for a while, or revoke its key: each an act of its own. Never against who could undo it
+Each finding is an entry in the audit log, and in its rule's alert until it has been quiet for a while. A policy may
+slow its subject down, lock it for a while, or revoke its key: each an act of its own. Never against who could undo it
 (*spared*), and never against a key that others are guessing at: that would be their way to keep its owner out.
 """
 
