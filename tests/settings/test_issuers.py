@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,10 +72,19 @@ def test_what_cannot_be_trusted_is_refused_with_what_to_do(changes: dict[str, An
 
 
 def test_roles_have_to_be_there_and_issuers_differ() -> None:
-    assert "without a policy_file" in _problems({**GOOD, "role": "god"})["security.issuers"]
-    assert "without a policy_file" in _problems({**GOOD, "role": None, "roles": {"a": "god"}})["security.issuers"]
+    assert "there are viewer, user" in _problems({**GOOD, "role": "god"})["security.issuers"]
+    assert "there are viewer, user" in _problems({**GOOD, "role": None, "roles": {"a": "god"}})["security.issuers"]
     assert "twice" in _problems(GOOD, GOOD)["security.issuers"]
-    loaded = settings.load(
-        overrides={"security": {"issuers": [{**GOOD, "role": "god"}], "policy_file": "policy.toml"}}, environ={}
-    )
-    assert loaded.security.issuers[0].role == "god"
+
+
+def test_roles_of_the_policy_file_are_roles(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text('[roles.clerk]\ngrants = ["task:read"]\n')
+    manifest = tmp_path / "greenroom.toml"
+    for role, told in (("clerk", None), ("god", "there are")):
+        issuer = f'issuer = "https://id.example"\ntenant = "acme"\nrole = "{role}"\n'
+        manifest.write_text(f'[security]\npolicy_file = "policy.toml"\n[[security.issuers]]\n{issuer}')
+        if told is None:
+            assert settings.load(manifest, {}).security.issuers[0].role == role
+        else:
+            with pytest.raises(SettingsInvalid, match=told):
+                settings.load(manifest, {})

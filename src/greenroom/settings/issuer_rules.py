@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from greenroom.core import permissions
 from greenroom.settings import addresses
@@ -88,15 +89,19 @@ ISSUER_RULES: tuple[Rule[Issuer], ...] = (
 )
 
 
-def _roles_are_known(security: Security) -> str | None:
-    if security.policy_file is not None:  # may name others: the node knows when it starts
-        return None
+def unknown_role(security: Security, known: Collection[str]) -> str | None:
+    """Say which role of an issuer is none of *known*; None where all are."""
     for issuer in security.issuers:
         for role in (issuer.role, *issuer.roles.values()):
-            if role is not None and role not in permissions.ROLES:
-                known = ", ".join(permissions.ROLES)
-                return f"{issuer.issuer} names the role {quoted(str(role))}; without a policy_file there are {known}"
+            if role is not None and role not in known:
+                return f"{issuer.issuer} names the role {quoted(str(role))}; there are {', '.join(known)}"
     return None
+
+
+def _roles_are_known(security: Security) -> str | None:
+    if security.policy_file is not None:  # may name others: who reads it asks
+        return None
+    return unknown_role(security, permissions.ROLES)
 
 
 def _issuers_differ(security: Security) -> str | None:

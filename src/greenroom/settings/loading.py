@@ -62,9 +62,12 @@ def load(
     if checker.is_sound(("security", "policy_file")) and (named := settings.security.policy_file) is not None:
         folder = Path() if manifest is None else manifest.parent
         try:
-            policy_file.read_roles(folder / named)
+            roles = policy_file.read_roles(folder / named)
         except SettingsInvalid as invalid:
             problems += invalid.problems
+        else:
+            if why := issuer_rules.unknown_role(settings.security, roles):
+                problems.append(_problem(("security", "issuers"), why, given))
     if problems:
         raise SettingsInvalid(problems)
     return settings
