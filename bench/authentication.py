@@ -33,7 +33,7 @@ def authentication(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 async def _measured(folder: Path, rounds: int) -> dict[str, list[float]]:
     signing = ed25519.Ed25519PrivateKey.generate()
-    issuer = {"issuer": ISSUER, "tenant": "acme", "role": "user", "key_file": str(folder / "jwks.json")}
+    issuer = {"issuer": ISSUER, "tenant": "default", "role": "user", "key_file": str(folder / "jwks.json")}
     jwk = {"kty": "OKP", "crv": "Ed25519", "kid": "k", "x": _encoded(signing.public_key().public_bytes_raw())}
     (folder / "jwks.json").write_text(json.dumps({"keys": [jwk]}))
     (folder / "jwks.json").chmod(0o600)

@@ -82,7 +82,7 @@ async def api(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[nodes.A
     issuers.append(_issuer(folder, "id", IDENTITY, type="JWT", tenant_claim="org", name_claim="name", **staff))
     issuers.append(_issuer(folder, "narrow", _of("narrow"), tenant="acme", role="user", scopes_claim="scope"))
     issuers.append(_issuer(folder, "home", _of("home"), tenant="default", roles_claim="realm.roles"))
-    async with nodes.opened(folder / "data", {}, security={"issuers": issuers}) as opened:
+    async with nodes.opened(folder / "data", {}, security={"issuers": issuers, "tenants_below_t2": True}) as opened:
         yield opened
 
 

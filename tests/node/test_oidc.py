@@ -14,6 +14,9 @@ from provider import Provider
 pytestmark = pytest.mark.slow
 
 MANIFEST = """
+[security]
+{allowed}
+
 [[security.issuers]]
 issuer = "{url}"
 algorithms = ["ES256"]
@@ -35,7 +38,7 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
 def test_a_token_of_the_provider_submits_a_task_and_sees_only_its_tenant(folder: Folder) -> None:
     provider = Provider()
     try:
-        folder.manifest(MANIFEST.format(url=provider.url))
+        folder.manifest(MANIFEST.format(url=provider.url, allowed="tenants_below_t2 = true"))
         up = folder.up()
         theirs = up.submit("echo", "not yours")
         good, bad = provider.token(org="acme", roles=["staff"]), provider.token(org="acme", roles=["staff"], aud="x")
@@ -49,3 +52,12 @@ def test_a_token_of_the_provider_submits_a_task_and_sees_only_its_tenant(folder:
             assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
     finally:
         provider.close()
+
+
+def test_an_issuers_tenants_need_what_keeps_tenants_apart(folder: Folder) -> None:
+    folder.manifest(MANIFEST.format(url="http://127.0.0.1:9", allowed=""))
+    code, output = folder.refused()
+    assert code == 1
+    assert "cannot start: tokens of http://127.0.0.1:9 are of other tenants than default" in output
+    assert "security.tenants_below_t2 = true" in output
+    assert "Traceback" not in output

@@ -58,6 +58,9 @@ MANIFEST = """
 json_logs = {json_logs}
 log_level = "DEBUG"
 
+[security]
+tenants_below_t2 = true
+
 [[security.issuers]]
 issuer = "https://id.example"
 algorithms = ["HS256"]

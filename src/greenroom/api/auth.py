@@ -75,10 +75,11 @@ class Authenticator:
         is_token = False
         if authorization is None and b"cookie" in headers:
             principal = await self._principal_of_login(headers, method=method, is_tls=is_tls)
+        elif authorization is not None and self.issuers is not None and _is_token(authorization):
+            is_token = True
+            principal = await self._principal_of_token(authorization)
         else:
             principal = self._keys.principal_of(authorization)
-            if principal is None and (is_token := self.issuers is not None and _is_token(authorization)):
-                principal = await self._principal_of_token(authorization or b"")
         if principal is None:
             await _until_all_are_rejected(begun_ns, is_token=is_token)
             raise self._limits.reject(source, presented_id(authorization))
@@ -141,14 +142,13 @@ def _scopes(proven: Proven) -> tuple[Grant, ...] | None:
     return tuple(known)
 
 
-def _is_token(authorization: bytes | None) -> bool:
+def _is_token(authorization: bytes) -> bool:
     """Tell whether *authorization* has the form of a token: three parts, which no key has."""
     return (
-        authorization is not None
+        authorization.count(b".") == 2
         and len(authorization) <= MAX_TOKEN_BYTES
         and authorization[:7].lower() == b"bearer "
         and authorization.isascii()
-        and authorization.count(b".") == 2
     )
 
 

@@ -389,12 +389,19 @@ class Node:
 
     def _check_tenants(self) -> None:
         """Refuse to serve tenants whom nothing would keep apart; they may come from a node that did."""
+        if self.settings.security.tenants_below_t2 or tenancy.tenants_allowed(self.services.tier):
+            return
         others = sorted(self.keys.tenants() - {HOME})
-        allowed = self.settings.security.tenants_below_t2 or tenancy.tenants_allowed(self.services.tier)
-        if others and not allowed:
+        issuers = [each.issuer for each in self.settings.security.issuers if each.tenant != HOME]
+        if others:
             names = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
             raise errors.StartRefused(
                 f"cannot start: there are keys of other tenants ({names}), and {tenancy.refusal(self.services.tier)}"
+            )
+        if issuers:
+            raise errors.StartRefused(
+                f"cannot start: tokens of {issuers[0]} are of other tenants than {HOME}, and "
+                f"{tenancy.refusal(self.services.tier)}; or give the issuer tenant = {HOME!r}"
             )
 
     def _issuers(self) -> tuple[supervisor.Loop, ...]:
