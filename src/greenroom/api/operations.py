@@ -61,6 +61,7 @@ async def status(call: Call) -> Answer:
             alerts=Counter(alert.severity for alert in await store.recovery.alerts() if alert.state == "firing"),
             advice=await store.advice.open_count(),
             backups=services.backups.state(),
+            encryption=store.vault.mode,
             not_yet_built=settings.NOT_YET_BUILT,
         )
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom.api import agents, code, operations, recovery, rollouts, scaling, schemas, sessions, tasks
+from greenroom.api import agents, code, encryption, operations, recovery, rollouts, scaling, schemas, sessions, tasks
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core.permissions import Action
 from greenroom.sdk import models
@@ -180,6 +180,16 @@ ROUTES = (
     Route("GET", "/v1/status", operations.status, Action.STATUS_READ, {200: schemas.Status}),
     Route("GET", "/v1/backups", operations.list_backups, Action.BACKUP_READ, {200: Page(models.Backup)}),
     Route("POST", "/v1/backups", operations.create_backup, Action.BACKUP_CREATE, {202: models.Backups}),
+    Route("GET", "/v1/encryption", encryption.show, Action.SECURITY_READ, {200: models.Encryption}),
+    Route(
+        "POST",
+        "/v1/encryption/rotate",
+        encryption.rotate,
+        Action.SECURITY_OPERATE,
+        {200: models.Encryption},
+        schemas.KeyRotation,
+        body_is_optional=True,
+    ),
     Route("GET", "/v1/keys", operations.list_keys, Action.KEY_READ, {200: Page(KEY)}),
     Route("POST", "/v1/keys", operations.create_key, Action.KEY_CREATE, {201: KEY}, schemas.NewKey),
     Route("DELETE", "/v1/keys/{id}", operations.revoke_key, Action.KEY_REVOKE, GONE),

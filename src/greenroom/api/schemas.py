@@ -80,6 +80,12 @@ class Promotion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stage: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
 
 
+class KeyRotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A rotation of the encryption's keys; *data_keys*: those that what is stored is encrypted with, too."""
+
+    data_keys: bool = True
+
+
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A key to create; its text is in the answer, once."""
 
@@ -147,6 +153,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     alerts: dict[str, int]
     advice: int
     backups: models.Backups
+    encryption: str
     not_yet_built: dict[str, str]
 
 

@@ -34,6 +34,7 @@ VERBS = (  # in the order in which one meets them
     ("scale", "scaling:app", "Set the number of an agent's replicas; explain it; try other settings on recorded load."),
     ("status", "status:status", "Show how the node and its agents are."),
     ("backup", "backup:app", "Make, list, restore and rehearse backups of the store."),
+    ("encryption", "encryption:app", "Show how the store is encrypted; take new keys into use."),
     ("keys", "keys:app", "Create, list and revoke the keys of those who may call."),
     ("config", "config:app", "Show and check the settings."),
     ("chaos", "chaos:chaos", "Inject faults into the node that runs here, and see whether anything is lost."),

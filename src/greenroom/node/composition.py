@@ -24,6 +24,7 @@ from greenroom.control.janitor import Janitor
 from greenroom.control.outliers import Outliers
 from greenroom.control.reconciler import Reconciler
 from greenroom.control.rehearsal import Rehearsal
+from greenroom.control.resealing import Resealing
 from greenroom.core import rollouts, routing
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
@@ -31,13 +32,14 @@ from greenroom.node import optimizer
 from greenroom.node.backups import NodeBackups
 from greenroom.node.resources import NodeResources, limits
 from greenroom.sdk import models
-from greenroom.security import secret_file
+from greenroom.security import key_sources, secret_file
 from greenroom.store import database, submissions
 from greenroom.store import store as stores
 from greenroom.store.deployments import Deployed
 from greenroom.store.directory import Entry
 from greenroom.store.news import News
 from greenroom.store.rollouts import Rollout
+from greenroom.store.vault import Mode, Vault
 
 GRACE_S = 20.0  # how long running tasks may go on after SIGTERM
 FIRST_ROLLOUTS_S = 10.0  # how long a node is not ready for the sake of the rollouts of its start
@@ -78,7 +80,7 @@ class Node:
             store_url=options.store_url,
         )
         try:
-            self.store = stores.open(url, clock=clock, owner=self.id)
+            self.store = stores.open(url, clock=clock, owner=self.id, vault=self._vault())
         except errors.StoreDamaged as error:
             raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
         self.store.results.is_on = options.settings.cluster.result_cache
@@ -96,6 +98,7 @@ class Node:
         self.reconciler = Reconciler(self.store, self.engine, clock, self.facts)
         self.rehearsal = Rehearsal(self.store, self.engine, self.reconciler.trials, clock)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
+        self.resealing = Resealing(self.store, self.facts)
         self.janitor = Janitor(self.store, clock)
         self.breakers = Breakers(self.store, clock, self.facts)
         self.outliers = Outliers(self.store.board, clock, self.facts, eject=self.host.restart)
@@ -140,6 +143,7 @@ class Node:
         """Open the store, take over what a dead node left, deploy the manifest's agents, and start the loops."""
         await self.store.claim_alone()
         await self.store.start()
+        self._tell_encryption()
         await self.engine.sweep()
         # One store, one node: whatever another incarnation held is free, and its replicas are gone.
         await self.store.tasks.rescue(not_owner=self.id)
@@ -156,6 +160,7 @@ class Node:
             self.reconciler,
             self.dispatcher,
             self.janitor,
+            self.resealing,
             self.breakers,
             self.outliers,
             self.autoscaler,
@@ -166,6 +171,24 @@ class Node:
         self.resources.announce()
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
+
+    def _vault(self) -> Vault:
+        """Return the store's vault; its key may have to be found although encryption is off, to read what is there."""
+        security = self.settings.security
+        self._key_source = key_sources.named(security, folder=self.options.folder, data_dir=self.options.data_dir)
+        vault = Vault(self._key_source, is_on=security.encryption_at_rest)
+        vault.damaged = lambda what: self.facts.emit(telemetry.ValueDamaged(what))
+        return vault
+
+    def _tell_encryption(self) -> None:
+        vault = self.store.vault
+        if self._key_source.has_made_file:
+            self.facts.emit(telemetry.EncryptionKeyMade(str(self._key_source.file)))
+        if vault.mode is Mode.LEFT:
+            detail = "encryption is off: what was encrypted is still read, and what is written is not encrypted"
+            self.facts.emit(telemetry.EncryptionChanged(vault.mode, vault.key, detail))
+        elif vault.is_used:
+            self.facts.emit(telemetry.EncryptionChanged(vault.mode, vault.key))
 
     async def _run(self, loops: Sequence[supervisor.Loop], begun: Sequence[int]) -> None:
         async with asyncio.TaskGroup() as group:

@@ -21,6 +21,7 @@ from greenroom.sdk.models import (
     Backup,
     Backups,
     Code,
+    Encryption,
     Event,
     Failure,
     Key,
@@ -290,6 +291,12 @@ class AsyncClient:
 
     async def create_backup(self) -> Backups:
         return await self._send(calls.create_backup())
+
+    async def encryption(self) -> Encryption:
+        return await self._send(calls.encryption())
+
+    async def rotate_encryption(self, *, data_keys: bool = True) -> Encryption:
+        return await self._send(calls.rotate_encryption(data_keys=data_keys))
 
     async def keys(self) -> list[Key]:
         return await self._run(flows.everything(calls.keys, self._patience))

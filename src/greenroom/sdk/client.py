@@ -26,6 +26,7 @@ from greenroom.sdk.models import (
     Backup,
     Backups,
     Code,
+    Encryption,
     Event,
     Failure,
     Key,
@@ -348,6 +349,14 @@ class Client:
         Raises `errors.Conflict` while another one is being made.
         """
         return self._send(calls.create_backup())
+
+    def encryption(self) -> Encryption:
+        """How the store is encrypted."""
+        return self._send(calls.encryption())
+
+    def rotate_encryption(self, *, data_keys: bool = True) -> Encryption:
+        """Take new keys into use, and do not wait until all is encrypted anew: `encryption` tells how that goes."""
+        return self._send(calls.rotate_encryption(data_keys=data_keys))
 
     def keys(self) -> list[Key]:
         return self._run(flows.everything(calls.keys, self._patience))

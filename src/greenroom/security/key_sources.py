@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from greenroom import errors
+from greenroom import errors, settings
 from greenroom.security import secret_file, vault
 from greenroom.security.vault import KeyEncryptionKey
 
+DEFAULT_FILE = "encryption.key"
 COMMAND_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_FILE_BYTES = 64 * 1024
@@ -50,14 +51,16 @@ class Sources:
     """
 
     def __init__(self, file: Path, command: Sequence[str] = (), *, is_ours: bool) -> None:
-        self._file, self._command, self._is_ours = file, tuple(command), is_ours
+        self.file, self._command, self._is_ours = file, tuple(command), is_ours
+        self.has_made_file = False
 
     async def first(self) -> Found:
         if self._command:
             return await self._wrapped_new()
-        if self._is_ours and not self._file.exists():
-            make(self._file)
-        return Found(KeyEncryptionKey(load(self._file)[0]), None)
+        if self._is_ours and not self.file.exists():
+            make(self.file)
+            self.has_made_file = True
+        return Found(KeyEncryptionKey(load(self.file)[0]), None)
 
     async def find(self, id: str, wrapped: bytes | None) -> KeyEncryptionKey:
         if wrapped is None:
@@ -78,27 +81,27 @@ class Sources:
     async def next(self, current: str) -> Found:
         if self._command:
             return await self._wrapped_new()
-        secrets = load(self._file)
+        secrets = load(self.file)
         key = KeyEncryptionKey(secrets[0])
         if key.id == current:  # else somebody has put the next one there
             secret = vault.new_secret()
-            _write(self._file, (secret, *secrets))
+            _write(self.file, (secret, *secrets))
             key = KeyEncryptionKey(secret)
         return Found(key, None)
 
     def _in_file(self, id: str) -> KeyEncryptionKey:
-        if not self._file.exists():
+        if not self.file.exists():
             raise errors.StartRefused(
-                f"cannot open the encrypted store: its key file {self._file} is missing; put your copy of it there, "
+                f"cannot open the encrypted store: its key file {self.file} is missing; put your copy of it there, "
                 "or name it as security.encryption_key_file. Without the key what is stored cannot be read"
             )
-        keys = [KeyEncryptionKey(secret) for secret in load(self._file)]
+        keys = [KeyEncryptionKey(secret) for secret in load(self.file)]
         for key in keys:
             if key.id == id:
                 return key
         held = ", ".join(key.id for key in keys)
         raise errors.StartRefused(
-            f"cannot open the encrypted store: it is encrypted with the key {id}, and {self._file} holds {held}; "
+            f"cannot open the encrypted store: it is encrypted with the key {id}, and {self.file} holds {held}; "
             "nothing was changed. Put the right key file there, or name it as security.encryption_key_file"
         )
 
@@ -151,6 +154,13 @@ class Sources:
         if not decoded or (word == "unwrap" and len(decoded) != vault.KEY_BYTES):
             raise errors.StartRefused(f"cannot get the key: {what} has not answered with a key in base64")
         return decoded
+
+
+def named(security: settings.Security, *, folder: Path, data_dir: Path) -> Sources:
+    """Return what the settings name; a relative path is seen from the manifest's *folder*."""
+    file, command = security.encryption_key_file, security.encryption_command
+    path = data_dir / DEFAULT_FILE if file is None else folder / file
+    return Sources(path, command, is_ours=file is None)
 
 
 def load(path: Path) -> list[bytearray]:

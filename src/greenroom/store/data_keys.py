@@ -23,7 +23,7 @@ from greenroom.store.database import Row, Transaction
 LEASED = 2**15  # messages that are counted at a time
 RESERVE = 2**14  # more than one operation of a commit can seal for a tenant
 
-READ = "select kek, wrapped, record from vault"
+READ = "select kek, wrapped, record, is_stale from vault"
 _LOCK = f"{READ} for update"
 _KEYS = "select id, tenant, purpose, kek, wrapped, retired_at from data_key order by created_at, id"
 _LEASE = """
@@ -77,7 +77,7 @@ class DataKeys:
 
     async def adopt(self, row: Row) -> None:
         """Find the key-encryption key that the row of the vault names; raises `errors.StartRefused`."""
-        id, wrapped, _ = row
+        id, wrapped, *_ = row
         if self.kek is None or self.kek.id != id:
             if self.source is None:
                 raise errors.StartRefused("cannot open the store: it is encrypted, and nobody has given its key")

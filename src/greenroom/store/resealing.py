@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from greenroom import errors
 from greenroom.security.vault import HEAD_BYTES, VERSION
 from greenroom.store import database
 from greenroom.store.commits import Commits
@@ -22,7 +23,7 @@ from greenroom.store.database import Row, Transaction
 from greenroom.store.news import News
 from greenroom.store.rows import IS_OPEN
 from greenroom.store.sealed import SEALED, Table
-from greenroom.store.vault import KEYED, Concluded, Mode, Rotation, Vault, is_pause
+from greenroom.store.vault import KEYED, Concluded, Rotation, Vault, is_pause
 
 MAX_SEEN = 500  # rows that one step looks at
 MAX_VALUES = 100  # of one commit
@@ -56,11 +57,15 @@ class Unhashed(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far the pass has come: rows *seen* of *rows*, values written anew, and passes that found nothing more."""
+    """How far the pass has come: rows *seen* of *rows*, and how much was written anew.
+
+    *unreadable* values do not open: they are left as they are, and the store is not called sealed while there are any.
+    """
 
     seen: int = 0
     rows: int = 0
     resealed: int = 0
+    unreadable: int = 0
     is_done: bool = True
 
 
@@ -97,12 +102,13 @@ delete from result_cache where (tenant, agent, key) in (
     select tenant, agent, key from result_cache where key not like '%.{KEYED}%' limit {MAX_DROPPED}) returning key"""
 
 
-async def reseal(tx: Transaction, news: News, items: Sequence[Stale]) -> list[None]:
-    """Seal values anew, if they are still stale and can be opened."""
+async def reseal(tx: Transaction, news: News, items: Sequence[Stale]) -> list[bool]:
+    """Seal values anew, where they are still stale; False for those that do not open."""
     await news.seals.take(tx, {item.tenant for item in items})
     groups: dict[tuple[str, str], list[Stale]] = defaultdict(list)
     for item in items:
         groups[item.table, item.column].append(item)
+    damaged: set[Stale] = set()
     for (table, column), stale in groups.items():
         key = SEALED[table].key
         where = _where(table, key)
@@ -111,11 +117,15 @@ async def reseal(tx: Transaction, news: News, items: Sequence[Stale]) -> list[No
         changed = []
         for item in stale:
             params = dict(zip(key, item.key, strict=True)) | {"tenant": item.tenant}
-            value = await _again(tx, news, item, select, params)
+            try:
+                value = await _again(tx, news, item, select, params)
+            except errors.StoreDamaged:
+                damaged.add(item)
+                continue
             if value is not None:
                 changed.append(params | {"value": value})
         await tx.execute_many(update, changed)
-    return [None] * len(items)
+    return [item not in damaged for item in items]
 
 
 async def _again(tx: Transaction, news: News, item: Stale, select: str, params: dict[str, Any]) -> bytes | None:
@@ -153,7 +163,8 @@ async def rotate(tx: Transaction, news: News, items: Sequence[Rotation]) -> list
 
 
 async def conclude(tx: Transaction, news: News, items: Sequence[Concluded]) -> list[None]:
-    await news.seals.vault.conclude(news.seals, tx)
+    for item in items:
+        await news.seals.vault.conclude(news.seals, tx, item)
     return [None] * len(items)
 
 
@@ -162,18 +173,28 @@ class Resealing:
 
     def __init__(self, db: database.Database, commits: Commits, vault: Vault) -> None:
         self._db, self._commits, self._vault = db, commits, vault
-        self.progress = Progress()
-        self._changes = -1  # of the vault when the last pass that found nothing was begun; -1: there was none
+        self._progress = Progress()
+        self._changes = 0  # of the vault when the last pass that found nothing was begun
         self._begun_at = 0
         self._place: list[tuple[str, tuple[Any, ...]]] = []  # tables to look at, and how far that has come
         self._found = 0
 
+    @property
+    def progress(self) -> Progress:
+        is_done = not self._vault.is_on or self._changes == self._vault.changes
+        return msgspec.structs.replace(self._progress, is_done=is_done)
+
     async def rotate(self, *, retires: bool) -> int:
         """Wrap all data keys under the next key, and retire them, too, if *retires*; return how many those are.
 
-        Raises `errors.Conflict` where encryption is off, and `errors.StartRefused` where the next key cannot be had.
+        Raises `errors.Conflict` where encryption is off, and `errors.StoreUnavailable` where the next key cannot be
+        had.
         """
-        rewrapped: int = await self._commits.write(rotate, await self._vault.next_key(retires=retires))
+        try:
+            rotation = await self._vault.next_key(retires=retires)
+        except errors.StartRefused as error:
+            raise errors.StoreUnavailable(f"cannot rotate the keys, nothing has changed: {error}") from None
+        rewrapped: int = await self._commits.write(rotate, rotation)
         return rewrapped
 
     async def keys(self) -> Sequence[KeysOfTenant]:
@@ -200,23 +221,23 @@ class Resealing:
         ((rows,),) = await self._db.read(_COUNT, {})
         self._begun_at, self._found = self._vault.changes, 0
         self._place = [*_FIRST.items(), ("hashes", (0,))]
-        self.progress = msgspec.structs.replace(self.progress, seen=0, rows=rows, is_done=False)
+        self._progress = msgspec.structs.replace(self._progress, seen=0, rows=rows, unreadable=0)
 
     async def _end(self) -> bool:
         if self._found:
             return True  # what was written anew is looked at again
-        if self._vault.mode is Mode.SEALING:
-            await self._commits.write(conclude, Concluded())
+        if not self._progress.unreadable:
+            await self._commits.write(conclude, Concluded(self._begun_at))
         self._changes = self._begun_at
-        self.progress = msgspec.structs.replace(self.progress, seen=self.progress.rows, is_done=True)
+        self._progress = msgspec.structs.replace(self._progress, seen=self._progress.rows)
         return False
 
     async def _look(self, name: str, after: tuple[Any, ...]) -> None:
         params = {f"after_{letter}": value for letter, value in zip("abc", after, strict=False)}
         rows = await self._db.read(_HEADS[name], params)
         stale = [each for row in rows for each in self._stale(name, row)]
-        await self._write(stale)
-        self._note(len(rows), len(stale))
+        unreadable = await self._write(stale)
+        self._note(len(rows), len(stale) - unreadable, unreadable)
         if len(rows) == MAX_SEEN:
             self._place[0] = name, tuple(rows[-1][: len(after)])
 
@@ -230,22 +251,24 @@ class Resealing:
             if head is not None and self._vault.keys.is_stale(tenant, head[:HEAD_BYTES]) and not is_pause(kind, head)
         ]
 
-    async def _write(self, stale: Sequence[Stale]) -> None:
+    async def _write(self, stale: Sequence[Stale]) -> int:
+        """Seal values anew, a commit after another; return how many do not open."""
         batch: list[Stale] = []
-        size_bytes = 0
+        size_bytes = unreadable = 0
         for each in stale:
             if batch and (len(batch) == MAX_VALUES or size_bytes + each.size_bytes > MAX_BYTES):
-                await self._put(batch)
+                unreadable += await self._put(batch)
                 batch, size_bytes = [], 0
             batch.append(each)
             size_bytes += each.size_bytes
-        if batch:
-            await self._put(batch)
+        return unreadable + (await self._put(batch) if batch else 0)
 
-    async def _put(self, batch: Sequence[Stale]) -> None:
-        for answer in await self._commits.write_all(reseal, batch):
+    async def _put(self, batch: Sequence[Stale]) -> int:
+        answers = await self._commits.write_all(reseal, batch)
+        for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
+        return answers.count(False)
 
     async def _rehash(self, after: tuple[Any, ...]) -> None:
         rows = await self._db.read(_HASHES, {"after_a": after[0], "keyed": VERSION})
@@ -259,10 +282,12 @@ class Resealing:
         if len(rows) == MAX_SEEN:
             self._place[0] = "hashes", (rows[-1][0],)
 
-    def _note(self, seen: int, resealed: int) -> None:
+    def _note(self, seen: int, resealed: int, unreadable: int = 0) -> None:
         self._found += resealed
-        was = self.progress
-        self.progress = msgspec.structs.replace(was, seen=was.seen + seen, resealed=was.resealed + resealed)
+        was = self._progress
+        self._progress = msgspec.structs.replace(
+            was, seen=was.seen + seen, resealed=was.resealed + resealed, unreadable=was.unreadable + unreadable
+        )
 
 
 ORDER = (reseal, rehash, drop_results, rotate, conclude)

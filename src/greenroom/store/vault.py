@@ -22,9 +22,13 @@ from greenroom.store.rows import StoredEvent, Task
 from greenroom.store.sealed import SEALED
 
 _INSERT = """
-insert into vault (id, kek, wrapped, record, rotated_at) values (1, :kek, :wrapped, :record, :now)"""
-_RECORD = "update vault set record = :record where kek = :kek"
-_ROTATE = "update vault set kek = :kek, wrapped = :wrapped, record = :record, rotated_at = :now"
+insert into vault (id, kek, wrapped, record, is_stale, rotated_at)
+values (1, :kek, :wrapped, :record, :is_stale, :now)"""
+_RECORD = "update vault set record = :record, is_stale = :is_stale where kek = :kek"
+_ROTATE = """
+update vault set kek = :kek, wrapped = :wrapped, record = :record, rotated_at = :now,
+    is_stale = case when :retires then true else is_stale end"""
+_STALE = "update vault set is_stale = true"
 _IS_FILLED = "select exists (select 1 from task) or exists (select 1 from session)"
 
 KEYED = "k"  # begins a keyed digest in the key of a result; no hexadecimal digit
@@ -51,7 +55,9 @@ class Rotation(NamedTuple):
 
 
 class Concluded(msgspec.Struct, frozen=True):
-    """All that is stored was found sealed."""
+    """Nothing stale was found when the vault had seen so many *changes*."""
+
+    changes: int
 
 
 class Vault:
@@ -63,7 +69,7 @@ class Vault:
     def __init__(self, source: Source | None = None, *, is_on: bool = False) -> None:
         self.is_on, self.mode = is_on, Mode.OFF
         self.keys = DataKeys(source)
-        self.changes = 0  # grows when what is stored becomes stale
+        self.changes = 0  # grows when what is stored becomes stale; 0: nothing is
         self.damaged: Callable[[str], None] = lambda _: None
         self._db: database.Database | None = None
 
@@ -71,6 +77,11 @@ class Vault:
     def is_used(self) -> bool:
         """Whether there may be sealed values."""
         return self.mode is not Mode.OFF
+
+    @property
+    def key(self) -> str:
+        """The id of the key-encryption key; empty where there is none."""
+        return "" if self.keys.kek is None else self.keys.kek.id
 
     async def start(self, db: database.Database) -> None:
         """Find the keys, or make the first.
@@ -93,22 +104,23 @@ class Vault:
         mode = Mode.SEALING if is_filled else Mode.SEALED
         params = {"kek": found.key.id, "wrapped": found.wrapped, "record": found.key.sign(mode.encode())}
         async with db.transaction() as tx:
-            await tx.execute_many(_INSERT, [params | {"now": tx.now_us}])
+            await tx.execute_many(_INSERT, [params | {"is_stale": bool(is_filled), "now": tx.now_us}])
         self.keys.use(found)
-        self.mode = mode
+        self.mode, self.changes = mode, int(is_filled)
 
     async def _resume(self, db: database.Database, row: Row) -> None:
         await self.keys.adopt(row)
         recorded = self._recorded(row[2])
         await self.keys.read(db)
-        self.mode = recorded
+        self.mode, is_stale = recorded, bool(row[3])
         if not self.is_on:
             self.mode = Mode.LEFT
         elif recorded is Mode.LEFT:
-            self.mode = Mode.SEALING
+            self.mode, is_stale = Mode.SEALING, True
+        self.changes = int(is_stale)
         if self.mode is not recorded:
             async with db.transaction() as tx:
-                await self._record(tx, self.mode)
+                await self._record(tx, self.mode, is_stale=is_stale)
 
     def _recorded(self, record: bytes) -> Mode:
         assert self.keys.kek is not None
@@ -119,10 +131,10 @@ class Vault:
                 "cannot open the encrypted store: what it says of its encryption was changed without its key"
             ) from None
 
-    async def _record(self, tx: Transaction, mode: Mode) -> None:
+    async def _record(self, tx: Transaction, mode: Mode, *, is_stale: bool) -> None:
         kek = self.keys.kek
         assert kek is not None
-        await tx.execute_many(_RECORD, [{"record": kek.sign(mode.encode()), "kek": kek.id}])
+        await tx.execute_many(_RECORD, [{"record": kek.sign(mode.encode()), "is_stale": is_stale, "kek": kek.id}])
 
     # --- reading
 
@@ -232,14 +244,14 @@ class Vault:
         """Wrap all data keys anew; return how many those are."""
         rewrapped = await self.keys.rewrap(tx, item.to, retires=item.retires)
         params = {"kek": item.to.key.id, "wrapped": item.to.wrapped, "record": item.to.key.sign(self.mode.encode())}
-        await tx.execute_many(_ROTATE, [params | {"now": tx.now_us}])
+        await tx.execute_many(_ROTATE, [params | {"retires": item.retires, "now": tx.now_us}])
         seals.rotation = item
         return rewrapped
 
-    async def conclude(self, seals: Seals, tx: Transaction) -> None:
-        """Note that all is sealed: from now on what is not is refused."""
-        if self.mode is Mode.SEALING:
-            await self._record(tx, Mode.SEALED)
+    async def conclude(self, seals: Seals, tx: Transaction, item: Concluded) -> None:
+        """Note that all is sealed with today's keys: from now on what is not sealed is refused."""
+        if self.changes == item.changes:
+            await self._record(tx, Mode.SEALED, is_stale=False)
             seals.concludes = True
 
 
@@ -262,7 +274,9 @@ class Seals:
             for tenant in tenants:
                 if (lease := keys.leases.get(tenant)) is None or lease.left < data_keys.RESERVE:
                     self._leased.add(tenant)
-                    self._has_retired |= await keys.lease(tx, tenant)
+                    if await keys.lease(tx, tenant):
+                        self._has_retired = True
+                        await tx.execute_many(_STALE, [{}])
 
     def seal(self, tenant: str, table: str, column: str, row: tuple[str, ...], value: bytes | None) -> bytes | None:
         """Return *value* as it is to be stored there."""

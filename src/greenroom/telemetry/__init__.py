@@ -16,6 +16,8 @@ from greenroom.telemetry.facts import (
     BackupsNotDeleted,
     BreakerMoved,
     CacheAsked,
+    EncryptionChanged,
+    EncryptionKeyMade,
     EnvelopeHeld,
     EnvelopeMeasured,
     EnvelopeWeak,
@@ -36,6 +38,7 @@ from greenroom.telemetry.facts import (
     StoreTrouble,
     TaskAccepted,
     Telemetry,
+    ValueDamaged,
 )
 from greenroom.telemetry.log import Log
 from greenroom.telemetry.metrics import Metrics
@@ -56,6 +59,8 @@ __all__ = [
     "BackupsNotDeleted",
     "BreakerMoved",
     "CacheAsked",
+    "EncryptionChanged",
+    "EncryptionKeyMade",
     "EnvelopeHeld",
     "EnvelopeMeasured",
     "EnvelopeWeak",
@@ -78,4 +83,5 @@ __all__ = [
     "StoreTrouble",
     "TaskAccepted",
     "Telemetry",
+    "ValueDamaged",
 ]

@@ -268,6 +268,27 @@ class BackupKeyMade(msgspec.Struct, frozen=True):
     advice: str = "copy this file to another machine: without it no backup can be restored"
 
 
+class EncryptionChanged(msgspec.Struct, frozen=True):
+    """How the store is encrypted now: *mode* is the vault's, *key* the id of its key-encryption key."""
+
+    mode: str
+    key: str
+    detail: str = ""
+
+
+class EncryptionKeyMade(msgspec.Struct, frozen=True):
+    """The store's first key was made. Without a copy of *key_file* on another machine all may be lost with this one."""
+
+    key_file: str
+    advice: str = "copy this file to another machine, apart from the backups: without it nothing stored can be read"
+
+
+class ValueDamaged(msgspec.Struct, frozen=True):
+    """Something stored does not open where it is: it was changed, moved, or put there by somebody else."""
+
+    what: str
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -308,6 +329,9 @@ Fact = (
     | BackupsNotDeleted
     | NewestBackup
     | BackupKeyMade
+    | EncryptionChanged
+    | EncryptionKeyMade
+    | ValueDamaged
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)

@@ -22,6 +22,8 @@ from greenroom.telemetry.facts import (
     BackupMade,
     BackupsNotDeleted,
     BreakerMoved,
+    EncryptionChanged,
+    EncryptionKeyMade,
     EnvelopeHeld,
     EnvelopeWeak,
     Fact,
@@ -36,6 +38,7 @@ from greenroom.telemetry.facts import (
     ServiceCrashed,
     StoreRecovered,
     StoreTrouble,
+    ValueDamaged,
 )
 
 # What becomes of tasks is in the store; a line for each would be noise.
@@ -63,6 +66,9 @@ _LEVELS: dict[type[Fact], int] = {
     BackupFailed: logging.ERROR,
     BackupsNotDeleted: logging.WARNING,
     BackupKeyMade: logging.WARNING,
+    EncryptionChanged: logging.INFO,
+    EncryptionKeyMade: logging.WARNING,
+    ValueDamaged: logging.ERROR,
     NodeChanged: logging.INFO,
 }
 

@@ -30,6 +30,7 @@ from greenroom.telemetry.facts import (
     ReplicaReady,
     ScalingDecided,
     TaskAccepted,
+    ValueDamaged,
 )
 
 _BREAKER_LEVELS: dict[str, int] = {breaker.State.CLOSED: 0, breaker.State.HALF_OPEN: 1, breaker.State.OPEN: 2}
@@ -98,6 +99,7 @@ class Metrics:
         BackupMade,
         BackupFailed,
         NewestBackup,
+        ValueDamaged,
     )
 
     def __init__(self) -> None:
@@ -149,6 +151,11 @@ class Metrics:
         self._backup_at = prometheus.Gauge(
             "greenroom_backup_last_success_timestamp_seconds",
             "When the newest backup was made, in seconds since 1970",
+            registry=self.registry,
+        )
+        self._damaged = prometheus.Counter(
+            "greenroom_damaged_values",
+            "Times that something stored did not open where it is: it was changed or moved",
             registry=self.registry,
         )
         self._children: dict[tuple[Any, ...], Any] = {}  # labels() costs more than the counting
@@ -212,6 +219,8 @@ class Metrics:
                 self._child(self._backups, "failed").inc()
             case NewestBackup(created_at):
                 self._backup_at.set(created_at.timestamp())
+            case ValueDamaged():
+                self._damaged.inc()
             case _:
                 pass
 

@@ -16,6 +16,7 @@ create table vault (
     id integer not null primary key check (id = 1),
     kek text not null,
     wrapped {bytes},                        -- that key itself, by a key management service; null: a file has it
-    record {bytes} not null,
+    record {bytes} not null,                -- whether all is sealed, signed
+    is_stale boolean not null,              -- something may not be sealed with today's keys: it is looked for
     rotated_at bigint not null
 );
