@@ -107,6 +107,4 @@ def _tell(found: models.Encryption) -> None:
         facts.append(("encrypted anew", f"{progress.resealed:,} values since the node started"))
     render.facts(iter(facts))
     if progress.unreadable:
-        render.failure(
-            f"{progress.unreadable:,} values do not open: they were changed or moved; the node's log says which"
-        )
+        render.failure(f"{progress.unreadable:,} values do not open: they were changed or moved; see the node's log")

@@ -37,7 +37,7 @@ class Resealing:
             detail = f"{progress.unreadable:,} values do not open, and are left as they are"
         self._facts.emit(telemetry.EncryptionChanged(vault.mode, vault.key, detail))
 
-    def _hear(self, news: News) -> None:
+    def _hear(self, _: News) -> None:
         if self._store.vault.changes != self._changes:
             self._changes = self._store.vault.changes
             self.wakeup.set()

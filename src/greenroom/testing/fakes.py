@@ -160,10 +160,11 @@ class FakeKeySource:
 
     async def find(self, id: str, wrapped: bytes | None) -> KeyEncryptionKey:
         for key in self._keys:
-            if key.id == id:
+            if key.id == id and wrapped is None:
                 return key
         raise errors.StartRefused(f"cannot open the encrypted store: nobody here has its key {id}")
 
     async def next(self, current: str) -> Found:
+        assert current in {key.id for key in self._keys}
         self._keys.append(KeyEncryptionKey(vault.new_secret()))
         return Found(self._keys[-1], None)

@@ -1083,9 +1083,11 @@ class StoreContract:
         assert await node.finish(claim, session_state=b'"third"', is_restored=True)
         ((state, good),) = await node.raw("select state, good_state from session")
         place = TENANT, "session"
-        state = await node.store.vault.opened(*place, "state", (AGENT, "s"), state)
-        good = await node.store.vault.opened(*place, "good_state", (AGENT, "s"), good)
-        assert (state, good) == (b'"third"', b'"first"')
+        opened = [
+            await node.store.vault.opened(*place, column, (AGENT, "s"), value)
+            for column, value in (("state", state), ("good_state", good))
+        ]
+        assert tuple(opened) == (b'"third"', b'"first"')
 
     async def test_failures_are_kept_for_each_agent_up_to_a_bound(
         self, node: Node, monkeypatch: pytest.MonkeyPatch
