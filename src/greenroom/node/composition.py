@@ -185,8 +185,7 @@ class Node:
         if self._key_source.has_made_file:
             self.facts.emit(telemetry.EncryptionKeyMade(str(self._key_source.file)))
         if vault.mode is Mode.LEFT:
-            detail = "encryption is off: what was encrypted is still read, and what is written is not encrypted"
-            self.facts.emit(telemetry.EncryptionChanged(vault.mode, vault.key, detail))
+            self.facts.emit(telemetry.EncryptionLeft(vault.key))
         elif vault.is_used:
             self.facts.emit(telemetry.EncryptionChanged(vault.mode, vault.key))
 

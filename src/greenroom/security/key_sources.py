@@ -22,7 +22,7 @@ from greenroom.security.vault import KeyEncryptionKey
 DEFAULT_FILE = "encryption.key"
 COMMAND_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 64 * 1024
-MAX_FILE_BYTES = 64 * 1024
+MAX_FILE_BYTES = 1024 * 1024
 _FORM = re.compile(r"greenroom-encryption-key-1:([0-9a-f]{64})")
 
 
@@ -85,7 +85,13 @@ class Sources:
         key = KeyEncryptionKey(secrets[0])
         if key.id == current:  # else somebody has put the next one there
             secret = vault.new_secret()
-            _write(self.file, (secret, *secrets))
+            try:
+                _write(self.file, (secret, *secrets))
+            except errors.StartRefused as error:
+                raise errors.StartRefused(
+                    f"{error}. Where the file is not the node's to write, put a line with a new key before the others "
+                    "yourself, and rotate again"
+                ) from None
             key = KeyEncryptionKey(secret)
         return Found(key, None)
 

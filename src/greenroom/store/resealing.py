@@ -228,6 +228,7 @@ class Resealing:
             return True  # what was written anew is looked at again
         if not self._progress.unreadable:
             await self._commits.write(conclude, Concluded(self._begun_at))
+            await self._db.truncate_log()  # which has what was written over
         self._changes = self._begun_at
         self._progress = msgspec.structs.replace(self._progress, seen=self._progress.rows)
         return False

@@ -30,6 +30,9 @@ update vault set kek = :kek, wrapped = :wrapped, record = :record, rotated_at = 
     is_stale = case when :retires then true else is_stale end"""
 _STALE = "update vault set is_stale = true"
 _IS_FILLED = "select exists (select 1 from task) or exists (select 1 from session)"
+_IS_SEALED = """
+select exists (select 1 from task where substr(input, 1, 1) = :sealed)
+    or exists (select 1 from session where substr(state, 1, 1) = :sealed)"""
 
 KEYED = "k"  # begins a keyed digest in the key of a result; no hexadecimal digit
 
@@ -99,6 +102,12 @@ class Vault:
 
     async def _begin(self, db: database.Database) -> None:
         assert self.keys.source is not None, "encryption needs a source of its key"
+        ((is_sealed,),) = await db.read(_IS_SEALED, {"sealed": cryptography.VERSION})
+        if is_sealed:
+            raise errors.StoreDamaged(
+                "cannot open the encrypted store: its data keys and the record of its key are missing; "
+                "restore it from a backup"
+            )
         found = await self.keys.source.first()
         ((is_filled,),) = await db.lookup(_IS_FILLED, {})
         mode = Mode.SEALING if is_filled else Mode.SEALED

@@ -276,6 +276,13 @@ class EncryptionChanged(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class EncryptionLeft(msgspec.Struct, frozen=True):
+    """The store was encrypted, with the key *key*, and is not any more: what comes is stored as it is."""
+
+    key: str
+    advice: str = "set security.encryption_at_rest; what was encrypted is still read, with that key alone"
+
+
 class EncryptionKeyMade(msgspec.Struct, frozen=True):
     """The store's first key was made. Without a copy of *key_file* on another machine all may be lost with this one."""
 
@@ -331,6 +338,7 @@ Fact = (
     | BackupKeyMade
     | EncryptionChanged
     | EncryptionKeyMade
+    | EncryptionLeft
     | ValueDamaged
     | NodeChanged
 )

@@ -24,6 +24,7 @@ from greenroom.telemetry.facts import (
     BreakerMoved,
     EncryptionChanged,
     EncryptionKeyMade,
+    EncryptionLeft,
     EnvelopeHeld,
     EnvelopeWeak,
     Fact,
@@ -68,6 +69,7 @@ _LEVELS: dict[type[Fact], int] = {
     BackupKeyMade: logging.WARNING,
     EncryptionChanged: logging.INFO,
     EncryptionKeyMade: logging.WARNING,
+    EncryptionLeft: logging.WARNING,
     ValueDamaged: logging.ERROR,
     NodeChanged: logging.INFO,
 }

@@ -123,6 +123,9 @@ class FaultyDatabase:
     async def check(self) -> None:
         await self._db.check()
 
+    async def truncate_log(self) -> None:
+        await self._db.truncate_log()
+
     async def close(self) -> None:
         await self._db.close()
 
