@@ -46,6 +46,7 @@ BUILT = {
     "cluster.json_logs",
     "cluster.log_level",
     "security.authentication",
+    "security.encryption_at_rest",
 }
 COLUMNS = list(enumerate(Environment))
 
