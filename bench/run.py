@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench import figures, servers
 from bench import filled as filled_bench
+from bench.encryption import encryption
 from bench.fairness import fairness
 from bench.figures import Figure
 from bench.overload import overload
@@ -124,7 +125,20 @@ def replicas(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
     bench.__name__: bench
-    for bench in (sqlite, filled, postgres, recovery, rollouts, scaling, fairness, overload, idle, start, replicas)
+    for bench in (
+        sqlite,
+        filled,
+        postgres,
+        encryption,
+        recovery,
+        rollouts,
+        scaling,
+        fairness,
+        overload,
+        idle,
+        start,
+        replicas,
+    )
 }
 
 
