@@ -19,7 +19,7 @@ AGENTS = {
     "parent": nodes.agent("parent"),
     "queue": nodes.agent("gated", description="Finds and summarises sources", skills=["research"]),
 }
-SERVER = {"accept_code": True}
+SETTINGS = {"server": {"accept_code": True}, "security": {"encryption_at_rest": True}}
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +38,11 @@ def server(request: pytest.FixtureRequest) -> databases.Server | None:
 async def api(server: databases.Server | None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[nodes.Api]:
     folder = tmp_path_factory.mktemp("api")
     if server is None:
-        async with nodes.opened(folder / "data", AGENTS, server=SERVER) as opened:
+        async with nodes.opened(folder / "data", AGENTS, **SETTINGS) as opened:
             yield opened
         return
     async with (
         server.scratch() as scratch,
-        nodes.opened(folder / "data", AGENTS, server=SERVER, store_url=scratch.url) as opened,
+        nodes.opened(folder / "data", AGENTS, **SETTINGS, store_url=scratch.url) as opened,
     ):
         yield opened

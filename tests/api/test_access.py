@@ -73,6 +73,8 @@ LOWEST_ROLE = {
     "GET /v1/status": "viewer",
     "GET /v1/backups": "operator",
     "POST /v1/backups": "operator",
+    "GET /v1/encryption": "operator",
+    "POST /v1/encryption/rotate": "admin",
     "GET /v1/keys": "admin",
     "POST /v1/keys": "admin",
     "DELETE /v1/keys/{id}": "admin",

@@ -208,7 +208,15 @@ async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Pa
     await backups_rest(api)
     await call("POST /v1/backups")
     await backups_rest(api)
-    for route in ("GET /v1/backups", "GET /v1/keys", "GET /v1/status", "GET /metrics", "GET /openapi.json"):
+    await call("POST /v1/encryption/rotate", {"data_keys": False})
+    for route in (
+        "GET /v1/backups",
+        "GET /v1/encryption",
+        "GET /v1/keys",
+        "GET /v1/status",
+        "GET /metrics",
+        "GET /openapi.json",
+    ):
         await call(route)
 
     described = {(f"{route.method} {route.path}", str(status)) for route in EVERY for status in route.gives}

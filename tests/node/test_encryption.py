@@ -170,8 +170,9 @@ async def test_a_task_whose_input_was_tampered_with_fails_and_is_told(data_dir: 
         assert answer.status_code == 503
         assert answer.json()["type"].endswith("store-damaged")
         async with api.running.store.db.transaction() as tx:
-            ((state, reason),) = await tx.fetch("select state, reason from task where id = :id", {"id": waiting})
-        assert (state, reason) == ("failed", "agent_error")
+            ((state, error),) = await tx.fetch("select state, error from task where id = :id", {"id": waiting})
+        opened = await api.running.store.vault.opened("default", "task", "error", (waiting,), error)
+        assert (state, json.loads(opened or b"")["type"]) == ("failed", "store_damaged")
         metrics = (await api.call("GET", "/metrics")).text
         (counted,) = [line for line in metrics.splitlines() if line.startswith("greenroom_damaged_values_total")]
         assert float(counted.split()[1]) >= 2

@@ -589,3 +589,9 @@ async def contents(node: Node) -> list[list[str]]:
     """All rows of the tables that a start could change."""
     tables = ("task", "task_event", "session", "data_key", "vault")
     return [sorted(map(repr, await node.raw(f"select * from {table}"))) for table in tables]
+
+
+def test_the_documentation_names_each_column() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "encryption.md").read_text()
+    named = set(re.findall(r"`(\w+\.\w+)`", text))
+    assert {f"{table}.{column}" for table, column in COLUMNS} | HASHED.keys() | LEFT.keys() <= named
