@@ -121,6 +121,28 @@ async def test_a_backup_comes_back_with_its_key_and_without_it_nothing_changes(d
         assert [await api.task(task["id"]) for task in ended] == ended
 
 
+def test_the_command_restores_nothing_without_the_key(
+    folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up = folder.up()
+    id = up.submit("echo", CANARY)
+    up.end_of(id)
+    up.process.terminate()
+    up.ended(within_s=30)
+    monkeypatch.chdir(folder.path)
+    assert cli.main(["backup", "create"]) == 0
+    kept, new = folder.path / ".greenroom", tmp_path / "new"
+    where = ("--data-dir", str(new), "--place", str(kept / "backups"), "--key-file", str(kept / "backup.key"))
+    for verb in ("restore", "drill"):
+        assert cli.main(["backup", verb, *where]) == 1
+        assert "what was backed up is encrypted" in capsys.readouterr().err
+        assert not list(new.glob("**/greenroom.db*"))
+    new.mkdir(exist_ok=True)
+    shutil.copy(kept / "encryption.key", new)
+    for verb in ("restore", "drill"):
+        assert cli.main(["backup", verb, *where]) == 0
+
+
 async def test_keys_are_rotated_while_tasks_run(data_dir: Path, store_url: str | None) -> None:
     async with nodes.opened(data_dir, AGENTS, store_url=store_url, **ON) as api:
         ended = await work(api)
