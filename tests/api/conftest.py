@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -19,7 +20,7 @@ AGENTS = {
     "parent": nodes.agent("parent"),
     "queue": nodes.agent("gated", description="Finds and summarises sources", skills=["research"]),
 }
-SETTINGS = {"server": {"accept_code": True}, "security": {"encryption_at_rest": True}}
+SETTINGS: dict[str, Any] = {"server": {"accept_code": True}, "security": {"encryption_at_rest": True}}
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ AGENTS = {
     "failing": nodes.agent("failing", max_attempts=2, retry_backoff_s=0.0),
     "talking": nodes.agent("talking"),
 }
-ON = {"security": {"encryption_at_rest": True}}
+ON: dict[str, Any] = {"security": {"encryption_at_rest": True}}
 
 
 def forms(text: str) -> Iterator[bytes]:
@@ -293,7 +293,7 @@ def test_a_node_that_is_killed_while_it_seals_anew_goes_on_with_it(folder: Folde
     assert [bytes(key)[1:].hex() for (key,) in keys] == [id for (id,) in active]
     up = folder.up()
     outputs = set()
-    cursor = ""
+    cursor: str | None = ""
     while cursor is not None:
         page = up.call("GET", f"/v1/tasks?limit=200{cursor and f'&cursor={cursor}'}").json()
         outputs |= {task["output"] for task in page["items"]}

@@ -12,7 +12,8 @@ from greenroom.security import vault
 from greenroom.security.vault import DataKey, IndexKey, KeyEncryptionKey, Unopened
 
 ID, SECRET = bytes(range(8)), bytes(range(32))
-PLACES = st.tuples(st.text(), st.text(), st.text(), st.lists(st.text(), max_size=3).map(tuple))  # tenant, table, column
+Place = tuple[str, str, str, tuple[str, ...]]  # tenant, table, column and row
+PLACES = st.tuples(st.text(), st.text(), st.text(), st.lists(st.text(), max_size=3).map(tuple))
 
 
 def key(tenant: str = "acme", *, id: bytes = ID, secret: bytes = SECRET) -> DataKey:
@@ -65,7 +66,7 @@ def test_the_same_is_never_sealed_to_the_same() -> None:
 
 
 @hypothesis.given(PLACES, PLACES)
-def test_no_two_places_have_the_same_associated_data(one: tuple[str, ...], other: tuple[str, ...]) -> None:
+def test_no_two_places_have_the_same_associated_data(one: Place, other: Place) -> None:
     assert (_associated(*one) == _associated(*other)) == (one == other)
 
 
