@@ -40,13 +40,13 @@ async def _measured(folder: Path, rounds: int) -> dict[str, list[float]]:
     found = settings.load(overrides={"security": {"issuers": [issuer]}}, environ={})
     options = node.Options(settings=found, folder=folder, data_dir=folder / "data", port=0)
     async with node.opened(options, grace_s=0) as running:
-        auth = running.auth
+        auth = running.access.auth
         key = f"Bearer {(folder / 'data' / 'local.key').read_text().strip()}"
-        row = running.keys.rows(tenant=node.TENANT)[0]
+        row = running.access.keys.rows(tenant=node.TENANT)[0]
         begun = await auth.logins.begin(await auth.logins.link(row.key_id))
         assert begun is not None
         ways: dict[str, tuple[Mapping[bytes, bytes], Callable[[], None]]] = {
-            "key, first": (_bearing(key), running.keys._proven.clear),
+            "key, first": (_bearing(key), running.access.keys._proven.clear),
             "key, again": (_bearing(key), _nothing),
             "token (Ed25519), first": (_bearing(f"Bearer {_token(signing)}"), auth.forget_tokens),
             "token, again": (_bearing(f"Bearer {_token(signing)}"), _nothing),

@@ -22,6 +22,7 @@ from bench import filled as filled_bench
 from bench.audit import audit_log
 from bench.authentication import authentication
 from bench.door import door
+from bench.encryption import encryption
 from bench.fairness import fairness
 from bench.figures import Figure
 from bench.isolation import isolation
@@ -134,6 +135,7 @@ BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
         sqlite,
         filled,
         postgres,
+        encryption,
         recovery,
         rollouts,
         scaling,

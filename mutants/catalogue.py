@@ -41,6 +41,11 @@ ISOLATION = "tests/engine/test_isolation.py"
 RESULTS = "tests/store/test_results.py"
 TOKENS, LOGIN = "tests/api/test_tokens.py", "tests/api/test_login.py"
 OIDC, SECRETS, INJECTION = "tests/security/test_oidc.py", "tests/node/test_secrets.py", "tests/test_log_injection.py"
+VAULT, CIPHER, KEY_SOURCES = (
+    "tests/store/test_vault.py",
+    "tests/security/test_vault.py",
+    "tests/security/test_key_sources.py",
+)
 ROLLOUTS, STRUCK = "tests/store/test_rollouts.py", "tests/simulation/test_rollouts.py"
 
 CATALOGUE = (
@@ -155,7 +160,7 @@ CATALOGUE = (
     _mutant(
         "the fingerprint of a key's body",
         "store/submissions.py",
-        "return Accepted(id, False, fingerprint == item.fingerprint, created_at)",
+        "return Accepted(id, False, matches, created_at)",
         "return Accepted(id, False, True, created_at)",
         CONTRACT,
     ),
@@ -1515,5 +1520,158 @@ CATALOGUE = (
         "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)",
         "os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)",
         "tests/engine/test_snapshots.py",
+    ),
+    # --- encryption at rest
+    _mutant(
+        "the tenant that a data key is of",
+        "store/vault.py",
+        "        if key.tenant != tenant:\n",
+        "        if key.tenant == '':\n",
+        f"{VAULT}::TestTampering::test_a_row_that_is_given_to_another_tenant_does_not_open",
+    ),
+    _mutant(
+        "the refusal of plain text where all is sealed",
+        "store/vault.py",
+        "            if self.mode is Mode.SEALED:\n",
+        "            if self.mode is Mode.OFF:\n",
+        f"{VAULT}::TestTampering::test_plain_text_is_refused_once_all_is_sealed",
+    ),
+    _mutant(
+        "the row in what a value is bound to",
+        "security/vault.py",
+        "    key = joined([part.encode() for part in row])\n",
+        "    key = joined([b'' for _ in row])\n",
+        CIPHER,
+        f"{VAULT}::TestTampering::test_nothing_opens_in_another_row_column_or_tenant",
+    ),
+    _mutant(
+        "the column in what a value is bound to",
+        "security/vault.py",
+        "joined((column.encode(), self.id)),",
+        "joined((self.id,)),",
+        CIPHER,
+        f"{VAULT}::TestTampering::test_nothing_opens_in_another_row_column_or_tenant",
+    ),
+    _mutant(
+        "the lengths in what a value is bound to",
+        "security/vault.py",
+        'for part in (len(each).to_bytes(4, "big"), each)])',
+        "for part in (each,)])",
+        CIPHER,
+    ),
+    _mutant(
+        "the columns that are sealed with a task",
+        "store/submissions.py",
+        "        sealed[index] = seals.seal(",
+        "        sealed[index] = given[index] or seals.seal(",
+        f"{VAULT}::TestWhatIsStored::test_no_payload_is_in_the_tables",
+    ),
+    _mutant(
+        "the key of fingerprints",
+        "store/submissions.py",
+        "    sealed[_FINGERPRINT] = seals.fingerprint(item.tenant, item.fingerprint)\n",
+        "",
+        f"{VAULT}::TestWhatIsStored::test_hashes_of_payloads_are_keyed",
+    ),
+    _mutant(
+        "the new seal of a state that becomes the good one",
+        "store/transitions.py",
+        "    if news.seals.vault.is_used and not item.is_restored:",
+        "    if item.is_restored:",
+        f"{VAULT}::TestWhatIsStored::test_no_payload_is_in_the_tables",
+        "tests/store/test_encrypted_contract.py::TestSqlite"
+        "::test_a_task_begins_with_its_sessions_last_good_state_only_when_it_has_to",
+    ),
+    _mutant(
+        "the new seal of a result that answers another task",
+        "store/results.py",
+        '    answers = [(seal(end.tenant, "task", "output", (id,), end.output)',
+        '    answers = [(seal(end.tenant, "task", "output", (end.task,), end.output)',
+        "tests/store/test_encrypted_contract.py::TestResultsOnSqlite"
+        "::test_of_the_same_input_one_runs_and_answers_the_others",
+    ),
+    _mutant(
+        "the doubt about keys of a commit that has failed",
+        "store/vault.py",
+        "            keys.forget(self._leased)\n",
+        "",
+        f"{VAULT}::TestKeys::test_a_key_that_was_made_in_a_commit_that_failed_seals_nothing_that_is_lost",
+    ),
+    _mutant(
+        "the count of messages ahead of them",
+        "store/data_keys.py",
+        '"some": LEASED}',
+        '"some": 1}',
+        f"{VAULT}::TestWhatIsStored::test_a_key_seals_no_more_than_is_counted",
+    ),
+    _mutant(
+        "the new seals of what a rotation retires",
+        "store/vault.py",
+        "                keys.active.clear()\n",
+        "",
+        f"{VAULT}::TestResealing",
+    ),
+    _mutant(
+        "the pass that is owed after a restart",
+        "store/vault.py",
+        "        self.changes = int(is_stale)\n",
+        "",
+        f"{VAULT}::TestResealing::test_a_pass_that_was_cut_off_is_begun_again",
+    ),
+    _mutant(
+        "the overwriting of what was deleted",
+        "store/sqlite.py",
+        '        ("secure_delete", "on"),',
+        '        ("secure_delete", "off"),',
+        f"{VAULT}::TestWhatIsStored::test_a_store_that_is_encrypted_later_keeps_no_payload_in_its_files",
+    ),
+    _mutant(
+        "the end of the log that has what was written over",
+        "store/resealing.py",
+        "            await self._db.truncate_log()",
+        "            self._db.truncate_log",
+        f"{VAULT}::TestWhatIsStored::test_a_store_that_is_encrypted_later_keeps_no_payload_in_its_files",
+    ),
+    _mutant(
+        "the strictness about what is stored as it is",
+        "store/vault.py",
+        "class _Waiting(msgspec.Struct, forbid_unknown_fields=True):",
+        "class _Waiting(msgspec.Struct):",
+        f"{VAULT}::TestTampering::test_only_a_pause_is_stored_as_it_is",
+    ),
+    _mutant(
+        "the refusal of a store whose keys were dropped",
+        "store/vault.py",
+        "        if is_sealed:\n            raise errors.StoreDamaged(",
+        "        if is_sealed is None:\n            raise errors.StoreDamaged(",
+        f"{VAULT}::TestTampering::test_the_record_cannot_be_forged_or_dropped",
+    ),
+    _mutant(
+        "the id of the key that a file has to hold",
+        "security/key_sources.py",
+        "            if key.id == id:\n",
+        "            if key.id:\n",
+        KEY_SOURCES,
+    ),
+    _mutant(
+        "the mode of a key file",
+        "security/key_sources.py",
+        "    if mode & 0o077:\n",
+        "    if mode & 0o007:\n",
+        KEY_SOURCES,
+    ),
+    _mutant(
+        "the id of the key that a service has to give back",
+        "security/key_sources.py",
+        "        if key.id != id:\n",
+        "        if not key.id:\n",
+        KEY_SOURCES,
+    ),
+    _mutant(
+        "the failure of a task whose input was tampered with",
+        "control/dispatcher.py",
+        "        if claim.damage is not None:\n",
+        "        if claim.damage == '':\n",
+        "tests/node/test_encryption.py::test_a_task_whose_input_was_tampered_with_fails_and_is_told",
     ),
 )

@@ -118,7 +118,7 @@ class Api:
         return [item for item in items if item["agent"] == agent and item["state"] == state]
 
     async def key(self, role: str = "user", *, tenant: str = node.TENANT, expires_in_s: float | None = None) -> str:
-        made = await self.running.auth.create(
+        made = await self.running.access.auth.create(
             tenant=tenant, name=role, role=role, word="dev", expires_in_s=expires_in_s
         )
         return made.text

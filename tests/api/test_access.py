@@ -73,6 +73,8 @@ LOWEST_ROLE = {
     "GET /v1/status": "viewer",
     "GET /v1/backups": "operator",
     "POST /v1/backups": "operator",
+    "GET /v1/encryption": "operator",
+    "POST /v1/encryption/rotate": "admin",
     "GET /v1/keys": "admin",
     "POST /v1/keys": "admin",
     "GET /v1/keys/{id}": "admin",
@@ -119,7 +121,7 @@ async def _bad_keys(api: nodes.Api) -> dict[str, str | None]:
     revoked = await api.key("admin")
     revoked_id = keys.parse(revoked)
     assert revoked_id is not None
-    await api.running.auth.revoke(revoked_id.id, tenant="default")
+    await api.running.access.auth.revoke(revoked_id.id, tenant="default")
     other_id = good.replace(good.split("_")[2], "f" * 16)
     return {
         "none": None,

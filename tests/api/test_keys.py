@@ -290,7 +290,7 @@ async def test_the_node_looks_at_the_keys_by_itself(api: nodes.Api) -> None:
     await elsewhere.refresh()
     key = await api.key("user")
     mine = api.of(key)
-    made = next(row for row in running.keys.rows(tenant=HOME) if row.key_id in key)
+    made = next(row for row in running.access.keys.rows(tenant=HOME) if row.key_id in key)
     assert (await mine.http.get("/v1/status")).status_code == 200
     await elsewhere.revoke(made.key_id, tenant=HOME)
 

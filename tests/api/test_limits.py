@@ -39,7 +39,7 @@ async def limited(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[nod
     server = {"trusted_proxies": ["10.9.9.9"]}
     async with nodes.opened(folder / "data", AGENTS, security=SECURITY, server=server) as opened:
         clock = Clock()
-        opened.running.limits._clock = Still(clock)  # type: ignore[assignment] # what it uses of one
+        opened.running.access.limits._clock = Still(clock)  # type: ignore[assignment] # what it uses of one
         yield opened
 
 
@@ -55,7 +55,7 @@ class Still:
 
 
 def _clock(api: nodes.Api) -> Still:
-    clock = api.running.limits._clock
+    clock = api.running.access.limits._clock
     assert isinstance(clock, Still)
     return clock
 
@@ -173,7 +173,7 @@ async def test_ten_thousand_guesses_are_bounded_and_hurt_nobody_else(limited: no
     assert statuses == {401: 20 * 30, 429: 10_000 - 20 * 30}  # each key is guessed at from everywhere
     assert {(fact.by, fact.name) for fact in facts} == {("key", keys.parse(guess).id) for guess in guesses}  # type: ignore[union-attr]
     assert len(facts) == 20
-    assert len(running.limits._rejections) < 200
+    assert len(running.access.limits._rejections) < 200
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 20_000
     assert (await limited.of(text, source="192.0.2.1").http.get("/v1/agents")).status_code == 200
     running.facts.unsubscribe(facts.append, telemetry.CredentialsGuessed)

@@ -63,7 +63,9 @@ class Objects:
                 )
                 return "matrix"
             case "keys":
-                made = await self._api.running.keys.create(tenant=tenant, name="matrix", role="viewer", word="dev")
+                made = await self._api.running.access.keys.create(
+                    tenant=tenant, name="matrix", role="viewer", word="dev"
+                )
                 return made.id
             case "sessions":
                 await self._owner[tenant].run("chained", ["a", None], session=f"matrix-{tenant}")

@@ -221,7 +221,15 @@ async def test_every_route_answers_as_it_is_described(
     await backups_rest(api)
     for route in ("POST /v1/logins", "DELETE /v1/logins", "GET /"):
         await call(route)
-    for route in ("GET /v1/backups", "GET /v1/keys", "GET /v1/status", "GET /metrics", "GET /openapi.json"):
+    await call("POST /v1/encryption/rotate", {"data_keys": False})
+    for route in (
+        "GET /v1/backups",
+        "GET /v1/encryption",
+        "GET /v1/keys",
+        "GET /v1/status",
+        "GET /metrics",
+        "GET /openapi.json",
+    ):
         await call(route)
 
     await call("GET /v1/audit", None, "?action=key.*&limit=5")

@@ -27,7 +27,7 @@ async def _reasons(api: nodes.Api) -> dict[str, bytes]:
     revoked = await api.key("admin")
     parsed = keys.parse(revoked)
     assert parsed is not None
-    await api.running.auth.revoke(parsed.id, tenant="default")
+    await api.running.access.auth.revoke(parsed.id, tenant="default")
     environment, _, secret = good.split("_")[1:4]
     other = keys.mint("dev", b"another pepper").text
     wrong_body = "_".join(["gr", environment, good.split("_")[2], secret[::-1]])
@@ -50,7 +50,7 @@ def welch_t(one: Sequence[float], other: Sequence[float]) -> float:
 
 async def _samples(api: nodes.Api, reasons: dict[str, bytes], count: int) -> dict[str, list[float]]:
     """Interleaved, in an order of chance, so that no reason has the better moments of the machine."""
-    authenticator = api.running.auth
+    authenticator = api.running.access.auth
     order = [name for name in reasons for _ in range(count)]
     random.Random(1).shuffle(order)
     took: dict[str, list[float]] = {name: [] for name in reasons}
@@ -81,6 +81,6 @@ async def test_every_reason_is_decided_well_within_the_time_of_a_rejection(tmp_p
             times_ns = []
             for _ in range(200):
                 begun_ns = time.perf_counter_ns()
-                assert not api.running.auth.is_valid(reason)
+                assert not api.running.access.auth.is_valid(reason)
                 times_ns.append(time.perf_counter_ns() - begun_ns)
             assert min(times_ns) < auth.REJECTION_NS / 2  # the machine may be busy

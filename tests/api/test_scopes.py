@@ -19,7 +19,7 @@ MISSING = "0" * 43
 
 
 async def _with(api: nodes.Api, *scopes: str, role: str = "admin", tenant: str = "default") -> nodes.Api:
-    made = await api.running.keys.create(
+    made = await api.running.access.keys.create(
         tenant=tenant, name="scoped", role=role, word="dev", scopes=[parse(scope) for scope in scopes]
     )
     return api.of(made.text)

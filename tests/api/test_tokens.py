@@ -131,7 +131,7 @@ async def test_what_a_good_token_may_say_beside(api: nodes.Api, changes: dict[st
 
 
 async def test_who_a_token_stands_for(api: nodes.Api) -> None:
-    principal = await api.running.auth.authenticate(
+    principal = await api.running.access.auth.authenticate(
         {b"authorization": f"Bearer {IDENTITY.token()}".encode()}, source="here"
     )
     assert (principal.id, principal.kind) == ("https://id.example/id#ann", "token")
@@ -375,5 +375,5 @@ async def test_a_rejected_token_takes_the_same_time_whatever_is_wrong(api: nodes
     for _ in range(3):
         begun_s = time.perf_counter()
         with pytest.raises(errors.Unauthenticated):
-            await api.running.auth.authenticate(headers, source=next(_sources))
+            await api.running.access.auth.authenticate(headers, source=next(_sources))
         assert time.perf_counter() - begun_s >= auth.TOKEN_REJECTION_S * 0.8  # timers count whole milliseconds

@@ -50,6 +50,7 @@ BUILT = {
     "security.tls",
     "security.audit_log",
     "security.intrusion_rules",
+    "security.encryption_at_rest",
 }
 COLUMNS = list(enumerate(Environment))
 

@@ -163,6 +163,7 @@ def _bodies() -> dict[str, Any]:
         schemas.Batch,
         schemas.Scale,
         schemas.Rollback,
+        schemas.KeyRotation,
         schemas.Promotion,
         schemas.NewKey,
         schemas.NewWebhook,

@@ -73,6 +73,7 @@ async def status(call: Call) -> Answer:
             alerts=Counter(alert.severity for alert in alerts if alert.state == "firing"),
             advice=await store.advice.open_count() if observes else 0,
             backups=services.backups.state() if observes else models.Backups(),
+            encryption=store.vault.mode,
             not_yet_built=settings.NOT_YET_BUILT,
         )
     )

@@ -12,6 +12,7 @@ from greenroom.api import (
     agents,
     audit,
     code,
+    encryption,
     login,
     operations,
     principals,
@@ -259,6 +260,16 @@ ROUTES = (
     ),
     Route("GET", "/v1/security", posture.report, Action.SECURITY_READ, {200: security.SecurityReport}),
     Route("POST", "/v1/security/unlock", posture.unlock, Action.SECURITY_OPERATE, GONE, schemas.Unlock),
+    Route("GET", "/v1/encryption", encryption.show, Action.SECURITY_READ, {200: models.Encryption}),
+    Route(
+        "POST",
+        "/v1/encryption/rotate",
+        encryption.rotate,
+        Action.SECURITY_OPERATE,
+        {200: models.Encryption},
+        schemas.KeyRotation,
+        body_is_optional=True,
+    ),
     Route("GET", "/metrics", operations.metrics, Action.METRICS_READ, {200: TEXT}),
 )
 

@@ -96,6 +96,12 @@ class Promotion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stage: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
 
 
+class KeyRotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A rotation of the encryption's keys; *data_keys*: those that what is stored is encrypted with, too."""
+
+    data_keys: bool = True
+
+
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A key to create; its text is in the answer, once. *scopes* narrow its role: ``task:submit on agent:research``."""
 
@@ -207,6 +213,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     alerts: dict[str, int]
     advice: int
     backups: models.Backups
+    encryption: str
     not_yet_built: dict[str, str]
 
 

@@ -151,11 +151,15 @@ async def _recorded(call: Call, keys: Sequence[Key]) -> Task | None:
 
     Raises `errors.IdempotencyMismatch` if it had another body.
     """
-    found = await call.store.tasks.of_keys([key.text for key in keys], tenant=call.principal.tenant)
+    if not keys:
+        return None
+    found = await call.store.tasks.of_keys(
+        [key.text for key in keys], tenant=call.principal.tenant, fingerprint=keys[0].fingerprint
+    )
     if found is None:
         return None
-    task, fingerprint = found
-    if fingerprint != keys[0].fingerprint:
+    task, is_same = found
+    if not is_same:
         raise _mismatch(keys[0].given, task.id)
     rights = call.principal.rights
     is_theirs = any(rights.on_agent(action, task.agent) for action in (Action.TASK_SUBMIT, Action.TASK_READ))

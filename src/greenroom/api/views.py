@@ -16,12 +16,15 @@ from greenroom.store import database
 from greenroom.store.advice import Advice
 from greenroom.store.agents import Replica, Revision
 from greenroom.store.board import Board
+from greenroom.store.data_keys import KeysOfTenant
 from greenroom.store.directory import Entry
 from greenroom.store.recovery import Alert, Failure
+from greenroom.store.resealing import Progress
 from greenroom.store.rollouts import Rollout
 from greenroom.store.rows import Accepted, NewTask, StoredEvent, Task
 from greenroom.store.scaling import Decision, Load
 from greenroom.store.sessions import Session, Summary
+from greenroom.store.vault import Vault
 
 _NULL = msgspec.Raw(b"null")
 
@@ -444,3 +447,13 @@ def session(row: Session | Summary) -> dict[str, Any]:
     if isinstance(row, Summary):
         return document | {"state_bytes": row.state_bytes}
     return document | {"state_bytes": len(row.state or b""), "state": _raw(row.state)}
+
+
+def encryption(vault: Vault, progress: Progress, keys: Sequence[KeysOfTenant]) -> models.Encryption:
+    return models.Encryption(
+        mode=vault.mode,
+        key=vault.key,
+        managed=vault.keys.is_managed,
+        progress=models.Resealing(**msgspec.structs.asdict(progress)),
+        tenants=tuple(models.TenantKeys(**msgspec.structs.asdict(each)) for each in keys),
+    )

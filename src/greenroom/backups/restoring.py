@@ -19,6 +19,7 @@ import msgspec
 from greenroom import errors
 from greenroom.backups import archive, chunks, creating, listing
 from greenroom.security import secret_file
+from greenroom.security.key_sources import Source
 from greenroom.store import dumps
 
 AUDITED_SINCE = 12  # the schema that the audit log came with
@@ -80,6 +81,24 @@ async def restore(
             if not was_there and not is_published:  # what was there is of a restore that may have filled this store
                 shutil.rmtree(staged, ignore_errors=True)
             raise
+
+
+async def refuse_without_key(kept: archive.Archive, inventory: archive.Inventory, keys: Source) -> None:
+    """Raise `errors.BackupInvalid` if the backup's rows are encrypted at rest, and *keys* does not have their key.
+
+    Nobody could read what was restored.
+    """
+    for content in inventory.tables:
+        if content.name == "vault":
+            for chunk in content.chunks:
+                for row in chunks.rows_of(kept.chunk(chunk)):
+                    vault = dict(zip(content.columns, row, strict=True))
+                    try:
+                        await keys.find(vault["kek"], vault["wrapped"])
+                    except errors.StartRefused as error:
+                        raise errors.BackupInvalid(
+                            f"cannot restore {inventory.id}: what was backed up is encrypted: {error}"
+                        ) from None
 
 
 def complete(store_url: str, data_dir: Path) -> None:

@@ -42,6 +42,7 @@ VERBS = (  # in the order in which one meets them
     ("webhooks", "webhooks:app", "Have the ends of tasks told to receivers; test and rotate them."),
     ("audit", "audit:app", "Show who did what; check that nobody has changed the record; export it."),
     ("security", "security:app", "Show how the node is protected and what was found; let somebody in again."),
+    ("encryption", "encryption:app", "Show how the store is encrypted; take new keys into use."),
     ("config", "config:app", "Show and check the settings."),
     ("chaos", "chaos:chaos", "Inject faults into the node that runs here, and see whether anything is lost."),
     ("doctor", "doctor:doctor", "Check whether this machine and this manifest are ready."),

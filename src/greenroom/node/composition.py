@@ -14,14 +14,8 @@ import msgspec
 from greenroom import __version__, deployments, embeddings, errors, planning, redaction, settings, telemetry
 from greenroom import clock as clocks
 from greenroom.api.app import App
-from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
-from greenroom.api.cookies import Logins
-from greenroom.api.keys import Keys
-from greenroom.api.limits import Limits
-from greenroom.api.roles import Roles
 from greenroom.api.services import Services
-from greenroom.api.sources import Sources
 from greenroom.backups import restoring
 from greenroom.control import supervisor
 from greenroom.control.autoscaler import Autoscaler
@@ -32,17 +26,19 @@ from greenroom.control.janitor import Janitor
 from greenroom.control.outliers import Outliers
 from greenroom.control.reconciler import Reconciler
 from greenroom.control.rehearsal import Rehearsal
+from greenroom.control.resealing import Resealing
 from greenroom.control.webhooks import Webhooks
-from greenroom.core import addresses, rollouts, routing, tenancy
+from greenroom.core import addresses, rollouts, routing
 from greenroom.core.permissions import HOME
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
 from greenroom.node import isolation, optimizer
+from greenroom.node.access import NodeAccess
 from greenroom.node.backups import NodeBackups
 from greenroom.node.resources import NodeResources, limits
 from greenroom.node.security import NodeSecurity
 from greenroom.sdk import models
-from greenroom.security import secret_file
+from greenroom.security import key_sources, secret_file
 from greenroom.security.outgoing import Outgoing
 from greenroom.security.webhook_secrets import WebhookSecrets
 from greenroom.store import database, submissions
@@ -51,12 +47,12 @@ from greenroom.store.deployments import Deployed
 from greenroom.store.directory import Entry
 from greenroom.store.news import News
 from greenroom.store.rollouts import Rollout
+from greenroom.store.vault import Mode, Vault
 
 GRACE_S = 20.0  # how long running tasks may go on after SIGTERM
 FIRST_ROLLOUTS_S = 10.0  # how long a node is not ready for the sake of the rollouts of its start
 LOOK_EVERY_S = 1.0  # wakeups are hints; this is the guarantee
 TENANT = HOME
-OWNER_KEY = "local.key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +90,7 @@ class Node:
             store_url=options.store_url,
         )
         try:
-            self.store = stores.open(url, clock=clock, owner=self.id)
+            self.store = stores.open(url, clock=clock, owner=self.id, vault=self._vault())
         except errors.StoreDamaged as error:
             raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
         self.store.results.is_on = options.settings.cluster.result_cache
@@ -123,6 +119,7 @@ class Node:
         self.reconciler = Reconciler(self.store, self.engine, clock, self.facts)
         self.rehearsal = Rehearsal(self.store, self.engine, self.reconciler.trials, clock)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
+        self.resealing = Resealing(self.store, self.facts)
         self.janitor = Janitor(self.store, clock)
         self.breakers = Breakers(self.store, clock, self.facts)
         self.outliers = Outliers(self.store.board, clock, self.facts, eject=self.host.restart)
@@ -131,19 +128,15 @@ class Node:
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
         self.planning = planning.Planning(self.store, self.deployments, self.rehearsal, folder=options.folder)
-        policy = options.settings.security.policy_file
-        self.keys = Keys(
-            self.store.principals,
+        self.access = NodeAccess(
+            self.store,
             clock,
             self.facts,
-            pepper=self.secrets.pepper,
-            roles=Roles(None if policy is None else options.folder / policy),
+            options.settings,
+            secrets=self.secrets,
+            folder=options.folder,
+            data_dir=options.data_dir,
         )
-        ledger = self.store.rates if self.store.rates.is_shared else None
-        self.limits = Limits(options.settings.security, clock, self.facts, ledger=ledger)
-        logins = Logins(self.store.logins, clock, key=self.secrets.login_key)
-        self.auth = Authenticator(self.keys, clock, self.limits, logins=logins)
-        self.issuers = self._issuers()
         server = options.settings.server
         self.outgoing = Outgoing(
             addresses.Policy(server.webhook_ports, server.webhook_hosts), user_agent=f"greenroom/{__version__}"
@@ -152,21 +145,21 @@ class Node:
         self.webhooks = Webhooks(self.store, clock, self.facts, self.outgoing, webhook_secrets)
         self.security = NodeSecurity(
             self.store,
-            self.keys,
+            self.access.keys,
             clock,
             self.facts,
             options.settings,
             node=self.id,
             seed=self.secrets.audit_key,
             folder=options.folder,
-            owner_key=options.data_dir / OWNER_KEY,
+            owner_key=self.access.owner_key,
         )
         self.services = Services(
             store=self.store,
-            auth=self.auth,
-            keys=self.keys,
-            limits=self.limits,
-            sources=Sources(options.settings.server.trusted_proxies),
+            auth=self.access.auth,
+            keys=self.access.keys,
+            limits=self.access.limits,
+            sources=self.access.sources,
             settings=options.settings,
             clock=clock,
             facts=self.facts,
@@ -206,13 +199,12 @@ class Node:
         await self.store.claim_alone()
         await self.store.start()
         await self.security.begin()
+        self._tell_encryption()
         await self.engine.sweep()
         # One store, one node: whatever another incarnation held is free, and its replicas are gone.
         await self.store.tasks.rescue(not_owner=self.id)
         await self.store.agents.close_nodes(only=self.id)
-        await self.keys.refresh()
-        self._check_tenants()
-        await self._mint_owner_key()
+        await self.access.begin(self.isolation.tier, word=self.services.key_word)
         try:
             begun = await self.deployments.start()
         except errors.StoreDamaged as error:
@@ -223,22 +215,38 @@ class Node:
             self.reconciler,
             self.dispatcher,
             self.janitor,
+            self.resealing,
             self.breakers,
             self.outliers,
             self.autoscaler,
-            self.keys,
+            *self.access.loops,
             self.webhooks,
             self.backups.loop,
             self.resources.loop,
-            *([self.limits] if self.store.rates.is_shared else []),
             *self.optimizer,
-            *self.issuers,
             *self.security.loops,
         )
         self.resources.announce()
         isolation.announce(self.isolation, self.facts)
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
+
+    def _vault(self) -> Vault:
+        """Return the store's vault; its key may have to be found although encryption is off, to read what is there."""
+        security = self.settings.security
+        self._key_source = key_sources.named(security, folder=self.options.folder, data_dir=self.options.data_dir)
+        vault = Vault(self._key_source, is_on=security.encryption_at_rest)
+        vault.damaged = lambda what: self.facts.emit(telemetry.ValueDamaged(what))
+        return vault
+
+    def _tell_encryption(self) -> None:
+        vault = self.store.vault
+        if self._key_source.has_made_file:
+            self.facts.emit(telemetry.EncryptionKeyMade(str(self._key_source.file)))
+        if vault.mode is Mode.LEFT:
+            self.facts.emit(telemetry.EncryptionLeft(vault.key))
+        elif vault.is_used:
+            self.facts.emit(telemetry.EncryptionChanged(vault.mode, vault.key))
 
     async def _run(self, loops: Sequence[supervisor.Loop], begun: Sequence[int]) -> None:
         async with asyncio.TaskGroup() as group:
@@ -294,8 +302,7 @@ class Node:
         await self.webhooks.close()
         await self.outgoing.close()
         await self.engine.close()
-        with contextlib.suppress(errors.StoreUnavailable):
-            await self.keys.close()
+        await self.access.end()
         try:
             await self.security.end()
         except errors.GreenroomError as error:  # what cannot be written is not to keep the rest from ending well
@@ -386,41 +393,6 @@ class Node:
             snapshot=self.deployments.snapshots / row.digest,
             folder=self.options.folder,
         )
-
-    def _check_tenants(self) -> None:
-        """Refuse to serve tenants whom nothing would keep apart; they may come from a node that did."""
-        if self.settings.security.tenants_below_t2 or tenancy.tenants_allowed(self.services.tier):
-            return
-        others = sorted(self.keys.tenants() - {HOME})
-        issuers = [each.issuer for each in self.settings.security.issuers if each.tenant != HOME]
-        if others:
-            names = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
-            raise errors.StartRefused(
-                f"cannot start: there are keys of other tenants ({names}), and {tenancy.refusal(self.services.tier)}"
-            )
-        if issuers:
-            raise errors.StartRefused(
-                f"cannot start: tokens of {issuers[0]} are of other tenants than {HOME}, and "
-                f"{tenancy.refusal(self.services.tier)}; or give the issuer tenant = {HOME!r}"
-            )
-
-    def _issuers(self) -> tuple[supervisor.Loop, ...]:
-        """Have tokens of the issuers that the settings name be taken; return the loop that looks after their keys."""
-        named = self.settings.security.issuers
-        if not named:
-            return ()
-        from greenroom.security.issuers import Issuers  # late: what reads tokens takes longer to import than the rest
-
-        issuers = Issuers(named, self.clock, self.facts, folder=self.options.folder, changed=self.auth.forget_tokens)
-        self.auth.issuers = issuers
-        return (issuers,)
-
-    async def _mint_owner_key(self) -> None:
-        path = self.options.data_dir / OWNER_KEY
-        if path.exists() and self.auth.is_valid(b"Bearer " + path.read_bytes().strip()):
-            return
-        key = await self.keys.create(tenant=HOME, name="owner", role="admin", word=self.services.key_word)
-        secret_file.write_private(path, key.text.encode() + b"\n")
 
 
 @contextlib.asynccontextmanager

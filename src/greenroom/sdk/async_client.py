@@ -22,6 +22,7 @@ from greenroom.sdk.models import (
     Backups,
     Code,
     Delivery,
+    Encryption,
     Event,
     Failure,
     Key,
@@ -348,6 +349,12 @@ class AsyncClient:
 
     async def create_backup(self) -> Backups:
         return await self._send(calls.create_backup())
+
+    async def encryption(self) -> Encryption:
+        return await self._send(calls.encryption())
+
+    async def rotate_encryption(self, *, data_keys: bool = True) -> Encryption:
+        return await self._send(calls.rotate_encryption(data_keys=data_keys))
 
     async def keys(self, *, tenant: str | None = None) -> list[Key]:
         return await self._run(flows.everything(functools.partial(calls.keys, tenant=tenant), self._patience))

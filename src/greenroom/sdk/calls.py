@@ -99,6 +99,7 @@ _plan = as_a(models.Plan)
 _code = as_a(models.Code)
 _sessions = as_a(models.Page[models.Session])
 _keys = as_a(models.Page[models.Key])
+_encryption = as_a(models.Encryption)
 _backups = as_a(models.Page[models.Backup])
 _backups_state = as_a(models.Backups)
 _entries, _checkpoints = as_a(models.Page[security.AuditEntry]), as_a(models.Page[security.Checkpoint])
@@ -314,6 +315,15 @@ def backups(cursor: str | None = None) -> Call[models.Page[models.Backup]]:
 
 def create_backup() -> Call[models.Backups]:
     return Call("POST", "/v1/backups", _backups_state, repeatable=False)
+
+
+def encryption() -> Call[models.Encryption]:
+    return Call("GET", "/v1/encryption", _encryption)
+
+
+def rotate_encryption(*, data_keys: bool) -> Call[models.Encryption]:
+    body = strict_json.dumps({"data_keys": data_keys})
+    return Call("POST", "/v1/encryption/rotate", _encryption, body=body, repeatable=False)
 
 
 def audit(

@@ -27,6 +27,7 @@ from greenroom.sdk.models import (
     Backups,
     Code,
     Delivery,
+    Encryption,
     Event,
     Failure,
     Key,
@@ -407,6 +408,14 @@ class Client:
         Raises `errors.Conflict` while another one is being made.
         """
         return self._send(calls.create_backup())
+
+    def encryption(self) -> Encryption:
+        """How the store is encrypted."""
+        return self._send(calls.encryption())
+
+    def rotate_encryption(self, *, data_keys: bool = True) -> Encryption:
+        """Take new keys into use, and do not wait until all is encrypted anew: `encryption` tells how that goes."""
+        return self._send(calls.rotate_encryption(data_keys=data_keys))
 
     def keys(self, *, tenant: str | None = None) -> list[Key]:
         """Those of *tenant*, else of one's own."""

@@ -591,6 +591,41 @@ class Backups(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
+class TenantKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant's data keys: how many only open, and how many messages the one that seals has sealed at most."""
+
+    tenant: str
+    retired: int = 0
+    messages: int = 0
+
+
+class Resealing(msgspec.Struct, frozen=True, kw_only=True):
+    """How far what is stored has been encrypted anew: rows *seen* of *rows*, and values *resealed* since the start.
+
+    *unreadable* values do not open, and are left as they are.
+    """
+
+    seen: int = 0
+    rows: int = 0
+    resealed: int = 0
+    unreadable: int = 0
+    is_done: bool = True
+
+
+class Encryption(msgspec.Struct, frozen=True, kw_only=True):
+    """How the store is encrypted. *mode*: off, sealing (some of what was there before is not yet), sealed (all of it
+    is, and what is not is refused) or left (switched off again).
+
+    *key* is the id of the key that wraps the data keys; *managed*: by a key management service.
+    """
+
+    mode: str = "off"
+    key: str = ""
+    managed: bool = False
+    progress: Resealing = Resealing()
+    tenants: tuple[TenantKeys, ...] = ()
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """A refusal (RFC 9457). *type* is the code, or a URI that ends in it; *candidates* come with no-route."""
 

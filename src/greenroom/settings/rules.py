@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Generic, TypeVar
 
 from greenroom.core import isolation
@@ -318,6 +319,13 @@ def _one_tenant_fits(settings: Settings) -> str | None:
     return None
 
 
+def _key_is_apart_from_backups(settings: Settings) -> str | None:
+    file, to = settings.security.encryption_key_file, settings.backups.to
+    if file is None or to is None or to.startswith("s3://") or not PurePosixPath(file).is_relative_to(to):
+        return None
+    return f"{quoted(file)} is where the backups go, {quoted(to)}: whoever has those would have their key, too"
+
+
 AGENT_RULES: tuple[Rule[AgentSettings], ...] = (
     Rule((("factory",),), _factory_is_importable),
     Rule((("on_replica_loss",), ("concurrency",)), _losing_a_replica_fails_one_task),
@@ -352,6 +360,7 @@ SETTINGS_RULES: tuple[Rule[Settings], ...] = (
     Rule((("security", "intrusion_rules"), ("security", "audit_log")), _intrusions_are_recorded),
     Rule((("security", "audit_export"), ("security", "audit_log")), _there_is_something_to_export),
     *_intrusion_rules(),
+    Rule((("security", "encryption_key_file"), ("backups", "to")), _key_is_apart_from_backups),
     Rule((("cluster", "max_replicas"),), _minimums_fit),
     Rule((("cluster", "max_replicas"), ("cluster", "autoscaling")), _sleepers_can_wake),
     Rule((("cluster", "max_replicas"),), _maximums_fit),

@@ -21,7 +21,6 @@ Section = TypeVar("Section", Cluster, Security)
 NOT_YET_BUILT: dict[str, str] = {
     "cluster.alert_delivery": "no alerts are sent",
     "cluster.tracing": "no traces are recorded",
-    "security.encryption_at_rest": "the store is not encrypted",
 }
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from greenroom import errors
 from greenroom.store import acting, database
 from greenroom.store.news import News
+from greenroom.store.vault import PLAIN, Seals, Vault
 
 MAX_ATTEMPTS = 5  # of a commit that other nodes' transactions are in the way of
 MAX_ITEMS = 1_000  # of one commit: bounds how long it holds the event loop
@@ -68,9 +69,10 @@ class Commits:
         has_demand: Callable[[], bool],
         acts_of: Mapping[Operation, Callable[[Any, Any], Any]] = MappingProxyType({}),
         append: Callable[[database.Transaction, News, Sequence[Any]], Awaitable[None]] | None = None,
+        vault: Vault = PLAIN,
     ) -> None:
         self._db, self._last, self._settle, self._has_demand = db, last, settle, has_demand
-        self._acts_of, self._append = acts_of, append
+        self._acts_of, self._append, self._vault = acts_of, append, vault
         self._rank = {operation: rank for rank, operation in enumerate(order)}
         self._pending: deque[_Entry] = deque()
         self._in_flight: list[_Entry] = []
@@ -192,7 +194,7 @@ class Commits:
     async def _attempt_often(self, batch: list[_Entry]) -> tuple[list[list[Any]], News]:
         attempt = 1
         while True:
-            news = News()
+            news = News(Seals(self._vault))
             try:
                 return await self._attempt(batch, news), news
             except BaseException as error:

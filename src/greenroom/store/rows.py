@@ -88,6 +88,7 @@ class Claim(msgspec.Struct, frozen=True):
     state: bytes | None = None
     state_revision: int | None = None
     is_restored: bool = False  # the state is the last that is known to be good, not the last
+    damage: str | None = None  # why what it would run with cannot be read: it is to fail
 
 
 class Finish(msgspec.Struct, frozen=True):

@@ -21,6 +21,7 @@ from greenroom.store import (
     principals,
     rates,
     recovery,
+    resealing,
     results,
     rollouts,
     scaling,
@@ -29,6 +30,7 @@ from greenroom.store import (
     transitions,
     webhooks,
 )
+from greenroom.store import vault as vaults
 from greenroom.store.claims import Claims
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
@@ -39,8 +41,15 @@ LEASE_TTL_S = 15.0
 class Store:
     """Tasks, sessions, agents and principals over one database, with this node's board and hub."""
 
-    def __init__(self, db: database.Database, *, owner: str, lease_ttl_s: float = LEASE_TTL_S) -> None:
-        self.db = db
+    def __init__(
+        self,
+        db: database.Database,
+        *,
+        owner: str,
+        lease_ttl_s: float = LEASE_TTL_S,
+        vault: vaults.Vault = vaults.PLAIN,
+    ) -> None:
+        self.db, self.vault = db, vault
         self.hub = news.Hub()
         self.claims = Claims(owner=owner, lease_ttl_us=int(lease_ttl_s * 1e6))
         self.board = self.claims.board
@@ -65,16 +74,18 @@ class Store:
                 *webhooks.ORDER,
                 *measures.ORDER,
                 *audit.ORDER,
+                *resealing.ORDER,
             ),
             last=self._conclude,
             settle=self._settle,
             has_demand=self.board.has_demand,
             acts_of=audited.AUDITED,
             append=functools.partial(audit.append, node=owner),
+            vault=vault,
         )
-        self.tasks = tasks.Tasks(db, self.commits, submit=self.results.submit)
+        self.tasks = tasks.Tasks(db, self.commits, vault, submit=self.results.submit)
         self.cache = results.Cache(db, self.commits)
-        self.sessions = sessions.Sessions(db, self.commits)
+        self.sessions = sessions.Sessions(db, self.commits, vault)
         self.agents = agents.Agents(db, self.commits)
         self.recovery = recovery.Recovery(db, self.commits)
         self.advice = advice.Advices(db, self.commits)
@@ -88,9 +99,11 @@ class Store:
         self.logins = logins.Logins(db, self.commits)
         self.rates = rates.Rates(db, self.commits)
         self.webhooks = webhooks.Webhooks(db, self.commits, self._recorder)
+        self.resealing = resealing.Resealing(db, self.commits, vault)
 
     async def start(self) -> None:
         await self.db.migrate()
+        await self.vault.start(self.db)
         await self.webhooks.refresh()
         self.commits.start()
 
@@ -119,6 +132,7 @@ class Store:
         return None if entry is None else entry.spec.cache
 
     def _settle(self, facts: news.News, committed: bool) -> None:
+        facts.seals.settle(committed=committed)
         self.claims.settle(facts, committed=committed)
         for agent, traffic in facts.traffic.items():
             if committed:
@@ -129,7 +143,14 @@ class Store:
             self.hub.publish(facts)
 
 
-def open(url: str, *, clock: clocks.Clock, owner: str, lease_ttl_s: float = LEASE_TTL_S) -> Store:
+def open(
+    url: str,
+    *,
+    clock: clocks.Clock,
+    owner: str,
+    lease_ttl_s: float = LEASE_TTL_S,
+    vault: vaults.Vault = vaults.PLAIN,
+) -> Store:
     """Open ``sqlite:///PATH`` or a libpq URI; raises `errors.StartRefused` for anything else, or what the database
     says.
     """
@@ -145,4 +166,4 @@ def open(url: str, *, clock: clocks.Clock, owner: str, lease_ttl_s: float = LEAS
     else:
         kind = url.partition("://")[0] if "://" in url else "unknown"  # the rest may hold a password
         raise errors.StartRefused(f"cannot open a store of the kind {kind!r}: give sqlite:///PATH or postgresql://…")
-    return Store(db, owner=owner, lease_ttl_s=lease_ttl_s)
+    return Store(db, owner=owner, lease_ttl_s=lease_ttl_s, vault=vault)

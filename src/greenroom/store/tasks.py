@@ -26,6 +26,7 @@ from greenroom.store.rows import (
     Task,
     Tick,
 )
+from greenroom.store.vault import Vault
 
 MAX_PAGE = 200
 MAX_EVENTS_PAGE = 500
@@ -68,8 +69,8 @@ _END_COUNTS = "select agent, state, tasks from ended_count where tenant = :tenan
 
 
 class Tasks:
-    def __init__(self, db: database.Database, commits: Commits, *, submit: Operation) -> None:
-        self._db, self._commits, self._submit = db, commits, submit
+    def __init__(self, db: database.Database, commits: Commits, vault: Vault, *, submit: Operation) -> None:
+        self._db, self._commits, self._vault, self._submit = db, commits, vault, submit
 
     # --- writing
 
@@ -134,17 +135,20 @@ class Tasks:
         found = await self._db.lookup(_GET, {"id": id, "tenant": tenant})
         if not found:
             raise errors.NotFound(f"cannot find the task {id[:64]}")
-        return Task(*found[0])
+        return await self._vault.task(found[0])
 
-    async def of_keys(self, keys: Sequence[str], *, tenant: str) -> tuple[Task, bytes | None] | None:
-        """Return a task that one of these idempotency keys stands for, with the fingerprint of its body; None if all
-        are new.
+    async def of_keys(
+        self, keys: Sequence[str], *, tenant: str, fingerprint: bytes | None = None
+    ) -> tuple[Task, bool] | None:
+        """Return a task that one of these idempotency keys stands for, and whether *fingerprint* is its body's; None if
+        all are new.
         """
         for start in range(0, len(keys), len(_KEYS)):
             some = list(keys[start : start + len(_KEYS)])
             given = dict(zip(_KEYS, some + some[-1:] * len(_KEYS), strict=False))
             if found := await self._db.lookup(_OF_KEYS, given | {"tenant": tenant}):
-                return Task(*found[0][1:]), found[0][0]
+                stored, *row = found[0]
+                return await self._vault.task(row), await self._vault.is_same(tenant, stored, fingerprint)
         return None
 
     async def list(
@@ -174,7 +178,7 @@ class Tasks:
         if (of_agents := agent_patterns.condition(agents, params)) is not None:
             clauses.append(of_agents)
         sql = f"select {_COLUMNS} from task where {' and '.join(clauses)} order by seq desc limit :limit"
-        return [Task(*row) for row in await self._db.read(sql, params)]
+        return [await self._vault.task(row) for row in await self._db.read(sql, params)]
 
     async def events(self, task: Task, *, after: int = 0, limit: int = MAX_EVENTS_PAGE) -> Sequence[StoredEvent]:
         """Return the events of *task* numbered above *after*, oldest first, up to the last one that its row knows of.
@@ -182,13 +186,13 @@ class Tasks:
         Read the row before: an event that came later might stand beside a move that the row does not tell yet.
         """
         params = {"task": task.id, "after": after, "last": task.event_seq, "limit": limit}
-        stored = [StoredEvent(*row) for row in await self._db.lookup(_EVENTS, params)]
+        stored = await _opened(self._vault, task, await self._db.lookup(_EVENTS, params))
         last = stored[-1].seq if len(stored) == limit else task.event_seq
         return _merged([move for move in rows.moves(task) if after < move.seq <= last], stored)[:limit]
 
     async def state_events(self, task: Task) -> Sequence[StoredEvent]:
         """Return the moves of *task*, oldest first; of more than 500, the latest that begin or end an attempt."""
-        stored = [StoredEvent(*row) for row in await self._db.lookup(_STATE_EVENTS, {"id": task.id} | _PAUSES)]
+        stored = await _opened(self._vault, task, await self._db.lookup(_STATE_EVENTS, {"id": task.id} | _PAUSES))
         return _merged(rows.moves(task), stored)
 
     async def suspected(self) -> frozenset[str]:
@@ -238,3 +242,7 @@ class Tasks:
 def _merged(told: Sequence[StoredEvent], stored: Sequence[StoredEvent]) -> list[StoredEvent]:
     by_seq = {event.seq: event for event in (*told, *stored)}
     return [by_seq[seq] for seq in sorted(by_seq)]
+
+
+async def _opened(vault: Vault, task: Task, found: Sequence[database.Row]) -> list[StoredEvent]:
+    return [await vault.event(task.tenant, task.id, StoredEvent(*row)) for row in found]

@@ -408,6 +408,34 @@ class AuditRecovered(msgspec.Struct, frozen=True):
     where: str
 
 
+class EncryptionChanged(msgspec.Struct, frozen=True):
+    """How the store is encrypted now: *mode* is the vault's, *key* the id of its key-encryption key."""
+
+    mode: str
+    key: str
+    detail: str = ""
+
+
+class EncryptionLeft(msgspec.Struct, frozen=True):
+    """The store was encrypted, with the key *key*, and is not any more: what comes is stored as it is."""
+
+    key: str
+    advice: str = "set security.encryption_at_rest; what was encrypted is still read, with that key alone"
+
+
+class EncryptionKeyMade(msgspec.Struct, frozen=True):
+    """The store's first key was made. Without a copy of *key_file* on another machine all may be lost with this one."""
+
+    key_file: str
+    advice: str = "copy this file to another machine, apart from the backups: without it nothing stored can be read"
+
+
+class ValueDamaged(msgspec.Struct, frozen=True):
+    """Something stored does not open where it is: it was changed, moved, or put there by somebody else."""
+
+    what: str
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -466,6 +494,10 @@ Fact = (
     | IntrusionFound
     | AuditTrouble
     | AuditRecovered
+    | EncryptionChanged
+    | EncryptionKeyMade
+    | EncryptionLeft
+    | ValueDamaged
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)

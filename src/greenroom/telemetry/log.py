@@ -37,6 +37,9 @@ from greenroom.telemetry.facts import (
     BreakerMoved,
     CertificateChanged,
     CredentialsGuessed,
+    EncryptionChanged,
+    EncryptionKeyMade,
+    EncryptionLeft,
     EnvelopeHeld,
     EnvelopeWeak,
     Fact,
@@ -56,6 +59,7 @@ from greenroom.telemetry.facts import (
     StoreRecovered,
     StoreTrouble,
     UrlRefused,
+    ValueDamaged,
     WebhookDisabled,
 )
 
@@ -97,6 +101,10 @@ _LEVELS: dict[type[Fact], int] = {
     IntrusionFound: logging.ERROR,
     AuditTrouble: logging.ERROR,
     AuditRecovered: logging.WARNING,
+    EncryptionChanged: logging.INFO,
+    EncryptionKeyMade: logging.WARNING,
+    EncryptionLeft: logging.WARNING,
+    ValueDamaged: logging.ERROR,
     NodeChanged: logging.INFO,
 }
 

@@ -34,6 +34,7 @@ from greenroom.telemetry.facts import (
     RequestRefused,
     ScalingDecided,
     TaskAccepted,
+    ValueDamaged,
     WebhookTried,
 )
 
@@ -108,6 +109,7 @@ class Metrics:
         CredentialRejected,
         RequestRefused,
         IntrusionFound,
+        ValueDamaged,
     )
 
     def __init__(self) -> None:
@@ -170,6 +172,11 @@ class Metrics:
         )
         self._refused = self._counter("requests_refused", "Requests of known callers that were refused", ["status"])
         self._intrusions = self._counter("intrusions", "What the rules of intrusion detection have found", ["rule"])
+        self._damaged = prometheus.Counter(
+            "greenroom_damaged_values",
+            "Times that something stored did not open where it is: it was changed or moved",
+            registry=self.registry,
+        )
         self._children: dict[tuple[Any, ...], Any] = {}  # labels() costs more than the counting
 
     def _counter(self, name: str, help: str, labels: list[str]) -> prometheus.Counter:
@@ -241,6 +248,8 @@ class Metrics:
                 self._child(self._limited, limit).inc()
             case WebhookTried(_, state):
                 self._child(self._webhooks, state).inc()
+            case ValueDamaged():
+                self._damaged.inc()
             case _:
                 pass
 
