@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +13,14 @@ import pytest
 from greenroom import errors, settings
 from greenroom.security import audit as chain
 from greenroom.security import audit_checks
-from greenroom.store import audit, audited, principals
+from greenroom.store import audit, audited, principals, sqlite
 from greenroom.store.acting import Actor, actor
 from greenroom.store.audit import Act, Filter
 from greenroom.store.database import Transaction
 from greenroom.store.deployments import Deployment
 from greenroom.store.measures import Measure
 from greenroom.store.store import Store
-from greenroom.testing import databases
+from greenroom.testing import databases, fakes
 
 SIGNER = chain.Signer(b"s" * 32)
 ANN = Actor("ann-key", "acme", "192.0.2.7", "request-1")
@@ -65,8 +66,8 @@ async def seal(store: Store) -> None:
         pass
 
 
-def test_every_operation_is_an_act_or_has_a_written_reason_why_not() -> None:
-    store = Store(object(), owner="node-1")  # type: ignore[arg-type]
+def test_every_operation_is_an_act_or_has_a_written_reason_why_not(tmp_path: Path) -> None:
+    store = Store(sqlite.Sqlite(tmp_path / "greenroom.db", fakes.FakeClock()), owner="node-1")
     names = {_named(operation) for operation in store.commits._rank}
     acts = {_named(operation) for operation in audited.AUDITED}
     others = {_named(operation) for operation in audited.NOT_AUDITED}

@@ -18,15 +18,20 @@ from greenroom.store import (
     agents,
     audit,
     deployments,
+    logins,
     measures,
     principals,
+    rates,
     recovery,
+    resealing,
     results,
     rollouts,
     rows,
     scaling,
     sessions,
     transitions,
+    vault,
+    webhooks,
 )
 from greenroom.store.audit import Act
 from greenroom.store.commits import Operation
@@ -93,6 +98,38 @@ def _revoke_key(item: principals.Revocation, is_done: bool) -> Act:
     return Act("key.revoke", f"key:{item.key_id}", _outcome(is_done), tenant=item.tenant)
 
 
+def _begin_login(item: logins.Exchange, login: logins.Login | None) -> Act | None:
+    """Who uses a link that is none has been rejected, and is told of as that."""
+    return None if login is None else Act("login.begin", f"key:{login.key_id}")
+
+
+def _end_login(item: logins.End, _: None) -> Act:
+    return Act("login.end", f"key:{item.key_id}", detail={"all": item.id is None})
+
+
+def _create_webhook(item: webhooks.NewEndpoint, at: int | None) -> Act:
+    detail = {"url": item.url, "events": item.events, "include_output": item.include_output}
+    return Act("webhook.create", f"webhook:{item.id}", _outcome(at is not None), detail, tenant=item.tenant)
+
+
+def _change_webhook(item: webhooks.Change, is_done: bool) -> Act:
+    named = {"state": item.state, "events": item.events, "include_output": item.include_output}
+    detail = {name: value for name, value in named.items() if value is not None}
+    return Act("webhook.change", f"webhook:{item.id}", _outcome(is_done), detail, tenant=item.tenant)
+
+
+def _rotate_webhook(item: webhooks.Rotation, is_done: bool) -> Act:
+    return Act("webhook.rotate", f"webhook:{item.id}", _outcome(is_done), tenant=item.tenant)
+
+
+def _remove_webhook(item: webhooks.Removal, is_done: bool) -> Act:
+    return Act("webhook.delete", f"webhook:{item.id}", _outcome(is_done), tenant=item.tenant)
+
+
+def _rotate_encryption(item: vault.Rotation, keys: int) -> Act:
+    return Act("encryption.rotate", "store", detail={"data_keys": keys})
+
+
 def _acknowledge(item: recovery.Acknowledgement, is_done: bool) -> Act:
     return Act("alert.acknowledge", f"alert:{item.id}", _outcome(is_done))
 
@@ -130,6 +167,13 @@ AUDITED: Mapping[Operation, Callable[[Any, Any], Act | list[Act] | None]] = {
     rollouts.remove: _delete_agent,
     principals.create: _create_key,
     principals.revoke: _revoke_key,
+    logins.exchange: _begin_login,
+    logins.end: _end_login,
+    webhooks.create: _create_webhook,
+    webhooks.change: _change_webhook,
+    webhooks.rotate: _rotate_webhook,
+    webhooks.remove: _remove_webhook,
+    resealing.rotate: _rotate_encryption,
     recovery.acknowledge: _acknowledge,
     scaling.scale: _scale,
     audit.note: lambda act, _: act,
@@ -160,5 +204,18 @@ NOT_AUDITED: Mapping[Operation, str] = {
     results.drop: "results that were kept for as long as they should be",
     audit.seal: "a checkpoint is its own record",
     audit.advance: "how far an export has come",
+    principals.use: "when a key was used last",
+    logins.link: "a link that nobody has used yet opens nothing",
+    logins.use: "when a login was used last",
+    rates.settle: "a measurement",
+    rates.forget: "measurements that are over",
+    webhooks.test: "a delivery's row is its own record",
+    webhooks.claim: "a lease of a delivery",
+    webhooks.note: "what became of a delivery is in its row",
+    webhooks.prune: "deliveries that were kept for as long as they should be",
+    resealing.reseal: "the rotation that it belongs to is the act",
+    resealing.rehash: "the rotation that it belongs to is the act",
+    resealing.drop_results: "results that were kept under the old names",
+    resealing.conclude: "the rotation that it belongs to is the act",
     measures.expire: "the act that took the measure says until when",
 }
