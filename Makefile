@@ -20,11 +20,11 @@ endif
 locked  := --require-hashes --no-deps --only-binary :all: -r
 lock     = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --only-binary :all: \
            --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(LOCK_ARGS)
-sources := src tests bench examples mutants
+sources := src tests bench examples mutants supply
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test simulate check format bench chaos mutants lock clean
+.PHONY: help demo test simulate check format bench chaos mutants sbom audit lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,14 @@ chaos: $(VENV)/.test ## Kill, stop and fill nodes for half an hour, and count wh
 
 mutants: $(VENV)/.test ## Remove one guard of the code at a time, and see that the tests notice
 	$(BIN)/python -m mutants.run
+
+sbom: $(VENV)/.test ## Write the bill of materials of what is pinned, dist/sbom.cdx.json (CycloneDX)
+	@mkdir -p dist
+	$(BIN)/cyclonedx-py requirements requirements/demo.txt --pyproject pyproject.toml --output-reproducible --of JSON \
+		-o dist/sbom.cdx.json
+
+audit: $(VENV)/.test ## Look what is pinned up among the known vulnerabilities (STRICT=1: fail where that cannot be done)
+	$(BIN)/python -m supply.audit $(if $(STRICT),--strict)
 
 lock: ## Pin the requirements anew (LOCK_ARGS=--upgrade for newer versions)
 	@test -n "$(UV)" || { echo "cannot lock: uv is not on PATH; install it with: $(PYTHON) -m pip install uv" >&2; exit 1; }

@@ -20,8 +20,10 @@ from pathlib import Path
 from bench import figures, servers
 from bench import filled as filled_bench
 from bench.authentication import authentication
+from bench.door import door
 from bench.fairness import fairness
 from bench.figures import Figure
+from bench.isolation import isolation
 from bench.keys import keys
 from bench.overload import overload
 from bench.recovery import recovery
@@ -29,6 +31,7 @@ from bench.rollouts import rollouts
 from bench.scale import FULL, QUICK, Scale
 from bench.scaling import scaling
 from bench.switches import BATCH, BATCH_BODY, BODY, ECHO, security
+from bench.webhooks import webhooks
 
 THREE = dict.fromkeys(("one", "two", "three"), 'factory = "agents:echo"')
 
@@ -138,9 +141,12 @@ BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
         security,
         keys,
         authentication,
+        door,
+        webhooks,
         idle,
         start,
         replicas,
+        isolation,
     )
 }
 

@@ -12,7 +12,7 @@ import pytest
 
 import nodes
 from greenroom.api import openapi, routes
-from greenroom.core import admission, permissions
+from greenroom.core import permissions, rates
 from greenroom.security import keys
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -82,6 +82,14 @@ LOWEST_ROLE = {
     "POST /v1/logins": "viewer",
     "DELETE /v1/logins": "viewer",
     "GET /": "viewer",
+    "GET /v1/webhooks": "operator",
+    "POST /v1/webhooks": "operator",
+    "GET /v1/webhooks/{id}": "operator",
+    "PATCH /v1/webhooks/{id}": "operator",
+    "DELETE /v1/webhooks/{id}": "operator",
+    "POST /v1/webhooks/{id}/rotate": "operator",
+    "POST /v1/webhooks/{id}/test": "operator",
+    "GET /v1/webhooks/{id}/deliveries": "operator",
     "GET /metrics": "viewer",
     "GET /openapi.json": "viewer",
 }
@@ -217,11 +225,11 @@ async def test_an_unknown_role_may_do_nothing(api: nodes.Api) -> None:
 async def test_guessing_is_slowed_down_per_source(api: nodes.Api) -> None:
     bad, good = next(_sources), await api.key("user")
     statuses = [(await api.of("gr_guess", source=bad).http.get("/v1/status")).status_code for _ in range(40)]
-    limit = admission.Rejections.LIMIT_PER_MINUTE
+    limit = rates.Rejections.LIMIT_PER_MINUTE
     assert statuses == [401] * limit + [429] * (40 - limit)
     blocked = await api.of("gr_guess", source=bad).http.get("/v1/status")
     assert blocked.status_code == 429
-    assert blocked.json()["type"] == "overloaded"
+    assert blocked.json()["type"] == "rate-limited"
     assert 1 <= int(blocked.headers["retry-after"]) <= 60
     spoofed = await api.of("gr_guess", source=bad).http.get("/v1/status", headers={"x-forwarded-for": next(_sources)})
     assert spoofed.status_code == 429
@@ -295,7 +303,9 @@ async def _foreign(api: nodes.Api) -> tuple[nodes.Api, dict[str, str]]:
     other = api.of(await api.key("admin", tenant="other"))
     task = await other.run("chained", [CANARY, None], session=f"session-{CANARY}")
     key_id = (await other.call("POST", "/v1/keys", {"name": CANARY})).json()["id"]
-    return other, {"tasks": task["id"], "sessions": task["session"], "keys": key_id}
+    webhook = {"url": f"https://{CANARY}.example/", "description": CANARY, "events": []}
+    webhook_id = (await other.call("POST", "/v1/webhooks", webhook)).json()["id"]
+    return other, {"tasks": task["id"], "sessions": task["session"], "keys": key_id, "webhooks": webhook_id}
 
 
 async def test_what_belongs_to_another_tenant_is_not_there(api: nodes.Api) -> None:
@@ -307,13 +317,13 @@ async def test_what_belongs_to_another_tenant_is_not_there(api: nodes.Api) -> No
             continue
         foreign, missing = ids[kind], MISSING_ID if kind == "tasks" else f"x-{MISSING_ID}"
         answers = [
-            _without_id(await api.http.request(route.method, route.path.replace("{id}", id)))
+            _without_id(await api.call(route.method, route.path.replace("{id}", id), {} if route.body else None))
             for id in (foreign, missing)
         ]
         assert answers[0][0] == 404, route.path
         assert answers[0][1].replace(foreign.encode(), b"") == answers[1][1].replace(missing.encode(), b"")
         seen += 1
-    assert seen == 9
+    assert seen == 13
     assert (await other.task(ids["tasks"]))["state"] == "succeeded"
     assert (await other.get("/v1/keys"))["items"][-1]["revoked_at"] is None
 

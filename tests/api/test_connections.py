@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from greenroom.api import connections
+from greenroom.api import connections, heads
 
 CHUNKED = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 HEAD = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
@@ -41,6 +41,9 @@ class Loop:
         return self.timers[-1]
 
     def call_soon(self, act: Callable[[], None]) -> None: ...
+
+    def time(self) -> float:
+        return 0.0
 
     def create_task(self, request: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
         request.close()
@@ -156,7 +159,7 @@ async def test_a_body_that_came_in_time_leaves_the_connection_to_its_response(wi
 async def test_a_head_has_its_time_from_the_connection_or_its_own_first_byte(wire: Wire) -> None:
     (first,) = wire.running
     assert first.delay_s == connections.HEAD_TIMEOUT_S
-    wire.send(b"GET / HT", b"TP/1.1\r\nX: ")
+    wire.send(b"GET / HT", b"TP/1.1\r\nHost: x\r\nX: ")
     assert wire.running == [first]
     wire.send(b"y\r\n\r\n")
     assert wire.running == []
@@ -194,7 +197,7 @@ async def test_the_time_of_a_request_that_waits_behind_another_begins_with_its_t
 
 
 async def test_what_stands_around_a_chunked_body_is_bounded_as_its_head_is(wire: Wire) -> None:
-    large = connections.MAX_HEAD_BYTES
+    large = heads.MAX_HEAD_BYTES
     wire.send(CHUNKED + b"%x\r\n%s\r\n" % (3 * large, b"x" * 3 * large), *[b"1;ext=y\r\nx\r\n"] * 10_000)
     assert not wire.transport.is_closing()
     wire.send(b"0\r\n", *[b"A-Trailer: %s\r\n" % (b"x" * 1000)] * 100)

@@ -251,7 +251,13 @@ async def test_can_says_what_decides(api: nodes.Api) -> None:
     assert (await api.get(f"{path}?action=task:submit"))["allowed"]
     assert not (await api.get(f"{path}?action=task:submit&resource=agent:chained"))["allowed"]
     assert "the role user" in (await api.get(f"{path}?action=system:shutdown"))["reason"]
-    for query in ("", "?action=task:fly", "?action=task:read&resource=echo", "?action=task:read&resource=agent:*"):
+    for query in (
+        "",
+        "?action=task:fly",
+        "?action=task:read&resource=echo",
+        "?action=task:read&resource=agent:*",
+        "?action=key:read&resource=agent:a",
+    ):
         assert (await api.http.get(path + query)).status_code == 422
     await api.http.delete(f"/v1/keys/{made['id']}")
     gone = await api.get(f"{path}?action=task:submit")

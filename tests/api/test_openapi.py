@@ -204,6 +204,7 @@ async def test_every_route_answers_as_it_is_described(
     await call("POST /v1/replicas/{id}/drain", id=drained["id"])
     await call("DELETE /v1/agents/{name}", name="described")
     await rollouts_answer(reader)
+    await webhooks_answer(reader)
 
     made = (await call("POST /v1/keys", {"name": "described", "expires_in_s": 60})).json()
     scoped = {"name": "described", "scopes": ["task:* on agent:echo"]}
@@ -223,6 +224,19 @@ async def test_every_route_answers_as_it_is_described(
 
     described = {(f"{route.method} {route.path}", str(status)) for route in EVERY for status in route.gives}
     assert described <= reader.answered, described - reader.answered
+
+
+async def webhooks_answer(reader: Reader) -> None:
+    call = reader.call
+    webhook = {"url": "https://hooks.example.com/", "events": []}
+    id = (await call("POST /v1/webhooks", webhook)).json()["id"]
+    await call("GET /v1/webhooks")
+    await call("GET /v1/webhooks/{id}", id=id)
+    await call("POST /v1/webhooks/{id}/rotate", id=id)
+    await call("PATCH /v1/webhooks/{id}", {"description": "x"}, id=id)
+    await call("POST /v1/webhooks/{id}/test", id=id)
+    await call("GET /v1/webhooks/{id}/deliveries", id=id)
+    await call("DELETE /v1/webhooks/{id}", id=id)
 
 
 async def rollouts_answer(reader: Reader) -> None:

@@ -267,6 +267,7 @@ def test_the_list_of_keys_says_when_each_was_used_and_ends(fake: FakeNode, capsy
         (("--role", "user", "task:raed"), 2, 'did you mean "task:read"?'),
         (("--role", "user", "task:read", "research"), 2, "give agent:NAME"),
         (("--role", "user"), 2, "ACTION [RESOURCE]"),
+        (("--role", "user", "key:read", "agent:a"), 2, "is done on no agent"),
         (("k1",), 2, "KEY_ID ACTION [RESOURCE]"),
     ],
 )
@@ -879,7 +880,7 @@ def test_doctor_says_what_each_agent_is_taken_for(fake: FakeNode, capsys: pytest
     assert findings["agent broken"]["result"] == "failed"
     assert (findings["agent gone"]["result"], findings["agent gone"]["found"]) == ("warn", "it is not in the manifest")
     assert findings["manifest"]["result"] == "ok"
-    assert {"python", "kernel", "sqlite", "landlock", "pidfd", "node"} <= set(findings)
+    assert {"python", "kernel", "sqlite", "isolation", "pidfd", "node"} <= set(findings)
 
 
 AGENTS = """
@@ -1014,3 +1015,61 @@ def test_simulate_says_itself_how_far_back_it_can_look(fake: FakeNode, capsys: p
     assert (code, fake.requests) == (2, [])
     assert "hours" in err
     assert ">= 1" in err
+
+
+# Webhooks
+
+WEBHOOK = {"id": "wh_0123456789abcdef", "url": "https://hooks.example.com/in", "events": ["task.failed"]}
+DELIVERY = {"id": "msg_1", "type": "webhook.test", "state": "pending", "attempts": 0, "created_at": AT}
+IN_WEBHOOK = f"/v1/webhooks/{WEBHOOK['id']}"
+
+
+def test_the_secret_of_a_webhook_is_all_that_is_on_stdout(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put("POST /v1/webhooks", WEBHOOK | {"secret": "whsec_x"})
+    code, out, err = run(capsys, "webhooks", "add", str(WEBHOOK["url"]), "--events", "task.failed", "task.expired")
+    assert (code, out) == (0, "whsec_x\n")
+    assert f"next: greenroom webhooks test {WEBHOOK['id']}" in err
+    assert fake.last_body["events"] == ["task.failed", "task.expired"]
+    run(capsys, "webhooks", "add", str(WEBHOOK["url"]), "--none")
+    assert fake.last_body["events"] == []
+    assert run(capsys, "webhooks", "add", "x", "--none", "--events", "task.failed")[0] == 2
+
+
+def test_a_webhook_is_shown_with_its_last_deliveries(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = DELIVERY | {"state": "failed", "status": 500, "attempts": 1}
+    fake.put(f"GET {IN_WEBHOOK}", WEBHOOK | {"state": "disabled", "reason": "its receiver answered 410"})
+    fake.put(f"GET {IN_WEBHOOK}/deliveries", {"items": [failed], "next_cursor": None})
+    code, out, err = run(capsys, "webhooks", "show", str(WEBHOOK["id"]))
+    assert code == 0
+    assert "its receiver answered 410" in out
+    assert "500" in out
+    assert f"greenroom webhooks enable {WEBHOOK['id']}" in err
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "told"),
+    [
+        ({"state": "delivered", "status": 204}, 0, "taken, answered 204"),
+        ({"state": "failed", "status": 404}, 1, "answered 404, and 2xx is expected"),
+        ({"state": "failed", "error": "no connection"}, 1, "no connection"),
+    ],
+)
+def test_a_test_says_what_was_answered(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], ended: dict[str, Any], code: int, told: str
+) -> None:
+    fake.put(f"POST {IN_WEBHOOK}/test", DELIVERY)
+    fake.put(f"GET {IN_WEBHOOK}/deliveries", {"items": [DELIVERY | ended], "next_cursor": None})
+    found, out, err = run(capsys, "webhooks", "test", str(WEBHOOK["id"]))
+    assert found == code
+    assert told in out + err
+
+
+def test_webhooks_are_listed_changed_and_removed(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put("GET /v1/webhooks", {"items": [WEBHOOK], "next_cursor": None})
+    fake.put(f"PATCH {IN_WEBHOOK}", WEBHOOK | {"state": "disabled"})
+    fake.put(f"DELETE {IN_WEBHOOK}", Response(status_code=204))
+    id = str(WEBHOOK["id"])
+    assert id in run(capsys, "webhooks", "ls")[1]
+    assert run(capsys, "webhooks", "disable", id)[1] == f"webhook {id}: disabled\n"
+    assert fake.last_body == {"enabled": False}
+    assert run(capsys, "webhooks", "rm", id)[1] == f"webhook {id}: removed\n"

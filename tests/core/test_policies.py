@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.core import permissions, policies, tenancy
+from greenroom.core import isolation, permissions, policies, tenancy
 from greenroom.core.permissions import HOME, ROLES, Action
 
 
@@ -95,5 +95,5 @@ def test_a_grant_on_an_agent_that_is_not_there_is_named() -> None:
 
 
 @pytest.mark.parametrize(("tier", "allowed"), [("T0", False), ("T1", False), ("T2", True)])
-def test_several_tenants_need_the_second_tier(tier: tenancy.Tier, allowed: bool) -> None:
+def test_several_tenants_need_the_second_tier(tier: isolation.Tier, allowed: bool) -> None:
     assert tenancy.tenants_allowed(tier) is allowed

@@ -605,6 +605,7 @@ def test_a_replica_imports_little() -> None:
                 "protocol",
                 "replica",
                 "running",
+                "secret_values",
                 "task_context",
                 "threads",
                 "trying",

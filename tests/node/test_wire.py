@@ -221,7 +221,7 @@ async def test_a_flood_of_idle_connections_leaves_those_that_were_there_alone(da
         async def is_probed() -> bool:
             """As soon as one of those beyond the bound has been closed, which takes a second."""
             reader, writer = await asyncio.open_connection(*place)
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             answer = await reader.read()
             writer.close()
             return answer.startswith(b"HTTP/1.1 200 ")
@@ -326,7 +326,7 @@ async def test_a_head_that_never_ends_is_bounded(live: tuple[nodes.Api, httpx.As
     ):
         answer = await _raw(http, request)
         assert not answer or answer.startswith(b"HTTP/1.1 4"), answer[:100]
-    large = {f"x-{n}": "x" * 4000 for n in range(10)}
+    large = {f"x-{n}": "x" * 4000 for n in range(3)}
     assert (await http.get("/healthz", headers=large)).status_code == 200
 
 

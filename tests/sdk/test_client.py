@@ -319,11 +319,11 @@ def test_no_route_has_the_candidates_as_values(fake: FakeNode, node: client.Clie
 
 def test_overload_says_when_to_come_back(fake: FakeNode, node: client.Client) -> None:
     refusal = problem(429, "overloaded", "the queue is full")
-    refusal.headers["Retry-After"] = "7"
+    refusal.headers["Retry-After"] = "77"  # longer than it has patience
     fake.put("POST /v1/tasks", refusal)
     with pytest.raises(errors.Overloaded) as caught:
         node.submit("x")
-    assert caught.value.retry_after_s == 7
+    assert caught.value.retry_after_s == 77
 
 
 @pytest.mark.parametrize(
@@ -422,6 +422,23 @@ def test_a_pause_is_as_long_as_the_node_asks() -> None:
     task, asked = drive(flows.answer(calls.task("t"), time.patience()), [BUSY, reply("queued")], time)
     assert task.state == "queued"
     assert asked[1].delay_s >= 2.0
+
+
+LIMITED = calls.Reply(429, b'{"type": "rate-limited"}', retry_after_s=6.0)
+
+
+@pytest.mark.parametrize("call", [calls.task("t"), calls.cancel("t")])
+def test_who_is_limited_comes_again_when_the_node_says_and_not_all_at_once(call: calls.Call[Any]) -> None:
+    time = Time()
+    task, asked = drive(flows.answer(call, time.patience()), [LIMITED, LIMITED, reply("queued")], time)
+    assert task.state == "queued"
+    pauses_s = [step.delay_s for step in asked if isinstance(step, flows.Pause)]
+    assert pauses_s == [pytest.approx(6.0 + flows.BACKOFF_S * 0.5), pytest.approx(6.0 + flows.BACKOFF_S)]
+    with pytest.raises(errors.RateLimited):
+        drive(flows.answer(call, time.patience()), [LIMITED] * 3, time)
+    with pytest.raises(errors.RateLimited) as caught:
+        drive(flows.answer(call, time.patience(timeout_s=5.0)), [LIMITED], time)
+    assert caught.value.retry_after_s == 6.0
 
 
 def test_nobody_pauses_beyond_the_timeout() -> None:

@@ -46,6 +46,8 @@ BUILT = {
     "cluster.json_logs",
     "cluster.log_level",
     "security.authentication",
+    "security.rate_limit_per_minute",
+    "security.tls",
 }
 COLUMNS = list(enumerate(Environment))
 

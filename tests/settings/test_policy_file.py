@@ -56,6 +56,14 @@ def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path, content: bytes 
     assert told in message
 
 
+def test_a_file_that_everybody_may_write_is_refused(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path)
+    (tmp_path / "policies/roles.toml").write_text("")
+    settings.load(manifest, {})
+    (tmp_path / "policies/roles.toml").chmod(0o666)
+    assert "chmod o-w" in _problems(manifest)["roles.toml"]
+
+
 def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
     manifest = tmp_path / "greenroom.toml"
     manifest.write_text('[security]\npolicy_file = "../roles.toml"\n')

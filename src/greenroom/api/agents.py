@@ -100,7 +100,9 @@ async def put_agent(call: Call) -> Answer:
         return Answer(plan)
     if is_tried:
         raise errors.QueryInvalid("cannot take ?sessions=true: it goes with dry_run=true")
-    await call.services.deployments.deploy(name, spec, by=call.principal.name, code=code, rollout=rollout)
+    await call.services.deployments.deploy(
+        name, spec, by=call.principal.name, code=code, rollout=rollout, is_remote=True
+    )
     return await shown(call, name)
 
 

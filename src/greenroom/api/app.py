@@ -19,6 +19,7 @@ from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import PROBES, ROUTES, Route
 from greenroom.api.services import Services
 from greenroom.core import sessions
+from greenroom.core.permissions import Principal
 from greenroom.store import acting
 
 Scope = MutableMapping[str, Any]
@@ -27,6 +28,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 UNREADABLE = (UnicodeDecodeError, msgspec.DecodeError, OverflowError)
 _ID = f"({sessions.NAME_PATTERN})"
+_CHARSET = re.compile(rb"\bcharset=\"?utf-?8\"?(?=\s*(?:;|$))")
 _encode = msgspec.json.Encoder().encode
 _JSON, _JSON_HEADERS = "application/json", b"cache-control: no-store\r\ncontent-type: application/json\r\n"
 
@@ -60,36 +62,48 @@ class App:
         if scope["path"] in PROBES:
             await self._probe(scope, receive, send)
             return
-        request_id = random_bits.token_hex(8)
+        request_id, services = random_bits.token_hex(8), self._services
+        principal: Principal | None = None
         try:
-            answer = await self._answer(scope, receive, whole, request_id)
+            headers, source = dict(scope["headers"]), services.sources.of(scope.get("client"), scope["headers"])
+            services.limits.admit(source)
+            answer: Answer | Stream
+            if scope["path"] == login.PATH:
+                answer = await self._log_in(scope, receive, whole, headers, source=source)
+            else:
+                is_tls = scope.get("scheme") == "https"
+                principal = await services.auth.authenticate(
+                    headers, source=source, method=scope["method"], is_tls=is_tls
+                )
+                acting.actor.set(acting.Actor(principal.id, principal.tenant, source, request_id))
+                services.limits.spend(principal)
+                answer = await self._answer(scope, headers, receive, whole, request_id, principal)
         except errors.GreenroomError as error:
-            await problems.response(error, request_id)(scope, receive, send)
+            limits = services.limits.headers(principal)
+            await problems.response(error, request_id, lines=limits)(scope, receive, send)
         except UNREADABLE as error:  # callers' own are refused where they are read: this was stored
-            self._services.facts.emit(
-                telemetry.StoreTrouble("api", f"{scope['path']}: {type(error).__name__}: {error}")
-            )
+            services.facts.emit(telemetry.StoreTrouble("api", f"{scope['path']}: {type(error).__name__}: {error}"))
             damaged = errors.StoreDamaged("cannot read this from the store: it is damaged; the node's log says more")
-            await problems.response(damaged, request_id)(scope, receive, send)
+            limits = services.limits.headers(principal)
+            await problems.response(damaged, request_id, lines=limits)(scope, receive, send)
         else:
+            limits = services.limits.headers(principal)
             match answer:
                 case Answer():
-                    await _send_answer(answer, whole, send)
+                    await _send_answer(answer, whole, send, limits)
                 case Stream():
-                    await _send_stream(answer, receive, send)
+                    await _send_stream(answer, receive, send, limits)
 
     async def _answer(
-        self, scope: Scope, receive: Receive, whole: connections.Whole | None, request_id: str
+        self,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        whole: connections.Whole | None,
+        request_id: str,
+        principal: Principal,
     ) -> Answer | Stream:
         services = self._services
-        headers = dict(scope["headers"])
-        client = scope.get("client")
-        source = client[0] if client else "local"
-        is_tls = scope.get("scheme") == "https"
-        if scope["path"] == login.PATH:
-            return await self._log_in(scope, receive, whole, headers, source=source)
-        principal = await services.auth.authenticate(headers, source=source, method=scope["method"], is_tls=is_tls)
-        acting.actor.set(acting.Actor(principal.id, principal.tenant, source, request_id))
         route, path_params = self._match(scope["path"], scope["method"])
         if not principal.rights.allows(route.action):
             raise errors.Forbidden(f"cannot {route.method} {route.path}: {principal.rights.why(route.action)}")
@@ -129,7 +143,7 @@ class App:
             return login.LOGIN_PAGE
         services = self._services
         if scope["method"] != "POST":
-            raise services.auth.rejection(source)
+            raise services.limits.reject(source, None)
         try:
             body = await _body(whole, headers, receive, most=login.MAX_BYTES, bound="")
         except errors.BodyTooLarge:
@@ -168,7 +182,13 @@ class UnsupportedMediaType(errors.GreenroomError):
 
 
 def _check_type(route: Route, headers: dict[bytes, bytes]) -> None:
-    if headers.get(b"content-type", b"").split(b";")[0].strip().lower() == route.media_type:
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise UnsupportedMediaType("cannot read the body: send it without Content-Encoding, as it is")
+    content_type = headers.get(b"content-type", b"").lower()
+    if content_type == route.media_type:
+        return
+    media_type, _, parameters = content_type.partition(b";")
+    if media_type.strip() == route.media_type and _CHARSET.sub(b"", parameters).find(b"charset") < 0:
         return
     is_empty = headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
     if not (route.body_is_optional and is_empty):
@@ -209,22 +229,29 @@ def _too_large(most: int, bound: str) -> errors.BodyTooLarge:
     return errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
 
 
-async def _send_answer(answer: Answer, whole: connections.Whole | None, send: Send) -> None:
+async def _send_answer(answer: Answer, whole: connections.Whole | None, send: Send, limits: bytes) -> None:
     document = answer.document
     body = b"" if document is None else document if isinstance(document, bytes) else _encode(document)
     is_json = body and answer.media_type == _JSON
-    if is_json and not answer.headers and whole is not None and whole.answer(answer.status, _JSON_HEADERS, body):
+    if (
+        is_json
+        and not answer.headers
+        and whole is not None
+        and whole.answer(answer.status, _JSON_HEADERS + limits, body)
+    ):
         return
     headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store"), *answer.headers]
+    headers += problems.fields(limits)
     if body:
         headers.append((b"content-type", answer.media_type.encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_stream(stream: Stream, receive: Receive, send: Send) -> None:
+async def _send_stream(stream: Stream, receive: Receive, send: Send, limits: bytes) -> None:
     from starlette.responses import StreamingResponse
 
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     response = StreamingResponse(stream.events, media_type="text/event-stream", headers=headers)
+    response.raw_headers += problems.fields(limits)
     await response({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)

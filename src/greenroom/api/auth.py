@@ -16,10 +16,10 @@ from typing import Protocol
 import msgspec
 
 from greenroom import clock as clocks
-from greenroom import errors
 from greenroom.api.cookies import Logins
-from greenroom.api.keys import Keys
-from greenroom.core import admission, permissions
+from greenroom.api.keys import Keys, presented_id
+from greenroom.api.limits import Limits
+from greenroom.core import permissions
 from greenroom.core.permissions import Grant, Principal
 
 MAX_PROVEN = 10_000
@@ -52,12 +52,13 @@ class Issuers(Protocol):
 
 
 class Authenticator:
-    def __init__(self, keys: Keys, clock: clocks.Clock, *, logins: Logins, issuers: Issuers | None = None) -> None:
-        self._keys, self._clock = keys, clock
+    def __init__(
+        self, keys: Keys, clock: clocks.Clock, limits: Limits, *, logins: Logins, issuers: Issuers | None = None
+    ) -> None:
+        self._keys, self._clock, self._limits = keys, clock, limits
         self.logins, self.issuers = logins, issuers
         self.create, self.revoke = keys.create, keys.revoke  # without any question of who may
         self._tokens: dict[bytes, Principal] = {}  # by what they presented
-        self._rejections = admission.Rejections()
         keys.roles.on_change(self.forget_tokens)
 
     async def authenticate(
@@ -65,8 +66,8 @@ class Authenticator:
     ) -> Principal:
         """Return who presents a credential in *headers*.
 
-        Raises `errors.Unauthenticated`, the same for every reason and after the same time, or `errors.Overloaded` after
-        too many of them from *source* in a minute. A valid key is never kept out by the bad ones of its neighbours: 256
+        Raises `errors.Unauthenticated`, the same for every reason and after the same time, or `errors.RateLimited`
+        after too many of them in a minute. A valid key is never kept out by the bad ones of its neighbours: 256
         bits are not guessed.
         """
         begun_ns = time.perf_counter_ns()
@@ -81,17 +82,8 @@ class Authenticator:
             principal = self._keys.principal_of(authorization)
         if principal is None:
             await _until_all_are_rejected(begun_ns, is_token=is_token)
-            raise self.rejection(source)
+            raise self._limits.reject(source, presented_id(authorization))
         return principal
-
-    def rejection(self, source: str) -> errors.GreenroomError:
-        """Return what to raise for a credential that was rejected, and count it."""
-        now_s = self._clock.monotonic_s()
-        wait_s = self._rejections.wait_s(source, now_s)
-        if wait_s:
-            return errors.Overloaded("cannot try another credential yet: too many were rejected", retry_after_s=wait_s)
-        self._rejections.note(source, now_s)
-        return errors.Unauthenticated("send a valid key as: Authorization: Bearer gr_…")
 
     def is_valid(self, authorization: bytes) -> bool:
         """Tell whether *authorization* would be accepted; for the node's own files."""

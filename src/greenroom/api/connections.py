@@ -1,11 +1,12 @@
 """Connections whose requests are bounded: the head in bytes, head and body in the time that they may take to arrive.
 
 uvicorn with httptools bounds neither, so a stranger could fill the memory before there is anything to authenticate, or
-hold connections for ever. `node` gives this protocol to its server.
+hold connections for ever. `node` gives this protocol to its server. Requests that could be read in two ways are refused
+(`heads`), and what comes behind one of those is not read.
 
-So is their number (`limited_to`). Those that are there go on, whoever comes beside. A few beyond it are *surplus*: they
-are read, so that probes are answered and others are told why not, and closed after their request, or soon if they send
-none. Any more are turned away unread.
+So is their number (`limited_to`). Those that are there go on, whoever comes beside; only who has yet to send its first
+head gives way. A few beyond it are *surplus*: they are read, so that probes are answered and others are told why not,
+and closed after their request, or soon if they send none. Any more are turned away unread.
 """
 
 from __future__ import annotations
@@ -13,21 +14,24 @@ from __future__ import annotations
 import asyncio
 import enum
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from greenroom import errors, random_bits
-from greenroom.api import problems
+from greenroom import errors, random_bits, telemetry
+from greenroom.api import heads, problems
+from greenroom.api.heads import MAX_HEAD_BYTES
 from greenroom.api.routes import PROBES
 
 WHOLE = "greenroom.whole"  # the extension of ASGI that is a `Whole`
-MAX_HEAD_BYTES = 64 * 1024  # and of what stands around the chunks of a body
 HEAD_TIMEOUT_S = 10.0
+PATIENCE_S = 1.0  # how long who has sent no head yet is spared where there are too many
 MAX_UNSENT_BYTES = 64 * 1024  # more is the transport's: it knows how much its reader has left unread
-BODY_TIMEOUT_S = 30.0  # from the end of the head, however it trickles
+BODY_TIMEOUT_S = 30.0  # from the end of the head, and another second for each of these that has come and is waited for
+LEAST_BODY_BYTES_PER_S = 64 * 1024
 SURPLUS = 32  # connections beyond the bound that are read all the same
 SURPLUS_TIMEOUT_S = 1.0  # for the head of one of those
 RETRY_AFTER_S = 5.0  # idle ones are closed after 75 s, those that never send a request after 10
@@ -128,26 +132,47 @@ class TooManyConnections(errors.Overloaded):
         )
 
 
+class _Refused(Exception):
+    """Ends the parser's work in the middle of what it was given."""
+
+
 class Connection(HttpToolsProtocol):
     most = sys.maxsize
+    emit: Callable[[telemetry.Fact], None] = staticmethod(lambda _: None)
+    silent: ClassVar[dict[Connection, float]] = {}  # who has sent no head yet, since when, the oldest first
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._part = Part.HEAD
         self._dry_bytes = 0  # of the part, or since the last of the body itself
         self._timer: asyncio.TimerHandle | None = None  # of the part, where it did not come in one piece
+        self._is_split = False  # the head came in more pieces than one
+        self._refusal: errors.GreenroomError | None = None
+        self._body_bytes, self._granted_s = 0, BODY_TIMEOUT_S
         self._is_surplus = self._is_turned_away = False
         self._running: RequestResponseCycle | None = None  # others may wait in line behind it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(Gathering(transport, self.loop))  # type: ignore[arg-type] # one, but for its class
+        if len(self.connections) > self.most:
+            self._make_room()
+        self.silent[self] = self.loop.time()
         self._is_surplus = len(self.connections) > self.most
         if len(self.connections) > self.most + SURPLUS:
             self._turn_away()
         else:
             self._start_timer()
 
+    def _make_room(self) -> None:
+        """Close the connection that has waited longest for its first head: who is slow on purpose keeps nobody out."""
+        oldest = next(iter(self.silent), None)
+        if oldest is not None and self.loop.time() - self.silent[oldest] >= PATIENCE_S:
+            del self.silent[oldest]
+            self.connections.discard(oldest)
+            oldest.transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self.silent.pop(self, None)
         self._begin(Part.NOTHING)
         super().connection_lost(exc)
         # uvicorn tells the last request only, and one before it would wait, or stream, for nobody.
@@ -165,34 +190,57 @@ class Connection(HttpToolsProtocol):
             piece = data[start : start + MAX_HEAD_BYTES] if len(data) > MAX_HEAD_BYTES else data
             if self._part is not Part.NOTHING:
                 self._dry_bytes += len(piece)
-            super().data_received(piece)
+                self._is_split = self._part is Part.HEAD
+            self._feed(piece)
             if self.transport.is_closing():
                 return
             if self._part is not Part.NOTHING and self._dry_bytes > MAX_HEAD_BYTES:
-                self._refuse()
+                self._refuse(heads.too_large())
                 return
         if self._part is Part.NOTHING and self.timeout_keep_alive_task is None and self.cycle.response_complete:
             self._begin(Part.HEAD)  # line ends before it, which have stopped the timer of idle connections
         if self._part is not Part.NOTHING and self._timer is None:  # most requests come in one piece, and need no timer
             self._start_timer()
 
+    def _feed(self, piece: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserError as error:
+            self._refuse(self._refusal or heads.malformed(str(error).rstrip(".") or "it is no HTTP"))
+        except httptools.HttpParserUpgrade:
+            pass  # answered as if it had not asked, and the last on its connection
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._begin(Part.HEAD)
+        self._is_split = False
 
     def on_headers_complete(self) -> None:
+        self.silent.pop(self, None)
+        if (why := self._fault()) is not None:
+            self._refusal = why
+            raise _Refused
         self._begin(Part.BODY)
+        self._body_bytes, self._granted_s = 0, BODY_TIMEOUT_S
         self._is_surplus = self._is_surplus and len(self.connections) > self.most  # others may have left
         if self._is_surplus and httptools.parse_url(self.url).path.decode("ascii", "replace") not in PROBES:
             self._turn_away()
             return
         super().on_headers_complete()
-        if self._is_surplus:
+        if self._is_surplus or self.parser.should_upgrade():
             self.cycle.keep_alive = False
         self.scope["extensions"] = {WHOLE: Whole(self.cycle)}  # type: ignore[dict-item]
 
+    def _fault(self) -> errors.GreenroomError | None:
+        method, version = self.parser.get_method().decode("ascii"), self.parser.get_http_version()
+        if self._is_split and heads.size(self.url, self.headers) > MAX_HEAD_BYTES:
+            return heads.too_large()
+        return heads.fault(method, self.url, version, self.headers)
+
     def on_body(self, body: bytes) -> None:
         self._dry_bytes = 0
+        self._body_bytes += len(body)
         if not self._is_turned_away:
             super().on_body(body)
 
@@ -204,10 +252,13 @@ class Connection(HttpToolsProtocol):
     def _turn_away(self) -> None:
         self._is_turned_away = True
         error = TooManyConnections(self.most)
+        self._close_with(error, b"retry-after: %d\r\n" % error.retry_after_s)
+
+    def _close_with(self, error: errors.GreenroomError, lines: bytes = b"") -> None:
         body = msgspec.json.encode(problems.problem(error, random_bits.token_hex(8)))
         self.transport.write(
-            b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: %b\r\ncontent-length: %d\r\nretry-after: %d\r\n"
-            b"connection: close\r\n\r\n%b" % (problems.MEDIA_TYPE.encode(), len(body), error.retry_after_s, body)
+            b"%bcontent-type: %b\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n%b"
+            % (STATUS_LINE[error.status], problems.MEDIA_TYPE.encode(), len(body), lines, body)
         )
         self.transport.close()
 
@@ -217,11 +268,24 @@ class Connection(HttpToolsProtocol):
         if was_queued and self._part is not Part.NOTHING:  # nothing of it was read while it had to wait for its turn
             self._start_timer()
 
-    def _refuse(self) -> None:
-        if self._part is Part.HEAD:
-            self.send_400_response("The request's head is too large.")
-        else:  # a trailer, which is kept with the head; the answer may be out already
+    def _refuse(self, error: errors.GreenroomError) -> None:
+        """Say *error* and close; only close where a request before it is not answered, whose answer it would be."""
+        source = self.client[0] if self.client else ""
+        self.emit(telemetry.RequestRefused(source, error.code, str(error)))
+        is_first = self._running is None or self.cycle.response_complete
+        if is_first and (self._part is Part.HEAD or self._refusal is not None):
+            self._close_with(error, b"allow: GET, POST, PUT, PATCH, DELETE\r\n" if error.status == 405 else b"")
+        else:  # or a body, whose request has an answer, or will not have one
+            self._refuse_body(error)
+
+    def _refuse_body(self, error: errors.GreenroomError) -> None:
+        cycle = self._running
+        if cycle is None or cycle.response_started or cycle is not self.cycle:
             self.transport.close()
+            return
+        cycle.response_started = cycle.response_complete = cycle.disconnected = True
+        self._close_with(error)
+        cycle.message_event.set()
 
     def _begin(self, part: Part) -> None:
         if part is not self._part:
@@ -243,10 +307,16 @@ class Connection(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         self._timer = None
+        if self._part is Part.BODY and not self.cycle.response_complete:
+            earned_s = BODY_TIMEOUT_S + self._body_bytes // LEAST_BODY_BYTES_PER_S
+            if earned_s > self._granted_s:
+                self._timer = self.loop.call_later(earned_s - self._granted_s, self._give_up)
+                self._granted_s = earned_s
+                return
         if not self.pipeline and not self.transport.is_closing():
             self.transport.close()
 
 
-def limited_to(most: int) -> type[Connection]:
-    """Return the protocol of a server that has at most so many connections."""
-    return type("LimitedConnection", (Connection,), {"most": most})
+def limited_to(most: int, *, emit: Callable[[telemetry.Fact], None] = lambda _: None) -> type[Connection]:
+    """Return the protocol of a server that has at most so many connections; *emit* is told of what it refuses."""
+    return type("LimitedConnection", (Connection,), {"most": most, "emit": staticmethod(emit), "silent": {}})

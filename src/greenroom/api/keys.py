@@ -208,6 +208,12 @@ def shown_scopes(row: stored.Principal) -> list[str] | None:
     return None if scopes is None else [str(scope) for scope in scopes]
 
 
+def presented_id(authorization: bytes | None) -> str | None:
+    """Return the id of the key that *authorization* names, whether there is one or not."""
+    presented = _presented(authorization)
+    return None if presented is None else presented.id
+
+
 def _presented(authorization: bytes | None) -> keys.Presented | None:
     if authorization is None or authorization[:7].lower() != b"bearer " or len(authorization) > 512:
         return None

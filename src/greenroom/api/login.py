@@ -91,7 +91,7 @@ async def exchange(services: Services, headers: cookies.Headers, body: bytes, *,
     is_ours = cookies.is_ours(headers, method="POST")
     begun = await services.auth.logins.begin(link) if is_ours and link is not None else None
     if begun is None or not services.auth.is_of_living_key(begun.key_id):
-        raise services.auth.rejection(source)
+        raise services.limits.reject(source, None)
     is_secure = is_tls or headers.get(b"origin", b"").startswith(b"https:")  # behind a proxy the browser's end counts
     return Answer(None, status=204, headers=((b"set-cookie", cookies.set_cookie(begun.cookie, is_secure=is_secure)),))
 

@@ -38,9 +38,14 @@ _PROBLEM = {
         "candidates": {"type": "array", "items": {"$ref": f"{_SCHEMAS}Score"}},
     },
 }
+_LIMITS = {
+    "RateLimit-Policy": {"description": "where callers are limited: quotas and windows", "schema": {"type": "string"}},
+    "RateLimit": {"description": "what is left of each, and when all of it is there", "schema": {"type": "string"}},
+}
 _REFUSED = {
     "description": "refused",
     "headers": {
+        **_LIMITS,
         "Retry-After": {"description": "with 429 and 503: seconds", "schema": {"type": "integer", "minimum": 1}},
         "WWW-Authenticate": {"description": "with 401", "schema": {"type": "string"}},
         "Allow": {"description": "with 405", "schema": {"type": "string"}},
@@ -111,11 +116,14 @@ _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("RolloutStatus", "state"): (rollouts.Phase.PROGRESSING, rollouts.Phase.PAUSED),
     ("BreakerState", "state"): (*breaker.State, "off"),
     ("Plan", "action"): ("begin", "join", "stay"),
+    ("Webhook", "state"): ("enabled", "disabled"),
+    ("Delivery", "state"): ("pending", "delivered", "failed"),
 }
 _SOMETIMES = {
     "Task": {"routing", "cached_from"},
     "Session": {"state"},
     "Key": {"key", "rights"},
+    "Webhook": {"secret"},
 }
 
 
@@ -154,6 +162,8 @@ def _bodies() -> dict[str, Any]:
         schemas.Rollback,
         schemas.Promotion,
         schemas.NewKey,
+        schemas.NewWebhook,
+        schemas.WebhookChange,
         settings.AgentSettings,
     ]
     (_, components) = msgspec.json.schema_components(kinds, ref_template=_SCHEMAS + "{name}")
@@ -228,7 +238,7 @@ def _parameter(name: str, place: str, schema: dict[str, Any], description: str) 
 
 
 def _response(status: int, kind: Given) -> dict[str, Any]:
-    response: dict[str, Any] = {"description": _MEANINGS[status]}
+    response: dict[str, Any] = {"description": _MEANINGS[status], "headers": _LIMITS}
     match kind:
         case None:
             pass

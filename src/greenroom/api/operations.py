@@ -49,7 +49,7 @@ async def status(call: Call) -> Answer:
                 reason=services.failure,
                 started_at=database.instant(services.started_at_us),
                 store=store.db.dialect,
-                isolation=f"{services.tier}: replicas run as this user, without a sandbox",
+                isolation=services.isolation,
             ),
             agents=[
                 views.agent_status(

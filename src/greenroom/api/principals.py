@@ -30,7 +30,8 @@ async def show(call: Call) -> Answer:
 
 async def can(call: Call) -> Answer:
     """Tell whether a key may do ``?action=`` (on ``?resource=``), and what decides it."""
-    row, action, resource = _row(call), _action(call), _resource(call)
+    row, action = _row(call), _action(call)
+    resource = _resource(call, action)
     rights = call.services.keys.principal(row).rights
     allowed, why = rights.allows(action, resource), rights.why(action, resource)
     if not call.services.keys.is_live(row.key_id):
@@ -106,10 +107,14 @@ def _action(call: Call) -> Action:
         raise errors.QueryInvalid(f"cannot take ?action={text[:40]}: {told}") from None
 
 
-def _resource(call: Call) -> str | None:
+def _resource(call: Call, action: Action) -> str | None:
     text = call.query("resource")
-    if text is not None and not permissions.is_agent(text):
+    if text is None:
+        return None
+    if not permissions.is_agent(text):
         raise errors.QueryInvalid(f"cannot take ?resource={text[:60]}: give agent:NAME")
+    if action not in permissions.ON_AGENTS:
+        raise errors.QueryInvalid(f"cannot take ?resource={text[:60]}: {action} is done on no agent")
     return text
 
 

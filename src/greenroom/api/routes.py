@@ -20,6 +20,7 @@ from greenroom.api import (
     schemas,
     sessions,
     tasks,
+    webhooks,
 )
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core.permissions import Action
@@ -60,6 +61,7 @@ class Route:
 
 TASK, SESSION, AGENT, REPLICA, KEY = models.Task, models.Session, models.Agent, models.Replica, models.Key
 FAILURE, ALERT = models.Failure, models.Alert
+WEBHOOK = models.Webhook
 REVISION, ROLLOUT = models.Revision, models.Rollout
 AGENT_OR_PLAN = {200: (AGENT, models.Plan)}  # the latter for a dry run
 TASK_IN_TIME = {200: TASK, 202: TASK}  # it has ended, or not yet
@@ -211,6 +213,22 @@ ROUTES = (
     Route("POST", "/v1/logins", login.create, Action.LOGIN_MANAGE, {201: models.Login}),
     Route("DELETE", "/v1/logins", login.end, Action.LOGIN_MANAGE, GONE),
     Route("GET", "/", login.home, Action.LOGIN_MANAGE, {200: PAGE}),
+    Route("GET", "/v1/webhooks", webhooks.list_all, Action.WEBHOOK_MANAGE, {200: Page(WEBHOOK)}),
+    Route("POST", "/v1/webhooks", webhooks.create, Action.WEBHOOK_MANAGE, {201: WEBHOOK}, schemas.NewWebhook),
+    Route("GET", "/v1/webhooks/{id}", webhooks.show, Action.WEBHOOK_MANAGE, {200: WEBHOOK}),
+    Route("PATCH", "/v1/webhooks/{id}", webhooks.change, Action.WEBHOOK_MANAGE, {200: WEBHOOK}, schemas.WebhookChange),
+    Route("DELETE", "/v1/webhooks/{id}", webhooks.remove, Action.WEBHOOK_MANAGE, GONE),
+    Route("POST", "/v1/webhooks/{id}/rotate", webhooks.rotate, Action.WEBHOOK_MANAGE, {200: WEBHOOK}),
+    Route("POST", "/v1/webhooks/{id}/test", webhooks.test, Action.WEBHOOK_MANAGE, {202: models.Delivery}),
+    Route(
+        "GET",
+        "/v1/webhooks/{id}/deliveries",
+        webhooks.deliveries,
+        Action.WEBHOOK_MANAGE,
+        {200: Page(models.Delivery)},
+        None,
+        ("limit", "cursor"),
+    ),
     Route("GET", "/metrics", operations.metrics, Action.METRICS_READ, {200: TEXT}),
 )
 

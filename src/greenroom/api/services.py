@@ -12,8 +12,11 @@ from greenroom import errors, telemetry
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.api.keys import Keys
-from greenroom.core import routing, tenancy
+from greenroom.api.limits import Limits
+from greenroom.api.sources import Sources
+from greenroom.core import isolation, routing
 from greenroom.sdk import models
+from greenroom.security.webhook_secrets import WebhookSecrets
 from greenroom.settings import AgentSettings, Settings
 from greenroom.settings import Rollout as WantedRollout
 from greenroom.store.deployments import Deployed
@@ -56,8 +59,9 @@ class Deployments(Protocol):
         by: str,
         code: str | None = None,
         rollout: WantedRollout | None = None,
+        is_remote: bool = False,
     ) -> Deployed:
-        """Begin to move an agent to a spec, in the name of *by*."""
+        """Begin to move an agent to a spec, in the name of *by*; *is_remote*: it comes from outside of the node."""
 
     async def plan(
         self,
@@ -88,6 +92,8 @@ class Services:
     store: Store
     auth: Authenticator
     keys: Keys
+    limits: Limits
+    sources: Sources
     settings: Settings
     clock: clocks.Clock
     facts: telemetry.Telemetry
@@ -100,9 +106,11 @@ class Services:
     backlog: Backlog
     backups: Backups
     breakers: Breakers
+    webhook_secrets: WebhookSecrets
     similarity: routing.Similarity | None = None  # of the optional embedding model
     resources: Callable[[], models.Resources] = models.Resources
-    tier: tenancy.Tier = "T0"  # how far replicas are kept apart
+    tier: isolation.Tier = isolation.Tier.T0  # how far replicas are kept apart
+    isolation: str = ""  # the tier, and what it is, in words
     ask_to_stop: Callable[[], None] | None = None  # as SIGTERM does; None: who has made the node stops it
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str | None = None  # what ended the node's loops, for good

@@ -86,6 +86,7 @@ async def _accept(call: Call, task: NewTask) -> Accepted:
 async def submit_batch(call: Call) -> Answer:
     """Accept many tasks; the answer has a task or a problem for each, in order."""
     batch = schemas.convert(strict_json.loads(call.body, max_keys=100_000), schemas.Batch)
+    call.services.limits.spend(call.principal, len(batch.tasks) - 1)  # the request itself is one
     header = _header_key(call)
     fingerprint = b"" if header is None else submissions.fingerprint(call.body)
     keys = [] if header is None else [Key(header, f"batch:{header}:{n}", fingerprint) for n in range(len(batch.tasks))]
@@ -176,6 +177,8 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
         scores = [candidate._asdict() for candidate in _candidates(choice.scores)]
         chosen = _encode({"agent": name, "scores": scores})
     entry = access.find_agent(call, name, Action.TASK_SUBMIT)
+    if submission.webhook is not None:
+        await _check_webhook(call, submission.webhook)
     task_input = _encode(submission.input)
     return submissions.new_task(
         name,
@@ -193,7 +196,14 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
         metadata=None if submission.metadata is None else _encode(submission.metadata),
         routing=chosen,
         cache_key=_cache_key(call, submission, entry, task_input) if call.store.results.is_on else None,
+        webhook=submission.webhook,
     )
+
+
+async def _check_webhook(call: Call, id: str) -> None:
+    endpoint = await call.store.webhooks.get(id, tenant=call.principal.tenant)
+    if endpoint.state != "enabled":
+        raise errors.Conflict(f"cannot accept the task: its webhook {id} is disabled ({endpoint.reason})")
 
 
 def _cache_key(call: Call, submission: schemas.Submission, entry: Entry, task_input: bytes) -> str | None:
@@ -366,6 +376,7 @@ async def retry(call: Call) -> Answer:
         priority=row.priority,
         timeout_s=_timeout_s(row),
         metadata=_encode(metadata | {"retry_of": row.id}),
+        webhook=row.webhook,
     )
     accepted = await call.store.tasks.submit(task)
     call.services.facts.emit(telemetry.TaskAccepted(task.agent))

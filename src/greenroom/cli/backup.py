@@ -19,7 +19,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from greenroom import clock, errors
-from greenroom.cli import config, options, render
+from greenroom.cli import config, options, pace, render
 from greenroom.cli.render import Column
 
 if TYPE_CHECKING:
@@ -227,10 +227,10 @@ def _node(where: Where, given: options.Options) -> Iterator[client.Client | None
 
 def _made_by(node: client.Client) -> models.Backup:
     """Have the node make one, and wait for it."""
-    state = node.create_backup()
+    state, paced = node.create_backup(), pace.Pace()
     with render.spinner("backing up"):
         while state.is_running:
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(paced.delay_s(1, least_s=LOOK_EVERY_S))
             state = _state(node)
     if state.error is not None or state.last is None:
         raise errors.BackupFailed(state.error or "cannot back up")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import sys
@@ -16,8 +15,6 @@ from greenroom.cli import config, options, render
 if TYPE_CHECKING:
     from greenroom import settings
 
-LANDLOCK_CREATE_RULESET = 444  # the same system call number on every architecture
-LANDLOCK_VERSION = 1
 SQLITE_AT_LEAST = (3, 51, 3)  # before it, two WAL connections could corrupt the file
 
 
@@ -57,17 +54,24 @@ def _machine() -> Iterator[Finding]:
     is_new = tuple(map(int, version.split("."))) >= SQLITE_AT_LEAST
     needed = "" if is_new else f"; needs {'.'.join(map(str, SQLITE_AT_LEAST))}: upgrade apsw"
     yield Finding("sqlite", "ok" if is_new else "failed", version + needed)
-    yield _landlock()
+    yield _isolation()
     yield _pidfd()
+    yield _start_code()
 
 
-def _landlock() -> Finding:
+def _isolation() -> Finding:
+    """How far agents can be kept from the node here."""
     if sys.platform != "linux":
-        return Finding("landlock", "warn", "not on this system: replicas are not sandboxed")
-    abi = ctypes.CDLL(None, use_errno=True).syscall(LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_VERSION)
-    if abi < 1:
-        return Finding("landlock", "warn", f"{os.strerror(ctypes.get_errno())}: replicas are not sandboxed")
-    return Finding("landlock", "ok", f"ABI {abi}")
+        return Finding("isolation", "warn", "T0 only: this system closes no rooms; agents may do what this user may")
+    from greenroom.core import isolation
+    from greenroom.engine import rooms
+
+    powers = rooms.powers()
+    first, second = (isolation.decide(tier, powers).lacks for tier in ("T1", "T2"))
+    if first:
+        return Finding("isolation", "warn", f"T0 only: {'; '.join(first)}; agents may do what this user may")
+    beyond = f"; T2 cannot be had: {'; '.join(second)}" if second else " and T2"
+    return Finding("isolation", "ok", f"T1{beyond} (Landlock {powers.landlock_abi}, seccomp)")
 
 
 def _pidfd() -> Finding:
@@ -76,6 +80,19 @@ def _pidfd() -> Finding:
     except (OSError, AttributeError):
         return Finding("pidfd", "failed", "not available; the death of a replica cannot be seen: needs Linux 5.3")
     return Finding("pidfd", "ok", "available")
+
+
+def _start_code() -> Finding:
+    """Code that packages hook into every start of Python, and so into the node."""
+    from greenroom.security import start_code
+
+    files = start_code.found(start_code.sites())
+    if not files:
+        return Finding("startup", "ok", "no package runs code when Python starts")
+    if start_code.is_kept_out():
+        return Finding("startup", "ok", f"kept out: {', '.join(files)}")
+    why = "these run whenever Python starts, also in the node; see Supply chain in docs/security.md"
+    return Finding("startup", "warn", f"{', '.join(files)}: {why}")
 
 
 def _manifest_and_agents(manifest: Path, given: options.Options) -> Iterator[Finding]:

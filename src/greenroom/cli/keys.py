@@ -192,6 +192,8 @@ def _asked(words: tuple[str, ...], *, needs_id: bool) -> tuple[str, str, str | N
         raise options.Usage(f"cannot tell: there is no action {action}; {told}")
     if resource is not None and not permissions.is_agent(resource):
         raise options.Usage(f"cannot tell: there is no resource {resource}; give agent:NAME")
+    if resource is not None and action not in permissions.ON_AGENTS:
+        raise options.Usage(f"cannot tell: {action} is done on no agent; leave out {resource}")
     return id, action, resource
 
 

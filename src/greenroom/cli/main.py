@@ -39,6 +39,7 @@ VERBS = (  # in the order in which one meets them
     ("keys", "keys:app", "Create, list and revoke the keys of those who may call; ask what each may do."),
     ("shutdown", "shutdown:shutdown", "Have the node drain and stop."),
     ("dashboard", "dashboard:dashboard", "Log a browser in, by a link that works once."),
+    ("webhooks", "webhooks:app", "Have the ends of tasks told to receivers; test and rotate them."),
     ("config", "config:app", "Show and check the settings."),
     ("chaos", "chaos:chaos", "Inject faults into the node that runs here, and see whether anything is lost."),
     ("doctor", "doctor:doctor", "Check whether this machine and this manifest are ready."),

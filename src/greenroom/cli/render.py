@@ -28,10 +28,24 @@ GAP = 2  # columns between columns
 NARROWEST = 8  # a column that is cut, so that one can still guess
 
 STYLES = {
-    **dict.fromkeys(("succeeded", "ready", "healthy", "ok", "alive", "complete", "serves"), "green"),
+    **dict.fromkeys(
+        ("succeeded", "ready", "healthy", "ok", "alive", "complete", "serves", "enabled", "delivered"), "green"
+    ),
     **dict.fromkeys(("failed", "quarantined", "unhealthy", "expired", "critical", "rolled back"), "red"),
     **dict.fromkeys(
-        ("cancelled", "aborted", "paused", "degraded", "draining", "dropped", "starting", "warn", "warning"), "yellow"
+        (
+            "cancelled",
+            "aborted",
+            "paused",
+            "degraded",
+            "draining",
+            "dropped",
+            "starting",
+            "disabled",
+            "warn",
+            "warning",
+        ),
+        "yellow",
     ),
     **dict.fromkeys(("running", "waiting", "progressing"), "cyan"),
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 from greenroom import clock as clocks
 from greenroom import deployments, errors, settings
 from greenroom.engine import contract, local, protocol, snapshots
+from greenroom.node import isolation
 
 READY_WITHIN_S = 120.0  # as a node has it; the import has a bound of its own
 STOP_GRACE_S = 2.0
@@ -33,19 +34,20 @@ class Verdict:
 def try_agents(found: settings.Settings, folder: Path) -> list[Verdict]:
     """Start one replica of each agent of *found*, whose code is in *folder*, as many at once as there are CPUs."""
     with tempfile.TemporaryDirectory(prefix="greenroom-doctor-") as data_dir:
-        return asyncio.run(_Trial(folder, Path(data_dir)).of(found.agents))
+        tier = isolation.decide(found).tier
+        return asyncio.run(_Trial(folder, Path(data_dir), tier).of(found.agents))
 
 
 class _Trial:
     """An engine, and its listener: replicas have the names of their agents."""
 
-    def __init__(self, folder: Path, data_dir: Path) -> None:
-        self._folder, self._data_dir = folder, data_dir
+    def __init__(self, folder: Path, data_dir: Path, tier: isolation.Tier) -> None:
+        self._folder, self._data_dir, self._tier = folder, data_dir, tier
         self._verdicts: dict[str, asyncio.Future[Verdict]] = {}
         self._cpus = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def of(self, agents: Mapping[str, settings.AgentSettings]) -> list[Verdict]:
-        engine = local.LocalEngine(self._data_dir, clocks.SystemClock())
+        engine = local.LocalEngine(self._data_dir, clocks.SystemClock(), tier=self._tier)
         engine.subscribe(self)
         try:
             async with asyncio.TaskGroup() as group:

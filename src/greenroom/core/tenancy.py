@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-Tier = Literal["T0", "T1", "T2"]
-"""How far agents' rooms are closed: T0 not at all, T1 by the kernel's sandbox, T2 also by a user or namespace."""
+from greenroom.core.isolation import Tier
 
 
 def tenants_allowed(tier: Tier) -> bool:
@@ -14,7 +11,7 @@ def tenants_allowed(tier: Tier) -> bool:
     An agent runs the tasks of all tenants, and below T2 it may read what the node's user may: also what another agent
     keeps of another tenant.
     """
-    return tier == "T2"
+    return tier == Tier.T2
 
 
 def refusal(tier: Tier) -> str:

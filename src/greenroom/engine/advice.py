@@ -15,6 +15,8 @@ from typing import Protocol
 
 from greenroom.engine import failures
 
+CLOSED = "the agent's room is closed"
+_REFUSED = "[Errno 13]"
 _MAX_CAUSES = 10
 _READ_A_VARIABLE = type(os.environ).__getitem__.__code__
 _VARIABLE = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
@@ -32,6 +34,14 @@ class Surroundings(Protocol):
     def env(self) -> tuple[str, ...]:
         """The variables of the node that it may see."""
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The variables that a replica gets by reference."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it runs in a room."""
+
 
 def remedy(error: BaseException, where: Surroundings) -> str | None:
     """Return what would have spared the agent *error*, or a cause of it that it names; None for all that is its own.
@@ -40,7 +50,7 @@ def remedy(error: BaseException, where: Surroundings) -> str | None:
     """
     try:
         for each in _with_causes(error):
-            found = _missing_file(each, where) or _missing_variable(each, where)
+            found = _missing_file(each, where) or _closed(each, where) or _missing_variable(each, where)
             if found is not None:
                 return found
     except Exception:  # noqa: BLE001 - agent code
@@ -75,12 +85,33 @@ def _missing_file(error: BaseException, where: Surroundings) -> str | None:
     )
 
 
+def _closed(error: BaseException, where: Surroundings) -> str | None:
+    if not where.is_closed:
+        return None
+    if isinstance(error, PermissionError) and isinstance(error.filename, str | bytes | os.PathLike):
+        path = os.fsdecode(error.filename)
+        return (
+            f"{CLOSED} to {failures.bounded(path, 500)}: if the agent needs it, name its folder in `read_paths` or "
+            "`write_paths` in the manifest; for temporary files there is the folder that TMPDIR names"
+        )
+    if not isinstance(error, PermissionError) and _REFUSED not in failures.message_of(error):
+        return None  # libraries that connect tell no more than its text
+    return (
+        f"{CLOSED}: if the agent needs this, name the destination of a connection in `egress` in the manifest; other "
+        "sockets than those of TCP, ports of its own and calls that concern other processes are not to be had"
+    )
+
+
 def _missing_variable(error: BaseException, where: Surroundings) -> str | None:
     for name in sorted(_variables_of(error, where), key=lambda name: name not in where.env):
         if name in os.environ or name.startswith("GREENROOM_"):
             continue
         if name in where.env:
             return f"{name} is in the agent's `env`, and the node does not have it: set it where the node is started"
+        if name in where.secrets:
+            return (
+                f"{name} is one of the agent's `secrets`, which replicas have, and imports not: read it in the factory"
+            )
         return f'the agent sees only the variables that its `env` names: add "{name}" to `env` in the manifest'
     return None
 

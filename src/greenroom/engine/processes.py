@@ -121,8 +121,14 @@ class OomKills:
 
 
 def prepare_node() -> None:
-    """Adopt the replicas of zygotes that die, and allow as many open files as the system does: a replica takes four."""
+    """Adopt the replicas of zygotes that die, and allow as many open files as the system does: a replica takes four.
+
+    And keep what is in this process's memory, keys above all, from other processes and out of core files.
+    """
     kernel.become_subreaper()
+    kernel.be_unreadable()
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -141,6 +147,17 @@ def send(pidfd: int, number: int) -> None:
     """Signal a process that may be gone."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, number)
+
+
+def is_child(pidfd: int, pid: int, *, parent: int) -> bool:
+    """Tell whether *pidfd* is of *pid*, and *pid* a child of *parent*; one that is gone already is taken for it."""
+    found = kernel.pid_of(pidfd)
+    if found == pid:
+        try:
+            return int(kernel.stat(pid)[1]) == parent
+        except OSError:
+            found = None  # it is buried just now
+    return found is None and not Path(f"/proc/{pid}").exists()
 
 
 def reap(pid: int, pidfd: int) -> int | None:

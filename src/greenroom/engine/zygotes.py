@@ -37,11 +37,12 @@ class Order:
     channel: int
     stdout: int
     stderr: int
+    secrets: tuple[int, ...]  # open files, in the order of the plan's names
     on_forked: Callable[[int, int], None]  # pid, pidfd
     on_failed: Callable[[contract.Exit | None], None]  # None: the zygote is lost, and another may do it
 
     def close(self) -> None:
-        for fd in (self.channel, self.stdout, self.stderr):
+        for fd in (self.channel, self.stdout, self.stderr, *self.secrets):
             os.close(fd)
 
 
@@ -131,6 +132,11 @@ class Zygote:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def home(self) -> str:
+        """The folder of its replicas' private folders; empty: they have none."""
+        return self._launch.plan.room.home
+
     def is_usable(self) -> bool:
         """Tell whether it takes orders; asks the kernel, as the notice of its death may still be on the way."""
         return self._failure is None and not self.gone.is_set() and self._process.poll() is None
@@ -157,7 +163,7 @@ class Zygote:
         while self._queued:
             order = self._queued[0]
             try:
-                fds = [order.channel, order.stdout, order.stderr]
+                fds = [order.channel, order.stdout, order.stderr, *order.secrets]
                 socket.send_fds(self._control, [zygote.encode(zygote.Fork(order.replica))], fds)
             except BlockingIOError:
                 self._loop.add_writer(self._control, self._send_orders)
@@ -207,6 +213,8 @@ class Zygote:
                     self._on_log("stderr", line)
                 self._failure = contract.Exit("refused", message)
             case zygote.Forked(replica, pid):
+                if not self._is_its_child(pid, fds):
+                    return
                 self._status[pid] = self._loop.create_future()
                 self._ordered.pop(replica).on_forked(pid, fds[0])
             case zygote.NotForked(replica, message):
@@ -214,6 +222,20 @@ class Zygote:
             case zygote.Died(pid, status):
                 if pid in self._status and not self._status[pid].done():
                     self._status[pid].set_result(status)
+
+    def _is_its_child(self, pid: int, fds: list[int]) -> bool:
+        """Look whether the number and the open file are of one process, which this zygote has started.
+
+        The agent's import could report any process of the machine, for the node to kill it one day. Raises LookupError
+        for such a report; False where the zygote is dead, and nothing can be known: its end is on the way.
+        """
+        if processes.is_child(fds[0], pid, parent=self._process.pid):
+            return True
+        for fd in fds:
+            os.close(fd)
+        if self._process.poll() is None:
+            raise LookupError("it reports a process that is not its child")
+        return False
 
     def _on_loaded(self, threads: str) -> None:
         self._loaded = True

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
+from greenroom import __version__, deployments, embeddings, errors, planning, redaction, settings, telemetry
 from greenroom import clock as clocks
-from greenroom import deployments, embeddings, errors, planning, redaction, settings, telemetry
 from greenroom.api.app import App
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.api.cookies import Logins
 from greenroom.api.keys import Keys
+from greenroom.api.limits import Limits
 from greenroom.api.roles import Roles
 from greenroom.api.services import Services
+from greenroom.api.sources import Sources
 from greenroom.backups import restoring
 from greenroom.control import supervisor
 from greenroom.control.autoscaler import Autoscaler
@@ -30,15 +32,18 @@ from greenroom.control.janitor import Janitor
 from greenroom.control.outliers import Outliers
 from greenroom.control.reconciler import Reconciler
 from greenroom.control.rehearsal import Rehearsal
-from greenroom.core import rollouts, routing, tenancy
+from greenroom.control.webhooks import Webhooks
+from greenroom.core import addresses, rollouts, routing, tenancy
 from greenroom.core.permissions import HOME
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
-from greenroom.node import optimizer
+from greenroom.node import isolation, optimizer
 from greenroom.node.backups import NodeBackups
 from greenroom.node.resources import NodeResources, limits
 from greenroom.sdk import models
 from greenroom.security import secret_file
+from greenroom.security.outgoing import Outgoing
+from greenroom.security.webhook_secrets import WebhookSecrets
 from greenroom.store import database, submissions
 from greenroom.store import store as stores
 from greenroom.store.deployments import Deployed
@@ -70,6 +75,7 @@ class Node:
     def __init__(self, options: Options, clock: clocks.Clock) -> None:
         self.options, self.clock, self.settings = options, clock, options.settings
         self.url = ""  # while it listens
+        self.look_at_certificate: Callable[[], object] = lambda: None  # while it listens with TLS
         self.id = f"node-{submissions.new_id()[:12]}"
         self.facts, self.metrics = telemetry.Telemetry(), telemetry.Metrics()
         self.facts.subscribe(self.metrics, *self.metrics.KINDS)
@@ -90,7 +96,18 @@ class Node:
         except errors.StoreDamaged as error:
             raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
         self.store.results.is_on = options.settings.cluster.result_cache
-        self.engine = LocalEngine(options.data_dir, clock, limits=limits(options.settings.cluster))
+        self.isolation = isolation.decide(options.settings)
+        self.engine = LocalEngine(
+            options.data_dir,
+            clock,
+            limits=limits(options.settings.cluster),
+            tier=self.isolation.tier,
+            closed=isolation.closed(
+                options.settings, folder=options.folder, data_dir=options.data_dir, store_url=options.store_url
+            ),
+            first_user=options.settings.security.first_agent_uid,
+        )
+        self.walls = isolation.Walls(self.facts)
         self.host = Host(
             self.store,
             self.engine,
@@ -120,12 +137,23 @@ class Node:
             pepper=self.secrets.pepper,
             roles=Roles(None if policy is None else options.folder / policy),
         )
-        self.auth = Authenticator(self.keys, clock, logins=Logins(self.store.logins, clock, key=self.secrets.login_key))
+        ledger = self.store.rates if self.store.rates.is_shared else None
+        self.limits = Limits(options.settings.security, clock, self.facts, ledger=ledger)
+        logins = Logins(self.store.logins, clock, key=self.secrets.login_key)
+        self.auth = Authenticator(self.keys, clock, self.limits, logins=logins)
         self.issuers = self._issuers()
+        server = options.settings.server
+        self.outgoing = Outgoing(
+            addresses.Policy(server.webhook_ports, server.webhook_hosts), user_agent=f"greenroom/{__version__}"
+        )
+        webhook_secrets = WebhookSecrets(self.secrets.webhook_key)
+        self.webhooks = Webhooks(self.store, clock, self.facts, self.outgoing, webhook_secrets)
         self.services = Services(
             store=self.store,
             auth=self.auth,
             keys=self.keys,
+            limits=self.limits,
+            sources=Sources(options.settings.server.trusted_proxies),
             settings=options.settings,
             clock=clock,
             facts=self.facts,
@@ -137,6 +165,7 @@ class Node:
             is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
             breakers=self.breakers,
+            webhook_secrets=webhook_secrets,
             backlog=Backlog(
                 self.store,
                 clock,
@@ -145,6 +174,8 @@ class Node:
             ),
             similarity=_similarity(),
             resources=self.resources.state,
+            tier=self.isolation.tier,
+            isolation=isolation.describe(self.isolation),
         )
         self.optimizer = optimizer.loops(self.store, self.engine, self.host, self.resources, self.services)
         self.app = App(self.services)
@@ -179,12 +210,15 @@ class Node:
             self.outliers,
             self.autoscaler,
             self.keys,
+            self.webhooks,
             self.backups.loop,
             self.resources.loop,
+            *([self.limits] if self.store.rates.is_shared else []),
             *self.optimizer,
             *self.issuers,
         )
         self.resources.announce()
+        isolation.announce(self.isolation, self.facts)
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
 
@@ -239,6 +273,8 @@ class Node:
         if self._loops is not None:
             self._loops.cancel()
             await asyncio.wait([self._loops])
+        await self.webhooks.close()
+        await self.outgoing.close()
         await self.engine.close()
         with contextlib.suppress(errors.StoreUnavailable):
             await self.keys.close()
@@ -265,9 +301,12 @@ class Node:
         folder: Path | None = None,
         code: str | None = None,
         rollout: settings.Rollout | None = None,
+        is_remote: bool = False,
     ) -> Deployed:
         """Begin to move an agent to *spec*; see `deployments.Deployments.add`."""
-        begun = await self.deployments.add(name, spec, by=by, folder=folder, code=code, rollout=rollout)
+        begun = await self.deployments.add(
+            name, spec, by=by, folder=folder, code=code, rollout=rollout, is_remote=is_remote
+        )
         self._stir()
         return begun
 

@@ -21,6 +21,7 @@ from greenroom.sdk.models import (
     Backup,
     Backups,
     Code,
+    Delivery,
     Event,
     Failure,
     Key,
@@ -37,6 +38,7 @@ from greenroom.sdk.models import (
     Submission,
     Task,
     Verdict,
+    Webhook,
 )
 
 T = TypeVar("T")
@@ -54,10 +56,11 @@ class AsyncClient:
         timeout_s: float = 30.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        address = discovery.address(url, key, discovery.data_dir(data_dir))
+        folder = discovery.data_dir(data_dir)
+        address = discovery.address(url, key, folder)
         self.url = address.url
         self._patience = flows.Patience(timeout_s)
-        self._http = httpx.AsyncClient(**wire.options(address), transport=transport)
+        self._http = httpx.AsyncClient(**wire.options(address, folder), transport=transport)
 
     async def __aenter__(self) -> Self:
         return self
@@ -86,6 +89,7 @@ class AsyncClient:
         wait_s: float | None = None,
         or_cancel: bool = False,
         cache: bool = True,
+        webhook: str | None = None,
     ) -> Task:
         submission = Submission(
             input=input,
@@ -96,6 +100,7 @@ class AsyncClient:
             not_before=not_before,
             metadata=metadata,
             cache=cache,
+            webhook=webhook,
         )
         return await self._send(calls.submit(submission, idempotency_key, wait_s=wait_s, or_cancel=or_cancel))
 
@@ -282,6 +287,55 @@ class AsyncClient:
 
     async def roll_back(self, name: str, to: int | None = None) -> Rollout:
         return await self._send(calls.roll_back(name, to))
+
+    # Webhooks
+
+    async def webhooks(self) -> list[Webhook]:
+        return await self._run(flows.everything(calls.webhooks, self._patience))
+
+    async def webhook(self, id: str) -> Webhook:
+        return await self._send(calls.webhook(id))
+
+    async def create_webhook(
+        self, url: str, events: Sequence[str] | None = None, *, description: str = "", include_output: bool = False
+    ) -> Webhook:
+        """Have the ends of tasks told there, those of *events* only if they are given.
+
+        The answer holds the secret, which is not to be had again.
+        """
+        return await self._send(
+            calls.create_webhook(url, events=events, description=description, include_output=include_output)
+        )
+
+    async def change_webhook(
+        self,
+        id: str,
+        *,
+        enabled: bool | None = None,
+        events: Sequence[str] | None = None,
+        description: str | None = None,
+        include_output: bool | None = None,
+    ) -> Webhook:
+        return await self._send(
+            calls.change_webhook(
+                id, enabled=enabled, events=events, description=description, include_output=include_output
+            )
+        )
+
+    async def rotate_webhook(self, id: str) -> Webhook:
+        """The answer holds the new secret; for a day the old one signs, too."""
+        return await self._send(calls.rotate_webhook(id))
+
+    async def delete_webhook(self, id: str) -> None:
+        await self._send(calls.delete_webhook(id))
+
+    async def test_webhook(self, id: str) -> Delivery:
+        """Have it sent something, once; `deliveries` tells how that went."""
+        return await self._send(calls.test_webhook(id))
+
+    async def deliveries(self, id: str, *, cursor: str | None = None, limit: int | None = None) -> Page[Delivery]:
+        """What the webhook was sent, or is to be, the latest first, one page."""
+        return await self._send(calls.deliveries(id, cursor=cursor, limit=limit))
 
     # The node
 

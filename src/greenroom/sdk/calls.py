@@ -102,6 +102,8 @@ _keys = as_a(models.Page[models.Key])
 _backups = as_a(models.Page[models.Backup])
 _backups_state = as_a(models.Backups)
 _session = as_a(models.Session)
+_webhook, _webhooks = as_a(models.Webhook), as_a(models.Page[models.Webhook])
+_delivery, _deliveries = as_a(models.Delivery), as_a(models.Page[models.Delivery])
 _document = as_a(dict[str, Any])
 
 
@@ -354,6 +356,58 @@ def end_logins() -> Call[None]:
     return Call("DELETE", "/v1/logins", _nothing)
 
 
+def webhooks(cursor: str | None = None) -> Call[models.Page[models.Webhook]]:
+    return Call("GET", "/v1/webhooks", _webhooks, query={"cursor": cursor})
+
+
+def webhook(id: str) -> Call[models.Webhook]:
+    return Call("GET", f"/v1/webhooks/{_segment(id)}", _webhook)
+
+
+def create_webhook(
+    url: str, *, events: Sequence[str] | None, description: str, include_output: bool
+) -> Call[models.Webhook]:
+    body: dict[str, Any] = {"url": url, "description": description, "include_output": include_output}
+    if events is not None:
+        body["events"] = list(events)
+    return Call("POST", "/v1/webhooks", _webhook, body=strict_json.dumps(body), repeatable=False)
+
+
+def change_webhook(
+    id: str,
+    *,
+    enabled: bool | None,
+    events: Sequence[str] | None,
+    description: str | None,
+    include_output: bool | None,
+) -> Call[models.Webhook]:
+    given = {
+        "enabled": enabled,
+        "events": None if events is None else list(events),
+        "description": description,
+        "include_output": include_output,
+    }
+    body = strict_json.dumps({name: value for name, value in given.items() if value is not None})
+    return Call("PATCH", f"/v1/webhooks/{_segment(id)}", _webhook, body=body)
+
+
+def rotate_webhook(id: str) -> Call[models.Webhook]:
+    return Call("POST", f"/v1/webhooks/{_segment(id)}/rotate", _webhook, repeatable=False)
+
+
+def delete_webhook(id: str) -> Call[None]:
+    return Call("DELETE", f"/v1/webhooks/{_segment(id)}", _nothing)
+
+
+def test_webhook(id: str) -> Call[models.Delivery]:
+    return Call("POST", f"/v1/webhooks/{_segment(id)}/test", _delivery, repeatable=False)
+
+
+def deliveries(id: str, *, cursor: str | None = None, limit: int | None = None) -> Call[models.Page[models.Delivery]]:
+    query = {"cursor": cursor, "limit": limit}
+    return Call("GET", f"/v1/webhooks/{_segment(id)}/deliveries", _deliveries, query=query)
+
+
 def health() -> Call[bool]:
     return Call("GET", "/healthz", _is_ok, repeatable=False)
 
@@ -387,7 +441,7 @@ def _body(submission: models.Submission) -> dict[str, Any]:
         if submission.not_before.tzinfo is None:
             raise errors.BodyInvalid("cannot submit: not_before has no time zone; pass an aware datetime")
         body["not_before"] = submission.not_before.isoformat()
-    for name in ("agent", "session", "timeout_s", "metadata", "idempotency_key"):
+    for name in ("agent", "session", "timeout_s", "metadata", "idempotency_key", "webhook"):
         if (value := getattr(submission, name)) is not None:
             body[name] = value
     if not submission.cache:

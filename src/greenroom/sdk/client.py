@@ -26,6 +26,7 @@ from greenroom.sdk.models import (
     Backup,
     Backups,
     Code,
+    Delivery,
     Event,
     Failure,
     Key,
@@ -42,6 +43,7 @@ from greenroom.sdk.models import (
     Submission,
     Task,
     Verdict,
+    Webhook,
 )
 
 __all__ = ["AsyncClient", "Client", "Submission"]
@@ -55,7 +57,8 @@ class Client:
     *url*: else ``GREENROOM_URL``, else what a running node wrote into *data_dir* (``GREENROOM_DATA_DIR``,
     else ``.greenroom``), else http://127.0.0.1:7080. *key*: else ``GREENROOM_KEY``, else the owner's key in
     *data_dir*. *timeout_s* bounds each request with its retries: three tries, of what can be repeated without
-    doing it twice; submissions can, by their idempotency key.
+    doing it twice; submissions can, by their idempotency key. Who is told to come again later (429) does, within it.
+    A node with TLS: see `greenroom.sdk.trust`.
     """
 
     def __init__(
@@ -67,10 +70,11 @@ class Client:
         timeout_s: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        address = discovery.address(url, key, discovery.data_dir(data_dir))
+        folder = discovery.data_dir(data_dir)
+        address = discovery.address(url, key, folder)
         self.url = address.url
         self._patience = flows.Patience(timeout_s)
-        self._http = httpx.Client(**wire.options(address), transport=transport)
+        self._http = httpx.Client(**wire.options(address, folder), transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -97,6 +101,7 @@ class Client:
         wait_s: float | None = None,
         or_cancel: bool = False,
         cache: bool = True,
+        webhook: str | None = None,
     ) -> Task:
         """Submit *input* to *agent*, or to whom the router chooses; the task is durable when this returns.
 
@@ -113,6 +118,7 @@ class Client:
             not_before=not_before,
             metadata=metadata,
             cache=cache,
+            webhook=webhook,
         )
         return self._send(calls.submit(submission, idempotency_key, wait_s=wait_s, or_cancel=or_cancel))
 
@@ -335,6 +341,55 @@ class Client:
     def roll_back(self, name: str, to: int | None = None) -> Rollout:
         """Let the revision before serve again, or *to*: at once while it stands, else by a rollout."""
         return self._send(calls.roll_back(name, to))
+
+    # Webhooks
+
+    def webhooks(self) -> list[Webhook]:
+        return self._run(flows.everything(calls.webhooks, self._patience))
+
+    def webhook(self, id: str) -> Webhook:
+        return self._send(calls.webhook(id))
+
+    def create_webhook(
+        self, url: str, events: Sequence[str] | None = None, *, description: str = "", include_output: bool = False
+    ) -> Webhook:
+        """Have the ends of tasks told there, those of *events* only if they are given.
+
+        The answer holds the secret, which is not to be had again.
+        """
+        return self._send(
+            calls.create_webhook(url, events=events, description=description, include_output=include_output)
+        )
+
+    def change_webhook(
+        self,
+        id: str,
+        *,
+        enabled: bool | None = None,
+        events: Sequence[str] | None = None,
+        description: str | None = None,
+        include_output: bool | None = None,
+    ) -> Webhook:
+        return self._send(
+            calls.change_webhook(
+                id, enabled=enabled, events=events, description=description, include_output=include_output
+            )
+        )
+
+    def rotate_webhook(self, id: str) -> Webhook:
+        """The answer holds the new secret; for a day the old one signs, too."""
+        return self._send(calls.rotate_webhook(id))
+
+    def delete_webhook(self, id: str) -> None:
+        self._send(calls.delete_webhook(id))
+
+    def test_webhook(self, id: str) -> Delivery:
+        """Have it sent something, once; `deliveries` tells how that went."""
+        return self._send(calls.test_webhook(id))
+
+    def deliveries(self, id: str, *, cursor: str | None = None, limit: int | None = None) -> Page[Delivery]:
+        """What the webhook was sent, or is to be, the latest first, one page."""
+        return self._send(calls.deliveries(id, cursor=cursor, limit=limit))
 
     # The node
 

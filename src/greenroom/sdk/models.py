@@ -29,6 +29,7 @@ class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
 class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A task to be. Without *agent* it is routed by its text; *not_before* is an aware instant.
 
+    *webhook* is the id of one that is to be told of its end, whatever else it is told of.
     *idempotency_key* is for batches: a single submission gives its own beside. Without *cache* its agent runs, even if
     it keeps results and has one of the same input.
     """
@@ -42,6 +43,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     metadata: dict[str, Any] | None = None
     idempotency_key: str | None = None
     cache: bool = True
+    webhook: str | None = None
 
 
 class TaskError(msgspec.Struct, frozen=True, kw_only=True):
@@ -520,6 +522,44 @@ class Login(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     valid_s: float = 0.0
+
+
+class Webhook(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the ends of tasks are told: those of *events*, and those of tasks that name it.
+
+    *state* is enabled, or disabled for the *reason*; *failing_since*: nothing was taken since. Until *old_secret_until*
+    the secret before signs, too. *secret* is there once, when it was made.
+    """
+
+    id: str
+    url: str
+    events: tuple[str, ...] = ()
+    description: str = ""
+    include_output: bool = False
+    state: str = "enabled"
+    reason: str = ""
+    failing_since: Instant | None = None
+    old_secret_until: Instant | None = None
+    created_at: Instant | None = None
+    secret: str | None = None
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """What a webhook was told, or is to be; *id* is the ``webhook-id`` of every try.
+
+    *state* is pending, delivered or failed; *status* what the last try was answered, *error* why it was not.
+    """
+
+    id: str
+    type: str
+    task: str | None = None
+    state: str = "pending"
+    attempts: int = 0
+    status: int | None = None
+    error: str | None = None
+    created_at: Instant | None = None
+    next_at: Instant | None = None
+    ended_at: Instant | None = None
 
 
 class Backup(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """The node's own secrets: one file, mode 0600, made at first start, never in the environment.
 
-The mode keeps other users out, not agents: in isolation tier T0 replicas run as the node's user and can read the file.
+The mode keeps other users out, and the rooms agents: in isolation tier T0, which has none, replicas can read the file.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def write_private(path: Path, content: bytes) -> None:
     """Write *path* with mode 0600, all or nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
             file.write(content)
             file.flush()

@@ -5,6 +5,7 @@ validation.
 the command, the API and `system`; it knows nothing of what the settings are for.
 """
 
+from greenroom.settings.addresses import is_loopback
 from greenroom.settings.environments import DESIGNS, Design
 from greenroom.settings.loading import load, parse_agent, rollout_for_once
 from greenroom.settings.policies import scaling_policy
@@ -57,6 +58,7 @@ __all__ = [
     "SettingsInvalid",
     "changes",
     "diff",
+    "is_loopback",
     "load",
     "masked",
     "parse_agent",

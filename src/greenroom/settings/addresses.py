@@ -1,4 +1,4 @@
-"""Addresses of issuers: which of them nobody on the way can change."""
+"""Addresses: which of them nobody on the way can read or change."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Container
 
 from greenroom.core import permissions
 from greenroom.settings import addresses
@@ -89,19 +89,16 @@ ISSUER_RULES: tuple[Rule[Issuer], ...] = (
 )
 
 
-def unknown_role(security: Security, known: Collection[str]) -> str | None:
-    """Say which role of an issuer is none of *known*; None where all are."""
+def unknown_role(security: Security, roles: Container[str]) -> str | None:
+    """What is wrong where an issuer names a role that is none of *roles*; None where all are."""
     for issuer in security.issuers:
         for role in (issuer.role, *issuer.roles.values()):
-            if role is not None and role not in known:
-                return f"{issuer.issuer} names the role {quoted(str(role))}; there are {', '.join(known)}"
+            if role is not None and role not in roles:
+                where = "the policy_file has none of that name"
+                if security.policy_file is None:
+                    where = f"without a policy_file there are {', '.join(permissions.ROLES)}"
+                return f"{issuer.issuer} names the role {quoted(str(role))}; {where}"
     return None
-
-
-def _roles_are_known(security: Security) -> str | None:
-    if security.policy_file is not None:  # may name others: who reads it asks
-        return None
-    return unknown_role(security, permissions.ROLES)
 
 
 def _issuers_differ(security: Security) -> str | None:
@@ -109,7 +106,4 @@ def _issuers_differ(security: Security) -> str | None:
     return f"{twice[0]} stands there twice; give it one audience, or another name" if twice else None
 
 
-SECURITY_RULES: tuple[Rule[Security], ...] = (
-    Rule((("issuers",), ("policy_file",)), _roles_are_known),
-    Rule((("issuers",),), _issuers_differ),
-)
+SECURITY_RULES: tuple[Rule[Security], ...] = (Rule((("issuers",),), _issuers_differ),)

@@ -14,6 +14,7 @@ from typing import Any
 
 from msgspec import structs
 
+from greenroom.core import permissions
 from greenroom.settings import issuer_rules, policy_file, revisions, rules, sources
 from greenroom.settings.checking import Checker
 from greenroom.settings.environments import DEFAULT_ENVIRONMENT
@@ -58,19 +59,27 @@ def load(
     names = agents.keys() if isinstance(agents, dict) else ()
     given = sources.overlay([*fixed, *sources.from_variables(environ or {}, names, checker), *last])
     settings = _settings(given, checker)
-    problems = [_problem(path, message, given) for path, message in checker.found]
-    if checker.is_sound(("security", "policy_file")) and (named := settings.security.policy_file) is not None:
-        folder = Path() if manifest is None else manifest.parent
-        try:
-            roles = policy_file.read_roles(folder / named)
-        except SettingsInvalid as invalid:
-            problems += invalid.problems
-        else:
-            if why := issuer_rules.unknown_role(settings.security, roles):
-                problems.append(_problem(("security", "issuers"), why, given))
+    policy_problems = _check_roles(settings.security, Path() if manifest is None else manifest.parent, checker)
+    problems = [_problem(path, message, given) for path, message in checker.found] + policy_problems
     if problems:
         raise SettingsInvalid(problems)
     return settings
+
+
+def _check_roles(security: Security, folder: Path, checker: Checker) -> list[Problem]:
+    """Report issuers whose roles are none; return what is wrong with the policy file."""
+    if not checker.is_sound(("security", "policy_file")):
+        return []
+    try:
+        roles = (
+            permissions.ROLES if security.policy_file is None else policy_file.read_roles(folder / security.policy_file)
+        )
+    except SettingsInvalid as invalid:
+        return list(invalid.problems)
+    issuers: KeyPath = ("security", "issuers")
+    if checker.is_sound(issuers) and (message := issuer_rules.unknown_role(security, roles)) is not None:
+        checker.report(issuers, message)
+    return []
 
 
 def parse_agent(name: str, given: Mapping[str, Any]) -> AgentSettings:

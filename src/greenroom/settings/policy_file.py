@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import stat
 from pathlib import Path
 
 from greenroom.core import policies
@@ -12,6 +14,10 @@ from greenroom.settings.problems import Problem, SettingsInvalid, dotted
 
 def read_roles(path: Path) -> Roles:
     """All roles, the built-in ones and those of the file. Raises `SettingsInvalid` with every mistake in it."""
+    with contextlib.suppress(OSError):  # told below
+        if path.stat().st_mode & stat.S_IWOTH:
+            why = f"everybody on this machine may write it, and so give themselves any right; run: chmod o-w {path}"
+            raise SettingsInvalid([Problem(path.name, why)])
     missing = "write it, or take security.policy_file out of the manifest"
     roles, problems = policies.read(sources.read_toml(path, kind="a policy", missing=missing))
     if problems:

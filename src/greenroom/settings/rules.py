@@ -6,6 +6,7 @@ that is already reported. Its message is shown at its first key.
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import json
 import keyword
@@ -15,11 +16,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from greenroom.core import isolation
 from greenroom.settings import addresses
 from greenroom.settings.checking import Checker
 from greenroom.settings.problems import KeyPath, quoted
 from greenroom.settings.schema import STRATEGY_KEYS, AgentSettings, Example, Rollout, Settings
 
+MAX_SECRETS = 100
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
+_REFERENCE = re.compile(r"file:/[^\x00-\x1f\x7f\ud800-\udfff]{1,1000}|env:(?!GREENROOM_)[A-Za-z_][A-Za-z0-9_]{0,199}")
 MAX_GROUPS = 100  # Python's compiler takes three calls for each level of nesting, and there are 1000
 
 Subject = TypeVar("Subject")
@@ -74,6 +79,51 @@ def _recycled_before_its_limit(agent: AgentSettings) -> str | None:
     if recycled_mb is not None and most_mb is not None and recycled_mb >= most_mb:
         return f"{recycled_mb} is not less than memory_mb, {most_mb}, at which a replica is killed"
     return None
+
+
+def _egress_is_clear(agent: AgentSettings) -> str | None:
+    try:
+        isolation.egress(agent.egress)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _secrets_are_references(agent: AgentSettings) -> str | None:
+    """Say what is wrong with the first bad one, and never what stands there: it may be the secret itself."""
+    if len(agent.secrets) > MAX_SECRETS:
+        return f"are {len(agent.secrets)}, and may be {MAX_SECRETS}"
+    for name, reference in agent.secrets.items():
+        if not _VARIABLE.fullmatch(name) or name.startswith("GREENROOM_"):
+            return f"{quoted(name)} is no name of an environment variable (letters, digits and _, not GREENROOM_…)"
+        if name in agent.env:
+            return f"{quoted(name)} stands in env, too; take it out of one of them"
+        if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
+            return (
+                f'{quoted(name)} is no reference; expected "file:/PATH" or "env:NAME", never the secret itself: it'
+                " would be stored with the agent"
+            )
+    return None
+
+
+def _asked_secrets_are_there(agent: AgentSettings) -> str | None:
+    for name in _secrets_in(agent.arguments):
+        if name not in agent.secrets:
+            there = ", ".join(agent.secrets) or "none"
+            return f"ask for the secret {quoted(name)}, and the agent's secrets are {there}; add it there"
+    return None
+
+
+def _secrets_in(value: object) -> Iterator[str]:
+    match value:
+        case {"secret": str(name), **others} if not others:
+            yield name
+        case dict():
+            for inner in value.values():
+                yield from _secrets_in(inner)
+        case list():
+            for inner in value:
+                yield from _secrets_in(inner)
 
 
 def _replicas_are_a_range(agent: AgentSettings) -> str | None:
@@ -144,12 +194,51 @@ def _authentication_is_on(settings: Settings) -> str | None:
 
 
 def _only_loopback_is_plain(settings: Settings) -> str | None:
-    if settings.security.tls or addresses.is_loopback(settings.server.host):
+    security = settings.security
+    if (security.tls and security.tls_certificate is not None) or addresses.is_loopback(settings.server.host):
         return None
+    missing = "security.tls" if not security.tls else "security.tls_certificate and security.tls_key"
     return (
         f"expected a loopback address (127.0.0.1, ::1, localhost), got {quoted(settings.server.host)}: "
-        "any other requires security.tls, which is not yet built; put a TLS proxy before it"
+        f"any other requires {missing}; or stay on loopback, with a TLS proxy before it"
     )
+
+
+def _certificate_has_its_key(settings: Settings) -> str | None:
+    security = settings.security
+    if (security.tls_certificate is None) == (security.tls_key is None):
+        return None
+    missing = "tls_key" if security.tls_key is None else "tls_certificate"
+    return f"is one of two: security.{missing} is missing"
+
+
+def _clients_are_known_by_tls(settings: Settings) -> str | None:
+    security = settings.security
+    if security.tls_client_ca is None or security.tls_certificate is not None:
+        return None
+    return "asks callers for certificates, and the node has none itself: set security.tls_certificate and tls_key"
+
+
+def _certificates_are_used(settings: Settings) -> str | None:
+    if settings.security.tls or settings.security.tls_certificate is None:
+        return None
+    return "is given, and security.tls is off: set security.tls = true, or remove it"
+
+
+def _proxies_are_networks(settings: Settings) -> str | None:
+    for text in settings.server.trusted_proxies:
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            return f"{quoted(text)} is no IP address or network, for example 10.0.0.7 or 10.0.0.0/8"
+    return None
+
+
+def _tenants_hold_a_principal(settings: Settings) -> str | None:
+    each, together = settings.security.rate_limit_per_minute, settings.security.tenant_rate_limit_per_minute
+    if isinstance(each, int) and isinstance(together, int) and together < each:
+        return f"{together} is less than rate_limit_per_minute, {each}: one principal could not reach its own"
+    return None
 
 
 def _minimums_fit(settings: Settings) -> str | None:
@@ -205,6 +294,9 @@ AGENT_RULES: tuple[Rule[AgentSettings], ...] = (
     Rule((("scaling", "burst_window_s"), ("scaling", "stable_window_s")), _bursts_are_short),
     Rule((("recycling", "memory_mb"), ("memory_mb",)), _recycled_before_its_limit),
     Rule((("rollout", "checks"),), _checks_are_importable),
+    Rule((("egress",),), _egress_is_clear),
+    Rule((("secrets",), ("env",)), _secrets_are_references),
+    Rule((("arguments",), ("secrets",)), _asked_secrets_are_there),
     Rule((("rollout", "weights"),), _weights_reach_all_traffic),
     *_strategy_rules(),
     Rule((("rollout", "max_surge"), ("rollout", "max_unavailable")), _something_can_move),
@@ -214,7 +306,17 @@ EXAMPLE_RULES: tuple[Rule[Example], ...] = (Rule((("matches",),), _expression_co
 
 # The minimum of an agent that has a problem counts as its default, 1: never more than what was meant.
 SETTINGS_RULES: tuple[Rule[Settings], ...] = (
-    Rule((("server", "host"), ("security", "tls")), _only_loopback_is_plain),
+    Rule(
+        (("server", "host"), ("security", "tls"), ("security", "tls_certificate"), ("security", "tls_key")),
+        _only_loopback_is_plain,
+    ),
+    Rule((("security", "tls_certificate"), ("security", "tls_key")), _certificate_has_its_key),
+    Rule((("security", "tls_client_ca"), ("security", "tls_certificate")), _clients_are_known_by_tls),
+    Rule((("security", "tls_certificate"), ("security", "tls")), _certificates_are_used),
+    Rule((("server", "trusted_proxies"),), _proxies_are_networks),
+    Rule(
+        (("security", "tenant_rate_limit_per_minute"), ("security", "rate_limit_per_minute")), _tenants_hold_a_principal
+    ),
     Rule((("security", "authentication"),), _authentication_is_on),
     Rule((("cluster", "max_replicas"),), _minimums_fit),
     Rule((("cluster", "max_replicas"), ("cluster", "autoscaling")), _sleepers_can_wake),

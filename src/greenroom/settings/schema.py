@@ -278,6 +278,8 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     """Per principal."""
     tenant_rate_limit_per_minute: RatePerMinute | Off | None = None
     """Of all principals of a tenant together; None: ten times that of one."""
+    source_rate_limit_per_minute: RatePerMinute | Off | None = None
+    """Of an address, before anybody knows who calls; None: a hundred times that of one principal."""
     encryption_at_rest: bool = False
     encryption_key_file: Folder | None = None
     """None, without ``encryption_command``: ``encryption.key`` in the data directory."""
@@ -296,6 +298,8 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     intrusion: Intrusion = Intrusion()
     isolation: Literal["auto", "T0", "T1", "T2"] = "auto"
     """How far an agent's room is closed, at least; auto: T1 where the kernel can, else T0, said aloud."""
+    first_agent_uid: Annotated[int, Meta(ge=1, le=2**31)] = 60_706
+    """Of T2: this user and the 477 after it are the agents'; nobody else may have them."""
 
 
 class Backups(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,7 +32,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "security": Security,
     "backups": Backups,
 }
-_OF_CLIENTS = ("URL", "KEY", "DATA_DIR", "DEBUG", "DEMO_MODEL")
+_OF_CLIENTS = ("URL", "KEY", "CA", "CLIENT_CERT", "CLIENT_KEY", "DATA_DIR", "DEBUG", "DEMO_MODEL")
 NO_SETTINGS = frozenset({*_OF_CLIENTS, "NODE", "REPLICA"})  # the last two mark the processes of replicas
 _OF_TESTS = "TEST_"
 _OF_KUBERNETES = re.compile(

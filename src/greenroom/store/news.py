@@ -37,6 +37,9 @@ class News:
     left: Counter[str] = field(default_factory=Counter)  # how many tasks have left the queue, by tenant
     suspects: set[str] = field(default_factory=set)  # agents with tasks that are to run alone
     due_at_us: int | None = None  # the earliest new due time
+    named: dict[str, str] = field(default_factory=dict)  # new tasks whose callers want to be told, and by which webhook
+    hooked: list[str] = field(default_factory=list)  # such tasks that have ended
+    deliveries: dict[str, str] = field(default_factory=dict)  # webhooks with something to tell, and their tenants
     claims: list[Claim] = field(default_factory=list)  # attempts that begin
     traffic: dict[str, Traffic] = field(default_factory=dict)  # of agents whose rollouts have moved
     replicas: set[str] = field(default_factory=set)  # agents whose replicas have changed

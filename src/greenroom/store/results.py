@@ -50,7 +50,7 @@ update task set blocked = false where seq = (select seq {_OF_KEY} order by seq l
 _LIFT = f"""
 update task set priority = :priority where seq = (select seq {_OF_KEY} order by seq limit 1)
     and state = 'queued' and not blocked and priority < :priority"""
-_WAITING = f"select seq, id {_OF_KEY} and blocked order by seq limit :most for update"
+_WAITING = f"select seq, id, webhook {_OF_KEY} and blocked order by seq limit :most for update"
 _ANSWER = """
 update task set state = 'succeeded', reason = 'cached', output = :output, cached_from = :task, revision = :revision,
     finished_at = :now, blocked = false, due_at = null, event_seq = event_seq + 1
@@ -211,9 +211,10 @@ async def _answer(tx: Transaction, news: News, end: KeyedEnd) -> None:
     most = max(1, min(MAX_ANSWERED, MAX_ANSWERED_BYTES // max(1, len(end.output))))
     waiting = await tx.fetch(_WAITING, (end.tenant, end.agent, end.key, most))
     given = (end.output, end.task, end.revision, tx.now_us)
-    await tx.execute_many(_ANSWER, [(*given, seq) for seq, _ in waiting])
+    await tx.execute_many(_ANSWER, [(*given, seq) for seq, _, _ in waiting])
     news.left[end.tenant] += len(waiting)
-    for _, id in waiting:
+    news.hooked += [id for _, id, webhook in waiting if webhook is not None]
+    for _, id, _ in waiting:
         news.end(id, end.tenant, end.agent, tasks.State.SUCCEEDED)
 
 

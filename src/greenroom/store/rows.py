@@ -47,6 +47,7 @@ class NewTask(msgspec.Struct, frozen=True):
     deadline_at: int | None = None
     timeout_us: int | None = None  # of the whole task, from acceptance or not_before
     cache_key: str | None = None  # its result may be another task's, and another's its
+    webhook: str | None = None  # that tells of its end
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -199,6 +200,7 @@ class Task(msgspec.Struct, frozen=True):
     finished_at: int | None
     cache_key: str | None = None
     cached_from: str | None = None  # the task whose result it was given
+    webhook: str | None = None
 
     @property
     def has_ended(self) -> bool:

@@ -15,6 +15,7 @@ from greenroom.store import (
     logins,
     news,
     principals,
+    rates,
     recovery,
     results,
     rollouts,
@@ -22,6 +23,7 @@ from greenroom.store import (
     sessions,
     tasks,
     transitions,
+    webhooks,
 )
 from greenroom.store.claims import Claims
 from greenroom.store.commits import Commits
@@ -39,6 +41,7 @@ class Store:
         self.claims = Claims(owner=owner, lease_ttl_us=int(lease_ttl_s * 1e6))
         self.board = self.claims.board
         self.results = results.Results(submit=self.claims.submit, cache_of=self._cache_of)
+        self._recorder = webhooks.Recorder()
         self.commits = Commits(
             db,
             order=(
@@ -54,6 +57,8 @@ class Store:
                 *advice.ORDER,
                 *scaling.ORDER,
                 *results.ORDER,
+                *rates.ORDER,
+                *webhooks.ORDER,
             ),
             last=self._conclude,
             settle=self._settle,
@@ -71,9 +76,12 @@ class Store:
         self.directory = directory.Directory(db, route=self.board.route)
         self.principals = principals.Principals(db, self.commits)
         self.logins = logins.Logins(db, self.commits)
+        self.rates = rates.Rates(db, self.commits)
+        self.webhooks = webhooks.Webhooks(db, self.commits, self._recorder)
 
     async def start(self) -> None:
         await self.db.migrate()
+        await self.webhooks.refresh()
         self.commits.start()
 
     async def claim_alone(self) -> None:
@@ -93,6 +101,7 @@ class Store:
             await self.results.conclude(tx, facts)
             self.board.mark(facts.ready)
             self.commits.nudge()
+        await self._recorder.conclude(tx, facts)
         await transitions.count(tx, facts)
 
     def _cache_of(self, agent: str) -> settings.Cache | None:

@@ -62,6 +62,7 @@ def new_task(
     metadata: bytes | None = None,
     routing: bytes | None = None,
     cache_key: str | None = None,
+    webhook: str | None = None,
 ) -> NewTask:
     """Build the task. *timeout_s* is of the whole task, queue included; the spec's is of one attempt."""
     return NewTask(
@@ -86,6 +87,7 @@ def new_task(
         metadata=metadata,
         routing=routing,
         cache_key=cache_key,
+        webhook=webhook,
     )
 
 
@@ -118,7 +120,7 @@ class Found(msgspec.Struct, frozen=True):
     output: bytes
 
 
-_GIVEN = NewTask.__struct_fields__[:-3]  # two of the last make up deadline_at, few have a cache_key
+_GIVEN = NewTask.__struct_fields__[:-4]  # two of the last make up deadline_at, few have the others
 _INSERTED = (*_GIVEN, "deadline_at", "due_at", "created_at", "blocked", "pin", *Placing.__struct_fields__)
 _ANSWERED = ("cache_key", "output", "reason", "cached_from", "finished_at")
 
@@ -200,6 +202,9 @@ async def submit_keyed(
 
 
 def _accepted_keyed(news: News, item: NewTask, now_us: int, *, is_answered: bool) -> Accepted:
+    if item.webhook is not None:
+        news.named[item.id] = item.webhook
+        news.hooked += [item.id] if is_answered else []
     if is_answered:
         news.end(item.id, item.tenant, item.agent, "succeeded")
     elif item.parent is not None:
@@ -234,10 +239,12 @@ def _insertion(
     item: NewTask, placing: Placing, now_us: int, *, is_blocked: bool = False, pin: int | None = None
 ) -> tuple[Any, ...]:
     given, placed = msgspec.structs.astuple(item), msgspec.structs.astuple(placing)
-    return *given[:-3], deadline_at(item, now_us), _due_at(item, now_us), now_us, is_blocked, pin, *placed
+    return *given[:-4], deadline_at(item, now_us), _due_at(item, now_us), now_us, is_blocked, pin, *placed
 
 
 def _accepted(news: News, item: NewTask, placing: Placing, now_us: int) -> Accepted:
+    if item.webhook is not None:
+        news.named[item.id] = item.webhook
     if placing is QUEUED:
         due_at = _due_at(item, now_us)
         if due_at is None:

@@ -83,8 +83,9 @@ async def finish(tx: Transaction, news: News, items: Sequence[Finish]) -> list[b
     return is_stored
 
 
-_SEQ, _ID, _EPOCH, _TENANT, _AGENT, _SESSION, _CACHE_KEY = (
-    Task.__struct_fields__.index(name) for name in ("seq", "id", "epoch", "tenant", "agent", "session", "cache_key")
+_SEQ, _ID, _EPOCH, _TENANT, _AGENT, _SESSION, _CACHE_KEY, _WEBHOOK = (
+    Task.__struct_fields__.index(name)
+    for name in ("seq", "id", "epoch", "tenant", "agent", "session", "cache_key", "webhook")
 )
 
 
@@ -98,6 +99,8 @@ def _ending(item: Finish, seq: int, now_us: int) -> tuple[Any, ...]:
 async def _note_end(tx: Transaction, news: News, item: Finish, row: Row) -> None:
     tenant, agent, session = row[_TENANT], row[_AGENT], row[_SESSION]
     news.end(item.id, tenant, agent, item.state, lambda: _ended(row, item, tx.now_us))
+    if row[_WEBHOOK] is not None:
+        news.hooked.append(item.id)
     if session is not None:
         if item.session_state is not None and item.state == "succeeded":
             key = {"tenant": tenant, "agent": agent, "session": session, "now": tx.now_us}
@@ -254,7 +257,7 @@ _CANCEL = f"""
 update task set state = 'cancelled', reason = 'cancelled', error = :error, finished_at = :now, owner = null,
     lease_until = null, due_at = null, event_seq = event_seq + 1
 where id in (select id from tree) and {rows.IS_OPEN}
-returning id, tenant, agent, session, state, epoch, cache_key"""
+returning id, tenant, agent, session, state, epoch, cache_key, webhook"""
 
 _CANCEL_TREE = _TREE.format(root="id = :id and tenant = :tenant") + _CANCEL
 _CANCEL_BELOW = _TREE.format(root="parent = :id") + _CANCEL
@@ -294,7 +297,8 @@ async def _end_all(tx: Transaction, news: News, sql: str, params: dict[str, Any]
     if claimed := [row[0] for row in ended if row[5]]:
         after_run = _encode(msgspec.structs.replace(error, may_have_run=True))
         await tx.execute_many(_MAY_HAVE_RUN, [{"id": id, "error": after_run} for id in claimed])
-    for id, tenant, agent, _, state, epoch, key in ended:
+    news.hooked += [row[0] for row in ended if row[7] is not None]
+    for id, tenant, agent, _, state, epoch, key, _ in ended:
         news.end(id, tenant, agent, state)
         news.stopped.append(id)
         if state == tasks.State.EXPIRED or not epoch:  # of one that was begun nobody knows here whether it waited again
@@ -371,11 +375,11 @@ with late as materialized (
     order by deadline_at limit :most for update skip locked)
 update task set state = 'expired', reason = 'timeout', error = :error, finished_at = :now, due_at = null,
     event_seq = event_seq + 1
-from late where task.seq = late.seq returning id, tenant, agent, session, state, epoch, cache_key"""
+from late where task.seq = late.seq returning id, tenant, agent, session, state, epoch, cache_key, webhook"""
 _EXPIRE_ONE = """
 update task set state = 'expired', reason = 'timeout', error = :error, finished_at = :now, due_at = null,
     event_seq = event_seq + 1
-where id = :id and state = 'queued' returning id, tenant, agent, session, state, epoch, cache_key"""
+where id = :id and state = 'queued' returning id, tenant, agent, session, state, epoch, cache_key, webhook"""
 _LATE = tasks.Error("timeout", "the task's time was over while it was queued")
 _NEXT_DUE = """
 select min(least_us) from (

@@ -74,6 +74,28 @@ class ReplicaRecycled(msgspec.Struct, frozen=True):
     reason: str
 
 
+class AgentsIsolated(msgspec.Struct, frozen=True):
+    """How far agents are kept from the node, its machine and each other."""
+
+    tier: str
+    how: str
+
+
+class AgentsNotIsolated(msgspec.Struct, frozen=True):
+    """Nothing keeps them from what the node's user may do."""
+
+    tier: str
+    how: str
+
+
+class AgentBlocked(msgspec.Struct, frozen=True):
+    """An agent has run into a wall of its room."""
+
+    agent: str
+    replica: str
+    what: str
+
+
 class EnvelopeHeld(msgspec.Struct, frozen=True):
     """The limits of all replicas together, each with what holds it."""
 
@@ -288,6 +310,59 @@ class IssuerChanged(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class RateLimited(msgspec.Struct, frozen=True):
+    """A request was answered 429: *limit* is ``source``, ``principal``, ``tenant`` or ``credentials``."""
+
+    limit: str
+    name: str
+
+
+class CredentialsGuessed(msgspec.Struct, frozen=True):
+    """As many credentials were rejected in a minute as may be: *by* is ``source`` or ``key``, *name* its address or id.
+
+    Said once a minute of each.
+    """
+
+    by: str
+    name: str
+
+
+class RequestRefused(msgspec.Struct, frozen=True):
+    """What *source* sent is no request that everybody reads alike, or has too large a head: *code* is the problem's."""
+
+    source: str
+    code: str
+    detail: str
+
+
+class CertificateChanged(msgspec.Struct, frozen=True):
+    """The node's certificate: *state* is ``loaded``, ``refused`` (the one before serves on) or ``expiring``."""
+
+    state: str
+    file: str
+    detail: str = ""
+
+
+class UrlRefused(msgspec.Struct, frozen=True):
+    """A request to *host* was not made, or will not be: it would not have gone to a public address."""
+
+    principal: str
+    tenant: str
+    host: str
+
+
+class WebhookTried(msgspec.Struct, frozen=True):
+    """A delivery was sent, or was not; *state* is what that has made of it: pending, delivered or failed."""
+
+    webhook: str
+    state: str
+
+
+class WebhookDisabled(msgspec.Struct, frozen=True):
+    webhook: str
+    reason: str
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -304,6 +379,9 @@ Fact = (
     | ReplicaReady
     | ReplicaExited
     | ReplicaRecycled
+    | AgentsIsolated
+    | AgentsNotIsolated
+    | AgentBlocked
     | EnvelopeHeld
     | EnvelopeWeak
     | EnvelopeMeasured
@@ -331,6 +409,13 @@ Fact = (
     | PolicyChanged
     | PolicyRefused
     | IssuerChanged
+    | RateLimited
+    | CredentialsGuessed
+    | RequestRefused
+    | CertificateChanged
+    | UrlRefused
+    | WebhookTried
+    | WebhookDisabled
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)

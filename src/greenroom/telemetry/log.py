@@ -20,16 +20,21 @@ import structlog
 from greenroom import redaction
 from greenroom.telemetry.facts import (
     AdviceChanged,
+    AgentBlocked,
     AgentDropped,
     AgentFailing,
     AgentRolledBack,
     AgentScaled,
+    AgentsIsolated,
+    AgentsNotIsolated,
     AlertChanged,
     BackupFailed,
     BackupKeyMade,
     BackupMade,
     BackupsNotDeleted,
     BreakerMoved,
+    CertificateChanged,
+    CredentialsGuessed,
     EnvelopeHeld,
     EnvelopeWeak,
     Fact,
@@ -47,6 +52,8 @@ from greenroom.telemetry.facts import (
     ServiceCrashed,
     StoreRecovered,
     StoreTrouble,
+    UrlRefused,
+    WebhookDisabled,
 )
 
 # What becomes of tasks is in the store; a line for each would be noise.
@@ -55,6 +62,9 @@ _LEVELS: dict[type[Fact], int] = {
     ReplicaExited: logging.INFO,
     ReplicaRecycled: logging.INFO,
     AdviceChanged: logging.INFO,
+    AgentsIsolated: logging.INFO,
+    AgentsNotIsolated: logging.WARNING,
+    AgentBlocked: logging.WARNING,
     EnvelopeHeld: logging.INFO,
     EnvelopeWeak: logging.WARNING,
     ReplicaGraded: logging.INFO,
@@ -77,6 +87,10 @@ _LEVELS: dict[type[Fact], int] = {
     PolicyChanged: logging.WARNING,
     PolicyRefused: logging.ERROR,
     IssuerChanged: logging.WARNING,
+    CredentialsGuessed: logging.WARNING,
+    CertificateChanged: logging.WARNING,
+    UrlRefused: logging.WARNING,
+    WebhookDisabled: logging.WARNING,
     NodeChanged: logging.INFO,
 }
 

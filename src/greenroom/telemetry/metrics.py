@@ -24,12 +24,14 @@ from greenroom.telemetry.facts import (
     Fact,
     NewestBackup,
     ProbeAnswered,
+    RateLimited,
     ReplicaEjected,
     ReplicaExited,
     ReplicaGraded,
     ReplicaReady,
     ScalingDecided,
     TaskAccepted,
+    WebhookTried,
 )
 
 _BREAKER_LEVELS: dict[str, int] = {breaker.State.CLOSED: 0, breaker.State.HALF_OPEN: 1, breaker.State.OPEN: 2}
@@ -98,6 +100,8 @@ class Metrics:
         BackupMade,
         BackupFailed,
         NewestBackup,
+        RateLimited,
+        WebhookTried,
     )
 
     def __init__(self) -> None:
@@ -145,11 +149,15 @@ class Metrics:
         self._ejections = self._counter(
             "replica_ejections", "Replicas that failed where their peers did not", ["agent"]
         )
+        self._limited = self._counter("rate_limited", "Requests that were answered 429 for their rate", ["limit"])
         self._backups = self._counter("backups", "Backups made, and not made", ["result"])
         self._backup_at = prometheus.Gauge(
             "greenroom_backup_last_success_timestamp_seconds",
             "When the newest backup was made, in seconds since 1970",
             registry=self.registry,
+        )
+        self._webhooks = self._counter(
+            "webhook_tries", "Deliveries of webhooks tried, by what became of them", ["state"]
         )
         self._children: dict[tuple[Any, ...], Any] = {}  # labels() costs more than the counting
 
@@ -212,6 +220,10 @@ class Metrics:
                 self._child(self._backups, "failed").inc()
             case NewestBackup(created_at):
                 self._backup_at.set(created_at.timestamp())
+            case RateLimited(limit):
+                self._child(self._limited, limit).inc()
+            case WebhookTried(_, state):
+                self._child(self._webhooks, state).inc()
             case _:
                 pass
 
