@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench import figures, servers
 from bench import filled as filled_bench
+from bench.audit import audit_log
 from bench.authentication import authentication
 from bench.door import door
 from bench.fairness import fairness
@@ -147,6 +148,10 @@ BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
         start,
         replicas,
         isolation,
+        audit_log,
+        idle,
+        start,
+        replicas,
     )
 }
 

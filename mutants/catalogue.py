@@ -756,8 +756,8 @@ CATALOGUE = (
     _mutant(
         "the alert of a user's rule that raises",
         "control/optimizer.py",
-        "        if reason == before:",
-        "        if reason:",
+        '        await self._alerts.tell(Raised(_alert_id(rule), BROKEN, None, "warning", failures.told(reason)))',
+        "        failures.told(reason)",
         "tests/control/test_optimizer.py",
     ),
     _mutant(
@@ -816,6 +816,100 @@ CATALOGUE = (
         "        is_hopeless = not done or ",
         "        is_hopeless = bool(done) or not done or ",
         "tests/cli/test_deploy.py",
+    ),
+    # --- the audit log and intrusion detection
+    _mutant(
+        "the hash over an entry's fields",
+        "security/audit_checks.py",
+        "return audit.hash_of(entry) == entry.hash",
+        "return bool(audit.hash_of(entry))",
+        "tests/security/test_audit.py",
+    ),
+    _mutant(
+        "the look whether an entry follows the one before it",
+        "security/audit_checks.py",
+        "        elif entry.prev != self._hash:",
+        "        elif entry.prev == '':",
+        "tests/security/test_audit.py",
+    ),
+    _mutant(
+        "the signed root",
+        "security/audit_checks.py",
+        "is_whole = audit.root_of(self._leaves[-count:]) == checkpoint.root and checkpoint.head == self._hash",
+        "is_whole = bool(count)",
+        "tests/security/test_audit.py",
+    ),
+    _mutant(
+        "the anchor's word on where the log ends",
+        "security/audit_checks.py",
+        "known = max([head.seq, self._anchor.last, *",
+        "known = max([head.seq, *",
+        "tests/security/test_audit.py",
+    ),
+    _mutant(
+        "the entry that an erasure needs",
+        "security/audit_checks.py",
+        "sorted(self._gone - self._named)",
+        "sorted(set[int]())",
+        "tests/security/test_audit.py",
+    ),
+    _mutant(
+        "the lock on the chain's end",
+        "store/audit.py",
+        """    found = await tx.fetch(f"{_HEAD} for update", {})
+    if not found:""",
+        """    found = await tx.fetch(_HEAD, {})
+    if not found:""",
+        "tests/store/test_audit.py",
+    ),
+    _mutant(
+        "the look at what is to be signed",
+        "store/audit.py",
+        "    if finding is not None:\n        return Broken(finding)\n",
+        "",
+        "tests/store/test_audit.py",
+    ),
+    _mutant(
+        "the actor of who put an item into a commit",
+        "store/commits.py",
+        "actor = acting.actor.get() if operation in self._acts_of else None",
+        "actor = None",
+        "tests/store/test_audit.py",
+    ),
+    _mutant(
+        "the tenant in what may be seen of the audit log",
+        "api/audit.py",
+        "tenant=None if call.principal.tenant == HOME else call.principal.tenant,",
+        "tenant=None,",
+        "tests/api/test_audit.py",
+    ),
+    _mutant(
+        "the bound on kinds of refusals",
+        "core/tallies.py",
+        "            if len(self._counts) >= self._most:\n                kind = self._others\n",
+        "",
+        "tests/core/test_tallies.py",
+    ),
+    _mutant(
+        "what spares who could undo it",
+        "control/intrusion.py",
+        "(why := self._spared(subject.id)) is not None",
+        "(why := self._spared(subject.id)) == ''",
+        "tests/control/test_intrusion.py",
+    ),
+    _mutant(
+        "the share of refusals in scope probing",
+        "core/intrusion.py",
+        "return count * 100 >= max(count, self._asked.of(principal, now_s)) * PROBING_PCT",
+        "return count > 0",
+        "tests/core/test_intrusion.py",
+    ),
+    _mutant(
+        "the order of checkpoints behind what they sign",
+        "control/audit_export.py",
+        "due = [checkpoint for checkpoint in checkpoints if checkpoint.last <= last]",
+        "due = list(checkpoints)",
+        "tests/control/test_audit_export.py",
     ),
     # --- the result cache
     _mutant(

@@ -171,6 +171,13 @@ class StoreOfAnotherRelease(GreenroomError):
     status = 503
 
 
+class AuditBroken(GreenroomError):
+    """The audit log is not what was written, or cannot be checked."""
+
+    code = "audit-broken"
+    status = 503
+
+
 class BackupInvalid(GreenroomError):
     """The backup cannot be read: the key is another one, or it is damaged, or of a newer release."""
 

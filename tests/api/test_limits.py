@@ -84,6 +84,7 @@ async def test_a_principal_is_limited_told_so_and_taken_again_after_retry_after(
     problem = refused.json()
     assert (problem["type"], problem["status"]) == ("rate-limited", 429)
     assert "a principal may send 10 a minute (security.rate_limit_per_minute)" in problem["detail"]
+    assert problem["detail"].endswith("try again in 6 s")
     retry_after_s = int(refused.headers["retry-after"])
     assert retry_after_s == 6
     _clock(limited).move(retry_after_s)

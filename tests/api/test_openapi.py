@@ -18,6 +18,8 @@ import nodes
 from greenroom.api import openapi, routes
 from greenroom.core.optimizer import Found
 from greenroom.engine import archives
+from greenroom.security import audit
+from greenroom.store.measures import Measure
 from greenroom.store.recovery import Noted, Raised
 from greenroom.store.scaling import Load
 
@@ -221,6 +223,14 @@ async def test_every_route_answers_as_it_is_described(
         await call(route)
     for route in ("GET /v1/backups", "GET /v1/keys", "GET /v1/status", "GET /metrics", "GET /openapi.json"):
         await call(route)
+
+    await call("GET /v1/audit", None, "?action=key.*&limit=5")
+    await api.running.store.audit.seal(audit.Signer(b"s" * 32))
+    await call("GET /v1/audit/checkpoints")
+    await call("POST /v1/audit/erase", {"actor": "nobody"})
+    await api.running.store.measures.take(Measure("principal:x", "lock", "scope_probing", "why", 0, 2**62 // 2**11))
+    await call("GET /v1/security")
+    await call("POST /v1/security/unlock", {"subject": "principal:x"})
 
     described = {(f"{route.method} {route.path}", str(status)) for route in EVERY for status in route.gives}
     assert described <= reader.answered, described - reader.answered

@@ -214,8 +214,8 @@ async def test_a_refusal_is_a_problem_and_told(server: Server, name: str) -> Non
     problem = json.loads(body)
     assert problem["status"] == status
     (fact,) = server.facts
-    assert isinstance(fact, telemetry.RequestRefused)
-    assert (fact.source, fact.code, fact.detail) == ("127.0.0.1", problem["type"], problem["detail"])
+    assert isinstance(fact, telemetry.RequestForged)
+    assert (fact.source, fact.what) == ("127.0.0.1", problem["detail"])
 
 
 async def test_what_everybody_reads_alike_is_taken(server: Server) -> None:

@@ -330,6 +330,9 @@ def test_validating_the_manifest_tells_of_roles_for_agents_that_it_does_not_have
         ["tasks", "ls"],
         ["submit", "a", "b"],
         ["keys", "ls"],
+        ["audit", "ls"],
+        ["security", "report"],
+        ["doctor", "--security"],
         ["sessions", "ls"],
         ["tasks", "watch", "x"],
     ],
@@ -360,6 +363,21 @@ def test_debugging_raises_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
 # Tables and JSON
 
 
+REPORT: dict[str, Any] = {
+    "grade": "warning",
+    "reason": "found in the last hour: failed_logins",
+    "controls": [
+        {"name": "audit log", "state": "on", "why": "7 entries were looked at: all sound"},
+        {"name": "tls", "state": "off by setting", "why": "security.tls is off"},
+    ],
+    "found_last_hour": 1,
+    "found_last_day": [{"at": AT, "rule": "failed_logins", "subject": "source:192.0.2.1", "reason": "20 " * 30}],
+    "rejected": [{"subject": "192.0.2.1", "count": 51, "per_minute": 0.85}],
+    "refused": [{"subject": "k1", "count": 43, "per_minute": 0.72, "share_pct": 100.0}],
+    "measures": [{"subject": "source:192.0.2.1", "kind": "lock", "rule": "failed_logins", "until": AT}],
+}
+
+
 def put_lists(fake: FakeNode) -> None:
     long = task("running", agent="a" * 63, input={"text": "x" * 300}, finished_at=None)
     fake.put("GET /v1/tasks", {"items": [task(), long], "next_cursor": "77"})
@@ -382,6 +400,17 @@ def put_lists(fake: FakeNode) -> None:
     fake.put("GET /v1/sessions", {"items": [{"id": "s-1", "agent": "research", "tasks": 3, "updated_at": AT}]})
     fake.put("GET /v1/sessions/s-1", {"id": "s-1", "agent": "research", "state": {"n": 1}})
     fake.put("GET /v1/keys", {"items": [{"id": "k1", "name": "ci", "role": "user", "created_at": AT}]})
+    entry = {
+        "seq": 1234,
+        "at": AT,
+        "action": "agent.deploy",
+        "outcome": "done",
+        "object": "agent:research",
+        "actor": "k1",
+    }
+    erased = entry | {"seq": 1233, "object": None, "actor": None, "is_erased": True}
+    fake.put("GET /v1/audit", {"items": [entry | {"source": "2001:db8::7"}, erased]})
+    fake.put("GET /v1/security", REPORT)
     fake.put(
         "GET /v1/status",
         {
@@ -447,6 +476,7 @@ def test_every_table_fits_80_columns_with_its_ids_whole(
             "advice": "more-replicas",
             "sessions": "s-1",
             "keys": "k1",
+            "audit": "1234",
         }
         assert wanted.get(argv[0], "research") in out
 
@@ -783,6 +813,12 @@ def test_the_verbs_that_change_something(fake: FakeNode, capsys: pytest.CaptureF
     assert out("keys", "create", "ci") == "gr_dev_secret\n"
     assert fake.last_body == {"name": "ci", "role": "user"}
     assert "revoked" in out("keys", "revoke", "k")
+    fake.put("POST /v1/audit/erase", {"entries": 7, "is_more": False})
+    assert out("audit", "erase", "k", "--tenant", "acme") == "7 entries of k: erased\n"
+    assert fake.last_body == {"actor": "k", "tenant": "acme"}
+    fake.put("POST /v1/security/unlock", Response(status_code=204))
+    assert out("security", "unlock", "source:192.0.2.1") == "source:192.0.2.1: let in again\n"
+    assert fake.last_body == {"subject": "source:192.0.2.1"}
     scopes = ("--scope", "task:submit on agent:research", "--scope", "task:read")
     out("keys", "create", "ci", "--role", "viewer", *scopes, "--expires", "30d", "--tenant", "acme")
     assert fake.last_body == {
@@ -794,6 +830,22 @@ def test_the_verbs_that_change_something(fake: FakeNode, capsys: pytest.CaptureF
     }
     fake.put("POST /v1/shutdown", {"node": "node-1", "state": "draining"})
     assert out("shutdown", "--yes").startswith("node node-1: draining")
+
+
+def test_the_security_report_says_what_to_do_next_and_a_degraded_control_fails_the_doctor(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.put("GET /v1/security", REPORT)
+    code, out, err = run(capsys, "security", "report")
+    assert (code, out.splitlines()[0]) == (0, "security: warning: found in the last hour: failed_logins")
+    assert "off by setting" in out
+    assert "next: greenroom security unlock source:192.0.2.1" in err
+    code, out, _ = run(capsys, "doctor", "--security")
+    assert (code, out.splitlines()[0]) == (0, "ok      audit log on: 7 entries were looked at: all sound")
+    degraded = {"name": "audit log", "state": "degraded", "why": "entry 7 was changed"}
+    fake.put("GET /v1/security", REPORT | {"controls": [degraded]})
+    code, out, _ = run(capsys, "doctor", "--security")
+    assert (code, "failed  audit log degraded: entry 7 was changed" in out) == (1, True)
 
 
 def test_cancelling_what_has_ended_fails(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:

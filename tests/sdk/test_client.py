@@ -441,6 +441,15 @@ def test_who_is_limited_comes_again_when_the_node_says_and_not_all_at_once(call:
     assert caught.value.retry_after_s == 6.0
 
 
+def test_who_is_limited_while_following_goes_on_when_the_node_says() -> None:
+    following = streams.Following("t", after=None, patience=Time().patience())
+    assert following.refused(LIMITED) >= 6.0
+    with pytest.raises(errors.RateLimited):
+        following.refused(calls.Reply(429, LIMITED.content, retry_after_s=31.0))
+    with pytest.raises(errors.RateLimited):
+        following.refused(calls.Reply(429, LIMITED.content))
+
+
 def test_nobody_pauses_beyond_the_timeout() -> None:
     time = Time()
     with pytest.raises(errors.GreenroomError):

@@ -48,6 +48,8 @@ BUILT = {
     "security.authentication",
     "security.rate_limit_per_minute",
     "security.tls",
+    "security.audit_log",
+    "security.intrusion_rules",
 }
 COLUMNS = list(enumerate(Environment))
 

@@ -71,14 +71,20 @@ def test_what_cannot_be_trusted_is_refused_with_what_to_do(changes: dict[str, An
     assert told in problems[f"security.issuers[0].{key}"]
 
 
-def test_roles_have_to_be_there_and_issuers_differ(tmp_path: Path) -> None:
-    assert "without a policy_file" in _problems({**GOOD, "role": "god"})["security.issuers"]
-    assert "without a policy_file" in _problems({**GOOD, "role": None, "roles": {"a": "god"}})["security.issuers"]
+def test_roles_have_to_be_there_and_issuers_differ() -> None:
+    assert "there are viewer, user" in _problems({**GOOD, "role": "god"})["security.issuers"]
+    assert "there are viewer, user" in _problems({**GOOD, "role": None, "roles": {"a": "god"}})["security.issuers"]
     assert "twice" in _problems(GOOD, GOOD)["security.issuers"]
-    policy = tmp_path / "policy.toml"
-    policy.write_text('[roles.god]\nextends = "admin"\n')
-    given = {"issuers": [{**GOOD, "role": "god"}], "policy_file": str(policy)}
-    assert settings.load(overrides={"security": given}, environ={}).security.issuers[0].role == "god"
-    policy.write_text('[roles.titan]\nextends = "admin"\n')
-    with pytest.raises(settings.SettingsInvalid, match="the policy_file has none of that name"):
-        settings.load(overrides={"security": given}, environ={})
+
+
+def test_roles_of_the_policy_file_are_roles(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text('[roles.clerk]\ngrants = ["task:read"]\n')
+    manifest = tmp_path / "greenroom.toml"
+    for role, told in (("clerk", None), ("god", "there are")):
+        issuer = f'issuer = "https://id.example"\ntenant = "acme"\nrole = "{role}"\n'
+        manifest.write_text(f'[security]\npolicy_file = "policy.toml"\n[[security.issuers]]\n{issuer}')
+        if told is None:
+            assert settings.load(manifest, {}).security.issuers[0].role == role
+        else:
+            with pytest.raises(SettingsInvalid, match=told):
+                settings.load(manifest, {})

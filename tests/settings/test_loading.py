@@ -261,7 +261,25 @@ def test_a_file_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
             "security.tenant_rate_limit_per_minute",
             "9 is less than rate_limit_per_minute, 10",
         ),
-        ({"security": {"audit_log": True}}, "security.audit_log", "not yet built"),
+        (
+            {"security": {"audit_log": False, "intrusion_rules": True}},
+            "security.intrusion_rules",
+            "needs security.audit_log",
+        ),
+        (
+            {"security": {"audit_log": False, "audit_export": ["stdout"]}},
+            "security.audit_export",
+            "security.audit_log is off",
+        ),
+        (
+            {"security": {"intrusion": {"failed_logins": "revoke"}}},
+            "security.intrusion.failed_logins",
+            'expected "off", "alert", "throttle", "lock"',
+        ),
+        *(
+            ({"security": {"intrusion": {name: "lock"}}}, f"security.intrusion.{name}", 'expected "off", "alert"')
+            for name in ("blocked_agent", "broken_audit", "clock_jump")
+        ),
     ],
 )
 def test_a_wrong_key_is_named(overrides: dict[str, Any], path: str, message: str) -> None:

@@ -167,6 +167,7 @@ async def _let_go(call: Call, verb: str) -> Answer:
     access.check_object(call, row.agent, read=Action.AGENT_OBSERVE, action=Action.AGENT_OPERATE, missing=missing)
     if row.ended_at is not None:
         raise errors.Conflict(f"cannot {verb} {row.id}: it has {row.state} already")
+    await call.audit(f"replica.{verb}", f"replica:{row.id}", agent=row.agent)
     if not call.services.restart(row.id) and row.node != call.services.node:
         raise errors.Conflict(f"cannot {verb} {row.id}: it is of another node, {row.node}; ask that one")
     draining = structs.replace(row, state="draining")  # its row says so only when the host has written it

@@ -14,7 +14,7 @@ import msgspec
 from starlette.responses import Response
 
 from greenroom import errors, random_bits, telemetry
-from greenroom.api import connections, login, openapi, problems
+from greenroom.api import connections, login, openapi, problems, refused
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import PROBES, ROUTES, Route
 from greenroom.api.services import Services
@@ -64,21 +64,21 @@ class App:
             return
         request_id, services = random_bits.token_hex(8), self._services
         principal: Principal | None = None
+        acting.actor.set(None)  # inside a program one task may make many requests
+        headers, source = dict(scope["headers"]), services.sources.of(scope.get("client"), scope["headers"])
         try:
-            headers, source = dict(scope["headers"]), services.sources.of(scope.get("client"), scope["headers"])
             services.limits.admit(source)
             answer: Answer | Stream
             if scope["path"] == login.PATH:
                 answer = await self._log_in(scope, receive, whole, headers, source=source)
             else:
-                is_tls = scope.get("scheme") == "https"
-                principal = await services.auth.authenticate(
-                    headers, source=source, method=scope["method"], is_tls=is_tls
-                )
+                principal = await self._caller(scope, headers, source)
                 acting.actor.set(acting.Actor(principal.id, principal.tenant, source, request_id))
-                services.limits.spend(principal)
+                self._admit(principal, source)
                 answer = await self._answer(scope, headers, receive, whole, request_id, principal)
         except errors.GreenroomError as error:
+            if error.status in refused.TOLD:
+                refused.tell(services.facts, scope, error, source=source)
             limits = services.limits.headers(principal)
             await problems.response(error, request_id, lines=limits)(scope, receive, send)
         except UNREADABLE as error:  # callers' own are refused where they are read: this was stored
@@ -93,6 +93,25 @@ class App:
                     await _send_answer(answer, whole, send, limits)
                 case Stream():
                     await _send_stream(answer, receive, send, limits)
+
+    async def _caller(self, scope: Scope, headers: dict[bytes, bytes], source: str) -> Principal:
+        services = self._services
+        try:
+            return await services.auth.authenticate(
+                headers, source=source, method=scope["method"], is_tls=scope.get("scheme") == "https"
+            )
+        except errors.Unauthenticated:
+            services.measures.check(f"source:{source}", services.clock.monotonic_s())
+            raise
+
+    def _admit(self, principal: Principal, source: str) -> None:
+        """Raise where somebody who is known is not to be let in now."""
+        services = self._services
+        if services.watch is not None:
+            services.watch(principal.id, source)
+        if services.measures.is_any:
+            services.measures.check(f"principal:{principal.id}", services.clock.monotonic_s())
+        services.limits.spend(principal)
 
     async def _answer(
         self,
@@ -179,6 +198,11 @@ class UnsupportedMediaType(errors.GreenroomError):
 
     code = "unsupported-media-type"
     status = 415
+
+
+def _source(scope: Scope) -> str:
+    client = scope.get("client")
+    return client[0] if client else "local"
 
 
 def _check_type(route: Route, headers: dict[bytes, bytes]) -> None:

@@ -271,7 +271,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: errors.GreenroomError) -> None:
         """Say *error* and close; only close where a request before it is not answered, whose answer it would be."""
         source = self.client[0] if self.client else ""
-        self.emit(telemetry.RequestRefused(source, error.code, str(error)))
+        self.emit(telemetry.RequestForged(source, str(error)))
         is_first = self._running is None or self.cycle.response_complete
         if is_first and (self._part is Part.HEAD or self._refusal is not None):
             self._close_with(error, b"allow: GET, POST, PUT, PATCH, DELETE\r\n" if error.status == 405 else b"")

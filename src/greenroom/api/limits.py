@@ -68,7 +68,7 @@ class Limits:
             self._facts.emit(telemetry.RateLimited("source", name))
             raise errors.RateLimited(
                 f"cannot take more from {name}: {self._sources.per_minute} requests a minute are taken from one address"
-                " (security.source_rate_limit_per_minute); try again later",
+                f" (security.source_rate_limit_per_minute); try again in {math.ceil(wait_s)} s",
                 retry_after_s=wait_s,
             )
         self._sources.spend(name, now_s)
@@ -105,7 +105,7 @@ class Limits:
 
     def _refusal(self, kind: str, name: str, limit: rates.RateLimit, count: int, wait_s: float) -> errors.RateLimited:
         self._facts.emit(telemetry.RateLimited(kind, name))
-        advice = "try again later"
+        advice = f"try again in {math.ceil(wait_s)} s"
         if 1 < count >= limit.per_minute:  # its request is counted beside
             advice, wait_s = "the batch is larger than that: send it in smaller ones", rates.PERIOD_S
         setting = "rate_limit_per_minute" if kind == "principal" else "tenant_rate_limit_per_minute"

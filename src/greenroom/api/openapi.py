@@ -58,8 +58,9 @@ _MEANINGS = {200: "done", 201: "made", 202: "accepted, and not at its end yet", 
 _NAME, _COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
 _SWITCH = {"type": "boolean", "default": False}
 _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
-    "action": ({"type": "string", "enum": list(Action)}, "What is to be done."),
-    "after": (_COUNT, "Begin behind the event of this number."),
+    "action": (_NAME, "Only this act; key.* stands for all that begin so."),
+    "actor": (_NAME, "Only what this one has done: the id of a key, or a token's issuer and subject."),
+    "after": (_COUNT, "Begin behind the event or the entry of this number."),
     "agent": (_NAME, "Only what is of this agent."),
     "code": (
         {"type": "string", "pattern": "^[0-9a-f]{64}$"},
@@ -73,6 +74,7 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "hours": ({"type": "integer", "minimum": 1, "maximum": 168, "default": 24}, "How far back."),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many."),
+    "object": (_NAME, "Only what was done to this, for example agent:research."),
     "or_cancel": (
         _SWITCH,
         "With wait: cancel the task if it has not ended by then, and as soon as the caller closes the connection.",
@@ -80,6 +82,7 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
     "resource": ({"type": "string", "pattern": "^agent:"}, "On what; without it, on anything at all."),
     "session": (_NAME, "Only what is of this session."),
     "sessions": (_SWITCH, "With dry_run: try the revision, on the agent's stored sessions too; one at a time."),
+    "since": ({"type": "string", "format": "date-time"}, "Only what is not older."),
     "state": ({"type": "string", "enum": list(tasks.State)}, "Only what is in this state."),
     "strategy": (
         {"type": "string", "enum": ["rolling", "blue-green", "canary"]},
@@ -164,6 +167,8 @@ def _bodies() -> dict[str, Any]:
         schemas.NewKey,
         schemas.NewWebhook,
         schemas.WebhookChange,
+        schemas.AuditErasure,
+        schemas.Unlock,
         settings.AgentSettings,
     ]
     (_, components) = msgspec.json.schema_components(kinds, ref_template=_SCHEMAS + "{name}")

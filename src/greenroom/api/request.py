@@ -12,6 +12,7 @@ import msgspec
 from greenroom import errors
 from greenroom.api.services import Services
 from greenroom.core.permissions import Principal
+from greenroom.store.audit import Act
 from greenroom.store.store import Store
 
 
@@ -59,6 +60,10 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     @property
     def is_tls(self) -> bool:
         return bool(self.scope.get("scheme") == "https")
+
+    async def audit(self, action: str, object: str, **detail: Any) -> None:
+        """Write an act that is no write to the store, before it is done: what cannot be written is not to be done."""
+        await self.store.audit.note(Act(action, object, detail=detail))
 
     def path(self, name: str) -> str:
         return self.path_params[name]

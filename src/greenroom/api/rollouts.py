@@ -95,7 +95,7 @@ async def _move(
     call: Call, before: Rollout, verb: str, *, by: Callable[[rollouts.Rollout], rollouts.Rollout]
 ) -> Answer:
     try:
-        after = await call.store.rollouts.move(before.id, by)
+        after = await call.store.rollouts.move(before.id, by, verb=verb)
     except rollouts.Refused as refused:
         raise errors.Conflict(f"cannot {verb} rollout {before.id} of {before.agent}: {refused}") from None
     if after.version != before.version:

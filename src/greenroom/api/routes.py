@@ -10,6 +10,7 @@ import msgspec
 
 from greenroom.api import (
     agents,
+    audit,
     code,
     login,
     operations,
@@ -22,9 +23,10 @@ from greenroom.api import (
     tasks,
     webhooks,
 )
+from greenroom.api import security as posture
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core.permissions import Action
-from greenroom.sdk import models
+from greenroom.sdk import models, security
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +231,34 @@ ROUTES = (
         None,
         ("limit", "cursor"),
     ),
+    Route(
+        "GET",
+        "/v1/audit",
+        audit.list_entries,
+        Action.AUDIT_READ,
+        {200: Page(security.AuditEntry)},
+        None,
+        ("actor", "action", "object", "since", "after", "limit", "cursor"),
+    ),
+    Route(
+        "GET",
+        "/v1/audit/checkpoints",
+        audit.list_checkpoints,
+        Action.AUDIT_READ,
+        {200: Page(security.Checkpoint)},
+        None,
+        ("limit", "cursor"),
+    ),
+    Route(
+        "POST",
+        "/v1/audit/erase",
+        audit.erase,
+        Action.SECURITY_OPERATE,
+        {200: security.Erased},
+        schemas.AuditErasure,
+    ),
+    Route("GET", "/v1/security", posture.report, Action.SECURITY_READ, {200: security.SecurityReport}),
+    Route("POST", "/v1/security/unlock", posture.unlock, Action.SECURITY_OPERATE, GONE, schemas.Unlock),
     Route("GET", "/metrics", operations.metrics, Action.METRICS_READ, {200: TEXT}),
 )
 

@@ -135,6 +135,19 @@ class WebhookChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_output: bool | None = None
 
 
+class AuditErasure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose entries are to lose what may be personal: an actor as the audit log has it; of one tenant, or of all."""
+
+    actor: Annotated[str, Meta(min_length=1, max_length=500, title="1 to 500 characters")]
+    tenant: Annotated[str, Meta(min_length=1, max_length=200, title="1 to 200 characters")] | None = None
+
+
+class Unlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who is to be let in again, as the security report has it."""
+
+    subject: Annotated[str, Meta(min_length=1, max_length=600, title="1 to 600 characters")]
+
+
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The node that answers: *state* is starting, ready, draining, or failed for the *reason*."""
 

@@ -15,7 +15,8 @@ from greenroom.api.keys import Keys
 from greenroom.api.limits import Limits
 from greenroom.api.sources import Sources
 from greenroom.core import isolation, routing
-from greenroom.sdk import models
+from greenroom.core.measures import Measures
+from greenroom.sdk import models, security
 from greenroom.security.webhook_secrets import WebhookSecrets
 from greenroom.settings import AgentSettings, Settings
 from greenroom.settings import Rollout as WantedRollout
@@ -43,6 +44,15 @@ class Breakers(Protocol):
 
     def release(self, agent: str) -> None:
         """Close it."""
+
+
+class Security(Protocol):
+    """What the node does about its security, for the API: it knows no loop."""
+
+    async def report(self) -> security.SecurityReport: ...
+
+    async def unlock(self, subject: str) -> None:
+        """End a lock or a throttle; raises `errors.NotFound`."""
 
 
 class Deployments(Protocol):
@@ -107,6 +117,9 @@ class Services:
     backups: Backups
     breakers: Breakers
     webhook_secrets: WebhookSecrets
+    security: Security
+    measures: Measures
+    watch: Callable[[str, str], None] | None = None  # a principal was let in, from a source
     similarity: routing.Similarity | None = None  # of the optional embedding model
     resources: Callable[[], models.Resources] = models.Resources
     tier: isolation.Tier = isolation.Tier.T0  # how far replicas are kept apart

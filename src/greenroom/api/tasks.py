@@ -79,7 +79,7 @@ async def _accept(call: Call, task: NewTask) -> Accepted:
     accepted = await call.store.tasks.submit(task)
     _check(task, accepted)
     if accepted.is_new:
-        call.services.facts.emit(telemetry.TaskAccepted(task.agent))
+        call.services.facts.emit(telemetry.TaskAccepted(task.agent, 1, call.principal.id))
     return accepted
 
 
@@ -102,7 +102,7 @@ async def submit_batch(call: Call) -> Answer:
         if isinstance(item, NewTask) and isinstance(result, Accepted) and result.is_new:
             accepted[item.agent] += 1
     for agent, count in accepted.items():
-        call.services.facts.emit(telemetry.TaskAccepted(agent, count))
+        call.services.facts.emit(telemetry.TaskAccepted(agent, count, call.principal.id))
     return Answer({"items": items}, status=202)
 
 
@@ -379,7 +379,7 @@ async def retry(call: Call) -> Answer:
         webhook=row.webhook,
     )
     accepted = await call.store.tasks.submit(task)
-    call.services.facts.emit(telemetry.TaskAccepted(task.agent))
+    call.services.facts.emit(telemetry.TaskAccepted(task.agent, 1, call.principal.id))
     return Answer(views.new_task(task, accepted), status=202)
 
 

@@ -21,6 +21,7 @@ from greenroom.backups import archive, chunks, creating, listing
 from greenroom.security import secret_file
 from greenroom.store import dumps
 
+AUDITED_SINCE = 12  # the schema that the audit log came with
 STAGED = "restoring-files"  # in the data directory: what belongs to a store that is about to take the old one's place
 
 
@@ -72,6 +73,7 @@ async def restore(
             async with dumps.loading(store_url, schema=inventory.schema, replace=replace, publish=publish) as load:
                 with _looking_for_damage(kept, inventory):
                     await _fill(kept, inventory, load)
+                    await _note(inventory, load)
                     _write_files(_rows(kept, inventory.files), files)
                 _stage(files, staged)
         except BaseException:
@@ -163,6 +165,15 @@ async def _fill(kept: archive.Archive, inventory: archive.Inventory, load: dumps
                 f"cannot restore {inventory.id}: the rows of {content.name} are not those that were backed up"
             )
         await load.continue_behind(table)
+
+
+async def _note(inventory: archive.Inventory, load: dumps.Load) -> None:
+    """Leave word for the audit log; the next node writes it there: a log that was set back says so itself."""
+    if inventory.schema >= AUDITED_SINCE:
+        detail = msgspec.json.encode({"made_at": inventory.created_at.isoformat(), "uid": os.getuid()}, order="sorted")
+        columns = ("id", "action", "object", "detail")
+        row = (secrets.token_hex(8), "backup.restore", f"backup:{inventory.id}", detail.decode())
+        await load.put(dumps.Table("audit_pending", columns, ("id",)), [row])
 
 
 async def _compare_tables(inventory: archive.Inventory, url: str) -> list[Compared]:

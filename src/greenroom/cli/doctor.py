@@ -7,7 +7,9 @@ import platform
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from cyclopts import Parameter
 
 from greenroom import errors
 from greenroom.cli import config, options, render
@@ -26,21 +28,44 @@ class Finding(NamedTuple):
     found: str
 
 
-def doctor(*, manifest: config.Manifest = config.MANIFEST, given: options.Options = options.DEFAULT) -> int:
+def doctor(
+    *,
+    manifest: config.Manifest = config.MANIFEST,
+    security: Annotated[bool, Parameter(show_default=False)] = False,
+    given: options.Options = options.DEFAULT,
+) -> int:
     """Check this machine, the manifest and its agents, and the running node; if something will not work, exit with 1.
 
     What the agents are taken for says the node or, without one, a start of each here.
+
+    Parameters
+    ----------
+    security
+        Look at the running node's security instead: what is on, what is off and why; exit with 1 where a control is
+        degraded.
     """
-    findings = [*_machine(), *_manifest_and_agents(manifest, given)]
+    findings = list(_security(given)) if security else [*_machine(), *_manifest_and_agents(manifest, given)]
+    width = max(9, *(len(finding.check) for finding in findings)) if security else 9
     if given.json:
         render.json({"items": [finding._asdict() for finding in findings]})
     else:
         for finding in findings:
             render.line(
-                f"{finding.result:<7} {finding.check:<9} {finding.found}",
+                f"{finding.result:<7} {finding.check:<{width}} {finding.found}",
                 style=render.STYLES.get(finding.result),
             )
     return 1 if any(finding.result == "failed" for finding in findings) else 0
+
+
+def _security(given: options.Options) -> Iterator[Finding]:
+    """What the node says of its controls; raises `errors.NodeUnreachable` where none runs."""
+    with given.connect() as node:
+        report = node.security()
+    for control in report.controls:
+        result = {"on": "ok", "degraded": "failed"}.get(control.state, "warn")
+        yield Finding(control.name, result, control.state + (f": {control.why}" if control.why else ""))
+    result = {"good": "ok", "critical": "failed"}.get(report.grade, "warn")
+    yield Finding("grade", result, f"{report.grade}: {report.reason}")
 
 
 def _machine() -> Iterator[Finding]:

@@ -40,6 +40,8 @@ VERBS = (  # in the order in which one meets them
     ("shutdown", "shutdown:shutdown", "Have the node drain and stop."),
     ("dashboard", "dashboard:dashboard", "Log a browser in, by a link that works once."),
     ("webhooks", "webhooks:app", "Have the ends of tasks told to receivers; test and rotate them."),
+    ("audit", "audit:app", "Show who did what; check that nobody has changed the record; export it."),
+    ("security", "security:app", "Show how the node is protected and what was found; let somebody in again."),
     ("config", "config:app", "Show and check the settings."),
     ("chaos", "chaos:chaos", "Inject faults into the node that runs here, and see whether anything is lost."),
     ("doctor", "doctor:doctor", "Check whether this machine and this manifest are ready."),

@@ -40,6 +40,7 @@ from greenroom.engine.local import LocalEngine
 from greenroom.node import isolation, optimizer
 from greenroom.node.backups import NodeBackups
 from greenroom.node.resources import NodeResources, limits
+from greenroom.node.security import NodeSecurity
 from greenroom.sdk import models
 from greenroom.security import secret_file
 from greenroom.security.outgoing import Outgoing
@@ -55,6 +56,7 @@ GRACE_S = 20.0  # how long running tasks may go on after SIGTERM
 FIRST_ROLLOUTS_S = 10.0  # how long a node is not ready for the sake of the rollouts of its start
 LOOK_EVERY_S = 1.0  # wakeups are hints; this is the guarantee
 TENANT = HOME
+OWNER_KEY = "local.key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +150,17 @@ class Node:
         )
         webhook_secrets = WebhookSecrets(self.secrets.webhook_key)
         self.webhooks = Webhooks(self.store, clock, self.facts, self.outgoing, webhook_secrets)
+        self.security = NodeSecurity(
+            self.store,
+            self.keys,
+            clock,
+            self.facts,
+            options.settings,
+            node=self.id,
+            seed=self.secrets.audit_key,
+            folder=options.folder,
+            owner_key=options.data_dir / OWNER_KEY,
+        )
         self.services = Services(
             store=self.store,
             auth=self.auth,
@@ -166,6 +179,9 @@ class Node:
             backups=self.backups,
             breakers=self.breakers,
             webhook_secrets=webhook_secrets,
+            security=self.security,
+            measures=self.security.measures,
+            watch=self.security.watch,
             backlog=Backlog(
                 self.store,
                 clock,
@@ -189,6 +205,7 @@ class Node:
         """Open the store, take over what a dead node left, deploy the manifest's agents, and start the loops."""
         await self.store.claim_alone()
         await self.store.start()
+        await self.security.begin()
         await self.engine.sweep()
         # One store, one node: whatever another incarnation held is free, and its replicas are gone.
         await self.store.tasks.rescue(not_owner=self.id)
@@ -216,6 +233,7 @@ class Node:
             *([self.limits] if self.store.rates.is_shared else []),
             *self.optimizer,
             *self.issuers,
+            *self.security.loops,
         )
         self.resources.announce()
         isolation.announce(self.isolation, self.facts)
@@ -278,6 +296,10 @@ class Node:
         await self.engine.close()
         with contextlib.suppress(errors.StoreUnavailable):
             await self.keys.close()
+        try:
+            await self.security.end()
+        except errors.GreenroomError as error:  # what cannot be written is not to keep the rest from ending well
+            self.facts.emit(telemetry.AuditTrouble("the node's end", str(error)))
         await self.store.close()
         self.facts.emit(telemetry.NodeChanged(self.id, "stopped"))
 
@@ -394,7 +416,7 @@ class Node:
         return (issuers,)
 
     async def _mint_owner_key(self) -> None:
-        path = self.options.data_dir / "local.key"
+        path = self.options.data_dir / OWNER_KEY
         if path.exists() and self.auth.is_valid(b"Bearer " + path.read_bytes().strip()):
             return
         key = await self.keys.create(tenant=HOME, name="owner", role="admin", word=self.services.key_word)

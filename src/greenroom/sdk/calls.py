@@ -14,7 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from greenroom import errors, strict_json
-from greenroom.sdk import models, problems
+from greenroom.sdk import models, problems, security
 
 T = TypeVar("T")
 Query = Mapping[str, str | int | float | None]
@@ -101,6 +101,8 @@ _sessions = as_a(models.Page[models.Session])
 _keys = as_a(models.Page[models.Key])
 _backups = as_a(models.Page[models.Backup])
 _backups_state = as_a(models.Backups)
+_entries, _checkpoints = as_a(models.Page[security.AuditEntry]), as_a(models.Page[security.Checkpoint])
+_erased, _security = as_a(security.Erased), as_a(security.SecurityReport)
 _session = as_a(models.Session)
 _webhook, _webhooks = as_a(models.Webhook), as_a(models.Page[models.Webhook])
 _delivery, _deliveries = as_a(models.Delivery), as_a(models.Page[models.Delivery])
@@ -312,6 +314,37 @@ def backups(cursor: str | None = None) -> Call[models.Page[models.Backup]]:
 
 def create_backup() -> Call[models.Backups]:
     return Call("POST", "/v1/backups", _backups_state, repeatable=False)
+
+
+def audit(
+    *,
+    actor: str | None = None,
+    action: str | None = None,
+    object: str | None = None,
+    since: str | None = None,
+    after: int | None = None,
+    cursor: str | None = None,
+    limit: int | None = None,
+) -> Call[models.Page[security.AuditEntry]]:
+    query = {"actor": actor, "action": action, "object": object, "since": since, "after": after}
+    return Call("GET", "/v1/audit", _entries, query={**query, "cursor": cursor, "limit": limit})
+
+
+def audit_checkpoints(cursor: str | None = None) -> Call[models.Page[security.Checkpoint]]:
+    return Call("GET", "/v1/audit/checkpoints", _checkpoints, query={"cursor": cursor})
+
+
+def erase_audit(actor: str, *, tenant: str | None = None) -> Call[security.Erased]:
+    body = strict_json.dumps({"actor": actor, "tenant": tenant})
+    return Call("POST", "/v1/audit/erase", _erased, body=body)
+
+
+def security_report() -> Call[security.SecurityReport]:
+    return Call("GET", "/v1/security", _security)
+
+
+def unlock(subject: str) -> Call[None]:
+    return Call("POST", "/v1/security/unlock", _nothing, body=strict_json.dumps({"subject": subject}), repeatable=False)
 
 
 def keys(cursor: str | None = None, *, tenant: str | None = None) -> Call[models.Page[models.Key]]:

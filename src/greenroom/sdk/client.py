@@ -45,6 +45,7 @@ from greenroom.sdk.models import (
     Verdict,
     Webhook,
 )
+from greenroom.sdk.security import AuditEntry, Checkpoint, Erased, SecurityReport
 
 __all__ = ["AsyncClient", "Client", "Submission"]
 
@@ -459,6 +460,40 @@ class Client:
     def ready(self) -> bool:
         """Whether every agent has had its replicas or is settled as failed, and the node is not draining."""
         return self._send(calls.ready())
+
+    # Audit log and security
+
+    def audit(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        object: str | None = None,
+        since: str | None = None,
+        after: int | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Page[AuditEntry]:
+        """Who did what, the latest first, one page; behind entry *after*, the oldest first. *since* is an instant."""
+        return self._send(
+            calls.audit(actor=actor, action=action, object=object, since=since, after=after, cursor=cursor, limit=limit)
+        )
+
+    def audit_checkpoints(self) -> list[Checkpoint]:
+        """The signatures over the audit log, oldest first."""
+        return self._run(flows.everything(calls.audit_checkpoints, self._patience))
+
+    def erase_audit(self, actor: str, *, tenant: str | None = None) -> Erased:
+        """Erase what may be personal in the entries of *actor*; again while there are more."""
+        return self._send(calls.erase_audit(actor, tenant=tenant))
+
+    def security(self) -> SecurityReport:
+        """Each control with its state, what intrusion detection has found, and a grade."""
+        return self._send(calls.security_report())
+
+    def unlock(self, subject: str) -> None:
+        """End what is done to *subject* (``principal:…`` or ``source:…``); raises `errors.NotFound`."""
+        self._send(calls.unlock(subject))
 
     # How calls are sent
 

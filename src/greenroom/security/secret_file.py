@@ -50,6 +50,14 @@ def load_or_make(path: Path) -> Secrets:
     return found
 
 
+def audit_key(path: Path) -> bytes | None:
+    """Return the key that signs the audit log, from a secrets file that is there; None: it is not, or has none yet."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Secrets).audit_key or None
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
 def write_private(path: Path, content: bytes) -> None:
     """Write *path* with mode 0600, all or nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Collection
 
-from greenroom.core import permissions
 from greenroom.settings import addresses
 from greenroom.settings.problems import quoted
 from greenroom.settings.rules import Rule
@@ -89,15 +88,12 @@ ISSUER_RULES: tuple[Rule[Issuer], ...] = (
 )
 
 
-def unknown_role(security: Security, roles: Container[str]) -> str | None:
-    """What is wrong where an issuer names a role that is none of *roles*; None where all are."""
+def unknown_role(security: Security, known: Collection[str]) -> str | None:
+    """Say which role of an issuer is none of *known*; None where all are."""
     for issuer in security.issuers:
         for role in (issuer.role, *issuer.roles.values()):
-            if role is not None and role not in roles:
-                where = "the policy_file has none of that name"
-                if security.policy_file is None:
-                    where = f"without a policy_file there are {', '.join(permissions.ROLES)}"
-                return f"{issuer.issuer} names the role {quoted(str(role))}; {where}"
+            if role is not None and role not in known:
+                return f"{issuer.issuer} names the role {quoted(str(role))}; there are {', '.join(known)}"
     return None
 
 

@@ -241,6 +241,37 @@ def _tenants_hold_a_principal(settings: Settings) -> str | None:
     return None
 
 
+def _intrusions_are_recorded(settings: Settings) -> str | None:
+    security = settings.security
+    if security.intrusion_rules and not security.audit_log:
+        return "is on and needs security.audit_log, which has what was found and done; switch both on, or both off"
+    return None
+
+
+def _there_is_something_to_export(settings: Settings) -> str | None:
+    if settings.security.audit_export and not settings.security.audit_log:
+        return "names where the audit log goes, and security.audit_log is off; switch it on, or remove the key"
+    return None
+
+
+def _can_be_answered(rule: str, allowed: tuple[str, ...]) -> Callable[[Settings], str | None]:
+    def broken(settings: Settings) -> str | None:
+        policy = getattr(settings.security.intrusion, rule)
+        if policy in allowed:
+            return None
+        return f"{quoted(policy)} is nothing that can be done about this; expected {', '.join(map(quoted, allowed))}"
+
+    return broken
+
+
+def _intrusion_rules() -> Iterator[Rule[Settings]]:
+    """A key cannot be revoked because somebody guesses at it, nor an agent, a clock or the log itself be locked."""
+    for rule in ("blocked_agent", "broken_audit", "clock_jump"):
+        yield Rule((("security", "intrusion", rule),), _can_be_answered(rule, ("off", "alert")))
+    rule, allowed = "failed_logins", ("off", "alert", "throttle", "lock")
+    yield Rule((("security", "intrusion", rule),), _can_be_answered(rule, allowed))
+
+
 def _minimums_fit(settings: Settings) -> str | None:
     room = settings.cluster.max_replicas
     minimums = sum(agent.scaling.min_replicas for agent in settings.agents.values())
@@ -318,6 +349,9 @@ SETTINGS_RULES: tuple[Rule[Settings], ...] = (
         (("security", "tenant_rate_limit_per_minute"), ("security", "rate_limit_per_minute")), _tenants_hold_a_principal
     ),
     Rule((("security", "authentication"),), _authentication_is_on),
+    Rule((("security", "intrusion_rules"), ("security", "audit_log")), _intrusions_are_recorded),
+    Rule((("security", "audit_export"), ("security", "audit_log")), _there_is_something_to_export),
+    *_intrusion_rules(),
     Rule((("cluster", "max_replicas"),), _minimums_fit),
     Rule((("cluster", "max_replicas"), ("cluster", "autoscaling")), _sleepers_can_wake),
     Rule((("cluster", "max_replicas"),), _maximums_fit),

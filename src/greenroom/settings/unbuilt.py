@@ -22,8 +22,6 @@ NOT_YET_BUILT: dict[str, str] = {
     "cluster.alert_delivery": "no alerts are sent",
     "cluster.tracing": "no traces are recorded",
     "security.encryption_at_rest": "the store is not encrypted",
-    "security.audit_log": "no audit log is written",
-    "security.intrusion_rules": "no rules watch the callers",
 }
 
 

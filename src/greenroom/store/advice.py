@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from greenroom.core import optimizer
-from greenroom.store import agent_patterns, database, recovery
+from greenroom.store import agent_patterns, database
 from greenroom.store.agent_patterns import Agents
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
@@ -115,13 +115,6 @@ async def move(tx: Transaction, news: News, items: Sequence[Move]) -> list[None]
     return [None] * len(items)
 
 
-async def alert(tx: Transaction, news: News, items: Sequence[recovery.Raised | recovery.Resolved]) -> list[None]:
-    """Raise or resolve the alerts of rules."""
-    for item in items:
-        await recovery.note_alert(tx, item)
-    return [None] * len(items)
-
-
 class Advices:
     def __init__(self, db: database.Database, commits: Commits) -> None:
         self._db, self._commits = db, commits
@@ -133,9 +126,6 @@ class Advices:
 
     async def move(self, moved: Move) -> None:
         await self._commits.write(move, moved)
-
-    async def alert(self, alert_: recovery.Raised | recovery.Resolved) -> None:
-        await self._commits.write(alert, alert_)
 
     async def list(self, *, before: int | None = None, limit: int = 50, agents: Agents = None) -> Sequence[Advice]:
         """Return what is open, then what has ended, each the latest first; *before* is the `Advice.cursor` to go on
@@ -158,4 +148,4 @@ class Advices:
         return int(count)
 
 
-ORDER = (open_all, move, alert)
+ORDER = (open_all, move)

@@ -44,6 +44,7 @@ class News:
     traffic: dict[str, Traffic] = field(default_factory=dict)  # of agents whose rollouts have moved
     replicas: set[str] = field(default_factory=set)  # agents whose replicas have changed
     scaled: set[str] = field(default_factory=set)  # agents of which there should be another number
+    audited: int = 0  # new entries of the audit log
     demands: list[Demand] = field(default_factory=list)  # what was reserved on the board to find them
 
     def due(self, at_us: int) -> None:

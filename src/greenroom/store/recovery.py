@@ -81,6 +81,10 @@ class Alert(msgspec.Struct, frozen=True):
     acknowledged_by: str | None
     resolved_at: int | None
 
+    @property
+    def is_firing(self) -> bool:
+        return self.state == "firing"
+
 
 class Noted(msgspec.Struct, frozen=True):
     """What became known of an agent in one step of its host. *record* is JSON; None: it is gone."""

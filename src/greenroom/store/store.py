@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from greenroom import clock as clocks
@@ -9,10 +10,13 @@ from greenroom import errors, settings
 from greenroom.store import (
     advice,
     agents,
+    audit,
+    audited,
     database,
     deployments,
     directory,
     logins,
+    measures,
     news,
     principals,
     rates,
@@ -59,10 +63,14 @@ class Store:
                 *results.ORDER,
                 *rates.ORDER,
                 *webhooks.ORDER,
+                *measures.ORDER,
+                *audit.ORDER,
             ),
             last=self._conclude,
             settle=self._settle,
             has_demand=self.board.has_demand,
+            acts_of=audited.AUDITED,
+            append=functools.partial(audit.append, node=owner),
         )
         self.tasks = tasks.Tasks(db, self.commits, submit=self.results.submit)
         self.cache = results.Cache(db, self.commits)
@@ -74,6 +82,8 @@ class Store:
         self.scaling = scaling.Scaling(db, self.commits)
         self.deployments = deployments.Deployments(db, self.commits)
         self.directory = directory.Directory(db, route=self.board.route)
+        self.audit = audit.Audit(db, self.commits)
+        self.measures = measures.Measures(db, self.commits)
         self.principals = principals.Principals(db, self.commits)
         self.logins = logins.Logins(db, self.commits)
         self.rates = rates.Rates(db, self.commits)

@@ -14,6 +14,7 @@ from greenroom.core import rollouts, tasks
 class TaskAccepted(msgspec.Struct, frozen=True):
     agent: str
     count: int = 1
+    principal: str = ""
 
 
 class CacheAsked(msgspec.Struct, frozen=True):
@@ -327,14 +328,6 @@ class CredentialsGuessed(msgspec.Struct, frozen=True):
     name: str
 
 
-class RequestRefused(msgspec.Struct, frozen=True):
-    """What *source* sent is no request that everybody reads alike, or has too large a head: *code* is the problem's."""
-
-    source: str
-    code: str
-    detail: str
-
-
 class CertificateChanged(msgspec.Struct, frozen=True):
     """The node's certificate: *state* is ``loaded``, ``refused`` (the one before serves on) or ``expiring``."""
 
@@ -361,6 +354,58 @@ class WebhookTried(msgspec.Struct, frozen=True):
 class WebhookDisabled(msgspec.Struct, frozen=True):
     webhook: str
     reason: str
+
+
+class CredentialRejected(msgspec.Struct, frozen=True):
+    """A request came without a credential that is accepted. *key_id* as it was presented, if any; *why* is ``unknown``,
+    ``throttled`` (it was not looked at any more) or ``forged`` (a token that somebody has made up).
+    """
+
+    source: str
+    key_id: str = ""
+    why: str = "unknown"
+
+
+class RequestRefused(msgspec.Struct, frozen=True):
+    """Somebody who is known was answered *status*, an error of type *code*, at *path*: 403, 404 or 429."""
+
+    principal: str
+    tenant: str
+    source: str
+    status: int
+    code: str
+    method: str
+    path: str
+
+
+class RequestForged(msgspec.Struct, frozen=True):
+    """A request that no honest client makes: *what*. *principal* is "" where nobody is known."""
+
+    source: str
+    what: str
+    principal: str = ""
+
+
+class IntrusionFound(msgspec.Struct, frozen=True):
+    """A rule of intrusion detection has found something about *subject*; *done* says what it did."""
+
+    rule: str
+    subject: str
+    reason: str
+    done: str
+
+
+class AuditTrouble(msgspec.Struct, frozen=True):
+    """The audit log is not what was written, or its export does not take it."""
+
+    where: str
+    error: str
+
+
+class AuditRecovered(msgspec.Struct, frozen=True):
+    """The trouble that was said of *where* is over."""
+
+    where: str
 
 
 class NodeChanged(msgspec.Struct, frozen=True):
@@ -416,6 +461,11 @@ Fact = (
     | UrlRefused
     | WebhookTried
     | WebhookDisabled
+    | CredentialRejected
+    | RequestForged
+    | IntrusionFound
+    | AuditTrouble
+    | AuditRecovered
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)

@@ -28,6 +28,8 @@ from greenroom.telemetry.facts import (
     AgentsIsolated,
     AgentsNotIsolated,
     AlertChanged,
+    AuditRecovered,
+    AuditTrouble,
     BackupFailed,
     BackupKeyMade,
     BackupMade,
@@ -38,6 +40,7 @@ from greenroom.telemetry.facts import (
     EnvelopeHeld,
     EnvelopeWeak,
     Fact,
+    IntrusionFound,
     IssuerChanged,
     NodeChanged,
     PolicyChanged,
@@ -56,7 +59,7 @@ from greenroom.telemetry.facts import (
     WebhookDisabled,
 )
 
-# What becomes of tasks is in the store; a line for each would be noise.
+# What becomes of tasks is in the store, and who was refused in the audit log; a line for each would be noise.
 _LEVELS: dict[type[Fact], int] = {
     ReplicaReady: logging.INFO,
     ReplicaExited: logging.INFO,
@@ -91,6 +94,9 @@ _LEVELS: dict[type[Fact], int] = {
     CertificateChanged: logging.WARNING,
     UrlRefused: logging.WARNING,
     WebhookDisabled: logging.WARNING,
+    IntrusionFound: logging.ERROR,
+    AuditTrouble: logging.ERROR,
+    AuditRecovered: logging.WARNING,
     NodeChanged: logging.INFO,
 }
 

@@ -20,8 +20,10 @@ from greenroom.telemetry.facts import (
     BackupMade,
     BreakerMoved,
     CacheAsked,
+    CredentialRejected,
     EnvelopeMeasured,
     Fact,
+    IntrusionFound,
     NewestBackup,
     ProbeAnswered,
     RateLimited,
@@ -29,6 +31,7 @@ from greenroom.telemetry.facts import (
     ReplicaExited,
     ReplicaGraded,
     ReplicaReady,
+    RequestRefused,
     ScalingDecided,
     TaskAccepted,
     WebhookTried,
@@ -102,6 +105,9 @@ class Metrics:
         NewestBackup,
         RateLimited,
         WebhookTried,
+        CredentialRejected,
+        RequestRefused,
+        IntrusionFound,
     )
 
     def __init__(self) -> None:
@@ -159,6 +165,11 @@ class Metrics:
         self._webhooks = self._counter(
             "webhook_tries", "Deliveries of webhooks tried, by what became of them", ["state"]
         )
+        self._rejected = self._counter(
+            "credentials_rejected", "Requests without a credential that is accepted", ["why"]
+        )
+        self._refused = self._counter("requests_refused", "Requests of known callers that were refused", ["status"])
+        self._intrusions = self._counter("intrusions", "What the rules of intrusion detection have found", ["rule"])
         self._children: dict[tuple[Any, ...], Any] = {}  # labels() costs more than the counting
 
     def _counter(self, name: str, help: str, labels: list[str]) -> prometheus.Counter:
@@ -218,6 +229,12 @@ class Metrics:
                 self._child(self._backups, "made").inc()
             case BackupFailed():
                 self._child(self._backups, "failed").inc()
+            case CredentialRejected(why=why):
+                self._child(self._rejected, why).inc()
+            case RequestRefused(status=status):
+                self._child(self._refused, str(status)).inc()
+            case IntrusionFound(rule=rule):
+                self._child(self._intrusions, rule).inc()
             case NewestBackup(created_at):
                 self._backup_at.set(created_at.timestamp())
             case RateLimited(limit):
