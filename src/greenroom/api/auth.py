@@ -81,8 +81,9 @@ class Authenticator:
         else:
             principal = self._keys.principal_of(authorization)
         if principal is None:
+            refusal = self._limits.reject(source, presented_id(authorization))  # first: it takes longer for some
             await _until_all_are_rejected(begun_ns, is_token=is_token)
-            raise self._limits.reject(source, presented_id(authorization))
+            raise refusal
         return principal
 
     def is_valid(self, authorization: bytes) -> bool:
