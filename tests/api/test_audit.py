@@ -36,6 +36,11 @@ async def test_what_people_do_is_in_the_log(api: nodes.Api) -> None:
         ("DELETE", f"/v1/keys/{made['id']}", None, "key.revoke", f"key:{made['id']}"),
         ("POST", "/v1/backups", None, "backup.ask", "backup"),
     ]
+
+    async def rest() -> bool:
+        return not (await api.get("/v1/status"))["backups"]["is_running"]
+
+    await nodes.eventually(rest)
     for method, path, body, action, object in steps:
         answer = await mine.call(method, path, body)
         assert answer.status_code < 300, answer.text

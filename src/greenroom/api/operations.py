@@ -99,8 +99,10 @@ async def list_backups(call: Call) -> Answer:
 
 async def create_backup(call: Call) -> Answer:
     """Have a backup made; the status tells how it goes. One at a time."""
-    await call.audit("backup.ask", "backup")
-    if not call.services.backups.ask():
+    backups = call.services.backups
+    if not backups.state().is_running:
+        await call.audit("backup.ask", "backup")
+    if not backups.ask():
         raise errors.Conflict("cannot make a backup now: another one is being made; GET /v1/status tells how it goes")
     return Answer(call.services.backups.state(), status=202)
 
