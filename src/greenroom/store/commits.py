@@ -56,8 +56,8 @@ class Commits:
     *last* runs at the end of each commit, *settle* after it: with the news, and whether they are stored. *acts_of* says
     for the operations that may be acts what each item was, by its result; *append* writes them, while *is_auditing*.
 
-    *late* are those of *order* that run after *last*: they lock what all nodes wait for, the end of the audit log, and who
-    holds that must not wait for anything else.
+    *late* are those of *order* that run after *last*: they lock what all nodes wait for, the end of the audit log, and
+    who holds that must not wait for anything else.
     """
 
     is_auditing = False
