@@ -68,9 +68,10 @@ async def test_a_store_of_the_first_schema_goes_on(
     store = await scratch.open()
     store.audit.is_on = True
     if is_encrypted:
-        assert store.vault.mode is Mode.SEALING
+        modes = [store.vault.mode]
         await _resealed(store)
-        assert store.vault.mode is Mode.SEALED
+        modes.append(store.vault.mode)
+        assert modes == [Mode.SEALING, Mode.SEALED]
     for task, name in zip(made, "abc", strict=True):
         assert (await store.tasks.get(task.id, tenant="acme")).input == f'"{name}"'.encode()
     assert await store.tasks.events(await store.tasks.get(made[0].id, tenant="acme")) == events
