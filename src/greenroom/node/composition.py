@@ -188,7 +188,7 @@ class Node:
             isolation=isolation.describe(self.isolation),
         )
         self.optimizer = optimizer.loops(self.store, self.engine, self.host, self.resources, self.services)
-        self.security.controls.append(Controls(self))
+        self.security.controls.insert(0, Controls(self))
         self.app = App(self.services)
         self._moved = asyncio.Event()  # a rollout has
         self.store.hub.subscribe(self._hear)
