@@ -1410,7 +1410,7 @@ CATALOGUE = (
     _mutant(
         "the escapes in JSON for a terminal",
         "cli/render.py",
-        "    if not text.isascii():",
+        "    if not text.isascii() or DELETE in text:",
         "    if False:",
         INJECTION,
     ),
