@@ -197,6 +197,8 @@ async def test_in_production_the_program_is_not_limited_by_its_own_rates(tmp_pat
         await running.create_token("somebody")
         (entry, *_) = (await running.client().audit()).items
         assert (entry.action, entry.source) == ("key.create", "this program")
+        controls = {each.name: each.state for each in (await running.client().security()).controls}
+        assert (controls["encryption at rest"], controls["tls"]) == ("on", "off by setting")
 
 
 async def test_a_failed_deployment_raises_with_the_reasons_and_can_be_mended(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ class NodeSecurity:
             "rate limit", "security.rate_limit_per_minute", is_on=wanted.rate_limit_per_minute != "off"
         )
         yield self._by_setting("encryption at rest", "security.encryption_at_rest", is_on=wanted.encryption_at_rest)
-        yield self._by_setting("tls", "security.tls", is_on=wanted.tls)
+        yield self._tls()
         code = self._settings.server.accept_code
         yield Control(
             name="code by API",
@@ -219,6 +219,13 @@ class NodeSecurity:
         acting = sorted(f"{rule} = {policy}" for rule, policy in policies.items() if policy not in ("off", "alert"))
         why = f"{len(policies) - len(off)} of {len(policies)} rules; {', '.join(acting) or 'all of them alert only'}"
         return Control(name="intrusion rules", state=State.ON, why=why + (f"; off: {', '.join(off)}" if off else ""))
+
+    def _tls(self) -> Control:
+        wanted = self._settings.security
+        if wanted.tls and wanted.tls_certificate is None:
+            why = "it speaks plain HTTP, with this machine alone: security.tls_certificate is not set"
+            return Control(name="tls", state=State.OFF, why=why)
+        return self._by_setting("tls", "security.tls", is_on=wanted.tls)
 
     @staticmethod
     def _by_setting(name: str, key: str, *, is_on: bool) -> Control:
