@@ -94,6 +94,13 @@ def test_a_node_does_not_serve_tenants_whom_nothing_keeps_apart(folder: Folder) 
     assert folder.up().call("GET", "/v1/status").status_code == 200
 
 
+def test_a_node_whose_terminal_goes_ends_in_good_order(folder: Folder) -> None:
+    up = folder.up()
+    up.process.send_signal(signal.SIGHUP)
+    assert up.ended(within_s=30) == 0
+    assert not marked(folder.path)
+
+
 def test_sigterm_lets_running_tasks_end_and_exits_with_0(folder: Folder, ledger: Path, gate: Path) -> None:
     up = folder.up()
     id = up.submit("gated", {"ledger": str(ledger), "gate": str(gate)})

@@ -200,11 +200,6 @@ class UnsupportedMediaType(errors.GreenroomError):
     status = 415
 
 
-def _source(scope: Scope) -> str:
-    client = scope.get("client")
-    return client[0] if client else "local"
-
-
 def _check_type(route: Route, headers: dict[bytes, bytes]) -> None:
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise UnsupportedMediaType("cannot read the body: send it without Content-Encoding, as it is")

@@ -12,14 +12,14 @@ import ssl
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
-
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from typing import TYPE_CHECKING, NamedTuple
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
 from greenroom.settings import Security
+
+if TYPE_CHECKING:  # a node without TLS does without
+    from cryptography import x509
 
 LOOK_EVERY_S = 5.0
 TELL_EVERY = timedelta(days=1)
@@ -83,6 +83,8 @@ class Certificate:
     @property
     def pem(self) -> str:
         """The certificate itself, without those that it stands on."""
+        from cryptography.hazmat.primitives.serialization import Encoding
+
         return self._loaded.leaf.public_bytes(Encoding.PEM).decode()
 
     @property
@@ -144,6 +146,8 @@ class Certificate:
 
 
 def _load(files: Files, now: datetime) -> _Loaded:
+    from cryptography import x509
+
     try:
         mode = files.key.stat().st_mode & 0o777
         leaf = x509.load_pem_x509_certificates(files.certificate.read_bytes())[0]
