@@ -163,9 +163,8 @@ def json(value: object) -> None:
     if sys.stdout.isatty():
         encoded = msgspec.json.format(encoded)
     text = encoded.decode()
-    if (
-        not text.isascii() or DELETE in text
-    ):  # what a terminal would obey is written as JSON's escapes, which mean the same
+    if not text.isascii() or DELETE in text:
+        # What a terminal would obey is written as JSON's escapes, which mean the same.
         text = "".join(letter if letter.isprintable() or letter == "\n" else ascii_json(letter) for letter in text)
     print(text, flush=True)
 
