@@ -910,6 +910,20 @@ CATALOGUE = (
         "tests/core/test_intrusion.py",
     ),
     _mutant(
+        "an export that is ahead of the log",
+        "control/audit_export.py",
+        "if cursor.seq > head.seq:",
+        "if False:",
+        "tests/control/test_audit_export.py",
+    ),
+    _mutant(
+        "an exported file's last entry, compared with the log's",
+        "control/audit_export.py",
+        "if not there or (there[0].seq, there[0].hash) != last:",
+        "if not there:",
+        "tests/control/test_audit_export.py",
+    ),
+    _mutant(
         "the order of checkpoints behind what they sign",
         "control/audit_export.py",
         "due = [checkpoint for checkpoint in checkpoints if checkpoint.last <= last]",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import apsw
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -31,6 +33,10 @@ class Taking:
     def __init__(self) -> None:
         self.lines: list[bytes] = []
         self.failing = 0
+        self.told: list[str] = []
+
+    async def last(self) -> None:
+        return None
 
     async def take(self, lines: Sequence[bytes]) -> None:
         self.lines += lines  # also where it says that it has not
@@ -55,7 +61,11 @@ async def store(scratch: databases.Scratch) -> Store:
 def _export(
     scratch: databases.Scratch, store: Store, place: Place, facts: telemetry.Telemetry | None = None
 ) -> AuditExport:
-    return AuditExport(store, scratch.clock, facts or telemetry.Telemetry(), place)
+    async def tell(trouble: str) -> None:
+        if isinstance(place, Taking):
+            place.told.append(trouble)
+
+    return AuditExport(store, scratch.clock, facts or telemetry.Telemetry(), place, tell=tell)
 
 
 async def _fill(store: Store, count: int) -> None:
@@ -127,6 +137,98 @@ async def test_it_goes_on_where_it_was_and_what_was_not_taken_comes_again(
     place.lines.clear()
     await _drain(_export(scratch, store, place))  # of the next life
     assert [each.seq for each in map(audit.parse, place.lines) if isinstance(each, audit.Entry)] == [6, 7, 8, 9, 10]
+
+
+def _cut(scratch: databases.Scratch, seq: int) -> None:
+    """Cut the log off behind entry *seq*, as somebody does who owns the database."""
+    with contextlib.closing(apsw.Connection(scratch.url.removeprefix("sqlite:///"))) as database:
+        ((hash,),) = database.execute("select hash from audit_entry where seq = ?", (seq,))
+        database.execute("delete from audit_entry where seq > ?", (seq,))
+        database.execute("delete from audit_checkpoint")
+        head = "update audit_head set seq = ?, hash = ?, sealed = 0, checkpoint = 0, checkpoint_hash = ?"
+        database.execute(head, (seq, hash, audit.BEGIN))
+
+
+def _seqs(lines: Sequence[bytes]) -> list[int]:
+    return [each.seq for each in map(audit.parse, lines) if isinstance(each, audit.Entry)]
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+async def test_a_log_that_is_behind_its_export_is_told_and_exported_again(
+    scratch: databases.Scratch, store: Store, is_running: bool
+) -> None:
+    place = Taking()
+    export = _export(scratch, store, place)
+    await _fill(store, 12)
+    await _drain(export)
+    _cut(scratch, 5)
+    if not is_running:
+        export = _export(scratch, store, place)  # of the next life
+        await _fill(store, 3)
+    place.lines.clear()
+    await _drain(export)
+    (told,) = place.told
+    assert "entry 12 was exported, and the log ends at entry" in told
+    assert export.mismatch == told
+    seqs = _seqs(place.lines)
+    assert seqs == list(range(1, len(seqs) + 1))
+    newest = (await store.audit.after(seqs[-1] - 1))[0]
+    assert (newest.action, newest.outcome, newest.object) == ("audit.export", "found", "a test")
+    await _fill(store, 1)
+    await _drain(export)
+    assert _seqs(place.lines) == [*seqs, seqs[-1] + 1]
+    assert len(place.told) == 1
+
+
+@pytest.mark.parametrize("column", ["seq", "checkpoint"])
+async def test_a_cursor_that_was_set_ahead_stops_no_export(
+    scratch: databases.Scratch, store: Store, column: str
+) -> None:
+    place = Taking()
+    await _fill(store, 3)
+    await _drain(_export(scratch, store, place))
+    with contextlib.closing(apsw.Connection(scratch.url.removeprefix("sqlite:///"))) as database:
+        database.execute(f"update audit_cursor set {column} = 1000000000")
+    place.lines.clear()
+    await _drain(_export(scratch, store, place))
+    assert len(place.told) == 1
+    assert _seqs(place.lines) == [1, 2, 3, 4]
+
+
+async def test_a_file_knows_what_it_has_better_than_the_store(
+    scratch: databases.Scratch, store: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "anchor.jsonl"
+
+    def next_life() -> AuditExport:
+        return _export(scratch, store, place_of(path.name, tmp_path, signer=SIGNER, clock=scratch.clock))
+
+    await _fill(store, 5)
+    await _drain(next_life())
+    exported = path.read_bytes()
+    await _fill(store, 5)
+    await _drain(next_life())
+    path.write_bytes(exported)  # an older one: no evidence of anything, and what it has not comes
+    export = next_life()
+    await _drain(export)
+    assert (_seqs(path.read_bytes().splitlines()), export.mismatch) == (list(range(1, 11)), None)
+    _cut(scratch, 5)
+    await _fill(store, 20)  # others than those, and the cursor is not ahead of them
+    export = next_life()
+    await _drain(export)
+    assert export.mismatch is not None
+    assert "entry 10, the last one there, is gone from the log or is another one" in export.mismatch
+    lines = path.read_bytes().splitlines()
+    assert _seqs(lines) == [*range(1, 11), *range(1, 27)]
+    assert (await _check(store, lines))[0].kind is audit_checks.Kind.REWRITTEN
+    export = next_life()
+    await _drain(export)
+    assert export.mismatch is None
+
+
+async def test_a_pipe_is_not_asked_what_it_has(scratch: databases.Scratch, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert await place_of("pipe", tmp_path, signer=SIGNER, clock=scratch.clock).last() is None
 
 
 async def test_a_file_is_for_its_owner_and_goes_on_behind_a_torn_line(

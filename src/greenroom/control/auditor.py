@@ -142,7 +142,7 @@ class Auditor:
             self._acts = acts + self._acts
             raise
         except errors.AuditBroken as error:
-            await self._tell(str(error))
+            await self.tell(str(error))
 
     async def seal(self) -> None:
         """Sign what there is."""
@@ -153,7 +153,7 @@ class Auditor:
             while await self._store.audit.seal(self._signer):
                 pass
         except Broken as broken:
-            await self._tell(str(broken))
+            await self.tell(str(broken))
 
     async def _check(self, now_s: float) -> None:
         """Look at what came since the last look; now and then at all of it, with its signatures."""
@@ -163,7 +163,7 @@ class Auditor:
         else:
             finding = await self._check_new()
         if finding is not None:
-            await self._tell(f"the audit log is not what was written: {finding.what}; see greenroom audit verify")
+            await self.tell(f"the audit log is not what was written: {finding.what}; see greenroom audit verify")
         elif self.trouble is None:
             await self._alerts.resolve(ALERT_ID)  # of a life before, in which it was another one
 
@@ -207,7 +207,8 @@ class Auditor:
             self.checked += len(new)
             await asyncio.sleep(0)
 
-    async def _tell(self, trouble: str) -> None:
+    async def tell(self, trouble: str) -> None:
+        """Tell what is wrong with the log: for the rest of this life of the node."""
         if self.trouble != trouble:
             self.trouble = trouble
             self._facts.emit(telemetry.AuditTrouble("chain", trouble))

@@ -60,7 +60,7 @@ class NodeSecurity:
         signer = audit.Signer(seed)
         self.auditor = Auditor(store, clock, facts, signer=signer, home=HOME)
         places = [place_of(where, folder, signer=signer, clock=clock) for where in wanted.audit_export]
-        self.exports = [AuditExport(store, clock, facts, place) for place in places]
+        self.exports = [AuditExport(store, clock, facts, place, tell=self.auditor.tell) for place in places]
         self.intrusion = Intrusion(
             store,
             clock,
@@ -180,8 +180,8 @@ class NodeSecurity:
     def _controls(self) -> Iterator[Control]:
         yield self._audit_log()
         for export in self.exports:
-            state, why = (State.ON, "") if export.trouble is None else (State.DEGRADED, export.trouble)
-            yield Control(name=export.name, state=state, why=why)
+            trouble = export.trouble or export.mismatch
+            yield Control(name=export.name, state=State.DEGRADED if trouble else State.ON, why=trouble or "")
         if not self.exports:
             why = "whoever owns the database can cut off the log's end unseen; name a place in security.audit_export"
             yield Control(name="audit export", state=State.OFF, why=why)
