@@ -910,6 +910,13 @@ CATALOGUE = (
         "tests/core/test_intrusion.py",
     ),
     _mutant(
+        "rows of the audit log that have other types",
+        "security/audit.py",
+        "value if isinstance(value, wanted) else",
+        "value if True else",
+        "tests/store/test_audit.py",
+    ),
+    _mutant(
         "an export that is ahead of the log",
         "control/audit_export.py",
         "if cursor.seq > head.seq:",

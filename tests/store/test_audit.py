@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from greenroom import errors, settings
 from greenroom.security import audit as chain
 from greenroom.security import audit_checks
-from greenroom.store import audit, audited, principals, sqlite
+from greenroom.store import audit, audit_copies, audited, principals, sqlite
 from greenroom.store.acting import Actor, actor
 from greenroom.store.audit import Act, Filter
 from greenroom.store.database import Transaction
@@ -237,6 +238,82 @@ async def test_what_was_tampered_with_is_not_signed(store: Store, name: str) -> 
         with pytest.raises(errors.AuditBroken):
             await store.principals.create(_key())
         assert await store.principals.all() == []
+
+
+ODD: dict[str, int] = {
+    "update audit_entry set hash = 'zz' where seq = 7": 7,
+    "update audit_entry set hash = x'00' where seq = 7": 7,
+    "update audit_entry set hash = cast(x'ff' as text) where seq = 7": 7,
+    "update audit_entry set prev = 'zz' where seq = 7": 7,
+    "update audit_entry set time = 'noon' where seq = 7": 7,
+    "update audit_entry set time = 1.5 where seq = 7": 7,
+    "update audit_entry set detail = x'00' where seq = 7": 7,
+    "update audit_entry set detail = null where seq = 7": 7,
+    "update audit_entry set erased = '[' where seq = 7": 7,
+    "update audit_entry set erased = x'' where seq = 7": 7,
+    "update audit_entry set salts = x'00' where seq = 7": 7,
+    "update audit_entry set seq = 'seven' where seq = 7": 7,
+    "update audit_entry set seq = x'07' where seq = 7": 7,
+    "update audit_entry set seq = -7 where seq = 7": 1,
+    "update audit_checkpoint set signature = zeroblob(64)": 1,
+    "update audit_checkpoint set signature = 'zz'": 1,
+    "update audit_checkpoint set number = 'one'": 1,
+    "update audit_checkpoint set last = x'00'": 1,
+    "update audit_head set hash = zeroblob(3)": 10,
+    "update audit_head set seq = 'ten'": 0,
+    "drop table audit_entry": 1,
+    "drop table audit_checkpoint": 1,
+    "drop table audit_head": 0,
+    "alter table audit_entry drop column salts": 1,
+}
+
+
+@pytest.mark.parametrize("sql", ODD)
+async def test_whatever_a_row_has_become_is_found(sqlite_scratch: databases.Scratch, sql: str) -> None:
+    url = sqlite_scratch.url
+    store = await sqlite_scratch.open()
+    store.audit.is_on = True
+    await store.audit.note(*(Act("test", str(n)) for n in range(10)))
+    await seal(store)
+    anchor = audit_checks.anchor_of([line async for line in audit_copies.lines(url)])
+    for each in (None, anchor):
+        assert (await audit_copies.check(url, [SIGNER.public], each)).findings == []
+    with contextlib.closing(apsw.Connection(url.removeprefix("sqlite:///"))) as database:
+        database.execute("drop index audit_by_tenant")
+        database.execute(sql)
+    for each in (None, anchor):
+        found = (await audit_copies.check(url, [SIGNER.public], each)).findings
+        assert min(finding.index for finding in found) == (found[0].index) == ODD[sql]
+    if sql == "drop table audit_entry":
+        assert audit_checks.Kind.TRUNCATED in {finding.kind for finding in found}
+
+
+async def test_a_store_of_before_the_log_has_none_unless_an_anchor_knows_better(
+    sqlite_scratch: databases.Scratch,
+) -> None:
+    url = sqlite_scratch.url
+    store = await sqlite_scratch.open()
+    store.audit.is_on = True
+    await store.audit.note(Act("test", "x"))
+    anchor = audit_checks.anchor_of([line async for line in audit_copies.lines(url)])
+    with contextlib.closing(apsw.Connection(url.removeprefix("sqlite:///"))) as database:
+        for table in ("audit_entry", "audit_checkpoint", "audit_head"):
+            database.execute(f"drop table {table}")
+        database.pragma("user_version", audit_copies.SINCE_SCHEMA - 1)
+    with pytest.raises(errors.NotFound, match="of a release that had none"):
+        await audit_copies.check(url, [SIGNER.public], None)
+    found = (await audit_copies.check(url, [SIGNER.public], anchor)).findings
+    assert {(finding.index, finding.kind) for finding in found} == {(1, audit_checks.Kind.TRUNCATED)}
+
+
+async def test_nothing_is_appended_to_an_end_that_is_none(sqlite_scratch: databases.Scratch) -> None:
+    store = await sqlite_scratch.open()
+    store.audit.is_on = True
+    await store.audit.note(Act("test", "x"))
+    async with store.db.transaction() as tx:
+        await tx.fetch("update audit_head set hash = 'zz'", {})
+    with pytest.raises(errors.AuditBroken, match="is not what was written"):
+        await store.audit.note(Act("test", "y"))
 
 
 async def test_two_nodes_never_fork_the_chain(postgres_scratch: databases.Scratch) -> None:

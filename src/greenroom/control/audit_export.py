@@ -58,7 +58,8 @@ class AuditExport:
         try:
             if self._cursor is None:
                 self._cursor = await self._begin()
-            entries = await self._store.audit.after(self._cursor.seq, most=BATCH)
+            page = await self._store.audit.after(self._cursor.seq, most=BATCH)
+            entries = [entry for entry in page if entry.seq > self._cursor.seq]  # without rows that have no number
             checkpoints = await self._store.audit.checkpoints(after=self._cursor.checkpoint, most=BATCH)
             lines, reached = merged(entries, checkpoints, self._cursor)
             if not lines:

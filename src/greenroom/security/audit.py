@@ -8,10 +8,12 @@ tree as in RFC 9162, of which a checkpoint signs the root with Ed25519; checkpoi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import secrets
+import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -78,6 +80,28 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     erased: str
     prev: str
     hash: str
+
+
+ODD_TEXT, ODD_NUMBER = '"(not text)"', 0  # the text is JSON, too
+Row = TypeVar("Row", bound=msgspec.Struct)
+
+
+def read(kind: type[Row], values: Sequence[Any]) -> Row:
+    """Make a *kind* of a stored row, whatever somebody has put there: text of another type becomes one that is in no
+    entry, a number of another type 0, which is no entry's and no checkpoint's.
+    """
+    return kind(
+        *(
+            value if isinstance(value, wanted) else ODD_NUMBER if int in wanted else ODD_TEXT
+            for value, wanted in zip(values, _types(kind), strict=True)
+        )
+    )
+
+
+@functools.cache
+def _types(kind: type[msgspec.Struct]) -> tuple[tuple[type, ...], ...]:
+    types = (field.type for field in msgspec.structs.fields(kind))
+    return tuple((each,) if isinstance(each, type) else typing.get_args(each) for each in types)
 
 
 def new_salts() -> str:
@@ -174,6 +198,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
     @property
     def hash(self) -> str:
+        """Raises `ValueError` where the signature is not hex."""
         return hashlib.sha256(self.signed + bytes.fromhex(self.signature)).hexdigest()
 
 

@@ -123,7 +123,7 @@ class Check:
             else:
                 known = "" if checkpoint.key in self._keys else f", but by another, {checkpoint.key}"
                 self._find(checkpoint.first, Kind.FORGED, f"checkpoint {number} is not signed by the key{known}")
-            previous, last, self._newest = checkpoint.hash, checkpoint.last, number
+            previous, last, self._newest = _hash_of(checkpoint), checkpoint.last, number
         return good
 
     def _exported(self, of_store: Mapping[int, Checkpoint]) -> dict[int, Checkpoint]:
@@ -147,6 +147,9 @@ class Check:
 
     def add(self, entry: Entry) -> None:
         seq = entry.seq
+        if seq <= self._seq:  # no number, or in no order: it stands nowhere in the chain
+            self._break(self._seq + 1, Kind.UNCHAINED, f"a row that is no entry stands behind entry {self._seq}")
+            return
         if seq != self._seq + 1:
             until = f" to {seq - 1}" if seq > self._seq + 2 else ""
             self._break(self._seq + 1, Kind.MISSING, f"entry {self._seq + 1}{until} is missing")
@@ -154,7 +157,8 @@ class Check:
         elif entry.prev != self._hash:
             what = f"entry {seq} does not follow entry {seq - 1}: something was put in, taken out or moved"
             self._break(seq, Kind.UNCHAINED, what)
-        if not self._is_sound(entry):
+        is_sound = _is_sound(entry)
+        if not is_sound:
             self._break(seq, Kind.CHANGED, f"entry {seq} is not what was written: it does not have its hash")
         elif (exported := self._anchor.hashes.get(seq)) is not None and exported != entry.hash:
             self._break(seq, Kind.REWRITTEN, f"entry {seq} is another one than was exported")
@@ -164,14 +168,8 @@ class Check:
             self._named.update(_seqs(entry.detail))
         self.entries += 1
         self._seq, self._hash = seq, entry.hash
-        self._leaves.append(entry.hash)
+        self._leaves.append(entry.hash if is_sound or is_hash(entry.hash) else BEGIN)
         self._at_checkpoint()
-
-    def _is_sound(self, entry: Entry) -> bool:
-        try:
-            return audit.hash_of(entry) == entry.hash
-        except (ValueError, TypeError, AttributeError, msgspec.MsgspecError):  # what should be hex or JSON is not
-            return False
 
     def _break(self, index: int, kind: Kind, what: str) -> None:
         self._is_broken = True
@@ -198,6 +196,14 @@ class Check:
         self._next += 1
         self._leaves.clear()
         self._is_broken = False
+
+    def unreadable(self) -> None:
+        """The row behind the last one that was added cannot be read, nor what comes behind it."""
+        self._break(self._seq + 1, Kind.CHANGED, f"entry {self._seq + 1} is not what was written: it cannot be read")
+
+    def missing(self, table: str) -> None:
+        """The store has no *table*, or not as a whole."""
+        self._find(1, Kind.TRUNCATED, f"the table {table} is missing: somebody has dropped or changed it")
 
     def end(self, head: Head) -> Sequence[Finding]:
         """Return all findings, the first entry's first; *head* is what the store says that its end is."""
@@ -229,6 +235,24 @@ def following(entries: Sequence[Entry], *, seq: int, hash: str) -> Finding | Non
         if check.findings:
             return check.findings[0]
     return None
+
+
+def _is_sound(entry: Entry) -> bool:
+    try:
+        return audit.hash_of(entry) == entry.hash
+    except (ValueError, TypeError, AttributeError, msgspec.MsgspecError):  # what should be hex or JSON is not
+        return False
+
+
+def is_hash(text: str) -> bool:
+    return len(text) == len(BEGIN) and not set(text) - set("0123456789abcdef")
+
+
+def _hash_of(checkpoint: Checkpoint) -> str:
+    try:
+        return checkpoint.hash
+    except ValueError:  # its signature is none
+        return ""
 
 
 def _seqs(detail: str) -> Sequence[int]:

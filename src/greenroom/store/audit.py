@@ -167,7 +167,11 @@ async def _locked_head(tx: Transaction) -> Head:
             raise Broken(audit_checks.Finding(int(last), audit_checks.Kind.UNCHAINED, what))
         await tx.execute_many(_FIRST_HEAD, [{}])
         found = await tx.fetch(f"{_HEAD} for update", {})
-    return Head(*found[0])
+    head = audit.read(Head, found[0])
+    if not audit_checks.is_hash(head.hash):
+        what = "the row that says where it ends is not what was written"
+        raise Broken(audit_checks.Finding(head.seq, audit_checks.Kind.UNCHAINED, what))
+    return head
 
 
 # --- operations
@@ -203,7 +207,7 @@ async def _seal(tx: Transaction, signer: audit.Signer) -> bool | Broken:
     except Broken as broken:
         return broken
     params = {"after": head.sealed, "last": head.seq, "most": SEAL_MOST}
-    entries = [Entry(*row) for row in await tx.fetch(_UNSEALED, params)]
+    entries = [audit.read(Entry, row) for row in await tx.fetch(_UNSEALED, params)]
     if not entries and head.seq == head.sealed:
         return False
     before = await tx.fetch("select hash from audit_entry where seq = :seq", {"seq": head.sealed})
@@ -227,7 +231,7 @@ async def erase(tx: Transaction, news: News, items: Sequence[Erasure]) -> list[l
     answers = []
     for item in items:
         params = msgspec.structs.asdict(item) | {"most": ERASE_MOST}
-        found = [Entry(*row) for row in await tx.fetch(_OF_ACTOR, params)]
+        found = [audit.read(Entry, row) for row in await tx.fetch(_OF_ACTOR, params)]
         gone = [audit.erased(entry) for entry in found]
         rows = [{"seq": entry.seq, "salts": entry.salts, "erased": entry.erased} for entry in gone]
         await tx.execute_many(_ERASE, rows)
@@ -284,19 +288,21 @@ class Audit:
 
     async def cursor(self, place: str) -> Cursor:
         rows = await self._db.lookup(_CURSORS, {"place": place})
-        return Cursor(*rows[0]) if rows else Cursor(place)
+        return audit.read(Cursor, rows[0]) if rows else Cursor(place)
 
     async def head(self) -> Head:
         rows = await self._db.lookup(_HEAD, {})
-        return Head(*rows[0]) if rows else Head()
+        return audit.read(Head, rows[0]) if rows else Head()
 
     async def after(self, seq: int, *, most: int = MAX_PAGE) -> Sequence[Entry]:
         """Return the entries behind *seq*, oldest first."""
-        return [Entry(*row) for row in await self._db.read(_AFTER, {"after": seq, "most": most})]
+        return [audit.read(Entry, row) for row in await self._db.read(_AFTER, {"after": seq, "most": most})]
 
     async def checkpoints(self, *, after: int = 0, most: int = MAX_PAGE) -> Sequence[Checkpoint]:
         """Return the checkpoints behind number *after*, oldest first."""
-        return [Checkpoint(*row) for row in await self._db.read(_CHECKPOINTS, {"after": after, "most": most})]
+        return [
+            audit.read(Checkpoint, row) for row in await self._db.read(_CHECKPOINTS, {"after": after, "most": most})
+        ]
 
     async def list(
         self, which: Filter, *, before: int | None = None, after: int | None = None, limit: int = 50
@@ -311,7 +317,7 @@ class Audit:
             params["before"] = before
         order = "desc" if after is None else "asc"
         sql = _LIST.format(which=" and ".join(conditions) or "seq > 0", order=order)
-        return [Entry(*row) for row in await self._db.read(sql, params)]
+        return [audit.read(Entry, row) for row in await self._db.read(sql, params)]
 
 
 def _conditions(which: Filter) -> Iterable[str]:
