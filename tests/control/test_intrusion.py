@@ -271,5 +271,5 @@ async def test_no_flood_pushes_out_when_a_rule_has_found_something(world: World)
     for n in range(KEEP_FOUND + 1):
         world.guess(f"192.0.2.{n}")
     await loop.step()
-    assert loop.found_at_s.keys() == {"blocked_agent", "failed_logins"}
+    assert loop.found_at_s.keys() == {("blocked_agent", "agent"), ("failed_logins", "source")}
     assert {finding.rule for _, finding, _ in loop.found} == {"failed_logins"}, "the list of them has an end"

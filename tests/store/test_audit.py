@@ -283,9 +283,9 @@ async def test_whatever_a_row_has_become_is_found(sqlite_scratch: databases.Scra
         database.execute(sql)
     for each in (None, anchor):
         found = (await audit_copies.check(url, [SIGNER.public], each)).findings
-        assert min(finding.index for finding in found) == (found[0].index) == ODD[sql]
-    if sql == "drop table audit_entry":
-        assert audit_checks.Kind.TRUNCATED in {finding.kind for finding in found}
+        assert min(finding.index for finding in found) == found[0].index == ODD[sql]
+        if sql == "drop table audit_entry":
+            assert audit_checks.Kind.TRUNCATED in {finding.kind for finding in found}
 
 
 async def test_a_store_of_before_the_log_has_none_unless_an_anchor_knows_better(

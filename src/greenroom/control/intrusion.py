@@ -57,7 +57,8 @@ class Intrusion:
         self.wakeup = asyncio.Event()
         self.watch = Watch()
         self.found: deque[tuple[float, Finding, str]] = deque(maxlen=KEEP_FOUND)  # when, what, and what was done
-        self.found_at_s: dict[Rule, float] = {}  # when each rule found something last: no flood pushes it out
+        self.found_at_s: dict[tuple[Rule, str], float] = {}
+        """When each rule found something last, about each kind of subject: no flood pushes it out."""
         self._seen: dict[tuple[str, str], int] = {}  # requests since the last step, by principal and source
         self._alerts = Alerts(store, facts, KIND)
         self._refresh_at_s = clock.monotonic_s()
@@ -137,9 +138,14 @@ class Intrusion:
     async def _tell(self, now_s: float) -> None:
         """Have one alert for each rule that has found something: a flood of sources is no flood of alerts."""
         told: dict[Rule, list[str]] = {}
+        serious = {rule for rule, subject in self._open if intrusion.is_serious(rule, subject.kind)}
         for (rule, subject), what in self._open.items():
             told.setdefault(rule, []).append(f"{subject}: {what}")
-        alerts = [_alert(rule, each) for rule, each in told.items() if rule is not Rule.BROKEN_AUDIT]  # the auditor's
+        alerts = [
+            _alert(rule, each, is_serious=rule in serious)
+            for rule, each in told.items()
+            if rule is not Rule.BROKEN_AUDIT
+        ]  # the auditor's
         if now_s >= self._inherited_until_s:  # until then those of the node's life before may still be true
             await self._alerts.only(alerts)
         else:
@@ -187,7 +193,7 @@ class Intrusion:
             done = "nothing was done: the audit log does not take it"
         now_s = self._clock.monotonic_s()
         self.found.append((now_s, finding, done))
-        self.found_at_s[finding.rule] = now_s
+        self.found_at_s[finding.rule, finding.subject.kind] = now_s
         self._facts.emit(telemetry.IntrusionFound(finding.rule, str(finding.subject), finding.reason, done))
         self._open[finding.rule, finding.subject] = f"{finding.reason}; {done}"
 
@@ -232,9 +238,9 @@ class Intrusion:
         return {name: table.all(now_s) for name, table in tables.items()}
 
 
-def _alert(rule: Rule, told: Sequence[str]) -> Raised:
+def _alert(rule: Rule, told: Sequence[str], *, is_serious: bool) -> Raised:
     """Return the alert of *rule*; it names the latest few of those whom it is about."""
-    severity = "critical" if rule in intrusion.SERIOUS else "warning"
+    severity = "critical" if is_serious else "warning"
     others = len(told) - MAX_TOLD
     reason = ". ".join(told[: -MAX_TOLD - 1 : -1])
     if others > 0:

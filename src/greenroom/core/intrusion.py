@@ -37,7 +37,7 @@ class Rule(enum.StrEnum):
 
 
 SERIOUS = frozenset({Rule.MANY_NETWORKS, Rule.FORGED_REQUESTS, Rule.BLOCKED_AGENT, Rule.BROKEN_AUDIT})
-"""What strangers cannot bring about by knocking, or what is never an accident."""
+"""What is never an accident, and nobody's knocking: see `is_serious`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,16 @@ class Subject:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.id}"
+
+
+def is_serious(rule: Rule, kind: str) -> bool:
+    """Tell whether a finding of *rule* about a subject of this *kind* is serious: a stranger, who is a source, can
+    forge requests as he likes; from somebody who was let in they are.
+
+    >>> is_serious(Rule.FORGED_REQUESTS, "principal"), is_serious(Rule.FORGED_REQUESTS, "source")
+    (True, False)
+    """
+    return rule in SERIOUS and kind != "source"
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ class NodeSecurity:
         controls = [control for tell in self.controls for control in tell()]
         now_s, now = self._clock.monotonic_s(), self._clock.now()
         found = [each for each in reversed(self.intrusion.found) if now_s - each[0] < DAY_S]
-        recent = [rule for rule, at_s in self.intrusion.found_at_s.items() if now_s - at_s < HOUR_S]
+        recent = [each for each, at_s in self.intrusion.found_at_s.items() if now_s - at_s < HOUR_S]
         grade, reason = posture.grade([(control.name, control.state) for control in controls], recent)
         rates = self.intrusion.rates()
         requests = dict(rates["requests"])

@@ -81,5 +81,6 @@ def _rows(snapshot: dumps.Snapshot, table: dumps.Table) -> AsyncIterator[Row]:
 
 
 async def _nothing() -> AsyncIterator[Row]:
-    for row in ():
+    nothing: tuple[Row, ...] = ()
+    for row in nothing:
         yield row
