@@ -839,6 +839,7 @@ def test_the_security_report_says_what_to_do_next_and_a_degraded_control_fails_t
     code, out, err = run(capsys, "security", "report")
     assert (code, out.splitlines()[0]) == (0, "security: warning: found in the last hour: failed_logins")
     assert "off by setting" in out
+    assert any(line.endswith("ago  failed_logins  source:192.0.2.1") for line in out.splitlines()), "whole"
     assert "next: greenroom security unlock source:192.0.2.1" in err
     code, out, _ = run(capsys, "doctor", "--security")
     assert (code, out.splitlines()[0]) == (0, "ok      audit log on: 7 entries were looked at: all sound")

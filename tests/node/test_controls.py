@@ -31,7 +31,6 @@ async def test_a_plain_node_says_what_is_off(data_dir: Path) -> None:
         "audit export": "off by setting",
         "intrusion rules": "off by setting",
         "authentication": "on",
-        "tokens": "off by setting",
         "roles": "on",
         "rate limit of a source": "off by setting",
         "rate limit of a principal": "off by setting",
@@ -39,6 +38,7 @@ async def test_a_plain_node_says_what_is_off(data_dir: Path) -> None:
         "tls": "off by setting",
         "encryption at rest": "off by setting",
         "isolation": "off by setting",
+        "tenants apart": "on",
         "no code by API": "on",
         "webhooks": "on",
         "backups": "off by setting",
@@ -56,6 +56,15 @@ async def test_limits_exceptions_and_code_by_api_are_said(data_dir: Path) -> Non
     assert found["rate limit of a source"] == ("on", "6000 requests a minute")
     assert found["no code by API"][0] == "off by setting"
     assert "hooks.internal" in found["webhooks"][1]
+    assert "names no issuer" in found["authentication"][1]
+
+
+async def test_tenants_that_nothing_keeps_apart_are_said(data_dir: Path) -> None:
+    async with nodes.opened(data_dir, {}, security={"tenants_below_t2": True}) as api:
+        state, why = (await controls(api))["tenants apart"]
+        assert (state, "tenants_below_t2" in why) == ("off by setting", True)
+        api.running.isolation = Decision(Tier.T2)
+        assert (await controls(api))["tenants apart"][0] == "on"
 
 
 async def test_isolation_that_the_machine_cannot_give_is_not_off_by_setting(data_dir: Path) -> None:

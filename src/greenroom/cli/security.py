@@ -16,13 +16,6 @@ if TYPE_CHECKING:
 app = cyclopts.App(name="security")
 
 CONTROLS = (Column("CONTROL"), Column("STATE"), Column("WHY", whole=False, wraps=True))
-FOUND = (
-    Column("AGE", right=True),
-    Column("RULE"),
-    Column("WHO"),
-    Column("WHAT", whole=False, wraps=True),
-    Column("DONE", whole=False, wraps=True),
-)
 RATES = (
     Column("WHO"),
     Column("LAST HOUR", right=True),
@@ -45,10 +38,11 @@ def report(*, given: options.Options = options.DEFAULT) -> None:
     render.line(f"security: {found.grade}: {found.reason}", style=STYLED.get(found.grade))
     render.table(CONTROLS, ((each.name, each.state, each.why) for each in found.controls), empty="")
     now = clock.SystemClock().now()
-    rows = (
-        (render.since(each.at, now), each.rule, each.subject, each.reason, each.done) for each in found.found_last_day
-    )
-    render.table(FOUND, rows, empty="the rules have found nothing since the node was started")
+    for each in found.found_last_day:  # no table: who it was and what was done are long, and to be copied whole
+        render.line(f"{render.since(each.at, now)} ago  {each.rule}  {each.subject}")
+        render.paragraph(f"{each.reason}; {each.done}", indent=4)
+    if not found.found_last_day:
+        render.say("the rules have found nothing since the node was started")
     for title, rates in (("rejected credentials", found.rejected), ("refused requests", found.refused)):
         if rates:
             render.line(f"{title}:")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from greenroom import telemetry
+from greenroom.core import tenancy
 from greenroom.core.isolation import Tier
 from greenroom.core.posture import State
 from greenroom.sdk.security import Control
@@ -39,6 +40,7 @@ class Controls:
         yield self._tls(self._node.clock.now())
         yield self._encryption()
         yield self._isolation()
+        yield self._tenants()
         yield self._code_by_api()
         yield self._supply_chain()
         yield self._webhooks()
@@ -48,12 +50,12 @@ class Controls:
         access, security = self._node.access, self._node.settings.security
         tenants = access.keys.tenants()
         why = f"every path but /healthz and /readyz asks for a credential; keys of {_many(len(tenants), 'tenant')}"
+        if not security.issuers:
+            why += "; no tokens are taken: security.issuers names no issuer"
         yield Control(name="authentication", state=State.ON, why=why)
         for issuer, trouble in access.issuers():
             why = trouble or "its tokens are taken"
             yield Control(name=f"tokens of {issuer}", state=State.DEGRADED if trouble else State.ON, why=why)
-        if not security.issuers:
-            yield Control(name="tokens", state=State.OFF, why="no issuer is named in security.issuers: keys alone")
         if security.policy_file is None:
             why = "the built-in ones; security.policy_file is not set"
         else:
@@ -126,6 +128,15 @@ class Controls:
         if decision.tier is not Tier.T0:
             return Control(name="isolation", state=State.ON, why=why)
         return Control(name="isolation", state=State.OFF if asked == "T0" else State.IMPOSSIBLE, why=why)
+
+    def _tenants(self) -> Control:
+        tier, name = self._node.isolation.tier, "tenants apart"
+        if tenancy.tenants_allowed(tier):
+            return Control(name=name, state=State.ON, why=f"agents of one tenant run in rooms of their own: {tier}")
+        if self._node.settings.security.tenants_below_t2:
+            why = f"security.tenants_below_t2 is true: at {tier} agents of one tenant reach what another's have"
+            return Control(name=name, state=State.OFF, why=why)
+        return Control(name=name, state=State.ON, why=f"at {tier} no second tenant is taken")
 
     def _code_by_api(self) -> Control:
         if self._node.settings.server.accept_code:
