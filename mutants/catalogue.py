@@ -917,6 +917,20 @@ CATALOGUE = (
         "tests/store/test_audit.py",
     ),
     _mutant(
+        "a list's rows that do not open",
+        "store/tasks.py",
+        "self._vault.task_or_damage(row)",
+        "self._vault.task(row)",
+        "tests/store/test_vault.py",
+    ),
+    _mutant(
+        "who a finding is about, in the grade",
+        "core/intrusion.py",
+        'return rule in SERIOUS and kind != "source"',
+        "return rule in SERIOUS",
+        "tests/core/test_posture.py",
+    ),
+    _mutant(
         "an export that is ahead of the log",
         "control/audit_export.py",
         "if cursor.seq > head.seq:",

@@ -191,6 +191,11 @@ async def test_a_task_whose_input_was_tampered_with_fails_and_is_told(data_dir: 
         answer = await api.call("GET", f"/v1/tasks/{waiting}")
         assert answer.status_code == 503
         assert answer.json()["type"].endswith("store-damaged")
+        newest, listed, first = (await api.get("/v1/tasks"))["items"]
+        assert [each["id"] for each in (newest, listed, first)] == [last, waiting, running]
+        assert (listed["state"], listed["input"], listed["output"]) == ("failed", None, None)
+        assert (listed["error"]["type"], waiting in listed["error"]["message"]) == ("store_damaged", True)
+        assert newest["input"] == first["input"] == given
         async with api.running.store.db.transaction() as tx:
             ((state, error),) = await tx.fetch("select state, error from task where id = :id", {"id": waiting})
         opened = await api.running.store.vault.opened("default", "task", "error", (waiting,), error)
@@ -199,6 +204,25 @@ async def test_a_task_whose_input_was_tampered_with_fails_and_is_told(data_dir: 
         (counted,) = [line for line in metrics.splitlines() if line.startswith("greenroom_damaged_values_total")]
         assert float(counted.split()[1]) >= 2
         assert len(await nodes.lines_of(ledger, 2)) == 2
+
+
+async def test_an_event_that_was_tampered_with_hides_no_others(data_dir: Path) -> None:
+    async with nodes.opened(data_dir, {"talking": AGENTS["talking"]}, **ON) as api:
+        ids = [(await api.run("talking", {"count": 3}))["id"] for _ in range(2)]
+        async with api.running.store.db.transaction() as tx:
+            sql = "select min(seq) from task_event where task = :id"
+            ((seq,),) = await tx.fetch(sql, {"id": ids[0]})
+            sql = "update task_event set data = :data where task = :id and seq = :seq"
+            await tx.fetch(sql, {"id": ids[0], "seq": seq, "data": b"{}"})
+        damaged, sound = [await events(api, id) for id in ids]
+    assert [each["seq"] for each in damaged] == [each["seq"] for each in sound]
+    ((index, error),) = [(each["seq"], each["data"]["error"]) for each in damaged if "error" in each["data"]]
+    assert (index, error["type"]) == (seq, "store_damaged")
+
+
+async def events(api: nodes.Api, id: str) -> list[dict[str, Any]]:
+    lines = (await api.call("GET", f"/v1/tasks/{id}/events")).text.splitlines()
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
 
 
 # Processes

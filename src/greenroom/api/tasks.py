@@ -15,7 +15,7 @@ from greenroom.api import access, problems, schemas, views
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core import caching, routing, tasks
 from greenroom.core.permissions import Action
-from greenroom.store import submissions
+from greenroom.store import submissions, vault
 from greenroom.store.directory import Entry
 from greenroom.store.rows import Accepted, NewTask, Task
 
@@ -336,7 +336,10 @@ async def _task(call: Call, action: Action) -> Task:
 
 
 async def list_tasks(call: Call) -> Answer:
-    """List tasks, newest first; ``?agent= &state= &session= &limit= &cursor=``."""
+    """List tasks, newest first; ``?agent= &state= &session= &limit= &cursor=``.
+
+    One that was tampered with in the store has an error of type ``store_damaged``, and neither input nor output.
+    """
     limit = call.number("limit", default=50, least=1, most=200)
     state = call.query("state")
     if state is not None and state not in set(tasks.State):
@@ -351,7 +354,15 @@ async def list_tasks(call: Call) -> Answer:
         agents=call.principal.rights.agents(Action.TASK_READ),
     )
     cursor = str(rows[-1].seq) if len(rows) == limit else None
-    return Answer({"items": [await _document(call, row) for row in rows], "next_cursor": cursor})
+    return Answer({"items": [await _listed(call, row) for row in rows], "next_cursor": cursor})
+
+
+async def _listed(call: Call, row: Task) -> dict[str, Any]:
+    """Return the document of a task; where an event of it does not open, one that says so."""
+    try:
+        return await _document(call, row)
+    except errors.StoreDamaged as error:
+        return views.task(vault.without_payload(row, error), ())
 
 
 async def cancel(call: Call) -> Answer:

@@ -162,7 +162,10 @@ class Tasks:
         limit: int = 50,
         agents: Agents = None,
     ) -> Sequence[Task]:
-        """Return at most *limit* tasks, newest first, older than *before_seq*; of *agents* alone."""
+        """Return at most *limit* tasks, newest first, older than *before_seq*; of *agents* alone.
+
+        One that does not open has an error of type ``store_damaged``, and no input.
+        """
         filters = {"tenant": tenant, "agent": agent, "state": state, "session": session}
         given = {name: value for name, value in filters.items() if value is not None}
         clauses = [f"{name} = :{name}" for name in given]
@@ -178,15 +181,17 @@ class Tasks:
         if (of_agents := agent_patterns.condition(agents, params)) is not None:
             clauses.append(of_agents)
         sql = f"select {_COLUMNS} from task where {' and '.join(clauses)} order by seq desc limit :limit"
-        return [await self._vault.task(row) for row in await self._db.read(sql, params)]
+        return [await self._vault.task_or_damage(row) for row in await self._db.read(sql, params)]
 
     async def events(self, task: Task, *, after: int = 0, limit: int = MAX_EVENTS_PAGE) -> Sequence[StoredEvent]:
         """Return the events of *task* numbered above *after*, oldest first, up to the last one that its row knows of.
 
-        Read the row before: an event that came later might stand beside a move that the row does not tell yet.
+        One that does not open has data that say so. Read the row before: an event that came later might stand beside a
+        move that the row does not tell yet.
         """
         params = {"task": task.id, "after": after, "last": task.event_seq, "limit": limit}
-        stored = await _opened(self._vault, task, await self._db.lookup(_EVENTS, params))
+        found = [StoredEvent(*row) for row in await self._db.lookup(_EVENTS, params)]
+        stored = [await self._vault.event_or_damage(task.tenant, task.id, event) for event in found]
         last = stored[-1].seq if len(stored) == limit else task.event_seq
         return _merged([move for move in rows.moves(task) if after < move.seq <= last], stored)[:limit]
 

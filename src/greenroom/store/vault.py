@@ -196,6 +196,13 @@ class Vault:
                 values[index] = await self.opened(tenant, "task", column, place, values[index])
         return Task(*values)
 
+    async def task_or_damage(self, row: Row) -> Task:
+        """`task`, and where it does not open, one without what is sealed in it, whose error says so."""
+        try:
+            return await self.task(row)
+        except errors.StoreDamaged as error:
+            return without_payload(Task(*row), error)
+
     def task_at_hand(self, row: Row) -> Task | None:
         """Return a task's row as a value, opened; None where that cannot be done at once: read it then."""
         if not self.is_used:
@@ -216,6 +223,13 @@ class Vault:
         data = await self.opened(tenant, "task_event", "data", (task, str(event.seq)), event.data)
         assert data is not None
         return msgspec.structs.replace(event, data=data)
+
+    async def event_or_damage(self, tenant: str, task: str, event: StoredEvent) -> StoredEvent:
+        """`event`, and where it does not open, one whose data say so."""
+        try:
+            return await self.event(tenant, task, event)
+        except errors.StoreDamaged as error:
+            return msgspec.structs.replace(event, data=msgspec.json.encode({"error": damage(error)}))
 
     async def is_same(self, tenant: str, stored: bytes | None, given: bytes | None) -> bool:
         """Whether a fingerprint that is stored is the one *given*."""
@@ -317,6 +331,17 @@ class Seals:
             vault.changes += 1
         if self.concludes:
             vault.mode = Mode.SEALED
+
+
+def without_payload(task: Task, error: errors.StoreDamaged) -> Task:
+    """Return *task* as a list shows it where something of it does not open: one bad row is to hide no others."""
+    nothing = dict.fromkeys(SEALED["task"].columns)
+    return msgspec.structs.replace(task, **nothing | {"input": b"null", "error": msgspec.json.encode(damage(error))})
+
+
+def damage(error: errors.StoreDamaged) -> dict[str, str]:
+    """Return what stands in the place of what does not open: shaped like a task's error."""
+    return {"type": "store_damaged", "message": str(error)}
 
 
 _ID, _TENANT = (Task.__struct_fields__.index(name) for name in ("id", "tenant"))
