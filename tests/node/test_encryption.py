@@ -210,10 +210,10 @@ async def test_an_event_that_was_tampered_with_hides_no_others(data_dir: Path) -
     async with nodes.opened(data_dir, {"talking": AGENTS["talking"]}, **ON) as api:
         ids = [(await api.run("talking", {"count": 3}))["id"] for _ in range(2)]
         async with api.running.store.db.transaction() as tx:
-            sql = "select min(seq) from task_event where task = :id"
-            ((seq,),) = await tx.fetch(sql, {"id": ids[0]})
-            sql = "update task_event set data = :data where task = :id and seq = :seq"
-            await tx.fetch(sql, {"id": ids[0], "seq": seq, "data": b"{}"})
+            ((seq,),) = await tx.fetch("select min(seq) from task_event where task = :id", {"id": ids[0]})
+            data = "(select data from task_event where task = :other and seq = :seq)"
+            sql = f"update task_event set data = {data} where task = :id and seq = :seq"
+            await tx.fetch(sql, {"id": ids[0], "seq": seq, "other": ids[1]})
         damaged, sound = [await events(api, id) for id in ids]
     assert [each["seq"] for each in damaged] == [each["seq"] for each in sound]
     ((index, error),) = [(each["seq"], each["data"]["error"]) for each in damaged if "error" in each["data"]]

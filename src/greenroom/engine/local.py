@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -407,6 +408,8 @@ def _replica_side(data_dir: Path) -> Path:
     side = data_dir.resolve() / "replica-side"
     side.mkdir(parents=True, exist_ok=True)
     link, package = side / "greenroom", Path(greenroom.__file__).parent
+    if link.is_dir() and not link.is_symlink():  # the data directory was copied, and links followed
+        shutil.rmtree(link)
     if not link.is_symlink() or link.readlink() != package:
         draft = side / f".greenroom-{os.getpid()}"
         draft.unlink(missing_ok=True)
