@@ -56,6 +56,16 @@ async def engine(tmp_path: Path) -> AsyncIterator[local.LocalEngine]:
     await engine.close()
 
 
+async def test_a_data_directory_that_was_copied_with_its_links_followed_serves(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    link = data / "replica-side" / "greenroom"
+    link.mkdir(parents=True)
+    (link / "__init__.py").write_text("raise SystemExit('an old copy')\n")
+    engine = local.LocalEngine(data, clocks.SystemClock(), import_deadline_s=5)
+    await engine.close()
+    assert link.readlink() == Path(local.__file__).parent.parent
+
+
 @pytest.fixture
 async def bench(engine: local.LocalEngine, tmp_path: Path) -> Bench:
     return Bench(engine, tmp_path)
