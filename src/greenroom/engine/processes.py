@@ -72,6 +72,11 @@ def held_mb(pid: int, limit_mb: float) -> float:
     return most_mb
 
 
+def first_child(pid: int) -> int:
+    """Return what *pid* has started first of what is there; 0: nothing."""
+    return next(iter(kernel.children_of(pid)), 0)
+
+
 def descendants(pid: int) -> Iterator[int]:
     """Yield what *pid* has started, the nearest first."""
     parents = deque([pid])
@@ -149,15 +154,15 @@ def send(pidfd: int, number: int) -> None:
         signal.pidfd_send_signal(pidfd, number)
 
 
-def is_child(pidfd: int, pid: int, *, parent: int) -> bool:
-    """Tell whether *pidfd* is of *pid*, and *pid* a child of *parent*; one that is gone already is taken for it."""
-    found = kernel.pid_of(pidfd)
-    if found == pid:
-        try:
-            return int(kernel.stat(pid)[1]) == parent
-        except OSError:
-            found = None  # it is buried just now
-    return found is None and not Path(f"/proc/{pid}").exists()
+def is_child(pidfd: int, *, parent: int) -> bool:
+    """Tell whether *pidfd* is of a child of *parent*; one that is gone already is taken for it."""
+    pid = kernel.pid_of(pidfd)
+    if pid:
+        with contextlib.suppress(OSError):
+            if int(kernel.stat(pid)[1]) == parent:
+                return True
+        pid = kernel.pid_of(pidfd)  # it may be buried just now
+    return pid is None
 
 
 def reap(pid: int, pidfd: int) -> int | None:
@@ -232,10 +237,7 @@ def _kill(is_meant: Callable[[Environment], bool]) -> int:
 
 
 def _environment(pid: int) -> Environment:
-    try:
-        block = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return frozenset()
+    block = kernel.environment(pid)
     if NODE_MARKER.encode() not in block:
         return frozenset()
     return frozenset(block.split(b"\0"))

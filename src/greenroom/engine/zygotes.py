@@ -1,6 +1,7 @@
 """The node's handle of a zygote: starts it, orders forks, hears of deaths. Called by `engine.local`.
 
-Replicas outlive their zygote: what this handle loses with it is only the ability to make more.
+Replicas outlive their zygote: what this handle loses with it is only the ability to make more. Not so in namespaces of
+their own: there the process that is started here is their keeper, and ends with the zygote and all replicas.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from greenroom import redaction
-from greenroom.engine import channels, contract, failures, processes, zygote
+from greenroom.engine import channels, contract, failures, kernel, processes, zygote
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 _ONE_THREAD = {
@@ -38,7 +39,7 @@ class Order:
     stdout: int
     stderr: int
     secrets: tuple[int, ...]  # open files, in the order of the plan's names
-    on_forked: Callable[[int, int], None]  # pid, pidfd
+    on_forked: Callable[[int | None, int], None]  # pid, pidfd; the pid is None where it is gone already
     on_failed: Callable[[contract.Exit | None], None]  # None: the zygote is lost, and another may do it
 
     def close(self) -> None:
@@ -82,7 +83,7 @@ class Zygote:
         self._last_line = ""
         self._queued: deque[Order] = deque()
         self._ordered: dict[str, Order] = {}
-        self._status: dict[int, asyncio.Future[int | None]] = {}
+        self._status: dict[str, asyncio.Future[int | None]] = {}  # by replica
         self._control, self._process, self._logs = self._spawn()
         self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._on_death)
@@ -130,7 +131,13 @@ class Zygote:
 
     @property
     def pid(self) -> int:
+        """The process that all it has started descends from."""
         return self._process.pid
+
+    @property
+    def took_its_replicas(self) -> bool:
+        """Whether it is dead, and its replicas therefore as well."""
+        return self._launch.plan.room.has_namespaces and not self.is_usable()
 
     @property
     def home(self) -> str:
@@ -212,24 +219,27 @@ class Zygote:
                 for line in failures.lines(traceback):
                     self._on_log("stderr", line)
                 self._failure = contract.Exit("refused", message)
-            case zygote.Forked(replica, pid):
-                if not self._is_its_child(pid, fds):
+            case zygote.Forked(replica):
+                if not self._is_its_child(fds):
                     return
-                self._status[pid] = self._loop.create_future()
-                self._ordered.pop(replica).on_forked(pid, fds[0])
+                self._status[replica] = self._loop.create_future()
+                self._ordered.pop(replica).on_forked(kernel.pid_of(fds[0]), fds[0])
             case zygote.NotForked(replica, message):
                 self._ordered.pop(replica).on_failed(contract.Exit("crashed", f"cannot fork a replica: {message}"))
-            case zygote.Died(pid, status):
-                if pid in self._status and not self._status[pid].done():
-                    self._status[pid].set_result(status)
+            case zygote.Died(replica, status):
+                if replica in self._status and not self._status[replica].done():
+                    self._status[replica].set_result(status)
 
-    def _is_its_child(self, pid: int, fds: list[int]) -> bool:
-        """Look whether the number and the open file are of one process, which this zygote has started.
+    def _is_its_child(self, fds: list[int]) -> bool:
+        """Look whether the open file is of a process that this zygote has started.
 
         The agent's import could report any process of the machine, for the node to kill it one day. Raises LookupError
         for such a report; False where the zygote is dead, and nothing can be known: its end is on the way.
         """
-        if processes.is_child(fds[0], pid, parent=self._process.pid):
+        parent = self._process.pid
+        if self._launch.plan.room.has_namespaces:  # behind its keeper and process 1
+            parent = processes.first_child(processes.first_child(parent))
+        if processes.is_child(fds[0], parent=parent):
             return True
         for fd in fds:
             os.close(fd)
@@ -248,13 +258,13 @@ class Zygote:
             )
         self._send_orders()
 
-    async def status(self, pid: int, *, timeout_s: float) -> int | None:
-        """Return how the replica *pid* ended, None if this zygote can no longer tell or does not in time."""
-        future = self._status.get(pid)
+    async def status(self, replica: str, *, timeout_s: float) -> int | None:
+        """Return how *replica* ended, None if this zygote can no longer tell or does not in time."""
+        future = self._status.get(replica)
         if future is None or (self.gone.is_set() and not future.done()):
             return None
         await asyncio.wait([future], timeout=timeout_s)
-        del self._status[pid]
+        del self._status[replica]
         return future.result() if future.done() else None
 
     # --- its end
