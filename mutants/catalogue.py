@@ -38,6 +38,7 @@ CONTRACT, DISPATCHER, HOST = (
 )
 TRANSITIONS = "store/transitions.py"
 ISOLATION = "tests/engine/test_isolation.py"
+NAMESPACES = "tests/engine/test_namespaces.py"
 RESULTS = "tests/store/test_results.py"
 TOKENS, LOGIN = "tests/api/test_tokens.py", "tests/api/test_login.py"
 OIDC, SECRETS, INJECTION = "tests/security/test_oidc.py", "tests/node/test_secrets.py", "tests/test_log_injection.py"
@@ -1014,9 +1015,44 @@ CATALOGUE = (
     _mutant(
         "the look whether a zygote reports its own child",
         "engine/zygotes.py",
-        "if processes.is_child(fds[0], pid, parent=self._process.pid):",
+        "if processes.is_child(fds[0], parent=parent):",
         "if fds:",
         ISOLATION,
+    ),
+    _mutant(
+        "the covers over what is the node's own",
+        "engine/namespaces.py",
+        '        _mount(b"cover", path, b"tmpfs", _NOSUID | _NODEV | _NOEXEC, _COVER)\n',
+        "        pass\n",
+        NAMESPACES,
+    ),
+    _mutant(
+        "what is read-only in namespaces",
+        "engine/namespaces.py",
+        '    _set(_HERE, b"/", _WHOLE_TREE, read_only=True)\n',
+        "",
+        NAMESPACES,
+    ),
+    _mutant(
+        "an agent's own view of the processes",
+        "engine/namespaces.py",
+        '    _mount(b"proc", "/proc", b"proc", _NOSUID | _NODEV | _NOEXEC)\n',
+        "",
+        NAMESPACES,
+    ),
+    _mutant(
+        "the end of what is in namespaces with their keeper",
+        "engine/namespaces.py",
+        "    kernel.die_with_parent(signal.SIGKILL)\n    if select",
+        "    if select",
+        NAMESPACES,
+    ),
+    _mutant(
+        "the word that replicas ended with their interpreter",
+        "engine/replicas.py",
+        "        elif number is None and self._zygote is not None and self._zygote.took_its_replicas:",
+        "        elif False:",
+        NAMESPACES,
     ),
     _mutant(
         "the refusal of the node's own files as secrets",

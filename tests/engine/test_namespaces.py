@@ -42,6 +42,28 @@ def as_nobody(folder: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+FORBID = """
+import ctypes, sys
+from pathlib import Path
+assert ctypes.CDLL(None).unshare(0x10000000) == 0
+Path("/proc/sys/user/max_user_namespaces").write_text("0")
+"""
+
+
+def test_a_kernel_that_allows_no_namespaces_is_told_of(folder: Path) -> None:
+    """In a namespace of its own, whose limit is nobody else's."""
+    if lacks := as_nobody(folder, "-c", LACKS).strip():
+        pytest.skip(lacks)
+    lacks = as_nobody(folder, "-c", FORBID + LACKS)
+    assert "user.max_user_namespaces is 0; allow some with sysctl (unshare: No space left on device)" in lacks
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with isolated.a_folder() as made:
+        yield made
+
+
 @pytest.fixture(scope="module")
 def told() -> Iterator[str]:
     """What pytest says of the tests, all run at once."""

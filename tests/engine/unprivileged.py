@@ -58,7 +58,7 @@ def pid_of(bench: Bench, replica: str = "r1") -> int:
 def ancestors(pid: int) -> dict[str, int]:
     """Return those of a replica, the nearest first."""
     found = {}
-    for name in ("zygote", "first", "keeper", "node"):
+    for name in ("zygote", "init", "keeper", "node"):
         pid = found[name] = int(kernel.stat(pid)[1])
     del found["node"]
     return found
@@ -102,7 +102,7 @@ async def test_agents_work_with_subprocesses_threads_and_files_of_their_own(benc
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("old")
     source = f"""
-        import os, subprocess, sys, tempfile, threading
+        import multiprocessing, os, subprocess, sys, tempfile, threading
         from pathlib import Path
         read, write = Path({str(tmp_path / "read")!r}), Path({str(tmp_path / "write")!r})
         threading.Thread(target=threading.Event().wait, daemon=True).start()
@@ -113,12 +113,14 @@ async def test_agents_work_with_subprocesses_threads_and_files_of_their_own(benc
             (write / "file").write_text("new")
             (write / "file").chmod(0o640)
             open(os.devnull, "w").write("x")
+            with multiprocessing.Lock():
+                pass
             code = "import os; print(os.path.exists(" + repr({str(tmp_path / "data" / "agent-users.json")!r}) + "))"
             said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
             return [(read / "file").read_text(), own.read_text(), said]
         """
     (tmp_path / "data" / "agent-users.json").write_text("x")
-    await bench.start(source, read_paths=(tmp_path / "read",), write_paths=(tmp_path / "write",))
+    await bench.start(source, read_paths=(tmp_path / "read",), write_paths=(tmp_path / "write", Path("/dev/shm")))
     assert await bench.ask("r1", "t1") == ["old", "own", "False\n"]
     assert (tmp_path / "write" / "file").read_text() == "new"
 
@@ -136,7 +138,7 @@ async def test_modes_times_and_owners_outside_are_out_of_reach(bench: Bench, tmp
     assert (tmp_path / "file").stat() == before
 
 
-@pytest.mark.parametrize("ancestor", ["zygote", "first", "keeper"])
+@pytest.mark.parametrize("ancestor", ["zygote", "init", "keeper"])
 async def test_replicas_end_with_their_interpreter_which_is_not_held_against_them(bench: Bench, ancestor: str) -> None:
     revision = await bench.start(PID)
     pid = pid_of(bench)

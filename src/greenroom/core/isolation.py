@@ -114,7 +114,9 @@ def why_without_namespaces(error: str, switches: Mapping[str, str]) -> str:
         if switches.get(name, "").strip() == off:
             return f"{name} is {off}; {remedy} ({error})"
     if error.startswith("mount /proc"):
-        return f"a container hides parts of /proc ({error})"
+        return f"the container that the node runs in hides parts of /proc ({error})"
+    if error.startswith("unshare"):
+        return f"the container or the service that the node runs in forbids them ({error})"
     return error
 
 

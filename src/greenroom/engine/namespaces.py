@@ -43,9 +43,8 @@ class _Attributes(ctypes.Structure):
 def enter(*, cover: Sequence[str], keep: Sequence[str], write: Sequence[str]) -> None:
     """Go on in new namespaces, with all capabilities there; this process stays behind as their keeper.
 
-    Between the two is process 1 inside, where the kernel lets none of the others do anything to it. Each of the three
-    ends with the one before it, whatever agents do, and the keeper as the one that goes on does; when process 1 ends,
-    the kernel ends all that is left inside.
+    Between the two is process 1 inside, init, to which the kernel lets nobody inside do anything. Init ends with the
+    keeper, whatever agents do, and the kernel then ends all that is inside; both end as the one that goes on does.
 
     Folders in *cover* become empty, but for what of *keep* and *write* is in them; what is not in *write* is read-only.
     Raises OSError in one of the three.
@@ -53,9 +52,9 @@ def enter(*, cover: Sequence[str], keep: Sequence[str], write: Sequence[str]) ->
     keeper = os.pidfd_open(os.getpid())
     files = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - names are all it needs
     _unshare()
-    first = os.fork()
-    if first:
-        _keep(first, files)
+    init = os.fork()
+    if init:
+        _keep(init, files)
     kernel.die_with_parent(signal.SIGKILL)
     if select.select([keeper], [], [], 0)[0]:  # the number of a parent that is outside is 0, dead or alive
         os._exit(0)
@@ -63,7 +62,7 @@ def enter(*, cover: Sequence[str], keep: Sequence[str], write: Sequence[str]) ->
     _furnish(cover, keep, write)
     inside = os.fork()
     if inside:
-        _be_first(inside, files)
+        _be_init(inside, files)
     os.close(keeper)
     os.setsid()
 
@@ -79,10 +78,10 @@ def _unshare() -> None:
         raise OSError(error.errno, f"uid_map: {error.strerror}") from None
 
 
-def _keep(first: int, files: Sequence[int]) -> NoReturn:
-    """Wait for process 1, and end as it says."""
+def _keep(init: int, files: Sequence[int]) -> NoReturn:
+    """Wait for init, and end as it says."""
     _let_go(files, "keeper")
-    code = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(init, 0)[1])
     number = -code if code < 0 else code - _BY_SIGNAL
     if number > 0:
         if number != signal.SIGKILL:
@@ -91,14 +90,14 @@ def _keep(first: int, files: Sequence[int]) -> NoReturn:
     os._exit(code)
 
 
-def _be_first(inside: int, files: Sequence[int]) -> NoReturn:
+def _be_init(inside: int, files: Sequence[int]) -> NoReturn:
     """Bury orphans until *inside* is dead, and say how it ended."""
-    _let_go(files, "first")
+    _let_go(files, "init")
     while True:
         pid, status = os.wait()
         if pid == inside:
             code = os.waitstatus_to_exitcode(status)
-            os._exit(_BY_SIGNAL - code if code < 0 else code)  # no signal can end process 1 from inside
+            os._exit(_BY_SIGNAL - code if code < 0 else code)  # no signal from inside can end init
 
 
 def _let_go(files: Sequence[int], name: str) -> None:

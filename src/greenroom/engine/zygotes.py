@@ -237,7 +237,7 @@ class Zygote:
         for such a report; False where the zygote is dead, and nothing can be known: its end is on the way.
         """
         parent = self._process.pid
-        if self._launch.plan.room.has_namespaces:  # behind its keeper and process 1
+        if self._launch.plan.room.has_namespaces:  # behind its keeper and their init
             parent = processes.first_child(processes.first_child(parent))
         if processes.is_child(fds[0], parent=parent):
             return True
