@@ -20,26 +20,34 @@ NAMES = re.findall(r"^(?:async def|class) (test_\w+|Test\w+)", TESTS.read_text()
 NOBODY = 65_534
 LACKS = (
     "from greenroom.core import isolation; from greenroom.engine import rooms; "
-    "print('; '.join(isolation.decide('T2', rooms.powers(tries_namespaces=True)).lacks))"
+    "print('lacks:' + '; '.join(isolation.decide('T2', rooms.powers(tries_namespaces=True)).lacks))"
 )
 
 
 def as_nobody(folder: Path, *arguments: str) -> str:
     """Run Python as a user without rights, where this one has them; return what it writes."""
     python = isolated.python_for_others(folder) if os.geteuid() == 0 else sys.executable
-    if python is None or any(not each.stat().st_mode & 1 for each in TESTS.parents):
+    source = Path(greenroom.__path__[0]).parent
+    if python is None or any(not each.stat().st_mode & 1 for each in (*TESTS.parents, source, *source.parents)):
         pytest.skip("no other user can read these tests, or run a Python of this version")
     ids: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
     home = folder / "home"
     home.mkdir(exist_ok=True)
     if ids:
         os.chown(home, NOBODY, NOBODY)
-    sources = f"{Path(greenroom.__path__[0]).parent}:{TESTS.parents[1]}"
+    sources = f"{source}:{TESTS.parents[1]}"
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": sources, "PYTHONDONTWRITEBYTECODE": "1"}
     done: subprocess.CompletedProcess[str] = subprocess.run(
         [python, *arguments], env=environment, cwd=TESTS.parents[2], capture_output=True, text=True, **ids, check=False
     )
     return done.stdout + done.stderr
+
+
+def skip_without_namespaces(folder: Path) -> None:
+    error, found, lacks = as_nobody(folder, "-c", LACKS).strip().partition("lacks:")
+    assert (error, found) == ("", "lacks:")
+    if lacks:
+        pytest.skip(lacks)
 
 
 FORBID = """
@@ -52,8 +60,7 @@ Path("/proc/sys/user/max_user_namespaces").write_text("0")
 
 def test_a_kernel_that_allows_no_namespaces_is_told_of(folder: Path) -> None:
     """In a namespace of its own, whose limit is nobody else's."""
-    if lacks := as_nobody(folder, "-c", LACKS).strip():
-        pytest.skip(lacks)
+    skip_without_namespaces(folder)
     lacks = as_nobody(folder, "-c", FORBID + LACKS)
     assert "user.max_user_namespaces is 0; allow some with sysctl (unshare: No space left on device)" in lacks
 
@@ -68,9 +75,7 @@ def folder() -> Iterator[Path]:
 def told() -> Iterator[str]:
     """What pytest says of the tests, all run at once."""
     with isolated.a_folder() as folder:
-        lacks = as_nobody(folder, "-c", LACKS).strip()
-        if lacks:
-            pytest.skip(lacks)
+        skip_without_namespaces(folder)
         base = folder / "home" / "tests"
         yield as_nobody(
             folder, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={base}", str(TESTS)
