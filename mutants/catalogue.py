@@ -1022,8 +1022,8 @@ CATALOGUE = (
     _mutant(
         "the covers over what is the node's own",
         "engine/namespaces.py",
-        '        _mount(b"cover", path, b"tmpfs", _NOSUID | _NODEV | _NOEXEC, _COVER)\n',
-        "        pass\n",
+        "    for path in sorted(kept):",
+        "    for path in covered:\n        _libc.umount2(os.fsencode(path), 2)\n    covered = []\n    for path in sorted(kept):",
         NAMESPACES,
     ),
     _mutant(

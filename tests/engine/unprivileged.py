@@ -163,6 +163,18 @@ async def test_a_replica_that_is_killed_takes_nobody_with_it(bench: Bench) -> No
     assert await bench.ask("r2", "t1")
 
 
+async def test_an_interpreter_that_is_given_up_leaves_no_corpse(tmp_path: Path) -> None:
+    engine = local.LocalEngine(
+        tmp_path / "data", clocks.SystemClock(), tier=Tier.T2, means=Means.NAMESPACES, import_deadline_s=0.5
+    )
+    bench = Bench(engine, tmp_path)
+    before = set(kernel.children())
+    await engine.start("r1", bench.revision("import time\ntime.sleep(1000)"))
+    assert "took longer than 0.5 s" in (await bench.recorder.exit("r1")).detail
+    assert set(kernel.children()) == before
+    await engine.close()
+
+
 async def test_an_import_that_kills_its_interpreter_is_told_of_by_its_signal(bench: Bench) -> None:
     await bench.engine.start("r1", bench.revision("import ctypes\nctypes.string_at(0)"))
     exit = await bench.recorder.exit("r1")
@@ -221,7 +233,11 @@ async def test_nothing_is_left_when_the_node_is_killed(tmp_path: Path, source: s
         assert len(mine) == 5
         assert all(map(lives, mine))
         node.kill()
-        await until_gone(*mine)
+        try:
+            await until_gone(*mine)
+        finally:
+            for each in mine:
+                nodes.kill(each)
 
 
 async def test_a_closed_engine_leaves_no_process_and_no_folder(tmp_path: Path) -> None:

@@ -77,6 +77,21 @@ def first_child(pid: int) -> int:
     return next(iter(kernel.children_of(pid)), 0)
 
 
+def kill_first_child(pid: int) -> bool:
+    """Kill what *pid* has started first; False: there is nothing."""
+    try:
+        pidfd = os.pidfd_open(first_child(pid))
+    except OSError:
+        return False
+    try:
+        if not is_child(pidfd, parent=pid):
+            return False
+        send(pidfd, signal.SIGKILL)
+        return True
+    finally:
+        os.close(pidfd)
+
+
 def descendants(pid: int) -> Iterator[int]:
     """Yield what *pid* has started, the nearest first."""
     parents = deque([pid])
@@ -221,7 +236,8 @@ def lives(marker: str) -> bool:
     """Tell whether the process that made *marker*, or what follows its home, lives; what is no marker does not."""
     try:
         pid, start, _ = marker.split("-")[-3:]
-        return kernel.stat(int(pid))[19] == start
+        fields = kernel.stat(int(pid))
+        return fields[19] == start and fields[0] != "Z"  # in a container, nobody may bury it
     except (OSError, ValueError):
         return False
 

@@ -77,6 +77,7 @@ class Zygote:
         self.tenants: set[str] = set()  # replicas that it made, or was asked to make, and that are not gone
         self.gone = asyncio.Event()
         self._launch, self._on_log = launch, on_log
+        self._has_namespaces = launch.plan.room.has_namespaces
         self._loop = asyncio.get_running_loop()
         self._loaded = False
         self._failure: contract.Exit | None = None
@@ -137,7 +138,7 @@ class Zygote:
     @property
     def took_its_replicas(self) -> bool:
         """Whether it is dead, and its replicas therefore as well."""
-        return self._launch.plan.room.has_namespaces and not self.is_usable()
+        return self._has_namespaces and not self.is_usable()
 
     @property
     def home(self) -> str:
@@ -184,7 +185,7 @@ class Zygote:
 
     def _give_up_fork(self, order: Order) -> None:
         if self._ordered.get(order.replica) is order:
-            self._process.kill()
+            self.kill()
 
     # --- reports
 
@@ -209,7 +210,7 @@ class Zygote:
                 self._failure = contract.Exit(
                     "refused", f"cannot import {self._code}: its zygote talks nonsense: {error}"
                 )
-                self._process.kill()
+                self.kill()
 
     def _on_report(self, report: zygote.Report, fds: list[int]) -> None:
         match report:
@@ -237,7 +238,7 @@ class Zygote:
         for such a report; False where the zygote is dead, and nothing can be known: its end is on the way.
         """
         parent = self._process.pid
-        if self._launch.plan.room.has_namespaces:  # behind its keeper and their init
+        if self._has_namespaces:  # behind its keeper and their init
             parent = processes.first_child(processes.first_child(parent))
         if processes.is_child(fds[0], parent=parent):
             return True
@@ -279,7 +280,7 @@ class Zygote:
             f"cannot import {self._code}: it took longer than {self._launch.import_deadline_s:g} s; move what waits or "
             "works into the factory or the task",
         )
-        self._process.kill()
+        self.kill()
 
     def _on_death(self) -> None:
         self._loop.remove_reader(self._pidfd)
@@ -323,7 +324,10 @@ class Zygote:
             self.kill()
 
     def kill(self) -> None:
-        if not self.gone.is_set():
+        if self.gone.is_set():
+            return
+        # Init first: its keeper then buries it, and ends. The other way round its corpse would be this process's.
+        if not (self._has_namespaces and processes.kill_first_child(self._process.pid)):
             self._process.kill()
 
     async def close(self) -> None:
