@@ -1064,8 +1064,8 @@ CATALOGUE = (
     _mutant(
         "the fall from a tier that cannot be had to a refusal",
         "core/isolation.py",
-        "    if not lacks:\n        return Decision(Tier(asked))",
-        "    if lacks is not None:\n        return Decision(Tier(asked))",
+        "    if not lacks:\n        return Decision(Tier(asked), ",
+        "    if lacks is not None:\n        return Decision(Tier(asked), ",
         "tests/core/test_isolation.py",
     ),
     # --- permissions
