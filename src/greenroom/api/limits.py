@@ -73,14 +73,17 @@ class Limits:
             )
         self._sources.spend(name, now_s)
 
-    def reject(self, source: str, key_id: str | None) -> errors.GreenroomError:
-        """Count a rejected credential of *source*, for the key *key_id* if it names one; return what to raise.
+    def reject(self, source: str, key_id: str | None, *, why: str = "unknown") -> errors.GreenroomError:
+        """Count and tell a rejected credential of *source*, for the key *key_id* if it names one; return what to raise.
 
-        After too many in a minute, from the source or for the key, it is `errors.RateLimited`, unlooked at.
+        After too many in a minute, from the source or for the key, it is `errors.RateLimited`.
         """
         now_s = self._clock.monotonic_s()
         named = [("source", sources.limited_as(source)), *([("key", key_id)] if key_id is not None else [])]
-        if wait_s := max(self._rejections.wait_s(f"{kind} {name}", now_s) for kind, name in named):
+        wait_s = max(self._rejections.wait_s(f"{kind} {name}", now_s) for kind, name in named)
+        told = "throttled" if wait_s and why == "unknown" else why
+        self._facts.emit(telemetry.CredentialRejected(source, key_id or "", told))
+        if wait_s:
             self._facts.emit(telemetry.RateLimited("credentials", named[0][1]))
             return errors.RateLimited("cannot try another credential yet: too many were rejected", retry_after_s=wait_s)
         for kind, name in named:
