@@ -19,8 +19,8 @@ from greenroom.api import connections, login, openapi, problems, refused
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import PROBES, ROUTES, Route
 from greenroom.api.services import Services
-from greenroom.core import sessions
-from greenroom.core.permissions import Principal
+from greenroom.core import networks, sessions
+from greenroom.core.permissions import HOME, Principal
 from greenroom.store import acting
 
 Scope = MutableMapping[str, Any]
@@ -73,6 +73,7 @@ class App:
             answer: Answer | Stream
             is_tls = scope.get("scheme") == "https"
             if scope["path"] == login.PATH:
+                acting.actor.set(acting.Actor("nobody", HOME, source, request_id))  # until the login has begun
                 answer = await self._log_in(scope, receive, whole, headers, source=source, is_tls=is_tls)
             else:
                 principal = await services.auth.authenticate(
@@ -105,7 +106,7 @@ class App:
         services = self._services
         if isinstance(error, errors.Unauthenticated):
             try:
-                services.measures.check(f"source:{source}", services.clock.monotonic_s())
+                services.measures.check(f"source:{networks.limited_as(source)}", services.clock.monotonic_s())
             except errors.Overloaded as locked:
                 return locked
         refused.tell(services.facts, scope, error, principal=principal, source=source)

@@ -12,8 +12,7 @@ from typing import Protocol
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
-from greenroom.api import sources
-from greenroom.core import rates
+from greenroom.core import networks, rates
 from greenroom.core.permissions import Principal
 from greenroom.settings import Security
 
@@ -63,7 +62,7 @@ class Limits:
         """Count a request of *source*, whoever it is; raises `errors.RateLimited`."""
         if self._sources is None:
             return
-        name, now_s = sources.limited_as(source), self._clock.monotonic_s()
+        name, now_s = networks.limited_as(source), self._clock.monotonic_s()
         if wait_s := self._sources.wait_s(name, now_s):
             self._facts.emit(telemetry.RateLimited("source", name))
             raise errors.RateLimited(
@@ -79,7 +78,7 @@ class Limits:
         After too many in a minute, from the source or for the key, it is `errors.RateLimited`.
         """
         now_s = self._clock.monotonic_s()
-        named = [("source", sources.limited_as(source)), *([("key", key_id)] if key_id is not None else [])]
+        named = [("source", networks.limited_as(source)), *([("key", key_id)] if key_id is not None else [])]
         wait_s = max(self._rejections.wait_s(f"{kind} {name}", now_s) for kind, name in named)
         told = "throttled" if wait_s and why == "unknown" else why
         self._facts.emit(telemetry.CredentialRejected(source, key_id or "", told))
