@@ -1178,15 +1178,15 @@ CATALOGUE = (
     _mutant(
         "the algorithms of the settings",
         "security/tokens.py",
-        'return header.get("alg") in issuer.algorithms and _is_of_type(',
-        "return _is_of_type(",
+        ' or token.header.get("alg") not in issuer.algorithms\n',
+        "\n",
         TOKENS,
     ),
     _mutant(
         "the refusal of what a token says of how to verify it",
         "security/tokens.py",
-        "if token.issuer != issuer.issuer or _REFUSED_HEADERS & header.keys():",
-        "if token.issuer != issuer.issuer:",
+        "return bool(_REFUSED_HEADERS & token.header.keys()) or ",
+        "return ",
         TOKENS,
     ),
     _mutant(
@@ -1567,8 +1567,8 @@ CATALOGUE = (
     _mutant(
         "the row in what a value is bound to",
         "security/vault.py",
-        "    key = joined([part.encode() for part in row])\n",
-        "    key = joined([b'' for _ in row])\n",
+        '    return around[0] + len(key).to_bytes(4, "big") + key + around[1]\n',
+        "    return around[0] + around[1]\n",
         CIPHER,
         f"{VAULT}::TestTampering::test_nothing_opens_in_another_row_column_or_tenant",
     ),
