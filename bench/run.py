@@ -151,9 +151,6 @@ BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
         replicas,
         isolation,
         audit_log,
-        idle,
-        start,
-        replicas,
     )
 }
 

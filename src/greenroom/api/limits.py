@@ -60,6 +60,12 @@ class Limits:
         )
         self._policy = f"ratelimit-policy: {policy}\r\nratelimit: ".encode()
 
+    @property
+    def per_minute(self) -> dict[str, int | None]:
+        """How many requests a minute a source, a principal and a tenant may send; None: as many as they like."""
+        limits = {"source": self._sources, "principal": self._principals, "tenant": self._tenants}
+        return {kind: None if limit is None else limit.per_minute for kind, limit in limits.items()}
+
     def admit(self, source: str) -> None:
         """Count a request of *source*, whoever it is; raises `errors.RateLimited`."""
         if self._sources is None or source in self.unlimited:

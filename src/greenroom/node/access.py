@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from greenroom import clock as clocks
 from greenroom import errors, settings, telemetry
@@ -19,6 +21,9 @@ from greenroom.core.isolation import Tier
 from greenroom.core.permissions import HOME
 from greenroom.security import secret_file
 from greenroom.store.store import Store
+
+if TYPE_CHECKING:
+    from greenroom.security.issuers import Issuers
 
 OWNER_KEY = "local.key"
 
@@ -48,14 +53,21 @@ class NodeAccess:
         logins = Logins(store.logins, clock, key=secrets.login_key)
         self.auth = Authenticator(self.keys, clock, self.limits, logins=logins)
         loops: list[supervisor.Loop] = [self.keys, *([] if ledger is None else [self.limits])]
+        self._issuers: Issuers | None = None
         if found.security.issuers:
             # Late: what reads tokens takes longer to import than all else.
             from greenroom.security.issuers import Issuers
 
             changed = self.auth.forget_tokens
-            self.auth.issuers = issuers = Issuers(found.security.issuers, clock, facts, folder=folder, changed=changed)
-            loops.append(issuers)
+            self._issuers = Issuers(found.security.issuers, clock, facts, folder=folder, changed=changed)
+            self.auth.issuers = self._issuers
+            loops.append(self._issuers)
         self.loops = tuple(loops)
+
+    def issuers(self) -> Iterator[tuple[str, str]]:
+        """Yield each issuer whose tokens are taken, and what is wrong with its keys; empty: nothing is."""
+        if self._issuers is not None:
+            yield from self._issuers.troubles()
 
     async def begin(self, tier: Tier, *, word: str) -> None:
         """Read the keys; make the owner's, with *word* in its text, where there is none that works.

@@ -58,7 +58,7 @@ async def listening(node: Node) -> AsyncIterator[str]:
     if certificate is not None:
         config.ssl = certificate.context
         certificate.on_change = write_down
-        node.look_at_certificate = certificate.wakeup.set
+        node.certificate = certificate
         watching = [asyncio.create_task(certificate.watch(), name="greenroom-certificate")]
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="greenroom-http")
     write_down()
@@ -93,7 +93,7 @@ async def serve(options: Options, *, on_ready: Callable[[Node], None]) -> None:
     node = Node(options, clocks.SystemClock())
     node.services.ask_to_stop = stop.set
     if tls.files_of(options.settings.security, options.folder) is not None:
-        loop.add_signal_handler(signal.SIGHUP, lambda: node.look_at_certificate())  # noqa: PLW0108 - it is another one while it listens
+        loop.add_signal_handler(signal.SIGHUP, node.look_at_certificate)
     elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         loop.add_signal_handler(signal.SIGHUP, end)
     cluster = options.settings.cluster
