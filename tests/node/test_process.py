@@ -75,7 +75,7 @@ def test_a_shutdown_by_the_api_lets_running_tasks_end_and_exits_with_0(
     with contextlib.closing(apsw.Connection(str(folder.path / ".greenroom" / "greenroom.db"))) as database:
         acts = database.execute("select action, actor from audit_entry order by seq").fetchall()
     (who,) = [actor for action, actor in acts if action == "node.shutdown"]
-    assert who in (folder.path / ".greenroom" / "local.key").read_text()
+    assert str(who) in (folder.path / ".greenroom" / "local.key").read_text()
 
 
 def test_a_node_does_not_serve_tenants_whom_nothing_keeps_apart(folder: Folder) -> None:
