@@ -944,6 +944,27 @@ CATALOGUE = (
         "due = list(checkpoints)",
         "tests/control/test_audit_export.py",
     ),
+    _mutant(
+        "room for each rule's findings, whatever floods another",
+        "core/intrusion.py",
+        "elif self._open[rule] < MAX_OPEN:",
+        "elif self._open.total() < MAX_OPEN:",
+        "tests/core/test_intrusion.py",
+    ),
+    _mutant(
+        "the end of the audit log as what is locked last",
+        "store/store.py",
+        "late=frozenset({audit.seal}),",
+        "late=frozenset(),",
+        "tests/store/test_audit.py",
+    ),
+    _mutant(
+        "the report's look at the certificate that is shown",
+        "node/controls.py",
+        "if certificate.fault is not None:",
+        "if False:",
+        "tests/node/test_controls.py",
+    ),
     # --- the result cache
     _mutant(
         "the blocking of tasks whose key is in flight",
@@ -1417,7 +1438,7 @@ CATALOGUE = (
     _mutant(
         "the escapes in JSON for a terminal",
         "cli/render.py",
-        "    if not text.isascii():",
+        "    if not text.isascii() or DELETE in text:",
         "    if False:",
         INJECTION,
     ),

@@ -63,6 +63,10 @@ class Issuers:
             return "forged"
         return tokens.proven(token.claims, issuer, now=self._clock.now(), roles=roles) or "unknown"
 
+    def troubles(self) -> list[tuple[str, str]]:
+        """Return each issuer, and why its keys cannot be fetched; empty: they can."""
+        return [(issuer, keys.trouble) for issuer, (_, keys) in self._trusted.items()]
+
     async def step(self) -> float:
         """Fetch the keys that it is time for, of all issuers at once: none waits for another's."""
         delays_s = await asyncio.gather(*(keys.refresh() for _, keys in self._trusted.values()))
