@@ -71,7 +71,6 @@ async def test_with_a_credential_every_route_keeps_what_it_promises(
         *("--phases", "fuzzing", "--max-examples", "12", "--checks", ",".join(CHECKS)),
     )
     assert f"Tested: {OPERATIONS - 1}" in told  # not its own document, which it has fetched
-    assert f"Tested: {OPERATIONS}" in told
     assert api.running.failure is None
 
 
