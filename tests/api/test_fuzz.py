@@ -86,5 +86,4 @@ async def test_without_a_credential_every_route_is_closed(served: tuple[nodes.Ap
         *("--checks", "not_a_server_error,status_code_conformance,content_type_conformance"),
     )
     assert f"Tested: {OPERATIONS}" in told
-    assert f"Tested: {OPERATIONS}" in told
     assert (await api.get("/v1/tasks"))["items"] == []
