@@ -500,6 +500,34 @@ CATALOGUE = (
         "tests/api/test_limits.py::test_a_source_is_limited_before_anybody_knows_who_it_is",
     ),
     _mutant(
+        "the lock of a source before its rejections are answered",
+        "api/app.py",
+        "        if isinstance(error, errors.Unauthenticated):\n            try:",
+        "        if False:\n            try:",
+        "tests/api/test_audit.py::test_who_is_locked_is_refused_and_let_in_again",
+    ),
+    _mutant(
+        "the silence about a bug",
+        "api/app.py",
+        '        return Crashed("cannot answer this:',
+        '        return Crashed(told + "cannot answer this:',
+        "tests/api/test_problems.py",
+    ),
+    _mutant(
+        "the difference between a token that is made up and a mistake",
+        "security/issuers.py",
+        '        if tokens.is_made_up(token, issuer):\n            return "forged"\n',
+        "",
+        "tests/api/test_tokens.py",
+    ),
+    _mutant(
+        "the network of an IPv6 source",
+        "core/intrusion.py",
+        "        source = limited_as(source)\n",
+        "",
+        "tests/core/test_intrusion.py",
+    ),
+    _mutant(
         "the limit of guesses at one key",
         "api/limits.py",
         '*([("key", key_id)] if key_id is not None else [])',
@@ -917,6 +945,27 @@ CATALOGUE = (
         "due = list(checkpoints)",
         "tests/control/test_audit_export.py",
     ),
+    _mutant(
+        "room for each rule's findings, whatever floods another",
+        "core/intrusion.py",
+        "elif self._open[rule] < MAX_OPEN:",
+        "elif self._open.total() < MAX_OPEN:",
+        "tests/core/test_intrusion.py",
+    ),
+    _mutant(
+        "the end of the audit log as what is locked last",
+        "store/store.py",
+        "late=frozenset({audit.seal}),",
+        "late=frozenset(),",
+        "tests/store/test_audit.py",
+    ),
+    _mutant(
+        "the report's look at the certificate that is shown",
+        "node/controls.py",
+        "if certificate.fault is not None:",
+        "if False:",
+        "tests/node/test_controls.py",
+    ),
     # --- the result cache
     _mutant(
         "the blocking of tasks whose key is in flight",
@@ -1186,15 +1235,15 @@ CATALOGUE = (
     _mutant(
         "the algorithms of the settings",
         "security/tokens.py",
-        'return header.get("alg") in issuer.algorithms and _is_of_type(',
-        "return _is_of_type(",
+        ' or token.header.get("alg") not in issuer.algorithms\n',
+        "\n",
         TOKENS,
     ),
     _mutant(
         "the refusal of what a token says of how to verify it",
         "security/tokens.py",
-        "if token.issuer != issuer.issuer or _REFUSED_HEADERS & header.keys():",
-        "if token.issuer != issuer.issuer:",
+        "return bool(_REFUSED_HEADERS & token.header.keys()) or ",
+        "return ",
         TOKENS,
     ),
     _mutant(
@@ -1425,7 +1474,7 @@ CATALOGUE = (
     _mutant(
         "the escapes in JSON for a terminal",
         "cli/render.py",
-        "    if not text.isascii():",
+        "    if not text.isascii() or DELETE in text:",
         "    if False:",
         INJECTION,
     ),
@@ -1575,8 +1624,8 @@ CATALOGUE = (
     _mutant(
         "the row in what a value is bound to",
         "security/vault.py",
-        "    key = joined([part.encode() for part in row])\n",
-        "    key = joined([b'' for _ in row])\n",
+        '    return around[0] + len(key).to_bytes(4, "big") + key + around[1]\n',
+        "    return around[0] + around[1]\n",
         CIPHER,
         f"{VAULT}::TestTampering::test_nothing_opens_in_another_row_column_or_tenant",
     ),

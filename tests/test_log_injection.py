@@ -158,6 +158,8 @@ def test_nothing_that_is_rendered_commands_the_terminal(text: str, capsys: pytes
 
 
 @given(st.recursive(TEXTS, lambda inner: st.lists(inner, max_size=3)))
+@example(value="\x7f")
+@example(value="ü\x7f")
 def test_json_for_programs_is_the_value_and_commands_no_terminal_either(value: Any) -> None:
     if "\\ud" in json.dumps(value):  # no JSON of ours holds a lone surrogate
         return

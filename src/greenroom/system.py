@@ -1,7 +1,8 @@
 """`ProductionMultiAgentSystem`: the whole platform inside one Python program.
 
 A node without a socket, and a client that speaks to its API in this process: requests are authenticated, validated and
-stored as those from outside are. There is no second path.
+stored as those from outside are. There is no second path. Rates are for others: what the program does with the owner's
+key is not limited, and what it does with the keys that it gave to its callers is.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class ProductionMultiAgentSystem:
             settings=self.settings, folder=Path.cwd(), data_dir=self._data_dir, store_url=self._store_url
         )
         self._node = await self._stack.enter_async_context(node.opened(options))
+        self._node.access.exempt(BY)
 
     async def shutdown(self) -> None:
         """Let running tasks end, hand back the rest, stop every replica."""
@@ -214,7 +216,7 @@ class ProductionMultiAgentSystem:
     def _client(self, token: str) -> AsyncClient:
         app = self._started().app
         if token not in self._clients:
-            transport = httpx.ASGITransport(app=app)
+            transport = httpx.ASGITransport(app=app, client=(BY, 0))
             self._clients[token] = AsyncClient("http://greenroom.internal", token, transport=transport)
         return self._clients[token]
 

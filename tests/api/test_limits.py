@@ -250,3 +250,20 @@ async def _status(running: object, scope: dict[str, object]) -> int:
     status = sent[0]["status"]
     assert isinstance(status, int)
     return status
+
+
+async def test_the_program_that_a_node_is_part_of_is_not_limited_and_those_whom_it_serves_are(tmp_path: Path) -> None:
+    few = {"rate_limit_per_minute": 3, "tenant_rate_limit_per_minute": 3, "source_rate_limit_per_minute": 3}
+    async with nodes.opened(tmp_path / "data", AGENTS, security=few) as opened:
+        opened.running.access.exempt("a program")
+        key = opened.running.access.owner_key.read_text().strip()
+        owner = opened.of(key, source="a program")
+        batch = {"tasks": [{"input": number, "agent": "echo"} for number in range(5)]}
+        assert (await owner.http.post("/v1/tasks/batch", json=batch)).status_code == 202
+        answers = [await owner.http.get("/v1/agents") for _ in range(8)]
+        assert {answer.status_code for answer in answers} == {200}
+        assert "ratelimit" not in answers[0].headers
+        served = opened.of(await opened.key("user"), source="a program")
+        assert [(await served.http.get("/v1/agents")).status_code for _ in range(4)] == [200, 200, 200, 429]
+        elsewhere = opened.of(key, source="somewhere else")
+        assert [(await elsewhere.http.get("/v1/agents")).status_code for _ in range(4)] == [200, 200, 200, 429]

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from greenroom import errors, telemetry
 from greenroom.control.audit_export import BATCH, AuditExport
-from greenroom.control.audit_places import Blocking, Place, Receiver, Undelivered, place_of
+from greenroom.control.audit_places import Blocking, Place, Undelivered, place_of
+from greenroom.control.audit_receiver import Receiver
 from greenroom.security import audit, audit_checks
 from greenroom.store.audit import Act
 from greenroom.store.store import Store

@@ -147,3 +147,25 @@ async def test_where_the_log_is_off_nothing_is_done(world: World) -> None:
     await world.auditor.seal()
     world.store.audit.is_on = True
     assert await world.store.audit.after(0) == []
+
+
+async def test_what_somebody_did_to_a_file_is_an_act(world: World) -> None:
+    world.told.emit(telemetry.PolicyChanged("admin, user"))
+    world.told.emit(telemetry.PolicyRefused("it is no TOML"))
+    world.told.emit(telemetry.CertificateChanged("loaded", "tls.pem", "expires on 2027-01-01"))
+    world.told.emit(telemetry.CertificateChanged("expiring", "tls.pem", "on 2027-01-01"))
+    await world.auditor.step()
+    found = [(entry.action, entry.object, entry.outcome) for entry in await world.store.audit.after(0)]
+    assert found == [
+        ("policy.reload", "policy", "done"),
+        ("policy.reload", "policy", "refused"),
+        ("certificate.reload", "tls.pem", "done"),
+    ]
+
+
+async def test_a_damaged_value_is_told_once_however_often_it_is_read(world: World) -> None:
+    for _ in range(100):
+        world.told.emit(telemetry.ValueDamaged("input of task 1: it was changed"))
+    await world.auditor.step()
+    (entry,) = await world.store.audit.after(0)
+    assert (entry.action, entry.outcome) == ("encryption.damage", "found")

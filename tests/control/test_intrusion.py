@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from greenroom import errors, settings, telemetry
-from greenroom.control.intrusion import Intrusion
+from greenroom.control.intrusion import KEEP_FOUND, Intrusion
 from greenroom.core.intrusion import QUIET_S
 from greenroom.core.measures import Measures
+from greenroom.store.audit import Act
 from greenroom.store.store import Store
 from greenroom.testing import databases
 
@@ -247,3 +248,28 @@ async def test_alerts_of_the_life_before_end_when_it_has_been_quiet(world: World
     await world.scratch.advance(QUIET_S)
     await again.step()
     assert await world.alerts() == [("warning", "resolved")]
+
+
+async def test_where_the_log_takes_nothing_it_is_told_all_the_more(world: World) -> None:
+    await world.store.audit.note(Act("test", "x"))
+    async with world.store.db.transaction() as tx:
+        await tx.fetch("delete from audit_head", {})
+    loop = world.intrusion(failed_logins="lock")
+    world.guess()
+    await loop.step()
+    await loop.step()
+    (found,) = loop.found
+    assert found[2] == "nothing was done: the audit log does not take it"
+    assert await world.alerts() == [("warning", "firing")]
+    assert [fact.rule for fact in world.facts if isinstance(fact, telemetry.IntrusionFound)] == ["failed_logins"]
+
+
+async def test_no_flood_pushes_out_when_a_rule_has_found_something(world: World) -> None:
+    loop = world.intrusion()
+    for _ in range(3):
+        world.told.emit(telemetry.AgentBlocked("echo", "r-1", "a socket"))
+    for n in range(KEEP_FOUND + 1):
+        world.guess(f"192.0.2.{n}")
+    await loop.step()
+    assert loop.found_at_s.keys() == {"blocked_agent", "failed_logins"}
+    assert {finding.rule for _, finding, _ in loop.found} == {"failed_logins"}, "the list of them has an end"

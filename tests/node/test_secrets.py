@@ -32,6 +32,7 @@ print("and to stderr", KEY, file=sys.stderr, flush=True)
 
 async def says(input):
     print("my key is", KEY)
+    print("by reference:", os.environ["REFERRED"])
     print("as an address:", f"https://user:{KEY}@api.example/v1")
     return sorted(os.environ)
 
@@ -60,6 +61,12 @@ log_level = "DEBUG"
 
 [security]
 tenants_below_t2 = true
+encryption_at_rest = true
+audit_log = true
+
+[server]
+webhook_hosts = ["127.0.0.1"]
+webhook_ports = [1]
 
 [[security.issuers]]
 issuer = "https://id.example"
@@ -71,6 +78,7 @@ role = "user"
 [agents.says]
 factory = "leaky:says"
 env = ["OPENAI_API_KEY"]
+secrets = {{ REFERRED = "file:{referred}" }}
 arguments = {{}}
 [agents.raises]
 factory = "leaky:raises"
@@ -136,7 +144,11 @@ def folder(
     jwks = made.path / "jwks.json"
     jwks.write_text(json.dumps({"keys": [forge.public_jwk(signing.encode(), kid="k")]}))
     jwks.chmod(0o600)
-    made.manifest(MANIFEST.format(json_logs=request.param, dsn=canaries.plant("password in a setting")))
+    referred = made.path / "referred.txt"
+    referred.write_text(canaries.plant("a secret by reference") + "\n")
+    made.manifest(
+        MANIFEST.format(json_logs=request.param, dsn=canaries.plant("password in a setting"), referred=referred)
+    )
     yield made
     made.close()
 
@@ -151,6 +163,9 @@ def _token(canaries: Canaries) -> str:
 
 def _plant_the_nodes_own(canaries: Canaries, data: Path) -> None:
     canaries.plant("owner's key", (data / "local.key").read_text().strip().split("_")[3])
+    key = (data / "encryption.key").read_text().strip().partition(":")[2]
+    canaries.plant("key-encryption key", key)
+    canaries.plant("key-encryption key in base64", base64.b64encode(bytes.fromhex(key)).decode().rstrip("="))
     for name, value in json.loads((data / "secrets").read_text()).items():
         canaries.plant(name, value.rstrip("="))
 
@@ -171,6 +186,12 @@ def _ask_everything(up: Up, canaries: Canaries) -> None:
         canaries.take(name, answer.text + str(answer.headers))
         return answer
 
+    url = f"http://127.0.0.1:1/in/{canaries.plant('path of a webhook')}"
+    told = up.call("POST", "/v1/webhooks", {"url": url})
+    webhook = told.json()["id"]
+    canaries.plant("webhook secret", told.json()["secret"])
+    rotated = up.call("POST", f"/v1/webhooks/{webhook}/rotate").json()["secret"]
+    canaries.plant("rotated webhook secret", rotated)
     theirs = httpx.Client(base_url=up.http.base_url, headers={"authorization": f"Bearer {token}"}, timeout=60)
     with theirs:
         other = theirs.post("/v1/tasks?wait=30", json={"agent": "dsn", "input": payload}).json()
@@ -200,6 +221,18 @@ def _ask_everything(up: Up, canaries: Canaries) -> None:
         assert answer.status_code == 200, path
         if path.startswith("tasks"):  # inputs are their owners'
             canaries.outputs[path] = json.dumps([{**each, "input": None} for each in answer.json()["items"]])
+    for path in (
+        "webhooks",
+        f"webhooks/{webhook}",
+        f"webhooks/{webhook}/deliveries",
+        "encryption",
+        "security",
+        "audit",
+    ):
+        answer = ask(path, "GET", f"/v1/{path}")
+        assert answer.status_code == 200, path
+        if path.startswith("webhooks"):  # its owner sees where it leads
+            canaries.outputs[path] = answer.text.replace(url, "")
     ask("metrics", "GET", "/metrics")
     ask("openapi", "GET", "/openapi.json")
 

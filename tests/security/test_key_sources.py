@@ -162,3 +162,9 @@ async def test_a_command_that_does_not_answer_is_ended(tmp_path: Path, monkeypat
 async def test_a_command_that_cannot_be_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(errors.StartRefused, match=r"cannot run /no/such/program wrap .*No such file"):
         await sources(tmp_path, command=("/no/such/program",)).first()
+
+
+async def test_a_command_that_says_the_key_when_it_fails_is_masked(tmp_path: Path) -> None:
+    text = "import sys\nsys.exit('cannot wrap ' + sys.stdin.read())\n"
+    with pytest.raises(errors.StartRefused, match=r"has ended with 1: cannot wrap \*\*\*=?$"):
+        await sources(tmp_path, command=service(tmp_path, text)).first()

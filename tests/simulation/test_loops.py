@@ -22,7 +22,7 @@ from greenroom.testing.simulation import loops, runs
 from greenroom.testing.simulation.virtual import VirtualLoop
 
 SEEDS, PARTS = 60, 2
-ENOUGH = 150  # seeds: what is missing is found before
+ENOUGH = 300  # seeds: what is missing is found before
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from greenroom.store.audit import Act, Filter
 from greenroom.store.database import Transaction
 from greenroom.store.deployments import Deployment
 from greenroom.store.measures import Measure
+from greenroom.store.news import News
 from greenroom.store.store import Store
 from greenroom.testing import databases, fakes
 
@@ -331,3 +332,22 @@ async def test_text_that_no_database_takes_is_made_fit(store: Store) -> None:
         200,
     )
     assert await findings(store) == []
+
+
+async def test_the_end_of_the_log_is_locked_last_of_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who holds it waits for nothing else: two nodes that commit never wait for each other there."""
+    done: list[str] = []
+    last, locked_head = store.commits._last, audit._locked_head
+
+    async def noted_last(tx: Transaction, news: News) -> None:
+        await last(tx, news)
+        done.append("last")
+
+    async def noted_head(tx: Transaction) -> audit.Head:
+        done.append("head")
+        return await locked_head(tx)
+
+    monkeypatch.setattr(store.commits, "_last", noted_last)
+    monkeypatch.setattr(audit, "_locked_head", noted_head)
+    await asyncio.gather(store.audit.seal(SIGNER), store.audit.note(Act("test", "x")))
+    assert done == ["last", "head", "head"]

@@ -52,6 +52,7 @@ class Keys:
         self._last_used: dict[str, int] = {}  # of what was used here
         self._written_s: dict[str, float] = {}
         self._refreshing = asyncio.Lock()
+        self.trouble: str | None = None  # what is wrong with the policy file
         roles.on_change(self._proven.clear)
 
     async def refresh(self) -> None:
@@ -66,8 +67,10 @@ class Keys:
         """Take over what other nodes have done to the keys, and write down which were used."""
         try:
             if self.roles.reload():
+                self.trouble = None
                 self._facts.emit(telemetry.PolicyChanged(", ".join(self.roles.names)))
         except settings.SettingsInvalid as invalid:
+            self.trouble = str(invalid)
             self._facts.emit(telemetry.PolicyRefused(str(invalid)))
         if await self._principals.version() != self._version:
             await self.refresh()

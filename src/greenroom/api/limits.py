@@ -12,8 +12,7 @@ from typing import Protocol
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
-from greenroom.api import sources
-from greenroom.core import rates
+from greenroom.core import networks, rates
 from greenroom.core.permissions import Principal
 from greenroom.settings import Security
 
@@ -34,7 +33,7 @@ class Ledger(Protocol):
 
 
 class Limits:
-    """*ledger* is None where the store has one node only."""
+    """*ledger* is None where the store has one node only. *unlimited*: sources and principals of the node itself."""
 
     name = "limits"
 
@@ -44,6 +43,7 @@ class Limits:
         self._clock, self._facts, self._ledger = clock, facts, ledger
         self._rejections = rates.Rejections()
         self.wakeup = asyncio.Event()
+        self.unlimited: frozenset[str] = frozenset()
         self._forget_at_s = clock.monotonic_s() + FORGET_EVERY_S
         each = security.rate_limit_per_minute
         together, at_all = security.tenant_rate_limit_per_minute, security.source_rate_limit_per_minute
@@ -59,11 +59,17 @@ class Limits:
         )
         self._policy = f"ratelimit-policy: {policy}\r\nratelimit: ".encode()
 
+    @property
+    def per_minute(self) -> dict[str, int | None]:
+        """How many requests a minute a source, a principal and a tenant may send; None: as many as they like."""
+        limits = {"source": self._sources, "principal": self._principals, "tenant": self._tenants}
+        return {kind: None if limit is None else limit.per_minute for kind, limit in limits.items()}
+
     def admit(self, source: str) -> None:
         """Count a request of *source*, whoever it is; raises `errors.RateLimited`."""
-        if self._sources is None:
+        if self._sources is None or source in self.unlimited:
             return
-        name, now_s = sources.limited_as(source), self._clock.monotonic_s()
+        name, now_s = networks.limited_as(source), self._clock.monotonic_s()
         if wait_s := self._sources.wait_s(name, now_s):
             self._facts.emit(telemetry.RateLimited("source", name))
             raise errors.RateLimited(
@@ -73,14 +79,17 @@ class Limits:
             )
         self._sources.spend(name, now_s)
 
-    def reject(self, source: str, key_id: str | None) -> errors.GreenroomError:
-        """Count a rejected credential of *source*, for the key *key_id* if it names one; return what to raise.
+    def reject(self, source: str, key_id: str | None, *, why: str = "unknown") -> errors.GreenroomError:
+        """Count and tell a rejected credential of *source*, for the key *key_id* if it names one; return what to raise.
 
-        After too many in a minute, from the source or for the key, it is `errors.RateLimited`, unlooked at.
+        After too many in a minute, from the source or for the key, it is `errors.RateLimited`.
         """
         now_s = self._clock.monotonic_s()
-        named = [("source", sources.limited_as(source)), *([("key", key_id)] if key_id is not None else [])]
-        if wait_s := max(self._rejections.wait_s(f"{kind} {name}", now_s) for kind, name in named):
+        named = [("source", networks.limited_as(source)), *([("key", key_id)] if key_id is not None else [])]
+        wait_s = max(self._rejections.wait_s(f"{kind} {name}", now_s) for kind, name in named)
+        told = "throttled" if wait_s and why == "unknown" else why
+        self._facts.emit(telemetry.CredentialRejected(source, key_id or "", told))
+        if wait_s:
             self._facts.emit(telemetry.RateLimited("credentials", named[0][1]))
             return errors.RateLimited("cannot try another credential yet: too many were rejected", retry_after_s=wait_s)
         for kind, name in named:
@@ -91,7 +100,7 @@ class Limits:
     def spend(self, principal: Principal, count: int = 1) -> None:
         """Count *count* requests of *principal*, all or none; raises `errors.RateLimited`."""
         each, together = self._principals, self._tenants
-        if each is None and together is None:
+        if (each is None and together is None) or principal.id in self.unlimited:
             return
         now_s = self._clock.monotonic_s()
         if each is not None and (wait_s := each.wait_s(principal.id, now_s, count)):
@@ -117,7 +126,7 @@ class Limits:
 
     def headers(self, principal: Principal | None) -> bytes:
         """Return the lines that tell *principal* where it stands; none where nobody is limited."""
-        if principal is None or (self._principals is None and self._tenants is None):
+        if principal is None or (self._principals is None and self._tenants is None) or principal.id in self.unlimited:
             return b""
         now_s, fields = self._clock.monotonic_s(), []
         if self._principals is not None:

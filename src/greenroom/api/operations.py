@@ -112,6 +112,7 @@ async def shut_down(call: Call) -> Answer:
     services = call.services
     if services.ask_to_stop is None:
         raise errors.Conflict("cannot stop this node: it lives in a program, which stops it when that ends")
+    await call.audit("node.shutdown", f"node:{services.node}")
     services.facts.emit(telemetry.NodeChanged(services.node, "asked to stop", f"by {call.principal.name}"))
     services.ask_to_stop()
     return Answer(models.Shutdown(node=services.node), status=202)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 UNLIMITED = 100_000  # columns, where no screen sets them
 GAP = 2  # columns between columns
 NARROWEST = 8  # a column that is cut, so that one can still guess
-
+DELETE = "\x7f"  # the one control character that JSON leaves as it is
 STYLES = {
     **dict.fromkeys(
         ("succeeded", "ready", "healthy", "ok", "alive", "complete", "serves", "enabled", "delivered"), "green"
@@ -163,13 +163,14 @@ def json(value: object) -> None:
     if sys.stdout.isatty():
         encoded = msgspec.json.format(encoded)
     text = encoded.decode()
-    if not text.isascii():  # what a terminal would obey is written as JSON's escapes, which mean the same
+    if not text.isascii() or DELETE in text:
+        # What a terminal would obey is written as JSON's escapes, which mean the same.
         text = "".join(letter if letter.isprintable() or letter == "\n" else ascii_json(letter) for letter in text)
     print(text, flush=True)
 
 
 def ascii_json(letter: str) -> str:
-    return standard_json.dumps(letter)[1:-1]
+    return r"\u007f" if letter == DELETE else standard_json.dumps(letter)[1:-1]
 
 
 @contextmanager

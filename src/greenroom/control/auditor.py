@@ -25,6 +25,7 @@ PAGE = 500  # entries that are looked at before others have their turn
 KIND = "audit"
 ALERT_ID = "audit-broken"
 OTHERS = "others"
+MAX_DAMAGED = 1_000
 
 
 class _Refusal(NamedTuple):
@@ -56,7 +57,11 @@ class Auditor:
         self._reached = audit_checks.Head()
         store.hub.subscribe(self._hear)
         self._acts: list[Act] = []  # what was done already
+        self._damaged: set[str] = set()  # values of which an entry tells already
         facts.subscribe(self._note_backup, telemetry.BackupMade)
+        facts.subscribe(self._note_policy, telemetry.PolicyChanged, telemetry.PolicyRefused)
+        facts.subscribe(self._note_certificate, telemetry.CertificateChanged)
+        facts.subscribe(self._note_damage, telemetry.ValueDamaged)
         facts.subscribe(self._note_rejected, telemetry.CredentialRejected)
         facts.subscribe(self._note_refused, telemetry.RequestRefused)
 
@@ -69,8 +74,31 @@ class Auditor:
                 self.wakeup.set()
 
     def _note_backup(self, fact: telemetry.BackupMade) -> None:
-        self._acts.append(Act("backup.create", f"backup:{fact.backup}", detail={"bytes": fact.stored_bytes}))
-        self.wakeup.set()
+        self._put(Act("backup.create", f"backup:{fact.backup}", detail={"bytes": fact.stored_bytes}))
+
+    def _note_policy(self, fact: telemetry.PolicyChanged | telemetry.PolicyRefused) -> None:
+        """Somebody has changed the policy file."""
+        if isinstance(fact, telemetry.PolicyChanged):
+            self._put(Act("policy.reload", "policy", detail={"roles": fact.roles}))
+        else:
+            self._put(Act("policy.reload", "policy", "refused", {"why": fact.error}))
+
+    def _note_certificate(self, fact: telemetry.CertificateChanged) -> None:
+        """Somebody has replaced the certificate's files; that it expires is nobody's act."""
+        if fact.state in ("loaded", "refused"):
+            outcome = "done" if fact.state == "loaded" else "refused"
+            self._put(Act("certificate.reload", fact.file, outcome, {"detail": fact.detail}))
+
+    def _note_damage(self, fact: telemetry.ValueDamaged) -> None:
+        """Somebody has written to the database without its key. Each value once: it is read again and again."""
+        if fact.what not in self._damaged and len(self._damaged) < MAX_DAMAGED:
+            self._damaged.add(fact.what)
+            self._put(Act("encryption.damage", "store", "found", {"what": fact.what}))
+
+    def _put(self, act: Act) -> None:
+        if self._store.audit.is_on:
+            self._acts.append(act)
+            self.wakeup.set()
 
     def _note_rejected(self, fact: telemetry.CredentialRejected) -> None:
         key = f"key:{fact.key_id}" if fact.key_id else ""

@@ -57,6 +57,7 @@ class Intrusion:
         self.wakeup = asyncio.Event()
         self.watch = Watch()
         self.found: deque[tuple[float, Finding, str]] = deque(maxlen=KEEP_FOUND)  # when, what, and what was done
+        self.found_at_s: dict[Rule, float] = {}  # when each rule found something last: no flood pushes it out
         self._seen: dict[tuple[str, str], int] = {}  # requests since the last step, by principal and source
         self._alerts = Alerts(store, facts, KIND)
         self._refresh_at_s = clock.monotonic_s()
@@ -178,10 +179,15 @@ class Intrusion:
         policy: str = getattr(self._policies, finding.rule)
         if policy == "off":
             return
-        done = await self._do(finding, policy)
-        self.found.append((self._clock.monotonic_s(), finding, done))
-        detail = {"rule": str(finding.rule), "reason": finding.reason, "policy": policy, "done": done}
-        await self._store.audit.note(Act("intrusion.found", str(finding.subject), detail=detail))
+        try:
+            done = await self._do(finding, policy)
+            detail = {"rule": str(finding.rule), "reason": finding.reason, "policy": policy, "done": done}
+            await self._store.audit.note(Act("intrusion.found", str(finding.subject), detail=detail))
+        except errors.AuditBroken:  # nothing can be done, this neither; it is to be told all the more
+            done = "nothing was done: the audit log does not take it"
+        now_s = self._clock.monotonic_s()
+        self.found.append((now_s, finding, done))
+        self.found_at_s[finding.rule] = now_s
         self._facts.emit(telemetry.IntrusionFound(finding.rule, str(finding.subject), finding.reason, done))
         self._open[finding.rule, finding.subject] = f"{finding.reason}; {done}"
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from greenroom.core.networks import limited_as
+
 QUIET_S = 600.0
 MAX_SUBJECTS = 4_000  # of each table; who has been quiet for the longest goes first
 MAX_MARKS = 32  # of one subject in one window: enough to say "too many"
-MAX_OPEN = 1_000  # findings that are not over: what floods the tables is to flood no log
+MAX_OPEN = 1_000  # findings of one rule that are not over: a flood of one is to flood no log, and to hide no other
 HOUR_S = 3600.0
 NETWORK_BITS = {4: 24, 6: 48}
 
@@ -211,6 +213,7 @@ class Watch:
         self._absent = Rates(FOREIGN.window_s)
         self._loads: _Table[str, _Load] = _Table(_Load)
         self._seen_s: dict[tuple[Rule, Subject], float] = {}  # when each finding was true last
+        self._open: Counter[Rule] = Counter()  # how many of those each rule has
         self._found: list[Finding] = []
         self.rejected_of_source, self.refused_of_principal = Rates(HOUR_S), Rates(HOUR_S)
         self.requests_of_principal = Rates(HOUR_S)
@@ -219,6 +222,7 @@ class Watch:
 
     def rejected(self, source: str, key_id: str, now_s: float) -> None:
         """A credential was rejected, or there was none."""
+        source = limited_as(source)
         self.rejected_of_source.add(source, 1, now_s)
         if count := self._of_source.add(source, now_s):
             reason = f"{_many(count)} credentials were rejected within {REJECTED_OF_SOURCE.window_s:g} s"
@@ -253,7 +257,7 @@ class Watch:
             self._find(Rule.FOREIGN_IDS, Subject("principal", principal), reason, now_s)
 
     def forged(self, source: str, principal: str, what: str, now_s: float) -> None:
-        subject = Subject("principal", principal) if principal else Subject("source", source)
+        subject = Subject("principal", principal) if principal else Subject("source", limited_as(source))
         if count := self._forged.add(subject, now_s):
             reason = f"{_many(count)} forged requests within {FORGED.window_s:g} s, the last one: {what}"
             self._find(Rule.FORGED_REQUESTS, subject, reason, now_s)
@@ -294,6 +298,7 @@ class Watch:
         ended = [key for key, seen_s in self._seen_s.items() if now_s - seen_s >= QUIET_S]
         for key in ended:
             del self._seen_s[key]
+            self._open[key[0]] -= 1
         return ended
 
     def _is_most(self, principal: str, count: int, now_s: float) -> bool:
@@ -306,8 +311,9 @@ class Watch:
         key = (rule, subject)
         if key in self._seen_s:
             self._seen_s[key] = now_s
-        elif len(self._seen_s) < MAX_OPEN:
+        elif self._open[rule] < MAX_OPEN:
             self._seen_s[key] = now_s
+            self._open[rule] += 1
             self._found.append(Finding(rule, subject, reason))
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from greenroom import clock as clocks
 from greenroom import errors, settings, telemetry
 from greenroom.api.auth import Authenticator
 from greenroom.api.cookies import Logins
-from greenroom.api.keys import Keys
+from greenroom.api.keys import Keys, presented_id
 from greenroom.api.limits import Limits
 from greenroom.api.roles import Roles
 from greenroom.api.sources import Sources
@@ -19,6 +21,9 @@ from greenroom.core.isolation import Tier
 from greenroom.core.permissions import HOME
 from greenroom.security import secret_file
 from greenroom.store.store import Store
+
+if TYPE_CHECKING:
+    from greenroom.security.issuers import Issuers
 
 OWNER_KEY = "local.key"
 
@@ -48,15 +53,21 @@ class NodeAccess:
         logins = Logins(store.logins, clock, key=secrets.login_key)
         self.auth = Authenticator(self.keys, clock, self.limits, logins=logins)
         loops: list[supervisor.Loop] = [self.keys, *([] if ledger is None else [self.limits])]
+        self._issuers: Issuers | None = None
         if found.security.issuers:
-            from greenroom.security.issuers import (
-                Issuers,
-            )  # late: what reads tokens takes longer to import than all else
+            # Late: what reads tokens takes longer to import than all else.
+            from greenroom.security.issuers import Issuers
 
             changed = self.auth.forget_tokens
-            self.auth.issuers = issuers = Issuers(found.security.issuers, clock, facts, folder=folder, changed=changed)
-            loops.append(issuers)
+            self._issuers = Issuers(found.security.issuers, clock, facts, folder=folder, changed=changed)
+            self.auth.issuers = self._issuers
+            loops.append(self._issuers)
         self.loops = tuple(loops)
+
+    def issuers(self) -> Iterator[tuple[str, str]]:
+        """Yield each issuer whose tokens are taken, and what is wrong with its keys; empty: nothing is."""
+        if self._issuers is not None:
+            yield from self._issuers.troubles()
 
     async def begin(self, tier: Tier, *, word: str) -> None:
         """Read the keys; make the owner's, with *word* in its text, where there is none that works.
@@ -69,6 +80,11 @@ class NodeAccess:
             return
         key = await self.keys.create(tenant=HOME, name="owner", role="admin", word=word)
         secret_file.write_private(self.owner_key, key.text.encode() + b"\n")
+
+    def exempt(self, source: str) -> None:
+        """Limit the rates neither of *source* nor of the owner's key: they are the program that the node is part of."""
+        owner = presented_id(b"Bearer " + self.owner_key.read_bytes())
+        self.limits.unlimited = frozenset(filter(None, (source, owner)))
 
     async def end(self) -> None:
         with contextlib.suppress(errors.StoreUnavailable):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -32,9 +32,10 @@ from greenroom.core import addresses, rollouts, routing
 from greenroom.core.permissions import HOME
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
-from greenroom.node import isolation, optimizer
+from greenroom.node import isolation, optimizer, tls
 from greenroom.node.access import NodeAccess
 from greenroom.node.backups import NodeBackups
+from greenroom.node.controls import Controls
 from greenroom.node.resources import NodeResources, limits
 from greenroom.node.security import NodeSecurity
 from greenroom.sdk import models
@@ -73,7 +74,7 @@ class Node:
     def __init__(self, options: Options, clock: clocks.Clock) -> None:
         self.options, self.clock, self.settings = options, clock, options.settings
         self.url = ""  # while it listens
-        self.look_at_certificate: Callable[[], object] = lambda: None  # while it listens with TLS
+        self.certificate: tls.Certificate | None = None  # while it listens with TLS
         self.id = f"node-{submissions.new_id()[:12]}"
         self.facts, self.metrics = telemetry.Telemetry(), telemetry.Metrics()
         self.facts.subscribe(self.metrics, *self.metrics.KINDS)
@@ -188,6 +189,7 @@ class Node:
             isolation=isolation.describe(self.isolation),
         )
         self.optimizer = optimizer.loops(self.store, self.engine, self.host, self.resources, self.services)
+        self.security.controls.insert(0, Controls(self))
         self.app = App(self.services)
         self._moved = asyncio.Event()  # a rollout has
         self.store.hub.subscribe(self._hear)
@@ -232,18 +234,23 @@ class Node:
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
 
+    def look_at_certificate(self) -> None:
+        """See now whether its files have changed, while the node listens with TLS."""
+        if self.certificate is not None:
+            self.certificate.wakeup.set()
+
     def _vault(self) -> Vault:
         """Return the store's vault; its key may have to be found although encryption is off, to read what is there."""
         security = self.settings.security
-        self._key_source = key_sources.named(security, folder=self.options.folder, data_dir=self.options.data_dir)
-        vault = Vault(self._key_source, is_on=security.encryption_at_rest)
+        self.key_source = key_sources.named(security, folder=self.options.folder, data_dir=self.options.data_dir)
+        vault = Vault(self.key_source, is_on=security.encryption_at_rest)
         vault.damaged = lambda what: self.facts.emit(telemetry.ValueDamaged(what))
         return vault
 
     def _tell_encryption(self) -> None:
         vault = self.store.vault
-        if self._key_source.has_made_file:
-            self.facts.emit(telemetry.EncryptionKeyMade(str(self._key_source.file)))
+        if self.key_source.has_made_file:
+            self.facts.emit(telemetry.EncryptionKeyMade(str(self.key_source.file)))
         if vault.mode is Mode.LEFT:
             self.facts.emit(telemetry.EncryptionLeft(vault.key))
         elif vault.is_used:

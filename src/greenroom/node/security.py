@@ -86,6 +86,7 @@ class NodeSecurity:
             "settings": _digest(self._settings),
             "environment": str(self._settings.environment),
             "release": __version__,
+            "encryption": str(self._store.vault.mode),
         }
         await self._store.audit.note(Act("node.start", f"node:{self._node}", detail=detail))
         self._is_begun = True
@@ -140,7 +141,7 @@ class NodeSecurity:
         controls = [control for tell in self.controls for control in tell()]
         now_s, now = self._clock.monotonic_s(), self._clock.now()
         found = [each for each in reversed(self.intrusion.found) if now_s - each[0] < DAY_S]
-        recent = [finding.rule for at_s, finding, _ in found if now_s - at_s < HOUR_S]
+        recent = [rule for rule, at_s in self.intrusion.found_at_s.items() if now_s - at_s < HOUR_S]
         grade, reason = posture.grade([(control.name, control.state) for control in controls], recent)
         rates = self.intrusion.rates()
         requests = dict(rates["requests"])
@@ -149,7 +150,7 @@ class NodeSecurity:
             grade=grade,
             reason=reason,
             controls=controls,
-            found_last_hour=len(recent),
+            found_last_hour=sum(now_s - at_s < HOUR_S for at_s, *_ in found),
             found_last_day=[
                 security.Found(
                     at=now - timedelta(seconds=now_s - at_s),
@@ -177,8 +178,6 @@ class NodeSecurity:
         )
 
     def _controls(self) -> Iterator[Control]:
-        wanted = self._settings.security
-        yield Control(name="authentication", state=State.ON, why="every path but /healthz and /readyz asks for a key")
         yield self._audit_log()
         for export in self.exports:
             state, why = (State.ON, "") if export.trouble is None else (State.DEGRADED, export.trouble)
@@ -187,17 +186,6 @@ class NodeSecurity:
             why = "whoever owns the database can cut off the log's end unseen; name a place in security.audit_export"
             yield Control(name="audit export", state=State.OFF, why=why)
         yield self._intrusion_rules()
-        yield self._by_setting(
-            "rate limit", "security.rate_limit_per_minute", is_on=wanted.rate_limit_per_minute != "off"
-        )
-        yield self._by_setting("encryption at rest", "security.encryption_at_rest", is_on=wanted.encryption_at_rest)
-        yield self._by_setting("tls", "security.tls", is_on=wanted.tls)
-        code = self._settings.server.accept_code
-        yield Control(
-            name="code by API",
-            state=State.ON if code else State.OFF,
-            why="whoever may deploy can run anything here" if code else "only code of the node's own folder runs",
-        )
 
     def _audit_log(self) -> Control:
         if not self._store.audit.is_on:
@@ -219,12 +207,6 @@ class NodeSecurity:
         acting = sorted(f"{rule} = {policy}" for rule, policy in policies.items() if policy not in ("off", "alert"))
         why = f"{len(policies) - len(off)} of {len(policies)} rules; {', '.join(acting) or 'all of them alert only'}"
         return Control(name="intrusion rules", state=State.ON, why=why + (f"; off: {', '.join(off)}" if off else ""))
-
-    @staticmethod
-    def _by_setting(name: str, key: str, *, is_on: bool) -> Control:
-        if key in settings.NOT_YET_BUILT:
-            return Control(name=name, state=State.IMPOSSIBLE, why=f"not yet built: {settings.NOT_YET_BUILT[key]}")
-        return Control(name=name, state=State.ON if is_on else State.OFF, why=f"{key} is {'on' if is_on else 'off'}")
 
 
 async def _drain(export: AuditExport) -> None:

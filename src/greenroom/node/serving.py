@@ -58,7 +58,7 @@ async def listening(node: Node) -> AsyncIterator[str]:
     if certificate is not None:
         config.ssl = certificate.context
         certificate.on_change = write_down
-        node.look_at_certificate = certificate.wakeup.set
+        node.certificate = certificate
         watching = [asyncio.create_task(certificate.watch(), name="greenroom-certificate")]
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="greenroom-http")
     write_down()
@@ -76,19 +76,26 @@ async def listening(node: Node) -> AsyncIterator[str]:
 async def serve(options: Options, *, on_ready: Callable[[Node], None]) -> None:
     """Run a node until SIGTERM or SIGINT; *on_ready* is called once every agent is ready or settled as failed.
 
-    The first signal drains; a second one ends what still runs at once.
+    The first signal drains; a second one ends what still runs at once. SIGHUP has a node with TLS look at its
+    certificate; one without drains: its terminal has gone, unless `nohup` said that this is nothing to it.
     """
     stop = asyncio.Event()
     hurry = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        (hurry if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: hurry.set() if stop.is_set() else stop.set())
+        loop.add_signal_handler(number, end)
     os.umask(0o077)  # whatever this process ever writes is its user's alone
     make_private_folder(options.data_dir)
     node = Node(options, clocks.SystemClock())
     node.services.ask_to_stop = stop.set
     if tls.files_of(options.settings.security, options.folder) is not None:
-        loop.add_signal_handler(signal.SIGHUP, lambda: node.look_at_certificate())  # noqa: PLW0108 - it is another one while it listens
+        loop.add_signal_handler(signal.SIGHUP, node.look_at_certificate)
+    elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, end)
     cluster = options.settings.cluster
     log = telemetry.Log(level=cluster.log_level, as_json=cluster.json_logs)
     log.hear_libraries()

@@ -12,14 +12,14 @@ import ssl
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
-
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from typing import TYPE_CHECKING, NamedTuple
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
 from greenroom.settings import Security
+
+if TYPE_CHECKING:  # a node without TLS does without
+    from cryptography import x509
 
 LOOK_EVERY_S = 5.0
 TELL_EVERY = timedelta(days=1)
@@ -83,7 +83,23 @@ class Certificate:
     @property
     def pem(self) -> str:
         """The certificate itself, without those that it stands on."""
+        from cryptography.hazmat.primitives.serialization import Encoding
+
         return self._loaded.leaf.public_bytes(Encoding.PEM).decode()
+
+    @property
+    def expires_at(self) -> datetime:
+        return self._loaded.leaf.not_valid_after_utc
+
+    @property
+    def fault(self) -> str | None:
+        """Why the files as they are now cannot be used; the certificate before serves on."""
+        return None if self._fault is None else str(self._fault)
+
+    def is_expiring(self, now: datetime) -> bool:
+        """Whether it is time to renew it."""
+        life = self.expires_at - self._loaded.leaf.not_valid_before_utc
+        return self.expires_at - now <= min(EXPIRES_SOON, life / 3)
 
     def _hand_on(self, connection: ssl.SSLSocket | ssl.SSLObject, *_: object) -> None:
         connection.context = self._loaded.context
@@ -118,19 +134,20 @@ class Certificate:
 
     def _tell_expiry(self) -> None:
         """Say once a day that it expires soon, or has."""
-        leaf, now = self._loaded.leaf, self._clock.now()
-        life = leaf.not_valid_after_utc - leaf.not_valid_before_utc
-        if leaf.not_valid_after_utc - now > min(EXPIRES_SOON, life / 3):
+        now = self._clock.now()
+        if not self.is_expiring(now):
             return
         if self._told_at is not None and now - self._told_at < TELL_EVERY:
             return
         self._told_at = now
-        state = "expired" if leaf.not_valid_after_utc <= now else "expiring"
-        detail = f"on {leaf.not_valid_after_utc:%Y-%m-%d at %H:%M} UTC; replace the files, no restart is needed"
+        state = "expired" if self.expires_at <= now else "expiring"
+        detail = f"on {self.expires_at:%Y-%m-%d at %H:%M} UTC; replace the files, no restart is needed"
         self._emit(telemetry.CertificateChanged(state, str(self._files.certificate), detail))
 
 
 def _load(files: Files, now: datetime) -> _Loaded:
+    from cryptography import x509
+
     try:
         mode = files.key.stat().st_mode & 0o777
         leaf = x509.load_pem_x509_certificates(files.certificate.read_bytes())[0]

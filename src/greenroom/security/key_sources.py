@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from greenroom import errors, settings
+from greenroom import errors, redaction, settings
 from greenroom.security import secret_file, vault
 from greenroom.security.vault import KeyEncryptionKey
 
@@ -124,6 +124,8 @@ class Sources:
         return found
 
     async def _run(self, word: str, given: bytes) -> bytes:
+        if word == "wrap":
+            redaction.register(given)  # before the command can say it
         what = f"{self._command[0]} {word}"
         try:
             process = await asyncio.create_subprocess_exec(
@@ -151,7 +153,7 @@ class Sources:
                 await process.wait()
         if process.returncode:
             why = said.decode(errors="replace").strip().splitlines()[-1:] or [""]
-            shown = "".join(letter if letter.isprintable() else " " for letter in why[0])[:300]
+            shown = "".join(letter if letter.isprintable() else " " for letter in redaction.text(why[0]))[:300]
             raise errors.StartRefused(f"cannot get the key: {what} has ended with {process.returncode}: {shown}")
         try:
             decoded = base64.b64decode(answer.strip(), validate=True) if len(answer) <= MAX_ANSWER_BYTES else b""
@@ -159,6 +161,8 @@ class Sources:
             decoded = b""
         if not decoded or (word == "unwrap" and len(decoded) != vault.KEY_BYTES):
             raise errors.StartRefused(f"cannot get the key: {what} has not answered with a key in base64")
+        if word == "unwrap":
+            redaction.register(decoded)
         return decoded
 
 
@@ -187,7 +191,9 @@ def load(path: Path) -> list[bytearray]:
     matches = [_FORM.fullmatch(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
     if not matches or None in matches:
         raise errors.StartRefused(f"cannot use {path}: it is not a key file of Greenroom's encryption")
-    return [bytearray.fromhex(match[1]) for match in matches if match is not None]
+    keys = [bytearray.fromhex(match[1]) for match in matches if match is not None]
+    redaction.register(*map(bytes, keys))
+    return keys
 
 
 def make(path: Path) -> str:

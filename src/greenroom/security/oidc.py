@@ -52,7 +52,7 @@ class Published:
         self._keys = NO_KEYS
         self._fetched_at_s: float | None = None
         self._tried_at_s: float | None = None
-        self._trouble = ""
+        self.trouble = ""
         self._fetching: asyncio.Task[None] | None = None
 
     async def find(self, kid: str | None) -> Key | None:
@@ -73,7 +73,7 @@ class Published:
         now_s = self._clock.monotonic_s()
         if self._tried_at_s is None:
             return 0.0
-        if self._trouble or self._fetched_at_s is None:
+        if self.trouble or self._fetched_at_s is None:
             return max(0.0, self._tried_at_s + AGAIN_S - now_s)
         return max(0.0, self._fetched_at_s + FRESH_S - now_s)
 
@@ -119,9 +119,9 @@ class Published:
             self._changed()  # the tokens of a key that is gone are not to be known any more
 
     def _note(self, trouble: str) -> None:
-        if trouble != self._trouble:
+        if trouble != self.trouble:
             self._facts.emit(telemetry.IssuerChanged(self._issuer.issuer, "unreachable" if trouble else "ok", trouble))
-        self._trouble = trouble
+        self.trouble = trouble
 
     async def _read(self) -> KeySet:
         async with httpx.AsyncClient(
@@ -150,6 +150,8 @@ class Published:
 
 class FromFile:
     """The keys of an issuer that a file of the node's own holds: for good."""
+
+    trouble = ""
 
     def __init__(self, keys: KeySet) -> None:
         self._keys = keys

@@ -14,11 +14,13 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-import httpx
+from typing import TYPE_CHECKING
 
 from greenroom.core import addresses
 from greenroom.core.addresses import Policy, Target
+
+if TYPE_CHECKING:  # it takes long to import, and most nodes send nothing
+    import httpx
 
 CONNECT_TIMEOUT_S = 5.0  # also of resolving the name
 TOTAL_TIMEOUT_S = 15.0
@@ -103,6 +105,8 @@ class Outgoing:
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
     async def _send(self, target: Target, address: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        import httpx
+
         host = f"[{address}]" if ":" in address else address
         if self._trust is None:
             self._trust = httpx.create_ssl_context()  # once: reading the authorities takes a while
@@ -141,6 +145,8 @@ def _is_mistrusted(error: BaseException | None) -> bool:
 
 async def _drain(response: httpx.Response) -> None:
     """Read a little of what comes, as it comes: nothing is decompressed, and nothing kept."""
+    import httpx
+
     size = 0
     try:
         async for piece in response.aiter_raw(4096):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from greenroom.core import addresses
 from greenroom.core.scaling import Rule
 from greenroom.core.tasks import TERMINAL
 from greenroom.security import audit as chain
@@ -108,7 +109,8 @@ def _end_login(item: logins.End, _: None) -> Act:
 
 
 def _create_webhook(item: webhooks.NewEndpoint, at: int | None) -> Act:
-    detail = {"url": item.url, "events": item.events, "include_output": item.include_output}
+    # The rest of an address may be a secret of the receiver's.
+    detail = {"host": addresses.host_of(item.url), "events": item.events, "include_output": item.include_output}
     return Act("webhook.create", f"webhook:{item.id}", _outcome(at is not None), detail, tenant=item.tenant)
 
 

@@ -55,6 +55,9 @@ class Commits:
 
     *last* runs at the end of each commit, *settle* after it: with the news, and whether they are stored. *acts_of* says
     for the operations that may be acts what each item was, by its result; *append* writes them, while *is_auditing*.
+
+    *late* are those of *order* that run after *last*: they lock what all nodes wait for, the end of the audit log, and
+    who holds that must not wait for anything else.
     """
 
     is_auditing = False
@@ -69,8 +72,10 @@ class Commits:
         has_demand: Callable[[], bool],
         acts_of: Mapping[Operation, Callable[[Any, Any], Any]] = MappingProxyType({}),
         append: Callable[[database.Transaction, News, Sequence[Any]], Awaitable[None]] | None = None,
+        late: frozenset[Operation] = frozenset(),
         vault: Vault = PLAIN,
     ) -> None:
+        self._late = late
         self._db, self._last, self._settle, self._has_demand = db, last, settle, has_demand
         self._acts_of, self._append, self._vault = acts_of, append, vault
         self._rank = {operation: rank for rank, operation in enumerate(order)}
@@ -213,13 +218,15 @@ class Commits:
         answers: dict[Operation, Iterator[Any]] = {}
         async with self._db.transaction() as tx:
             acts: list[Any] = []
-            for operation in sorted(groups, key=self._rank.__getitem__):
+            for operation in sorted(groups.keys() - self._late, key=self._rank.__getitem__):
                 results = await operation(tx, news, groups[operation])
                 assert len(results) == len(groups[operation])
                 answers[operation] = iter(results)
                 if self.is_auditing and operation in self._acts_of:
                     acts += self._acts(operation, batch, results)
             await self._last(tx, news)
+            for operation in groups.keys() & self._late:
+                answers[operation] = iter(await operation(tx, news, groups[operation]))
             if acts:
                 assert self._append is not None
                 await self._append(tx, news, acts)

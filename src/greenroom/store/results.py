@@ -229,7 +229,7 @@ async def _answer(tx: Transaction, news: News, end: KeyedEnd) -> None:
     await news.seals.take(tx, {end.tenant})
     given = (end.task, end.revision, tx.now_us)
     seal = news.seals.seal
-    answers = [(seal(end.tenant, "task", "output", (id,), end.output), *given, seq) for seq, id in waiting]
+    answers = [(seal(end.tenant, "task", "output", (id,), end.output), *given, seq) for seq, id, _ in waiting]
     await tx.execute_many(_ANSWER, answers)
     news.left[end.tenant] += len(waiting)
     news.hooked += [id for _, id, webhook in waiting if webhook is not None]

@@ -80,6 +80,7 @@ class Store:
             settle=self._settle,
             has_demand=self.board.has_demand,
             acts_of=audited.AUDITED,
+            late=frozenset({audit.seal}),
             append=functools.partial(audit.append, node=owner),
             vault=vault,
         )

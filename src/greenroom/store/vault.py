@@ -280,7 +280,7 @@ class Seals:
         """Have keys at hand for what one operation seals for *tenants*."""
         if self.vault.is_on:
             keys = self.vault.keys
-            for tenant in tenants:
+            for tenant in sorted(tenants):  # in one order for all: two nodes must not wait for each other
                 if (lease := keys.leases.get(tenant)) is None or lease.left < data_keys.RESERVE:
                     self._leased.add(tenant)
                     if await keys.lease(tx, tenant):
