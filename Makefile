@@ -2,6 +2,7 @@
 # where it is on PATH, else pip does (`make UV=` has pip do it anyway).
 
 PYTHON  ?= python3
+SAMPLES ?= 20000
 WORKERS ?= 2
 SEEDS   ?= 100000
 TASKS   ?= 100000
@@ -24,7 +25,7 @@ sources := src tests bench examples mutants supply
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test simulate check format bench chaos mutants sbom audit lock clean
+.PHONY: help demo test simulate check format bench timing chaos mutants sbom audit lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +53,9 @@ format: $(VENV)/.test ## Format the code, and mend what lint can mend
 
 bench: $(VENV)/.test ## Measure speed and memory against bare loops
 	$(BIN)/python -m bench.run
+
+timing: $(VENV)/.test ## Look for what can be learnt, or held up, by how long things take (a quiet machine; SAMPLES=20000)
+	GREENROOM_TEST_SAMPLES=$(SAMPLES) $(BIN)/python -m pytest -n 0 -m timed
 
 chaos: $(VENV)/.test ## Kill, stop and fill nodes for half an hour, and count what was lost (TASKS= FAULTS= MINUTES= SEED=)
 	PYTHONPATH=tests $(BIN)/python -m chaos.long --tasks $(TASKS) --faults $(FAULTS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

@@ -38,6 +38,7 @@ CONTRACT, DISPATCHER, HOST = (
 )
 TRANSITIONS = "store/transitions.py"
 ISOLATION = "tests/engine/test_isolation.py"
+NAMESPACES = "tests/engine/test_namespaces.py"
 RESULTS = "tests/store/test_results.py"
 TOKENS, LOGIN = "tests/api/test_tokens.py", "tests/api/test_login.py"
 OIDC, SECRETS, INJECTION = "tests/security/test_oidc.py", "tests/node/test_secrets.py", "tests/test_log_injection.py"
@@ -497,6 +498,34 @@ CATALOGUE = (
         "            services.limits.admit(source)\n",
         "",
         "tests/api/test_limits.py::test_a_source_is_limited_before_anybody_knows_who_it_is",
+    ),
+    _mutant(
+        "the lock of a source before its rejections are answered",
+        "api/app.py",
+        "        if isinstance(error, errors.Unauthenticated):\n            try:",
+        "        if False:\n            try:",
+        "tests/api/test_audit.py::test_who_is_locked_is_refused_and_let_in_again",
+    ),
+    _mutant(
+        "the silence about a bug",
+        "api/app.py",
+        '        return Crashed("cannot answer this:',
+        '        return Crashed(told + "cannot answer this:',
+        "tests/api/test_problems.py",
+    ),
+    _mutant(
+        "the difference between a token that is made up and a mistake",
+        "security/issuers.py",
+        '        if tokens.is_made_up(token, issuer):\n            return "forged"\n',
+        "",
+        "tests/api/test_tokens.py",
+    ),
+    _mutant(
+        "the network of an IPv6 source",
+        "core/intrusion.py",
+        "        source = limited_as(source)\n",
+        "",
+        "tests/core/test_intrusion.py",
     ),
     _mutant(
         "the limit of guesses at one key",
@@ -1070,9 +1099,44 @@ CATALOGUE = (
     _mutant(
         "the look whether a zygote reports its own child",
         "engine/zygotes.py",
-        "if processes.is_child(fds[0], pid, parent=self._process.pid):",
+        "if processes.is_child(fds[0], parent=parent):",
         "if fds:",
         ISOLATION,
+    ),
+    _mutant(
+        "the covers over what is the node's own",
+        "engine/namespaces.py",
+        "    for path in sorted(kept):",
+        "    for path in covered:\n        _libc.umount2(os.fsencode(path), 2)\n    covered = []\n    for path in sorted(kept):",
+        NAMESPACES,
+    ),
+    _mutant(
+        "what is read-only in namespaces",
+        "engine/namespaces.py",
+        '    _set(_HERE, b"/", _WHOLE_TREE, read_only=True)\n',
+        "",
+        NAMESPACES,
+    ),
+    _mutant(
+        "an agent's own view of the processes",
+        "engine/namespaces.py",
+        '    _mount(b"proc", "/proc", b"proc", _NOSUID | _NODEV | _NOEXEC)\n',
+        "",
+        NAMESPACES,
+    ),
+    _mutant(
+        "the end of what is in namespaces with their keeper",
+        "engine/namespaces.py",
+        "    kernel.die_with_parent(signal.SIGKILL)\n    if select",
+        "    if select",
+        NAMESPACES,
+    ),
+    _mutant(
+        "the word that replicas ended with their interpreter",
+        "engine/replicas.py",
+        "        elif number is None and self._zygote is not None and self._zygote.took_its_replicas:",
+        "        elif False:",
+        NAMESPACES,
     ),
     _mutant(
         "the refusal of the node's own files as secrets",
@@ -1084,8 +1148,8 @@ CATALOGUE = (
     _mutant(
         "the fall from a tier that cannot be had to a refusal",
         "core/isolation.py",
-        "    if not lacks:\n        return Decision(Tier(asked))",
-        "    if lacks is not None:\n        return Decision(Tier(asked))",
+        "    if not lacks:\n        return Decision(Tier(asked), ",
+        "    if lacks is not None:\n        return Decision(Tier(asked), ",
         "tests/core/test_isolation.py",
     ),
     # --- permissions
@@ -1206,15 +1270,15 @@ CATALOGUE = (
     _mutant(
         "the algorithms of the settings",
         "security/tokens.py",
-        'return header.get("alg") in issuer.algorithms and _is_of_type(',
-        "return _is_of_type(",
+        ' or token.header.get("alg") not in issuer.algorithms\n',
+        "\n",
         TOKENS,
     ),
     _mutant(
         "the refusal of what a token says of how to verify it",
         "security/tokens.py",
-        "if token.issuer != issuer.issuer or _REFUSED_HEADERS & header.keys():",
-        "if token.issuer != issuer.issuer:",
+        "return bool(_REFUSED_HEADERS & token.header.keys()) or ",
+        "return ",
         TOKENS,
     ),
     _mutant(
@@ -1595,8 +1659,8 @@ CATALOGUE = (
     _mutant(
         "the row in what a value is bound to",
         "security/vault.py",
-        "    key = joined([part.encode() for part in row])\n",
-        "    key = joined([b'' for _ in row])\n",
+        '    return around[0] + len(key).to_bytes(4, "big") + key + around[1]\n',
+        "    return around[0] + around[1]\n",
         CIPHER,
         f"{VAULT}::TestTampering::test_nothing_opens_in_another_row_column_or_tenant",
     ),

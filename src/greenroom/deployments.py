@@ -30,6 +30,7 @@ from greenroom.store.store import Store
 BY_MANIFEST = "the manifest"
 MANIFEST = "greenroom.toml"
 _DIGEST = re.compile("[0-9a-f]{64}")
+OF_CHAOS = "greenroom.testing.chaos.agent:perform"  # what `greenroom chaos` deploys: harmless, whoever does
 
 
 class Deployments:
@@ -177,7 +178,7 @@ class Deployments:
         """
         if self._settings.server.accept_code:
             return
-        named = references(self._settings)
+        named = references(self._settings) | {OF_CHAOS}
         for key, reference in (("factory", spec.factory), *(("rollout.checks", each) for each in spec.rollout.checks)):
             why = None if reference in named else origins.foreign(snapshot.path, reference)
             if why is not None and reference not in _named_now(self._folder):

@@ -330,7 +330,7 @@ async def test_what_belongs_to_another_tenant_is_not_there(api: nodes.Api) -> No
         assert answers[0][0] == 404, route.path
         assert answers[0][1].replace(foreign.encode(), b"") == answers[1][1].replace(missing.encode(), b"")
         seen += 1
-    assert seen == 13
+    assert seen == sum(path.split("/")[2] in ids for path in (each.path for each in routes.ROUTES) if "{" in path)
     assert (await other.task(ids["tasks"]))["state"] == "succeeded"
     assert (await other.get("/v1/keys"))["items"][-1]["revoked_at"] is None
 

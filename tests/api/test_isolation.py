@@ -28,9 +28,10 @@ BODIES: dict[str, Any] = {
     "PATCH /v1/agents/{name}/scale": {"replicas": 1},
     "POST /v1/agents/{name}/rollback": {},
     "POST /v1/rollouts/{id}/promote": {},
+    "PATCH /v1/webhooks/{id}": {"description": "another"},
 }
 SINGLE = [route for route in EVERY if "{" in route.path]
-LISTS = [route for route in EVERY if "{" not in route.path and route.method == "GET"]
+LISTS = [route for route in EVERY if "{" not in route.path and route.method == "GET" and route.path != "/v1/audit"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ async def _furnished(api: nodes.Api, tenant: str) -> Tenant:
     failed = await mine.run("failing", canary)
     assert (task["state"], failed["state"]) == ("succeeded", "failed")
     key = (await mine.call("POST", "/v1/keys", {"name": canary})).json()
+    hook = {"url": f"https://{canary}.example/", "events": [], "description": canary}
+    webhook = (await mine.call("POST", "/v1/webhooks", hook)).json()
     ids = {"task": task["id"], "failed": failed["id"], "session": task["session"], "key": key["id"], "canary": canary}
+    ids["webhook"] = webhook["id"]
     return Tenant(mine, ids)
 
 
@@ -104,6 +108,7 @@ async def test_the_owners_still_have_what_was_asked_for(tenants: dict[str, Tenan
         assert (await tenant.api.task(tenant.ids["task"]))["state"] == "succeeded"
         assert (await tenant.api.get(f"/v1/sessions/{tenant.ids['session']}"))["tasks"] == 1
         assert (await tenant.api.get(f"/v1/keys/{tenant.ids['key']}"))["revoked_at"] is None
+        assert (await tenant.api.get(f"/v1/webhooks/{tenant.ids['webhook']}"))["description"] == tenant.ids["canary"]
         assert tenant.ids["canary"] in (await tenant.api.http.get("/v1/tasks")).text
 
 
@@ -131,6 +136,23 @@ async def test_no_list_shows_what_is_another_tenants(
             continue  # a refusal may repeat what was asked for
         for id in theirs.values():
             assert id not in response.text, path
+
+
+async def test_the_audit_log_shows_a_tenant_its_own_entries_and_the_home_tenant_all(
+    tenants: dict[str, Tenant],
+) -> None:
+    """By all filters that there are. What a tenant has asked for itself, of others' too, is its own."""
+    for caller, owner in itertools.permutations((HOME, OTHER)):
+        ids = tenants[owner].ids.values()
+        objects = [f"{kind}:{id}" for kind, id in tenants[owner].ids.items()]
+        for query in ("", *(f"&actor={id}" for id in ids), *(f"&object={each}" for each in objects), "&after=0"):
+            entries = (await tenants[caller].api.get(f"/v1/audit?limit=200{query}"))["items"]
+            if caller == OTHER:
+                assert {entry["tenant"] for entry in entries} <= {OTHER}, query
+    created = f"&action=webhook.create&object=webhook:{tenants[OTHER].ids['webhook']}"
+    for name in (HOME, OTHER):
+        (entry,) = (await tenants[name].api.get(f"/v1/audit?{created[1:]}"))["items"]
+        assert (entry["tenant"], entry["outcome"]) == (OTHER, "done")
 
 
 async def test_an_idempotency_key_of_another_tenant_is_free(tenants: dict[str, Tenant]) -> None:

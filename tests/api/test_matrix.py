@@ -23,6 +23,7 @@ GOLDEN = Path(__file__).with_name("matrix.txt")
 TENANTS = ("default", "other")
 AGENT = "sacrificed"
 SPEC = nodes.agent("echo")
+WEBHOOK = {"url": "https://hooks.example/matrix", "events": []}
 SHARED = ("agents", "rollouts", "replicas", "alerts")  # all tenants have the same
 BODIES: dict[str, Any] = {
     "POST /v1/tasks": {"agent": "echo", "input": 1},
@@ -32,6 +33,10 @@ BODIES: dict[str, Any] = {
     "POST /v1/agents/{name}/rollback": {},
     "POST /v1/rollouts/{id}/promote": {},
     "POST /v1/keys": {"name": "matrix", "role": "viewer"},
+    "POST /v1/webhooks": WEBHOOK,
+    "PATCH /v1/webhooks/{id}": {"description": "matrix"},
+    "POST /v1/audit/erase": {"actor": "nobody"},
+    "POST /v1/security/unlock": {"subject": "principal:nobody"},
 }
 HEAD = f"""\
 # Who may do what to whose. yes: they may; 403: they may not; 404: for them it is not there.
@@ -63,14 +68,19 @@ class Objects:
                 )
                 return "matrix"
             case "keys":
-                made = await self._api.running.access.keys.create(
+                key = await self._api.running.access.keys.create(
                     tenant=tenant, name="matrix", role="viewer", word="dev"
                 )
-                return made.id
+                return key.id
+            case "webhooks":
+                if not (there := (await self._owner[tenant].get("/v1/webhooks"))["items"]):
+                    there = [(await self._owner[tenant].call("POST", "/v1/webhooks", WEBHOOK)).json()]
+                return str(there[0]["id"])
             case "sessions":
                 await self._owner[tenant].run("chained", ["a", None], session=f"matrix-{tenant}")
                 return f"matrix-{tenant}"
             case _:
+                assert kind == "tasks", f"cannot make one of {kind}: say here how"
                 if tenant not in self._tasks:
                     self._tasks[tenant] = (await self._owner[tenant].run("echo", 1))["id"]
                 return self._tasks[tenant]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from greenroom.api import sources
+from greenroom.core import networks
 
 TRUSTED = sources.Sources(["10.0.0.0/8", "fd00::/8", "192.0.2.7"])
 
@@ -52,7 +53,7 @@ def test_the_last_hop_that_is_not_ours_is_the_source(peer: str, forwarded: list[
 
 
 def test_an_ipv6_customer_is_limited_as_one() -> None:
-    assert sources.limited_as("2001:db8::1") == sources.limited_as("2001:db8::ffff:1:2:3") == "2001:db8::/64"
-    assert sources.limited_as("2001:db8:0:1::1") != sources.limited_as("2001:db8::1")
-    assert sources.limited_as("::ffff:192.0.2.1") == sources.limited_as("192.0.2.1")
-    assert sources.limited_as("local") == "local"
+    assert networks.limited_as("2001:db8::1") == networks.limited_as("2001:db8::ffff:1:2:3") == "2001:db8::/64"
+    assert networks.limited_as("2001:db8:0:1::1") != networks.limited_as("2001:db8::1")
+    assert networks.limited_as("::ffff:192.0.2.1") == networks.limited_as("192.0.2.1")
+    assert networks.limited_as("local") == "local"

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 import forge
 import nodes
 from forge import Forge, encoded, signer
-from greenroom import errors
+from greenroom import errors, telemetry
 from greenroom.api import auth
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -351,6 +351,34 @@ async def test_a_forged_token_is_refused_and_looks_like_any_other(api: nodes.Api
         assert _without_id(refused) == usual
     assert usual[0] == 401
     assert usual[1]["www-authenticate"] == "Bearer"
+
+
+MADE_UP = (
+    *("alg none", "alg nOnE with a signature", "no alg", "no signature", "HS256 with the public key as PEM"),
+    *("HS256 with an empty key", "another key", "changed claims", "changed header", "changed signature"),
+    *("ES256 of zeros (psychic signature)", "jku", "x5u", "jwk, signed by it", "jwk beside a right signature"),
+    *("unknown crit", "b64 false", "another issuer's key", "another known iss"),
+)
+MISTAKES = (
+    *("exp in the past", "exp too far", "nbf in the future", "another aud", "another iss", "unknown kid"),
+    *("typ of an identity token", "no jti", "no tenant", "four parts", "padding"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [*((name, "forged") for name in MADE_UP), *((name, "unknown") for name in MISTAKES)]
+)
+async def test_who_makes_a_token_up_is_told_from_who_makes_a_mistake(api: nodes.Api, name: str, why: str) -> None:
+    heard: list[telemetry.CredentialRejected] = []
+    kinds = (telemetry.CredentialRejected, telemetry.RequestRefused, telemetry.RequestForged)
+    api.running.facts.subscribe(heard.append, *kinds)
+    try:
+        source = next(_sources)
+        await api.of(FORGED[name](), source=source).http.get("/v1/agents")
+    finally:
+        for kind in kinds:
+            api.running.facts.unsubscribe(heard.append, kind)
+    assert heard == [telemetry.CredentialRejected(source, "", why)]
 
 
 async def test_a_token_that_has_ended_is_known_no_more(api: nodes.Api) -> None:

@@ -218,3 +218,10 @@ def test_rates_are_of_the_last_hour() -> None:
     assert 55 <= rates[0][1] <= 65
     assert rates[1] == ("192.0.2.2", 1)
     assert watch.rejected_of_source.all(2e4) == []
+
+
+def test_the_addresses_of_one_ipv6_customer_are_one_source() -> None:
+    watch = Watch()
+    for number in range(intrusion.REJECTED_OF_SOURCE.count):
+        watch.rejected(f"2001:db8:7:1::{number:x}", "", float(number))
+    assert [finding.subject.id for finding in watch.findings()] == ["2001:db8:7:1::/64"]

@@ -7,6 +7,7 @@ server decoded it, never on a URL that a Host header could shape.
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -18,14 +19,15 @@ from greenroom.api import connections, login, openapi, problems, refused
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import PROBES, ROUTES, Route
 from greenroom.api.services import Services
-from greenroom.core import sessions
-from greenroom.core.permissions import Principal
+from greenroom.core import networks, sessions
+from greenroom.core.permissions import HOME, Principal
 from greenroom.store import acting
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+MAX_TRACEBACK = 16_384  # characters
 UNREADABLE = (UnicodeDecodeError, msgspec.DecodeError, OverflowError)
 _ID = f"({sessions.NAME_PATTERN})"
 _CHARSET = re.compile(rb"\bcharset=\"?utf-?8\"?(?=\s*(?:;|$))")
@@ -69,40 +71,57 @@ class App:
         try:
             services.limits.admit(source)
             answer: Answer | Stream
+            is_tls = scope.get("scheme") == "https"
             if scope["path"] == login.PATH:
-                answer = await self._log_in(scope, receive, whole, headers, source=source)
+                acting.actor.set(acting.Actor("nobody", HOME, source, request_id))  # until the login has begun
+                answer = await self._log_in(scope, receive, whole, headers, source=source, is_tls=is_tls)
             else:
-                principal = await self._caller(scope, headers, source)
+                principal = await services.auth.authenticate(
+                    headers, source=source, method=scope["method"], is_tls=is_tls
+                )
                 acting.actor.set(acting.Actor(principal.id, principal.tenant, source, request_id))
                 self._admit(principal, source)
                 answer = await self._answer(scope, headers, receive, whole, request_id, principal)
+            body = _encoded(answer) if type(answer) is Answer else b""
         except errors.GreenroomError as error:
-            if error.status in refused.TOLD:
-                refused.tell(services.facts, scope, error, source=source)
+            problem = self._refusal(scope, error, principal, source=source)
             limits = services.limits.headers(principal)
-            await problems.response(error, request_id, lines=limits)(scope, receive, send)
-        except UNREADABLE as error:  # callers' own are refused where they are read: this was stored
-            services.facts.emit(telemetry.StoreTrouble("api", f"{scope['path']}: {type(error).__name__}: {error}"))
-            damaged = errors.StoreDamaged("cannot read this from the store: it is damaged; the node's log says more")
+            await problems.response(problem, request_id, lines=limits)(scope, receive, send)
+        except Exception as error:  # noqa: BLE001 - what no caller is to see, and the log is to hold
+            problem = self._fault(scope, error, request_id)
             limits = services.limits.headers(principal)
-            await problems.response(damaged, request_id, lines=limits)(scope, receive, send)
+            await problems.response(problem, request_id, lines=limits)(scope, receive, send)
         else:
             limits = services.limits.headers(principal)
             match answer:
                 case Answer():
-                    await _send_answer(answer, whole, send, limits)
+                    await _send_answer(answer, body, whole, send, limits)
                 case Stream():
                     await _send_stream(answer, receive, send, limits)
 
-    async def _caller(self, scope: Scope, headers: dict[bytes, bytes], source: str) -> Principal:
+    def _refusal(
+        self, scope: Scope, error: errors.GreenroomError, principal: Principal | None, *, source: str
+    ) -> errors.GreenroomError:
+        """Tell that a request is refused, and return by what: a source that is locked waits."""
         services = self._services
-        try:
-            return await services.auth.authenticate(
-                headers, source=source, method=scope["method"], is_tls=scope.get("scheme") == "https"
-            )
-        except errors.Unauthenticated:
-            services.measures.check(f"source:{source}", services.clock.monotonic_s())
-            raise
+        if isinstance(error, errors.Unauthenticated):
+            try:
+                services.measures.check(f"source:{networks.limited_as(source)}", services.clock.monotonic_s())
+            except errors.Overloaded as locked:
+                return locked
+        refused.tell(services.facts, scope, error, principal=principal, source=source)
+        return error
+
+    def _fault(self, scope: Scope, error: Exception, request_id: str) -> errors.GreenroomError:
+        """Tell what went wrong, once and in the log alone; return what its caller is told."""
+        told = f"{type(error).__name__}: {error}"
+        if isinstance(error, UNREADABLE):  # callers' own are refused where they are read: this was stored
+            self._services.facts.emit(telemetry.StoreTrouble("api", f"{scope['path']}: {told}"))
+            return errors.StoreDamaged("cannot read this from the store: it is damaged; the node's log says more")
+        trace = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
+        path, method = scope["path"][: refused.MAX_PATH], scope["method"][:16]
+        self._services.facts.emit(telemetry.RequestCrashed(request_id, method, path, told, trace))
+        return Crashed("cannot answer this: Greenroom has a bug; the node's log says more by the request's id")
 
     def _admit(self, principal: Principal, source: str) -> None:
         """Raise where somebody who is known is not to be let in now."""
@@ -156,6 +175,7 @@ class App:
         headers: dict[bytes, bytes],
         *,
         source: str,
+        is_tls: bool,
     ) -> Answer:
         """Answer strangers with a page that is the same for all, and take what it sends."""
         if scope["method"] in ("GET", "HEAD"):
@@ -167,7 +187,6 @@ class App:
             body = await _body(whole, headers, receive, most=login.MAX_BYTES, bound="")
         except errors.BodyTooLarge:
             body = b""  # it is not what the page sends, and no more is said of it
-        is_tls = scope.get("scheme") == "https"
         return await login.exchange(services, headers, body, source=source, is_tls=is_tls)
 
     async def _probe(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -191,6 +210,13 @@ class MethodNotAllowed(errors.GreenroomError):
     def __init__(self, message: str, *, allowed: Iterable[str]) -> None:
         self.headers = {"allow": ", ".join(sorted(allowed))}
         super().__init__(f"{message}: it takes {self.headers['allow']}")
+
+
+class Crashed(errors.GreenroomError):
+    """Greenroom has a bug here."""
+
+    code = "internal-error"
+    status = 500
 
 
 class UnsupportedMediaType(errors.GreenroomError):
@@ -248,9 +274,12 @@ def _too_large(most: int, bound: str) -> errors.BodyTooLarge:
     return errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
 
 
-async def _send_answer(answer: Answer, whole: connections.Whole | None, send: Send, limits: bytes) -> None:
+def _encoded(answer: Answer) -> bytes:
     document = answer.document
-    body = b"" if document is None else document if isinstance(document, bytes) else _encode(document)
+    return b"" if document is None else document if isinstance(document, bytes) else _encode(document)
+
+
+async def _send_answer(answer: Answer, body: bytes, whole: connections.Whole | None, send: Send, limits: bytes) -> None:
     is_json = body and answer.media_type == _JSON
     if (
         is_json

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Container, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -26,6 +26,8 @@ MAX_PROVEN = 10_000
 MAX_TOKEN_BYTES = 8200  # of the header
 REJECTION_NS = 40_000  # what each rejection of a key takes: more than any of their reasons does
 TOKEN_REJECTION_S = 0.005  # of a token: above what verifying a signature takes
+
+Why = Literal["unknown", "forged"]
 
 
 class Proven(Protocol):
@@ -48,7 +50,8 @@ class Proven(Protocol):
 class Issuers(Protocol):
     """The issuers of tokens that the settings name; see `security.issuers`."""
 
-    async def prove(self, text: str, *, roles: Container[str]) -> Proven | None: ...
+    async def prove(self, text: str, *, roles: Container[str]) -> Proven | Why:
+        """Return whom a token stands for, else why it is rejected."""
 
 
 class Authenticator:
@@ -72,16 +75,18 @@ class Authenticator:
         """
         begun_ns = time.perf_counter_ns()
         authorization = headers.get(b"authorization")
-        is_token = False
+        is_token, why = False, "unknown"
         if authorization is None and b"cookie" in headers:
             principal = await self._principal_of_login(headers, method=method, is_tls=is_tls)
         elif authorization is not None and self.issuers is not None and _is_token(authorization):
-            is_token = True
-            principal = await self._principal_of_token(authorization)
+            is_token, found = True, await self._principal_of_token(authorization)
+            principal, why = (None, found) if isinstance(found, str) else (found, why)
         else:
             principal = self._keys.principal_of(authorization)
         if principal is None:
-            refusal = self._limits.reject(source, presented_id(authorization))  # first: it takes longer for some
+            refusal = self._limits.reject(
+                source, presented_id(authorization), why=why
+            )  # first: it takes longer for some
             await _until_all_are_rejected(begun_ns, is_token=is_token)
             raise refusal
         return principal
@@ -103,8 +108,11 @@ class Authenticator:
         """Have every token proven again: the key of some may be worthless now, or roles may mean something else."""
         self._tokens.clear()
 
-    async def _principal_of_token(self, authorization: bytes) -> Principal | None:
-        """Return whom a token stands for. Who was proven once is found by what was presented, while it is good."""
+    async def _principal_of_token(self, authorization: bytes) -> Principal | Why:
+        """Return whom a token stands for, else why it is rejected.
+
+        Who was proven once is found by what was presented, while it is good.
+        """
         assert self.issuers is not None
         digest = hashlib.sha256(authorization).digest()  # the credential itself is kept nowhere
         if (known := self._tokens.get(digest)) is not None:
@@ -113,8 +121,8 @@ class Authenticator:
             del self._tokens[digest]
         roles = self._keys.roles
         proven = await self.issuers.prove(authorization[7:].decode("ascii").strip(), roles=roles.names)
-        if proven is None:
-            return None
+        if isinstance(proven, str):
+            return proven
         rights = roles.rights(proven.role, tenant=proven.tenant, scopes=_scopes(proven))
         principal = Principal(
             proven.id, "token", proven.tenant, proven.name, proven.role, rights, expires_at_s=proven.expires_at_s

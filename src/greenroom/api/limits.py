@@ -12,8 +12,7 @@ from typing import Protocol
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
-from greenroom.api import sources
-from greenroom.core import rates
+from greenroom.core import networks, rates
 from greenroom.core.permissions import Principal
 from greenroom.settings import Security
 
@@ -70,7 +69,7 @@ class Limits:
         """Count a request of *source*, whoever it is; raises `errors.RateLimited`."""
         if self._sources is None or source in self.unlimited:
             return
-        name, now_s = sources.limited_as(source), self._clock.monotonic_s()
+        name, now_s = networks.limited_as(source), self._clock.monotonic_s()
         if wait_s := self._sources.wait_s(name, now_s):
             self._facts.emit(telemetry.RateLimited("source", name))
             raise errors.RateLimited(
@@ -80,14 +79,17 @@ class Limits:
             )
         self._sources.spend(name, now_s)
 
-    def reject(self, source: str, key_id: str | None) -> errors.GreenroomError:
-        """Count a rejected credential of *source*, for the key *key_id* if it names one; return what to raise.
+    def reject(self, source: str, key_id: str | None, *, why: str = "unknown") -> errors.GreenroomError:
+        """Count and tell a rejected credential of *source*, for the key *key_id* if it names one; return what to raise.
 
-        After too many in a minute, from the source or for the key, it is `errors.RateLimited`, unlooked at.
+        After too many in a minute, from the source or for the key, it is `errors.RateLimited`.
         """
         now_s = self._clock.monotonic_s()
-        named = [("source", sources.limited_as(source)), *([("key", key_id)] if key_id is not None else [])]
-        if wait_s := max(self._rejections.wait_s(f"{kind} {name}", now_s) for kind, name in named):
+        named = [("source", networks.limited_as(source)), *([("key", key_id)] if key_id is not None else [])]
+        wait_s = max(self._rejections.wait_s(f"{kind} {name}", now_s) for kind, name in named)
+        told = "throttled" if wait_s and why == "unknown" else why
+        self._facts.emit(telemetry.CredentialRejected(source, key_id or "", told))
+        if wait_s:
             self._facts.emit(telemetry.RateLimited("credentials", named[0][1]))
             return errors.RateLimited("cannot try another credential yet: too many were rejected", retry_after_s=wait_s)
         for kind, name in named:

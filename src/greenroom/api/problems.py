@@ -33,7 +33,7 @@ def _title(kind: type[errors.GreenroomError]) -> str:
 
 def response(error: errors.GreenroomError, request_id: str, *, lines: bytes = b"") -> Response:
     """Return the answer to a refused request; *lines* are headers that it has beside."""
-    headers: dict[str, str] = dict(getattr(error, "headers", {}))
+    headers: dict[str, str] = {"cache-control": "no-store"} | getattr(error, "headers", {})
     if isinstance(error, (errors.Overloaded, errors.StoreUnavailable)):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, errors.Unauthenticated):

@@ -53,9 +53,23 @@ class Call(msgspec.Struct, frozen=True, eq=False):
         return self.services.store
 
     def require_live(self) -> None:
-        """Raise `errors.Unauthenticated` if the credential was revoked, or has expired, since the request came."""
+        """Raise `errors.Unauthenticated` if the credential was revoked, or has expired, since the request came, and
+        `errors.Forbidden` if its principal was locked.
+        """
         if not self.services.auth.is_live(self.principal):
             raise errors.Unauthenticated("cannot go on: the credential is no longer valid")
+        if self._is_locked:
+            raise errors.Forbidden("cannot go on: you are locked")
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the request may go on; see `require_live`."""
+        return self.services.auth.is_live(self.principal) and not self._is_locked
+
+    @property
+    def _is_locked(self) -> bool:
+        services = self.services
+        return services.measures.is_locked(f"principal:{self.principal.id}", services.clock.monotonic_s())
 
     @property
     def is_tls(self) -> bool:

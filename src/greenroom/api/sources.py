@@ -49,23 +49,6 @@ class Sources:
         return any(address in network for network in self._trusted)
 
 
-def limited_as(source: str) -> str:
-    """Return the name under which *source* is limited: IPv6 by /64, of which one customer has 2**64 addresses.
-
-    >>> limited_as("192.0.2.7"), limited_as("2001:db8:0:1:2::9"), limited_as("::ffff:192.0.2.7")
-    ('192.0.2.7', '2001:db8:0:1::/64', '192.0.2.7')
-    """
-    return source if ":" not in source else _network_of(source)
-
-
-@functools.lru_cache(maxsize=1024)
-def _network_of(source: str) -> str:
-    address = _address(source)
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.IPv6Network((address, 64), strict=False))
-    return source if address is None else str(address)
-
-
 def _address(text: str) -> _Address | None:
     """Return the address that *text* is, with a port or brackets or without."""
     if text.startswith("["):

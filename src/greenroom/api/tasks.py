@@ -422,7 +422,7 @@ async def _events(call: Call, row: Task, after: int) -> AsyncIterator[bytes]:
     wakeup = call.store.hub.watch(row.id)
     quiet_since_s = clock.monotonic_s()
     try:
-        while not stopping.is_set() and call.services.auth.is_live(call.principal):
+        while not stopping.is_set() and call.is_live:
             wakeup.clear()
             row = await call.store.tasks.get(row.id, tenant=row.tenant)
             batch = await call.store.tasks.events(row, after=after)

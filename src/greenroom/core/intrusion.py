@@ -14,6 +14,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from greenroom.core.networks import limited_as
+
 QUIET_S = 600.0
 MAX_SUBJECTS = 4_000  # of each table; who has been quiet for the longest goes first
 MAX_MARKS = 32  # of one subject in one window: enough to say "too many"
@@ -230,6 +232,7 @@ class Watch:
 
     def rejected(self, source: str, key_id: str, now_s: float) -> None:
         """A credential was rejected, or there was none."""
+        source = limited_as(source)
         self.rejected_of_source.add(source, 1, now_s)
         if count := self._of_source.add(source, now_s):
             reason = f"{_many(count)} credentials were rejected within {REJECTED_OF_SOURCE.window_s:g} s"
@@ -264,7 +267,7 @@ class Watch:
             self._find(Rule.FOREIGN_IDS, Subject("principal", principal), reason, now_s)
 
     def forged(self, source: str, principal: str, what: str, now_s: float) -> None:
-        subject = Subject("principal", principal) if principal else Subject("source", source)
+        subject = Subject("principal", principal) if principal else Subject("source", limited_as(source))
         if count := self._forged.add(subject, now_s):
             reason = f"{_many(count)} forged requests within {FORGED.window_s:g} s, the last one: {what}"
             self._find(Rule.FORGED_REQUESTS, subject, reason, now_s)

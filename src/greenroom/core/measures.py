@@ -47,6 +47,10 @@ class Measures:
         self._standings.pop(subject, None)
         self.is_any = bool(self._standings)
 
+    def is_locked(self, subject: str, now_s: float) -> bool:
+        standing = self._standings.get(subject)
+        return standing is not None and standing.kind == "lock" and now_s < standing.until_s
+
     def check(self, subject: str, now_s: float) -> None:
         """Raise `errors.Forbidden` for a principal who is locked, `errors.Overloaded` for who has to wait."""
         standing = self._standings.get(subject)

@@ -42,13 +42,15 @@ class RateLimit:
 
     def wait_s(self, name: str, now_s: float, count: int = 1) -> float:
         """Return the seconds after which *name* may spend *count*, at most `per_minute`; 0 if it may now."""
-        excess_s = max(self._full_at_s.get(name, 0.0), now_s) + count * self._step_s - now_s - PERIOD_S
+        debt_s = self._full_at_s.get(name, 0.0) - now_s
+        excess_s = max(0.0, debt_s) + count * self._step_s - PERIOD_S
         return excess_s if excess_s > _ROUNDING_S else 0.0
 
     def spend(self, name: str, now_s: float, count: int = 1) -> None:
         """Charge *name*, whatever it has left."""
         names = self._full_at_s
-        names[name] = max(names.get(name, 0.0), now_s) + count * self._step_s
+        full_at_s = names.get(name, 0.0)
+        names[name] = max(full_at_s, now_s) + count * self._step_s
         names.move_to_end(name)
         if len(names) > self._most_names:
             names.popitem(last=False)
@@ -56,8 +58,10 @@ class RateLimit:
             self._unsettled[name] = self._unsettled.get(name, 0) + count
 
     def standing(self, name: str, now_s: float) -> Standing:
-        debt_s = max(0.0, self._full_at_s.get(name, 0.0) - now_s)
-        return Standing(max(0, int((PERIOD_S - debt_s + _ROUNDING_S) / self._step_s)), debt_s)
+        debt_s = self._full_at_s.get(name, 0.0) - now_s
+        if debt_s <= 0.0:
+            return Standing(self.per_minute, 0.0)
+        return Standing(int((PERIOD_S - debt_s + _ROUNDING_S) / self._step_s) if debt_s < PERIOD_S else 0, debt_s)
 
     # Between nodes: each decides by what it knows, and tells the others in the background.
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
+from typing import Literal
 
 from greenroom import clock as clocks
 from greenroom import telemetry
 from greenroom.security import oidc, tokens
 from greenroom.security.tokens import Proven
 from greenroom.settings import Issuer
+
+Why = Literal["unknown", "forged"]
 
 
 class Issuers:
@@ -42,15 +45,23 @@ class Issuers:
             for issuer in issuers
         }
 
-    async def prove(self, text: str, *, roles: Container[str]) -> Proven | None:
-        """Return whom the token *text* stands for; None for any that is not an issuer's, or not as it has to be."""
+    async def prove(self, text: str, *, roles: Container[str]) -> Proven | Why:
+        """Return whom the token *text* stands for; else why it is rejected, for those who watch.
+
+        Forged is what somebody has made up in the name of an issuer. A token of others, of yesterday, for another
+        audience or by a key that is not known here is an honest client's mistake, or ours.
+        """
         token = tokens.parse(text)
         if token is None or token.issuer not in self._trusted:
-            return None
+            return "unknown"
         issuer, keys = self._trusted[token.issuer]
-        if not tokens.may_be_of(token, issuer) or not tokens.is_signed(token, await keys.find(token.kid)):
-            return None
-        return tokens.proven(token.claims, issuer, now=self._clock.now(), roles=roles)
+        if tokens.is_made_up(token, issuer):
+            return "forged"
+        if not tokens.may_be_of(token, issuer) or (key := await keys.find(token.kid)) is None:
+            return "unknown"
+        if not tokens.is_signed(token, key):
+            return "forged"
+        return tokens.proven(token.claims, issuer, now=self._clock.now(), roles=roles) or "unknown"
 
     def troubles(self) -> list[tuple[str, str]]:
         """Return each issuer, and why its keys cannot be fetched; empty: they can."""

@@ -91,8 +91,13 @@ class DataKey:
 
 def place(around: tuple[bytes, bytes], row: tuple[str, ...]) -> bytes:
     """Return the associated data of a value: version, tenant, table, row, column and key id, none of them ambiguous."""
-    key = joined([part.encode() for part in row])
+    key = joined([part.encode() for part in row]) if len(row) != 1 else _alone(row[0].encode())
     return around[0] + len(key).to_bytes(4, "big") + key + around[1]
+
+
+def _alone(part: bytes) -> bytes:
+    """Return what `joined` does of one part, for the main path."""
+    return len(part).to_bytes(4, "big") + part
 
 
 class IndexKey:

@@ -241,6 +241,16 @@ class AgentDropped(msgspec.Struct, frozen=True):
     reason: str
 
 
+class RequestCrashed(msgspec.Struct, frozen=True):
+    """A request ended as it should not: a bug of Greenroom's own. *request* is the id that its caller was given."""
+
+    request: str
+    method: str
+    path: str
+    error: str
+    traceback: str
+
+
 class ServiceCrashed(msgspec.Struct, frozen=True):
     """A loop of the node raised what it should not: a bug of Greenroom's own."""
 
@@ -358,7 +368,7 @@ class WebhookDisabled(msgspec.Struct, frozen=True):
 
 class CredentialRejected(msgspec.Struct, frozen=True):
     """A request came without a credential that is accepted. *key_id* as it was presented, if any; *why* is ``unknown``,
-    ``throttled`` (it was not looked at any more) or ``forged`` (a token that somebody has made up).
+    ``throttled`` (there were too many before it) or ``forged`` (a token that somebody has made up).
     """
 
     source: str
@@ -471,6 +481,7 @@ Fact = (
     | ReplicaEjected
     | RolloutMoved
     | AlertChanged
+    | RequestCrashed
     | ServiceCrashed
     | StoreTrouble
     | StoreRecovered

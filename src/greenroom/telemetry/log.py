@@ -54,6 +54,7 @@ from greenroom.telemetry.facts import (
     ReplicaReady,
     ReplicaRecycled,
     ReplicaSaid,
+    RequestCrashed,
     RolloutMoved,
     ServiceCrashed,
     StoreRecovered,
@@ -84,6 +85,7 @@ _LEVELS: dict[type[Fact], int] = {
     ReplicaEjected: logging.WARNING,
     RolloutMoved: logging.INFO,
     AlertChanged: logging.ERROR,
+    RequestCrashed: logging.ERROR,
     ServiceCrashed: logging.ERROR,
     StoreTrouble: logging.WARNING,
     StoreRecovered: logging.WARNING,  # whoever was told of the trouble is told of its end
