@@ -564,7 +564,9 @@ async def read_all(node: Node, id: str) -> None:
         raise errors.StoreDamaged(damage)
     task = await node.store.tasks.get(id, tenant=TENANT)
     await node.store.sessions.find("s", tenant=TENANT)
-    await node.store.tasks.events(task)
+    for event in await node.store.tasks.events(task):
+        if b"store_damaged" in event.data:
+            raise errors.StoreDamaged(msgspec.json.decode(event.data)["error"]["message"])
 
 
 async def refused(
