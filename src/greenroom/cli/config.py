@@ -44,7 +44,7 @@ def _notes(found: settings.Settings, manifest: Path) -> Iterator[str]:
 
     for key, path in _files(found):
         if not (manifest.parent / path).exists():
-            yield f"note: {key} names {path}, which is not there: greenroom up will not start without it"
+            yield f"note: {key} names {path}, which is not there; greenroom up needs it"
     if found.security.policy_file is None:
         return
     roles = settings.read_roles(manifest.parent / found.security.policy_file)
