@@ -205,11 +205,37 @@ async def test_the_time_of_a_request_that_waits_behind_another_begins_with_its_t
 
 async def test_what_stands_around_a_chunked_body_is_bounded_as_its_head_is(wire: Wire) -> None:
     large = heads.MAX_HEAD_BYTES
-    wire.send(CHUNKED + b"%x\r\n%s\r\n" % (3 * large, b"x" * 3 * large), *[b"1;ext=y\r\nx\r\n"] * 10_000)
+    wire.send(CHUNKED + b"%x\r\n%s\r\n" % (3 * large, b"x" * 3 * large), *[b"1\r\nx\r\n"] * 10_000)
     assert not wire.transport.is_closing()
     wire.send(b"0\r\n", *[b"A-Trailer: %s\r\n" % (b"x" * 1000)] * 100)
     assert wire.transport.is_closing()
     assert sum(len(value) for _, value in wire.connection.headers) < 2 * large
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 7_000, 10**6])
+@pytest.mark.parametrize("times", [1, 400])
+@pytest.mark.parametrize("is_too_much", [False, True])
+async def test_extensions_of_chunks_and_trailers_are_bounded_all_together(
+    wire: Wire, piece_bytes: int, times: int, is_too_much: bool
+) -> None:
+    """However many there are, and however they come."""
+    most = heads.MAX_HEAD_BYTES + (1_000 if is_too_much else -2_000) - 1_000
+    extension = b"x" * (most // times)
+    body = b"".join(b"1;%b\r\ny\r\n" % extension for _ in range(times))
+    sent = CHUNKED + body + b"0\r\nA-Trailer: %b\r\n\r\n" % (b"x" * 1_000)
+    wire.send(*[sent[start : start + piece_bytes] for start in range(0, len(sent), piece_bytes)])
+    assert wire.transport.is_closed == is_too_much
+
+
+@pytest.mark.parametrize("line", [b"GET  / HTTP/1.1", b"GET /  HTTP/1.1"])
+@pytest.mark.parametrize("piece_bytes", [1, 5, 1_000])
+async def test_one_space_stands_on_either_side_of_the_target(wire: Wire, line: bytes, piece_bytes: int) -> None:
+    good, bad = b"\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", line + b"\r\nHost: x\r\nX: GET / HTTP/1.1\r\n\r\n"
+    sent = good + good
+    wire.send(*[sent[start : start + piece_bytes] for start in range(0, len(sent), piece_bytes)])
+    assert not wire.transport.is_closed
+    wire.send(*[bad[start : start + piece_bytes] for start in range(0, len(bad), piece_bytes)])
+    assert wire.transport.is_closed
 
 
 async def test_a_lost_connection_leaves_no_timer(wire: Wire) -> None:

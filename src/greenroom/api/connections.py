@@ -36,6 +36,8 @@ LINGER_S = 2.0  # how long a body is read that nobody waits for: so that its sen
 MAX_UNSENT_BYTES = 64 * 1024  # more is the transport's: it knows how much its reader has left unread
 BODY_TIMEOUT_S = 30.0  # from the end of the head, and another second for each of these that has come and is waited for
 LEAST_BODY_BYTES_PER_S = 64 * 1024
+HEAD_END = b"\r\n\r\n"
+CHUNK_ENDS_BYTES = 4  # line ends, behind a chunk's size and behind itself
 SURPLUS = 32  # connections beyond the bound that are read all the same
 SURPLUS_TIMEOUT_S = 1.0  # for the head of one of those
 RETRY_AFTER_S = 5.0  # idle ones are closed after 75 s, those that never send a request after 10
@@ -160,11 +162,14 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._part = Part.HEAD
-        self._dry_bytes = 0  # of the part, or since the last of the body itself
+        self._raw = b""  # what has come since there was no head
+        self._dry_bytes = 0  # of the part, but for the body itself and the sizes of its chunks
+        self._is_overlong = False  # so much stood around a body that has ended
         self._timer: asyncio.TimerHandle | None = None  # of the part, where it did not come in one piece
         self._is_split = False  # the head came in more pieces than one
         self._refusal: errors.GreenroomError | None = None
         self._body_bytes, self._granted_s = 0, BODY_TIMEOUT_S
+        self._chunk_begun = 0  # at so many bytes of the body
         self._is_surplus = self._is_turned_away = self._is_known = False
         self._source: str | None = None  # where it is counted
         self._running: RequestResponseCycle | None = None  # others may wait in line behind it
@@ -237,15 +242,21 @@ class Connection(HttpToolsProtocol):
         # In pieces, so that a head and the body behind it can be told apart.
         for start in range(0, len(data), MAX_HEAD_BYTES):
             piece = data[start : start + MAX_HEAD_BYTES] if len(data) > MAX_HEAD_BYTES else data
-            if self._part is not Part.NOTHING:
+            part = self._part
+            self._raw = self._raw + piece if part is Part.HEAD else piece
+            if part is not Part.NOTHING:
                 self._dry_bytes += len(piece)
-                self._is_split = self._part is Part.HEAD
+                self._is_split = part is Part.HEAD
             self._feed(piece)
             if self.transport.is_closing():
                 return
-            if self._part is not Part.NOTHING and self._dry_bytes > MAX_HEAD_BYTES:
+            if part is not Part.BODY and self._part is Part.BODY:
+                self._dry_bytes += len(piece) - max(0, piece.find(HEAD_END) + len(HEAD_END))
+            if self._is_overlong or (self._part is not Part.NOTHING and self._dry_bytes > MAX_HEAD_BYTES):
                 self._refuse(heads.too_large())
                 return
+        if self._part is not Part.HEAD:
+            self._raw = b""
         if self._part is Part.NOTHING and self.timeout_keep_alive_task is None and self.cycle.response_complete:
             self._begin(Part.HEAD)  # line ends before it, which have stopped the timer of idle connections
         if self._part is not Part.NOTHING and self._timer is None:  # most requests come in one piece, and need no timer
@@ -286,18 +297,29 @@ class Connection(HttpToolsProtocol):
         method, version = self.parser.get_method().decode("ascii"), self.parser.get_http_version()
         if self._is_split and heads.size(self.url, self.headers) > MAX_HEAD_BYTES:
             return heads.too_large()
+        line = b"%b %b HTTP/" % (self.parser.get_method(), self.url)
+        if not self._raw.startswith(line) and b"\n" + line not in self._raw:
+            return heads.malformed("one space stands before its target, and one behind it")
         return heads.fault(method, self.url, version, self.headers)
 
     def on_body(self, body: bytes) -> None:
-        self._dry_bytes = 0
+        self._dry_bytes -= len(body)
         self._body_bytes += len(body)
         if not self._is_turned_away:
             super().on_body(body)
 
+    def on_chunk_header(self) -> None:
+        self._chunk_begun = self._body_bytes
+
+    def on_chunk_complete(self) -> None:
+        size = self._body_bytes - self._chunk_begun
+        self._dry_bytes -= len(b"%x" % size) + CHUNK_ENDS_BYTES  # what stands around each, without an extension
+
     def on_message_complete(self) -> None:
+        self._is_overlong = self._part is Part.BODY and self._dry_bytes > MAX_HEAD_BYTES
         self._begin(Part.NOTHING)
         self.slow.pop(self, None)
-        if not self._is_turned_away:
+        if not self._is_turned_away and not self._is_overlong:
             super().on_message_complete()
 
     def _turn_away(self, why: str) -> None:
