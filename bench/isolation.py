@@ -1,4 +1,6 @@
-"""What a room costs: the start of a zygote, and of a replica from a warm one, in T0 and T1 in turns."""
+"""What a room costs: the start of a zygote, and of a replica from a warm one, in T0, T1 and T2 in turns; T2 by
+namespaces, where they can be had.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from bench.figures import Figure
 from bench.scale import Scale
 
 from greenroom import clock as clocks
-from greenroom.core.isolation import Tier
-from greenroom.engine import contract, local, snapshots
+from greenroom.core.isolation import Means, Tier
+from greenroom.engine import contract, local, rooms, snapshots
 from greenroom.testing.engine_contract import Recorder
 
 REPLICAS, ZYGOTES = 60, 12
@@ -21,24 +23,25 @@ _CODE = "def run(input): return input"
 
 
 def isolation(folder: Path, scale: Scale) -> Iterator[Figure]:  # noqa: ARG001 - all benches are called alike
-    """The start of replicas and of interpreters, T1 beside T0."""
+    """The start of replicas and of interpreters, T1 and T2 beside T0."""
     replicas_ms, zygotes_ms = asyncio.run(_measure(folder))
-    yield Figure("start of a replica in T1, beside T0", "ms", replicas_ms[Tier.T1], replicas_ms[Tier.T0], aim="+1 ms")
-    yield Figure(
-        "start of an interpreter in T1, beside T0", "ms", zygotes_ms[Tier.T1], zygotes_ms[Tier.T0], aim="+20 ms"
-    )
+    for tier in sorted(replicas_ms.keys() - {Tier.T0}):
+        for what, taken, aim in (("a replica", replicas_ms, "+1 ms"), ("an interpreter", zygotes_ms, "+20 ms")):
+            yield Figure(f"start of {what} in {tier}, beside T0", "ms", taken[tier], taken[Tier.T0], aim=aim)
 
 
 async def _measure(folder: Path) -> tuple[dict[Tier, list[float]], dict[Tier, list[float]]]:
     code = folder / "code"
     code.mkdir(parents=True)
     (code / "agent.py").write_text(_CODE)
-    tiers = (Tier.T0, Tier.T1)
+    tiers = [Tier.T0, Tier.T1]
+    if rooms.powers(tries_namespaces=True).without_namespaces is None:
+        tiers.append(Tier.T2)
     replicas_ms: dict[Tier, list[float]] = {tier: [] for tier in tiers}
     zygotes_ms: dict[Tier, list[float]] = {tier: [] for tier in tiers}
     engines, recorders = {}, {}
     for tier in tiers:
-        engines[tier] = local.LocalEngine(folder / tier, clocks.SystemClock(), tier=tier)
+        engines[tier] = local.LocalEngine(folder / tier, clocks.SystemClock(), tier=tier, means=Means.NAMESPACES)
         recorders[tier] = Recorder()
         engines[tier].subscribe(recorders[tier])
     try:

@@ -38,6 +38,7 @@ CONTRACT, DISPATCHER, HOST = (
 )
 TRANSITIONS = "store/transitions.py"
 ISOLATION = "tests/engine/test_isolation.py"
+NAMESPACES = "tests/engine/test_namespaces.py"
 RESULTS = "tests/store/test_results.py"
 TOKENS, LOGIN = "tests/api/test_tokens.py", "tests/api/test_login.py"
 OIDC, SECRETS, INJECTION = "tests/security/test_oidc.py", "tests/node/test_secrets.py", "tests/test_log_injection.py"
@@ -565,9 +566,44 @@ CATALOGUE = (
     _mutant(
         "the end of those who send no head, where others wait for their place",
         "api/connections.py",
-        "            self._make_room()\n",
+        "        while len(self.connections) > self.most and self._make_room():\n",
+        "        while False:\n",
+        "tests/api/test_connections.py",
+    ),
+    _mutant(
+        "the place of a stranger who idles, for others",
+        "api/connections.py",
+        "            self.idle[self] = self.loop.time()\n",
         "            pass\n",
-        "tests/node/test_slow_clients.py",
+        "tests/api/test_connections.py",
+    ),
+    _mutant(
+        "the place of a caller who is known, beside strangers",
+        "api/connections.py",
+        "        if not is_known and not self.transport.is_closing():\n",
+        "        if not self.transport.is_closing():\n",
+        "tests/api/test_connections.py",
+    ),
+    _mutant(
+        "the share of one address in the connections",
+        "api/connections.py",
+        "        return self.held[self._source] > max(1, self.most // 2)\n",
+        "        return False\n",
+        "tests/api/test_connections.py",
+    ),
+    _mutant(
+        "the bound of what stands around chunks that have ended",
+        "api/connections.py",
+        "        self._is_overlong = self._part is Part.BODY and self._dry_bytes > MAX_HEAD_BYTES\n",
+        "        self._is_overlong = False\n",
+        "tests/api/test_connections.py",
+    ),
+    _mutant(
+        "the one space around a target",
+        "api/connections.py",
+        '        if not self._raw.startswith(line) and b"\\n" + line not in self._raw:\n',
+        "        if False:\n",
+        "tests/api/test_connections.py",
     ),
     _mutant(
         "the handing on of handshakes to the renewed certificate",
@@ -1063,9 +1099,44 @@ CATALOGUE = (
     _mutant(
         "the look whether a zygote reports its own child",
         "engine/zygotes.py",
-        "if processes.is_child(fds[0], pid, parent=self._process.pid):",
+        "if processes.is_child(fds[0], parent=parent):",
         "if fds:",
         ISOLATION,
+    ),
+    _mutant(
+        "the covers over what is the node's own",
+        "engine/namespaces.py",
+        "    for path in sorted(kept):",
+        "    for path in covered:\n        _libc.umount2(os.fsencode(path), 2)\n    covered = []\n    for path in sorted(kept):",
+        NAMESPACES,
+    ),
+    _mutant(
+        "what is read-only in namespaces",
+        "engine/namespaces.py",
+        '    _set(_HERE, b"/", _WHOLE_TREE, read_only=True)\n',
+        "",
+        NAMESPACES,
+    ),
+    _mutant(
+        "an agent's own view of the processes",
+        "engine/namespaces.py",
+        '    _mount(b"proc", "/proc", b"proc", _NOSUID | _NODEV | _NOEXEC)\n',
+        "",
+        NAMESPACES,
+    ),
+    _mutant(
+        "the end of what is in namespaces with their keeper",
+        "engine/namespaces.py",
+        "    kernel.die_with_parent(signal.SIGKILL)\n    if select",
+        "    if select",
+        NAMESPACES,
+    ),
+    _mutant(
+        "the word that replicas ended with their interpreter",
+        "engine/replicas.py",
+        "        elif number is None and self._zygote is not None and self._zygote.took_its_replicas:",
+        "        elif False:",
+        NAMESPACES,
     ),
     _mutant(
         "the refusal of the node's own files as secrets",
@@ -1077,8 +1148,8 @@ CATALOGUE = (
     _mutant(
         "the fall from a tier that cannot be had to a refusal",
         "core/isolation.py",
-        "    if not lacks:\n        return Decision(Tier(asked))",
-        "    if lacks is not None:\n        return Decision(Tier(asked))",
+        "    if not lacks:\n        return Decision(Tier(asked), ",
+        "    if lacks is not None:\n        return Decision(Tier(asked), ",
         "tests/core/test_isolation.py",
     ),
     # --- permissions
@@ -1135,8 +1206,36 @@ CATALOGUE = (
     _mutant(
         "the proof that a new key may do no more than its creator",
         "api/principals.py",
-        "    if lacks := call.principal.rights.lacks(granted):",
-        "    if (lacks := call.principal.rights.lacks(granted)) and not granted.layers:",
+        "    _require_no_more(call, granted, cannot=cannot)\n",
+        "",
+        "tests/api/test_keys.py",
+    ),
+    _mutant(
+        "the proof that a key that is revoked may do no more than who revokes it",
+        "api/principals.py",
+        '        _require_no_more(call, services.keys.principal(row).rights, cannot="cannot revoke the key")\n',
+        "        pass\n",
+        "tests/api/test_keys.py",
+    ),
+    _mutant(
+        "the last key that may do everything",
+        "api/principals.py",
+        "tenant=row.tenant, spare_last=True)",
+        "tenant=row.tenant)",
+        "tests/api/test_keys.py",
+    ),
+    _mutant(
+        "the turn of each revocation, for the last two that may do everything",
+        "api/keys.py",
+        "        async with self._revoking:  # in turn",
+        "        if True:  # in turn",
+        "tests/api/test_keys.py",
+    ),
+    _mutant(
+        "the end of a key by the end of what makes it",
+        "api/principals.py",
+        "    if expires_in_s is None or expires_in_s > left_s:\n",
+        "    if False:\n",
         "tests/api/test_keys.py",
     ),
     _mutant(

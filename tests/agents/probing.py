@@ -23,6 +23,7 @@ NUMBERS = {
     "aarch64": {"io_uring_setup": 425, "userfaultfd": 282, "bpf": 280, "keyctl": 219, "perf": 241, "handle": 265},
 }.get(platform.machine(), {})
 REFUSED = {errno.EACCES, errno.EPERM}
+HIDDEN = {errno.ENOENT, errno.ESRCH, errno.EROFS}  # what namespaces answer with
 FAST_OPEN = 0x20000000
 SAFE_READV = 1 << 12
 
@@ -231,14 +232,15 @@ def probes(at: dict[str, Any]) -> dict[str, Callable[[], object]]:
 def run(input: dict[str, Any]) -> dict[str, str]:
     """Answer with "open" or "closed" for each probe."""
     found = {}
+    closed = REFUSED | HIDDEN if input["hides"] else REFUSED
     for name, probe in probes(input).items():
         try:
             probe()
             found[name] = "open"
         except (OSError, ValueError) as error:
             number = getattr(error, "errno", None)
-            found[name] = "closed" if number in REFUSED else "open"
-            if number not in REFUSED | {errno.EINPROGRESS}:
+            found[name] = "closed" if number in closed else "open"
+            if number not in closed | {errno.EINPROGRESS}:
                 found[name] = f"open ({error!r})"
     return found
 

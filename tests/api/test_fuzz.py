@@ -71,7 +71,6 @@ async def test_with_a_credential_every_route_keeps_what_it_promises(
         *("--phases", "fuzzing", "--max-examples", "12", "--checks", ",".join(CHECKS)),
     )
     assert f"Tested: {OPERATIONS - 1}" in told  # not its own document, which it has fetched
-    assert f"Tested: {OPERATIONS}" in told
     assert api.running.failure is None
 
 
@@ -86,6 +85,5 @@ async def test_without_a_credential_every_route_is_closed(served: tuple[nodes.Ap
         *("--url", url, "--phases", "fuzzing", "--max-examples", "4"),
         *("--checks", "not_a_server_error,status_code_conformance,content_type_conformance"),
     )
-    assert f"Tested: {OPERATIONS}" in told
     assert f"Tested: {OPERATIONS}" in told
     assert (await api.get("/v1/tasks"))["items"] == []

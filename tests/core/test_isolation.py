@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from greenroom.core.isolation import CAPABILITIES, Egress, Powers, Tier, decide, egress
+from greenroom.core.isolation import CAPABILITIES, Egress, Means, Powers, Tier, decide, egress, why_without_namespaces
 
 ALL = Powers(landlock_abi=7, has_seccomp=True, machine="x86_64", capabilities=frozenset(CAPABILITIES))
 LESS = {
@@ -53,6 +53,43 @@ def test_t2_needs_more_than_t1(lack: str) -> None:
     refusal = decide("T2", powers).refusal
     assert refusal is not None
     assert 'take security.isolation = "T1"' in refusal
+
+
+@pytest.mark.parametrize("lack", LESS_FOR_T2)
+def test_t2_is_had_by_namespaces_where_users_cannot_be_had(lack: str) -> None:
+    powers = dataclasses.replace(ALL, **LESS_FOR_T2[lack], without_namespaces=None)  # type: ignore[arg-type]
+    decision = decide("T2", powers)
+    assert (decision.tier, decision.means, decision.refusal) == (Tier.T2, Means.NAMESPACES, None)
+    assert decide("T1", powers).means is None
+
+
+def test_users_are_preferred_to_namespaces() -> None:
+    assert decide("T2", dataclasses.replace(ALL, without_namespaces=None)).means is Means.USERS
+
+
+def test_the_refusal_of_t2_says_what_keeps_it_from_either_means() -> None:
+    powers = dataclasses.replace(ALL, capabilities=frozenset(), without_namespaces="the kernel says no")
+    refusal = decide("T2", powers).refusal
+    assert refusal is not None
+    assert "started as root" in refusal
+    assert "namespaces of the agents' own, which need no root, cannot be had: the kernel says no" in refusal
+
+
+@pytest.mark.parametrize(
+    ("error", "switches", "words"),
+    [
+        ("unshare: No space left on device", {"user.max_user_namespaces": "0\n"}, "allow some with sysctl"),
+        ("unshare: Operation not permitted", {"kernel.unprivileged_userns_clone": "0"}, "set it to 1 with sysctl"),
+        ("uid_map: x", {"kernel.apparmor_restrict_unprivileged_userns": "1"}, "an AppArmor profile with userns"),
+        ("mount /proc: Operation not permitted", {}, "hides parts of /proc"),
+        ("unshare: Operation not permitted", {"user.max_user_namespaces": "96365"}, "the container or the service"),
+        ("move_mount: x", {"kernel.unprivileged_userns_clone": "1"}, "move_mount: x"),
+    ],
+)
+def test_what_keeps_a_machine_from_namespaces_is_named(error: str, switches: dict[str, str], words: str) -> None:
+    why = why_without_namespaces(error, switches)
+    assert words in why
+    assert error in why
 
 
 @pytest.mark.parametrize("tier", Tier)

@@ -528,6 +528,16 @@ async def test_nothing_is_left_when_the_node_is_killed(node: subprocess.Popen[by
     await until(lambda: not any(lives(pid) for pid in (daemon, replica, zygote)))
 
 
+async def test_a_dead_node_that_nobody_buries_is_dead() -> None:
+    pid = await asyncio.to_thread(os.posix_spawn, "/bin/sleep", ["sleep", "60"], {})
+    marker = f"{pid}-{kernel.stat(pid)[19]}-0"
+    lived = processes.lives(marker)
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: processes.is_corpse(pid))
+    assert (lived, processes.lives(marker)) == (True, False)
+    await asyncio.to_thread(os.waitpid, pid, 0)
+
+
 async def test_a_starting_node_sweeps_what_a_killed_one_left(node: subprocess.Popen[bytes], tmp_path: Path) -> None:
     daemon, replica = await first_line(node)
     os.kill(int(kernel.stat(replica)[1]), signal.SIGKILL)  # its zygote can do nothing any more

@@ -91,11 +91,11 @@ def _isolation() -> Finding:
     from greenroom.core import isolation
     from greenroom.engine import rooms
 
-    powers = rooms.powers()
-    first, second = (isolation.decide(tier, powers).lacks for tier in ("T1", "T2"))
-    if first:
-        return Finding("isolation", "warn", f"T0 only: {'; '.join(first)}; agents may do what this user may")
-    beyond = f"; T2 cannot be had: {'; '.join(second)}" if second else " and T2"
+    powers = rooms.powers(tries_namespaces=True)
+    first, second = (isolation.decide(tier, powers) for tier in ("T1", "T2"))
+    if first.lacks:
+        return Finding("isolation", "warn", f"T0 only: {'; '.join(first.lacks)}; agents may do what this user may")
+    beyond = f"; T2 cannot be had: {'; '.join(second.lacks)}" if second.lacks else f" and T2, by {second.means}"
     return Finding("isolation", "ok", f"T1{beyond} (Landlock {powers.landlock_abi}, seccomp)")
 
 

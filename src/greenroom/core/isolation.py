@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -26,13 +26,21 @@ class Tier(StrEnum):
 
     T0 = "T0"  # the node's user, with limits
     T1 = "T1"  # the node's user, in a room that the kernel closes
-    T2 = "T2"  # that, and a user of the agent's own
+    T2 = "T2"  # that, and a user or namespaces of the agent's own
+
+
+class Means(StrEnum):
+    """How agents are kept from the node and from each other in T2."""
+
+    USERS = "users"  # which takes root
+    NAMESPACES = "namespaces"
 
 
 @dataclass(frozen=True, slots=True)
 class Powers:
     """What the kernel and the user permit. *landlock_abi* is 0 where there is none; *unreachable* are folders that
     every replica needs and that other users cannot enter; *are_uids_mapped*: the users of `T2` exist here.
+    *without_namespaces* says why agents cannot have namespaces, None: they can.
     """
 
     landlock_abi: int
@@ -41,25 +49,32 @@ class Powers:
     capabilities: frozenset[str] = frozenset()
     unreachable: tuple[str, ...] = ()
     are_uids_mapped: bool = True
+    without_namespaces: str | None = "nobody has tried"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """*lacks* says what keeps the machine from each higher tier; *refusal* that what was asked for cannot be had."""
+    """*lacks* says what keeps the machine from each higher tier; *refusal* that what was asked for cannot be had.
+
+    *means* are those of T2: users where they can be had, which hold also where a namespace leaks.
+    """
 
     tier: Tier
     lacks: tuple[str, ...] = ()
     refusal: str | None = None
+    means: Means | None = None
 
 
 def decide(asked: Asked, powers: Powers) -> Decision:
     """Return the tier to run agents in: what was asked for or nothing; of "auto" T1, where that can be had."""
-    without_t1, without_t2 = tuple(_without_t1(powers)), tuple(_without_t2(powers))
+    without_t1, without_users = tuple(_without_t1(powers)), tuple(_without_users(powers))
     if asked == "auto":
         return Decision(Tier.T0, without_t1) if without_t1 else Decision(Tier.T1)
+    means = Means.NAMESPACES if without_users else Means.USERS
+    without_t2 = () if means is Means.USERS else _without_namespaces(powers, without_users)
     lacks = {Tier.T0: (), Tier.T1: without_t1, Tier.T2: (*without_t1, *without_t2)}[Tier(asked)]
     if not lacks:
-        return Decision(Tier(asked))
+        return Decision(Tier(asked), means=means if asked == Tier.T2 else None)
     instead = 'take security.isolation = "auto", or '
     if not without_t1:
         instead = 'take security.isolation = "T1", or '
@@ -81,7 +96,39 @@ def _without_t1(powers: Powers) -> Iterator[str]:
         yield "the kernel does not let this process filter system calls (seccomp)"
 
 
-def _without_t2(powers: Powers) -> Iterator[str]:
+def _without_namespaces(powers: Powers, without_users: tuple[str, ...]) -> tuple[str, ...]:
+    if powers.without_namespaces is None:
+        return ()
+    return (
+        *without_users,
+        f"namespaces of the agents' own, which need no root, cannot be had: {powers.without_namespaces}",
+    )
+
+
+def why_without_namespaces(error: str, switches: Mapping[str, str]) -> str:
+    """Return what keeps this machine from namespaces where trying them failed with *error*.
+
+    *switches* are the kernel's settings of `SWITCHES`, those that it has.
+    """
+    for name, (off, remedy) in SWITCHES.items():
+        if switches.get(name, "").strip() == off:
+            return f"{name} is {off}; {remedy} ({error})"
+    if error.startswith("mount /proc"):
+        return f"the container that the node runs in hides parts of /proc ({error})"
+    if error.startswith("unshare"):
+        return f"the container or the service that the node runs in forbids them ({error})"
+    return error
+
+
+SWITCHES = {
+    "user.max_user_namespaces": ("0", "allow some with sysctl"),
+    "kernel.unprivileged_userns_clone": ("0", "set it to 1 with sysctl"),
+    "kernel.apparmor_restrict_unprivileged_userns": ("1", "give the node's Python an AppArmor profile with userns"),
+}
+"""Settings of the kernel that forbid namespaces: the value that does, and what to do about it."""
+
+
+def _without_users(powers: Powers) -> Iterator[str]:
     missing = [name for name in CAPABILITIES if name not in powers.capabilities]
     if missing:
         yield f"users of the agents' own need a node that is started as root with {', '.join(missing)}"

@@ -7,6 +7,7 @@ The replica's side: standard library only.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -88,13 +89,17 @@ def _missing_file(error: BaseException, where: Surroundings) -> str | None:
 def _closed(error: BaseException, where: Surroundings) -> str | None:
     if not where.is_closed:
         return None
-    if isinstance(error, PermissionError) and isinstance(error.filename, str | bytes | os.PathLike):
-        path = os.fsdecode(error.filename)
+    # In namespaces all that may not be written is read-only.
+    is_file = isinstance(error, OSError) and error.errno == errno.EROFS
+    is_refused = is_file or isinstance(error, PermissionError)
+    filename = error.filename if isinstance(error, OSError) else None
+    if is_file or (is_refused and isinstance(filename, str | bytes | os.PathLike)):
+        to = f" to {failures.bounded(os.fsdecode(filename), 500)}" if filename is not None else ""
         return (
-            f"{CLOSED} to {failures.bounded(path, 500)}: if the agent needs it, name its folder in `read_paths` or "
+            f"{CLOSED}{to}: if the agent needs it, name its folder in `read_paths` or "
             "`write_paths` in the manifest; for temporary files there is the folder that TMPDIR names"
         )
-    if not isinstance(error, PermissionError) and _REFUSED not in failures.message_of(error):
+    if not is_refused and _REFUSED not in failures.message_of(error):
         return None  # libraries that connect tell no more than its text
     return (
         f"{CLOSED}: if the agent needs this, name the destination of a connection in `egress` in the manifest; other "

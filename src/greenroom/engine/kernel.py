@@ -144,6 +144,14 @@ def stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
+def environment(pid: int) -> bytes:
+    """Return the initial environment of *pid*, as it is in its memory; nothing where it is gone or may not be seen."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
 def pid_of(pidfd: int) -> int | None:
     """Return whose *pidfd* is, None where it is nobody's any more; 0: it is no pidfd."""
     lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()

@@ -43,8 +43,9 @@ _Key = tuple[str, int, Path, int]
 class LocalEngine:
     """*limits* are those of all replicas together; `enforcement` tells how they are held.
 
-    *tier* is how far the agents' rooms are closed, None: as far as the machine lets it be by itself. *closed* are files
-    and folders that no agent may read whatever its settings say; the data directory is one of them.
+    *tier* is how far the agents' rooms are closed, None: as far as the machine lets it be by itself; *means* are those
+    of T2. *closed* are files and folders that no agent may read whatever its settings say; the data directory is one of
+    them.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class LocalEngine:
         import_deadline_s: float = IMPORT_DEADLINE_S,
         limits: envelope.Limits = envelope.Limits(),  # noqa: B008 - a frozen value
         tier: isolation.Tier | None = None,
+        means: isolation.Means | None = None,
         closed: Sequence[Path] = (),
         first_user: int = rooms.FIRST_USER,
     ) -> None:
@@ -63,7 +65,9 @@ class LocalEngine:
         self._marker = processes.node_marker(data_dir)
         self._envelope = envelope.Envelope(limits, marker=self._marker)
         tier = isolation.decide("auto", rooms.powers()).tier if tier is None else tier
-        self._rooms = rooms.Rooms(data_dir, tier, marker=self._marker, closed=closed, first_user=first_user)
+        self._rooms = rooms.Rooms(
+            data_dir, tier, means=means, marker=self._marker, closed=closed, first_user=first_user
+        )
         self._side = _replica_side(data_dir)
         self._listeners: list[contract.Listener] = []
         self._replicas: dict[str, replicas.Replica] = {}

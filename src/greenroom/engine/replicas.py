@@ -146,7 +146,7 @@ class Replica:
         """Whether its process is there, as far as is known."""
         return self._pidfd is not None and self._burial is None
 
-    def _on_forked(self, pid: int, pidfd: int) -> None:
+    def _on_forked(self, pid: int | None, pidfd: int) -> None:
         self.pid, self._pidfd = pid, pidfd
         self._loop.add_reader(pidfd, self._on_death)
         if self._verdict is not None:
@@ -258,10 +258,11 @@ class Replica:
             last_first.callback(self._let_go)
 
     async def _status(self) -> int | None:
-        assert self.pid is not None
         assert self._pidfd is not None
         assert self._zygote is not None
-        status = await self._zygote.status(self.pid, timeout_s=_LAST_WORDS_S)
+        status = await self._zygote.status(self.id, timeout_s=_LAST_WORDS_S)
+        if self.pid is None:
+            return status
         if status is None:
             status = processes.reap(self.pid, self._pidfd)
         if status is None and processes.is_corpse(self.pid):  # its zygote hangs
@@ -281,6 +282,9 @@ class Replica:
         is_certain = True
         if self._verdict is not None:
             reason, detail = self._verdict
+        elif number is None and self._zygote is not None and self._zygote.took_its_replicas:
+            is_certain = False
+            reason, detail = "killed", "with the interpreter that it was forked from, which has ended"
         elif number is None:
             is_certain = status is not None
             reason, detail = (

@@ -10,6 +10,7 @@ import platform
 import shlex
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,16 +21,20 @@ import msgspec
 import greenroom
 from greenroom import errors
 from greenroom.core import isolation
-from greenroom.engine import contract, kernel, landlock, processes, sandbox, seccomp
+from greenroom.engine import contract, kernel, landlock, namespaces, processes, sandbox, seccomp
 
 FIRST_USER = 60_706  # nobody's: between the users of people and those that systemd hands out
 MOST_USERS = 478
 _PREFIX = "greenroom-"
+_TRY = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from greenroom.engine import namespaces as n; n.try_out(sys.argv[2])"
+)
+_TRY_DEADLINE_S = 10.0
 _USERS = "agent-users.json"  # in the data directory: who was given to which agent
 
 
-def powers(first_user: int = FIRST_USER) -> isolation.Powers:
-    """Return what this machine permits to this process."""
+def powers(first_user: int = FIRST_USER, *, tries_namespaces: bool = False) -> isolation.Powers:
+    """Return what this machine permits to this process; trying namespaces takes a new interpreter, about 50 ms."""
     if sys.platform != "linux":
         return isolation.Powers(landlock_abi=0, has_seccomp=False, machine=platform.machine())
     return isolation.Powers(
@@ -39,7 +44,37 @@ def powers(first_user: int = FIRST_USER) -> isolation.Powers:
         capabilities=kernel.capabilities() if os.geteuid() == 0 else frozenset(),
         unreachable=tuple(_unreachable()),
         are_uids_mapped=kernel.are_mapped(first_user, MOST_USERS),
+        without_namespaces=_without_namespaces() if tries_namespaces else "nobody has tried",
     )
+
+
+def _without_namespaces() -> str | None:
+    """Move a process into namespaces as a zygote does, and look whether it can be seen to from here."""
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+        package = str(Path(greenroom.__path__[0]).parent)
+        tried = subprocess.Popen(
+            [sys.executable, "-I", "-c", _TRY, package, folder],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"TRIED": "1"},
+        )  # fmt: skip
+        try:
+            assert tried.stdout is not None
+            is_in = tried.stdout.read(len(namespaces.TRIED)) == namespaces.TRIED
+            is_seen = any(kernel.environment(pid) for pid in kernel.children_of(tried.pid))
+            _, said = tried.communicate(timeout=_TRY_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            tried.kill()
+            tried.communicate()
+            return "a process that tries them hangs"
+    if is_in:
+        return None if is_seen else "processes in them cannot be seen to from outside"
+    error = said.strip().rpartition("\n")[2] or f"exit code {tried.returncode}"
+    return isolation.why_without_namespaces(error, dict(_switches()))
+
+
+def _switches() -> Iterator[tuple[str, str]]:
+    for name in isolation.SWITCHES:
+        with contextlib.suppress(OSError):
+            yield name, Path("/proc/sys", *name.split(".")).read_text()
 
 
 def _unreachable() -> Iterator[str]:
@@ -55,18 +90,24 @@ def _unreachable() -> Iterator[str]:
 
 
 class Rooms:
-    """The rooms of one engine. *closed* are files and folders of the node that no agent may read, wherever they are."""
+    """The rooms of one engine. *closed* are files and folders of the node that no agent may read, wherever they are.
+
+    *means* are those of T2, None: users.
+    """
 
     def __init__(
         self,
         data_dir: Path,
         tier: isolation.Tier,
         *,
+        means: isolation.Means | None = None,
         marker: str,
         closed: Sequence[Path] = (),
         first_user: int = FIRST_USER,
     ) -> None:
         self.tier = tier
+        self._has_users = tier is isolation.Tier.T2 and means is not isolation.Means.NAMESPACES
+        self._has_namespaces = tier is isolation.Tier.T2 and not self._has_users
         self.closed = (data_dir.resolve(), *(path.resolve() for path in closed))
         self._data_dir, self._first_user = data_dir.resolve(), first_user
         self._prefix = f"{_PREFIX}{marker.replace(':', '-')}"
@@ -75,16 +116,16 @@ class Rooms:
 
     def is_particular(self, revision: contract.Revision) -> bool:
         """Whether there is anything to check about *revision*'s room."""
-        if self.tier is isolation.Tier.T2:
+        if self._has_users:
             return True
-        return self.tier is isolation.Tier.T1 and bool(revision.read_paths or revision.write_paths)
+        return self.tier is not isolation.Tier.T0 and bool(revision.read_paths or revision.write_paths)
 
     def check(self, revision: contract.Revision) -> None:
         """Raise `errors.AgentInvalid` where *revision*'s room cannot be made. Blocks."""
         for key, paths in (("read_paths", revision.read_paths), ("write_paths", revision.write_paths)):
             for path in paths:
                 self._check_path(revision.agent, key, path)
-        if self.tier is isolation.Tier.T2 and revision.snapshot not in self._shown:
+        if self._has_users and revision.snapshot not in self._shown:
             self._show(revision.snapshot)
             self._shown.add(revision.snapshot)
 
@@ -108,7 +149,7 @@ class Rooms:
         """Return the room of a revision, with a home for its private folders."""
         if self.tier is isolation.Tier.T0:
             return sandbox.Room()
-        user = self._user(revision.agent) if self.tier is isolation.Tier.T2 else None
+        user = self._user(revision.agent) if self._has_users else None
         return sandbox.Room(
             tier=self.tier,
             read=tuple(map(str, revision.read_paths)),
@@ -116,6 +157,7 @@ class Rooms:
             closed=(*map(str, self.closed), str(self._home_of_all())),
             ports=isolation.egress(revision.egress).ports,
             user=user,
+            has_namespaces=self._has_namespaces,
             home=self._home(revision, user),
         )
 
@@ -126,7 +168,7 @@ class Rooms:
         open_ = isolation.egress(revision.egress)
         by_tcp = open_.resolves and open_.ports is not None
         found = {"RES_OPTIONS": "use-vc", "GRPC_DNS_RESOLVER": "native"} if by_tcp else {}
-        if self.tier is isolation.Tier.T2:  # a user that no table of the system has: libraries ask for its name
+        if self._has_users:  # a user that no table of the system has: libraries ask for its name
             found |= {"USER": revision.agent, "LOGNAME": revision.agent}
         return found
 
@@ -153,7 +195,7 @@ class Rooms:
     def _home_of_all(self) -> Path:
         if self._homes is None:
             self._homes = Path(tempfile.mkdtemp(prefix=f"{self._prefix}~")).resolve()
-            if self.tier is isolation.Tier.T2:
+            if self._has_users:
                 self._homes.chmod(0o711)
         return self._homes
 

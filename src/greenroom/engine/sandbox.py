@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from greenroom.engine import kernel, landlock, seccomp
+from greenroom.engine import kernel, landlock, namespaces, seccomp
 
 SHARED = ".import"  # the private folder of a zygote, which its replicas have in common
 MAX_FILE_BYTES = 16 * 2**30
@@ -41,7 +41,7 @@ class Room(msgspec.Struct, frozen=True):
     """What the replicas of one revision get; in T0 the tier is all that counts.
 
     *closed* stays closed wherever it is. *ports* are those of TCP that may be connected to; None: all, and UDP. *home*
-    is the folder of the private folders.
+    is the folder of the private folders. *user* or *has_namespaces* make it T2.
     """
 
     tier: str = "T0"
@@ -50,6 +50,7 @@ class Room(msgspec.Struct, frozen=True):
     closed: tuple[str, ...] = ()
     ports: tuple[int, ...] | None = None
     user: int | None = None
+    has_namespaces: bool = False
     home: str = ""
 
     @property
@@ -62,7 +63,7 @@ class Doors:
 
     def __init__(self, room: Room, *, own: Sequence[str]) -> None:
         """*own* is opened although it may be in what is closed: the snapshot, and this package."""
-        self._room = room
+        self._room, self._own = room, own
         if not room.is_closed:
             return
         self._read = [*own, *_open(_of_interpreter(), room.closed), *_open((*_SYSTEM, *room.read), room.closed)]
@@ -71,6 +72,12 @@ class Doors:
         self._write = [path for path in room.write if not path.startswith("/dev/")]
         found = (*self._read, *self._files, *_DEVICES, *room.write)
         self._roughly = list(dict.fromkeys(_widened(os.path.realpath(path), room.home) for path in found))
+
+    def enter_namespaces(self) -> None:
+        """Go on in namespaces where the room has them; see `namespaces.enter`."""
+        room = self._room
+        if room.has_namespaces:
+            namespaces.enter(cover=room.closed, keep=self._own, write=(*room.write, room.home))
 
     def close(self) -> None:
         """Close all but those found, and the folder of the private folders."""
@@ -99,6 +106,7 @@ class Doors:
 
 def close(room: Room, doors: Doors) -> None:
     """Close the room around this process, a zygote, and all that it will ever start."""
+    doors.enter_namespaces()
     os.umask(0o022)  # the node's own is for its own files
     _limit("RLIMIT_CORE", 0)
     _be_killed_first()
@@ -106,7 +114,7 @@ def close(room: Room, doors: Doors) -> None:
         return
     _limit("RLIMIT_NOFILE", _OPEN_FILES)
     _limit("RLIMIT_FSIZE", MAX_FILE_BYTES)
-    if room.user is not None:
+    if room.user is not None or room.has_namespaces:  # where they count for this agent alone
         _limit("RLIMIT_NPROC", MAX_PROCESSES)
     kernel.gain_no_privileges()
     doors.close()

@@ -8,7 +8,7 @@ and every replica imports for itself after its fork: slower and larger, and safe
 
 It is the parent of everything below it, orphans included (subreaper), reaps it, and when its node is gone
 (end of file) it kills until it has no child left. When it dies itself, the node adopts its replicas and they
-go on.
+go on. In namespaces of its own its end is that of its replicas, and the node's is that of all: see `namespaces.enter`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,6 @@ class Forked(msgspec.Struct, frozen=True, tag=18, array_like=True):
     """The replica runs; with the record comes its pidfd, opened before anyone could reap it."""
 
     replica: str
-    pid: int
 
 
 class NotForked(msgspec.Struct, frozen=True, tag=19, array_like=True):
@@ -87,7 +86,7 @@ class NotForked(msgspec.Struct, frozen=True, tag=19, array_like=True):
 class Died(msgspec.Struct, frozen=True, tag=20, array_like=True):
     """The replica is dead, its group is killed. *status* is an exit code, or minus the signal's number."""
 
-    pid: int
+    replica: str
     status: int
 
 
@@ -115,12 +114,13 @@ def main() -> NoReturn:
         _load(plan.config, control)
         threads = ", ".join(kernel.threads()[1:])
         if threads:
-            _start_again([side, str(control_fd), node, threads], control, environment)
+            _start_again([side, str(control_fd), str(os.getppid()), threads], control, environment)
     _freeze()
     control.send(encode(Loaded(threads)))
-    kernel.die_with_parent(0)
-    if os.getppid() != int(node):
-        os._exit(0)
+    if not plan.room.has_namespaces:
+        kernel.die_with_parent(0)
+        if os.getppid() != int(node):
+            os._exit(0)
     _Zygote(plan, control, marker, doors).serve()
 
 
@@ -191,7 +191,7 @@ class _Zygote:
     def __init__(self, plan: Plan, control: socket.socket, marker: kernel.Marker, doors: sandbox.Doors) -> None:
         self._plan, self._control, self._marker, self._doors = plan, control, marker, doors
         self._most_fds = 3 + len(plan.secrets)
-        self._replicas: set[int] = set()
+        self._replicas: dict[int, str] = {}
         self._woken, self._wakes = socket.socketpair()
         self._woken.settimeout(0)
         self._wakes.settimeout(0)
@@ -233,9 +233,9 @@ class _Zygote:
             return
         if pid == 0:
             self._become(replica_id, *fds)
-        self._replicas.add(pid)
+        self._replicas[pid] = replica_id
         pidfd = os.pidfd_open(pid)
-        self._report(Forked(replica_id, pid), pidfd)
+        self._report(Forked(replica_id), pidfd)
         os.close(pidfd)
 
     def _report(self, report: Report, *fds: int) -> None:
@@ -271,8 +271,7 @@ class _Zygote:
                 _kill_group(dead)
             _, status = os.waitpid(dead, 0)
             if dead in self._replicas:
-                self._replicas.remove(dead)
-                self._report(Died(dead, os.waitstatus_to_exitcode(status)))
+                self._report(Died(self._replicas.pop(dead), os.waitstatus_to_exitcode(status)))
 
 
 def _peek() -> int | None:

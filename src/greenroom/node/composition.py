@@ -101,6 +101,7 @@ class Node:
             clock,
             limits=limits(options.settings.cluster),
             tier=self.isolation.tier,
+            means=self.isolation.means,
             closed=isolation.closed(
                 options.settings, folder=options.folder, data_dir=options.data_dir, store_url=options.store_url
             ),

@@ -13,17 +13,20 @@ from greenroom.engine import advice, rooms
 
 Tier = isolation.Tier
 
-_HOW = {
+_HOW: dict[isolation.Tier | isolation.Means, str] = {
     Tier.T0: "agents run as the node's user and may do what it may: nothing keeps them from its keys",
     Tier.T1: "agents run as the node's user, each revision in a room that Landlock and seccomp close",
-    Tier.T2: "each agent runs as a user of its own, in a room that Landlock and seccomp close",
+    isolation.Means.USERS: "each agent runs as a user of its own, in a room that Landlock and seccomp close",
+    isolation.Means.NAMESPACES: "each revision runs in namespaces of its own (users, mounts, processes), in a "
+    "room that Landlock and seccomp close",
 }
 
 
 def decide(found: settings.Settings) -> isolation.Decision:
     """Return the tier of this node; raises `errors.StartRefused` where it cannot be what the settings say."""
     security = found.security
-    decision = isolation.decide(security.isolation, rooms.powers(security.first_agent_uid))
+    powers = rooms.powers(security.first_agent_uid, tries_namespaces=security.isolation == Tier.T2)
+    decision = isolation.decide(security.isolation, powers)
     if decision.refusal is not None:
         raise errors.StartRefused(decision.refusal)
     return decision
@@ -32,7 +35,7 @@ def decide(found: settings.Settings) -> isolation.Decision:
 def describe(decision: isolation.Decision) -> str:
     """Return the tier in words, with what keeps this machine from a better one."""
     why = f" ({'; '.join(decision.lacks)})" if decision.lacks else ""
-    return f"{decision.tier}: {_HOW[decision.tier]}{why}"
+    return f"{decision.tier}: {_HOW[decision.means or decision.tier]}{why}"
 
 
 def announce(decision: isolation.Decision, facts: telemetry.Telemetry) -> None:

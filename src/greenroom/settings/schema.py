@@ -299,7 +299,7 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     isolation: Literal["auto", "T0", "T1", "T2"] = "auto"
     """How far an agent's room is closed, at least; auto: T1 where the kernel can, else T0, said aloud."""
     first_agent_uid: Annotated[int, Meta(ge=1, le=2**31)] = 60_706
-    """Of T2: this user and the 477 after it are the agents'; nobody else may have them."""
+    """Of T2 where the node is root: this user and the 477 after it are the agents'; nobody else may have them."""
 
 
 class Backups(msgspec.Struct, frozen=True, kw_only=True):
