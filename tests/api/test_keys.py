@@ -242,6 +242,53 @@ async def test_a_narrowed_administrator_makes_no_wider_key(api: nodes.Api, wante
     assert (await narrow.call("POST", "/v1/keys", {"name": "n"} | wanted)).status_code == status
 
 
+async def test_nobody_revokes_a_key_that_may_do_more_but_everybody_their_own(api: nodes.Api) -> None:
+    async def made(**wanted: Any) -> Any:
+        return (await api.call("POST", "/v1/keys", {"name": "n"} | wanted)).json()
+
+    lead_made = await made(role="admin", scopes=["key:*", "task:read"])
+    lead = api.of(lead_made["key"])
+    for wanted in ({"role": "admin"}, {"role": "user"}, {"role": "admin", "scopes": ["key:read", "task:submit"]}):
+        more = await made(**wanted)
+        refused = await lead.http.delete(f"/v1/keys/{more['id']}")
+        assert (refused.status_code, refused.json()["type"]) == (403, "forbidden")
+        assert "could do more than you may" in refused.json()["detail"]
+        assert (await api.of(more["key"]).http.get("/v1/keys/x")).status_code in (403, 404)  # it works still
+    less = await made(role="user", scopes=["task:read on agent:echo"])
+    for id in (less["id"], less["id"], lead_made["id"]):  # twice is no mistake
+        by = api if id == lead_made["id"] and (await lead.http.get("/v1/keys")).status_code == 401 else lead
+        assert (await by.http.delete(f"/v1/keys/{id}")).status_code == 204
+    assert (await lead.http.get("/v1/keys")).status_code == 401
+    assert (await api.http.delete("/v1/keys/nothing")).status_code == 404
+
+
+async def test_the_last_key_that_may_do_everything_is_spared(tmp_path: Path) -> None:
+    async with nodes.opened(tmp_path / "data", {}) as api:
+        (owner,) = (await api.get("/v1/keys"))["items"]
+        wanted: dict[str, Any]
+        for wanted in ({"scopes": ["key:*"]}, {"expires_in_s": 0.001}):
+            made = await api.call("POST", "/v1/keys", {"name": "n", "role": "admin"} | wanted)
+            assert made.status_code == 201, made.text
+        await asyncio.sleep(0.002)
+        refused = await api.http.delete(f"/v1/keys/{owner['id']}")
+        assert (refused.status_code, refused.json()["type"]) == (409, "conflict")
+        assert "greenroom keys create NAME --role admin" in refused.json()["detail"]
+        other = (await api.call("POST", "/v1/keys", {"name": "other", "role": "admin"})).json()
+        paths = [f"/v1/keys/{id}" for id in (owner["id"], other["id"])]
+        answers = await asyncio.gather(*(api.http.delete(path) for path in paths))  # at once: one of them is the last
+        assert sorted(answer.status_code for answer in answers) in ([204, 401], [204, 409])
+
+
+async def test_a_key_that_ends_makes_none_that_ends_later(api: nodes.Api) -> None:
+    brief = api.of(await api.key("admin", expires_in_s=600))
+    for later in (None, 601, 1e6):
+        body = {"name": "n", "role": "user"} | ({} if later is None else {"expires_in_s": later})
+        refused = await brief.call("POST", "/v1/keys", body)
+        assert (refused.status_code, refused.json()["type"]) == (403, "forbidden")
+        assert "expires_in_s of at most 59" in refused.json()["detail"], refused.text
+    assert (await brief.call("POST", "/v1/keys", {"name": "n", "expires_in_s": 500})).status_code == 201
+
+
 async def test_can_says_what_decides(api: nodes.Api) -> None:
     made = (await api.call("POST", "/v1/keys", {"name": "n", "scopes": ["task:* on agent:echo"]})).json()
     path = f"/v1/keys/{made['id']}/can"

@@ -110,7 +110,7 @@ REFUSED = {
     "a header of 16 KB": (_post(b"X: " + b"y" * 16 * 1024), 431),
     "17 KB of headers": (_post(*[b"X: " + b"y" * 1000] * 17), 431),
     "a URL of 9 KB": (_get(b"/" + b"x" * 9 * 1024), 414),
-    "extensions of chunks without an end": (_post(CHUNKED[:-2], body=b"1;" + b"x" * 40_000), 400),
+    "extensions of chunks without an end": (_post(CHUNKED[:-2], body=b"1;" + b"x" * 40_000), 431),
     "trailers without an end": (_post(CHUNKED[:-2], body=b"0\r\n" + b"X: y\r\n" * 10_000), 431),
 }
 TAKEN = {

@@ -156,6 +156,20 @@ async def test_without_a_table_a_claim_names_the_role_itself_and_may_be_deep(api
         assert (await _asked(api, _of("home", realm=realm).token())).status_code == status
 
 
+async def test_a_token_without_a_role_of_ours_is_told_so(api: nodes.Api) -> None:
+    refused = await _asked(api, _of("home", realm={"roles": ["x"]}).token())
+    assert refused.json()["detail"] == (
+        "cannot GET /v1/agents: the token, which names no role that is known here, does not grant agent:read"
+    )
+
+
+async def test_a_token_makes_no_key_that_outlives_it(api: nodes.Api) -> None:
+    mine = api.of(_of("home", realm={"roles": ["admin"]}).token(), source=next(_sources))
+    for later, status in ((None, 403), (86_400, 403), (10, 201)):
+        body = {"name": "n", "role": "user"} | ({} if later is None else {"expires_in_s": later})
+        assert (await mine.call("POST", "/v1/keys", body)).status_code == status
+
+
 async def test_scopes_narrow_the_role_where_the_settings_name_their_claim(api: nodes.Api) -> None:
     for scope, status in (("agent:read openid", 200), (["agent:*"], 200), ("openid", 403), (..., 403), ("*", 200)):
         assert (await _asked(api, _of("narrow").token(claims={"scope": scope}))).status_code == status

@@ -302,6 +302,21 @@ def test_shutting_down_asks_before(fake: FakeNode, capsys: pytest.CaptureFixture
     assert not fake.asked("POST /v1/shutdown")
 
 
+def test_validating_the_manifest_tells_of_files_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = {"tls_certificate": "cert.pem", "tls_key": "there.key", "encryption_key_file": "gone.key"}
+    lines = [f'{name} = "{path}"' for name, path in named.items()]
+    (tmp_path / "greenroom.toml").write_text("\n".join(["[security]", "tls = true", *lines]))
+    (tmp_path / "there.key").touch()
+    code, _, err = run(capsys, "config", "validate")
+    assert code == 0
+    assert "security.tls_certificate names cert.pem, which is not there" in err
+    assert "security.encryption_key_file names gone.key, which is not there" in err
+    assert "there.key" not in err
+
+
 def test_validating_the_manifest_tells_of_roles_for_agents_that_it_does_not_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

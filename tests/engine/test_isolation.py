@@ -312,6 +312,14 @@ async def test_t2_says_which_folder_keeps_its_users_from_the_code(tmp_path: Path
         made.check(contract.Revision("a", 1, private / "data" / "snapshots" / "x", "a:b"))
 
 
+@pytest.mark.parametrize(("tier", "name"), [(Tier.T0, None), (Tier.T1, None), (Tier.T2, "a")])
+async def test_a_user_that_the_system_does_not_know_has_the_name_of_its_agent(
+    tmp_path: Path, tier: Tier, name: str | None
+) -> None:
+    made = rooms.Rooms(tmp_path / "data", tier, marker="m").environment(contract.Revision("a", 1, tmp_path, "a:b"))
+    assert (made.get("USER"), made.get("LOGNAME")) == (name, name)
+
+
 async def test_what_a_killed_node_left_is_removed_by_the_next_one_of_its_data_directory(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

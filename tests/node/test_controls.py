@@ -132,7 +132,8 @@ async def test_the_certificate_that_is_shown_counts_not_the_setting(data_dir: Pa
             await asyncio.to_thread(shown.look)
             state, why = (await controls(api))["tls"]
             assert (state, "the certificate before serves on" in why) == ("degraded", True)
-    async with nodes.opened(data_dir, {}, security={"tls": True}) as api, node.listening(api.running):
+    by_default = nodes.opened(data_dir, {}, environment="staging", security={"encryption_at_rest": False})
+    async with by_default as api, node.listening(api.running):
         state, why = (await controls(api))["tls"]
         assert (state, "names no certificate" in why) == ("off by setting", True)
 

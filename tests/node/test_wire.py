@@ -231,6 +231,27 @@ async def test_a_flood_of_idle_connections_leaves_those_that_were_there_alone(da
             writer.close()
 
 
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n1", 401),
+    ],
+    ids=["answered", "refused"],
+)
+async def test_sockets_of_strangers_keep_nobody_out(data_dir: Path, request_: bytes, status: int) -> None:
+    async with listening(data_dir, cluster={"max_connections": 8}) as (_, http):
+        place = http.base_url.host, http.base_url.port or 0
+        flood = [await asyncio.open_connection(*place) for _ in range(8)]
+        for reader, writer in flood:
+            writer.write(request_)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 %d " % status)
+        async with httpx.AsyncClient(base_url=http.base_url, headers=http.headers) as newcomer:
+            assert (await newcomer.get("/v1/status")).status_code == 200
+        for _, writer in flood:
+            writer.close()
+
+
 # Smuggling
 
 BODY = b'{"agent":"echo","input":"smuggled"}'

@@ -256,6 +256,13 @@ def test_torn_and_repeated_lines_of_an_export_do_no_harm() -> None:
     assert log.findings(anchor) == []
 
 
+def test_an_exported_entry_is_one_line_to_every_reader() -> None:
+    entry = audit.chained(replace(written(1).entries[0], detail='{"name":"a\\nb\x85c\u2028d\u2029e"}'))
+    line = audit.line_of(entry)
+    assert len(line.decode().splitlines()) == 1
+    assert audit.parse(line) == entry
+
+
 def test_an_exported_entry_is_the_entry() -> None:
     for entry in written(3).entries:
         assert audit.parse(audit.line_of(entry)) == entry

@@ -251,6 +251,7 @@ def test_arguments_are_a_copy() -> None:
     ("given", "path", "message"),
     [
         ({"egress": ["any", "a.example"]}, "egress", '"any" lets everything through'),
+        ({"egress": ["a.example:0", "b:"]}, "egress", "names no port from 1 to 65535; 'b:' names no port"),
         ({"egress": ["a.example:"]}, "egress", "names no port after its colon"),
         ({"egress": ["a.example:0"]}, "egress", "names no port from 1 to 65535"),
         ({"egress": ["a.example:99999"]}, "egress", "names no port from 1 to 65535"),
@@ -259,6 +260,7 @@ def test_arguments_are_a_copy() -> None:
         ({"egress": ["10.0.0.300"]}, "egress", "is no destination"),
         ({"egress": ["[::1"]}, "egress", "is no address in brackets"),
         ({"secrets": {"A": "sk-12345"}}, "secrets", '"A" is no reference'),
+        ({"secrets": {"A": "x", "B": "env:B", "C": "y"}}, "secrets", 'stored with the agent; "C" is no reference'),
         ({"secrets": {"A": 7}}, "secrets", '"A" is no reference'),
         ({"secrets": {"A": "file:relative"}}, "secrets", '"A" is no reference'),
         ({"secrets": {"A": "env:GREENROOM_STORE"}}, "secrets", '"A" is no reference'),

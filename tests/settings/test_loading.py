@@ -255,6 +255,14 @@ def test_a_file_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
         ),
         ({"security": {"tls": True, "tls_client_ca": "a.pem"}}, "security.tls_client_ca", "the node has none itself"),
         ({"server": {"trusted_proxies": ["10.0.0.300"]}}, "server.trusted_proxies", '"10.0.0.300" is no IP address'),
+        ({"server": {"trusted_proxies": ["::/0"]}}, "server.trusted_proxies", '"::/0" is nearly everybody'),
+        ({"server": {"trusted_proxies": ["128.0.0.0/1"]}}, "server.trusted_proxies", "is nearly everybody"),
+        (
+            {"server": {"trusted_proxies": ["10.0.0.7", "0.0.0.0/0", "10.0.0.300"]}},
+            "server.trusted_proxies",
+            'for example 10.0.0.7 or 10.0.0.0/8; "10.0.0.300" is no IP address',
+        ),
+        ({"security": {"tls": True}}, "security.tls", "there is no certificate: set security.tls_certificate"),
         ({"security": {"rate_limit_per_minute": 0}}, "security.rate_limit_per_minute", "from 1 to 1000000"),
         (
             {"security": {"rate_limit_per_minute": 10, "tenant_rate_limit_per_minute": 9}},

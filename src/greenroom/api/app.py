@@ -79,6 +79,8 @@ class App:
                 principal = await services.auth.authenticate(
                     headers, source=source, method=scope["method"], is_tls=is_tls
                 )
+                if whole is not None:
+                    whole.know_caller()
                 acting.actor.set(acting.Actor(principal.id, principal.tenant, source, request_id))
                 self._admit(principal, source)
                 answer = await self._answer(scope, headers, receive, whole, request_id, principal)

@@ -101,6 +101,10 @@ class Authenticator:
             return self._clock.now().timestamp() < principal.expires_at_s
         return self._keys.is_live(principal.id)
 
+    def end_s(self, principal: Principal) -> float | None:
+        """Return when the credential of *principal* ends, since 1970; None: never."""
+        return principal.expires_at_s if principal.expires_at_s is not None else self._keys.end_s(principal.id)
+
     def is_of_living_key(self, key_id: str) -> bool:
         return self._keys.is_live(key_id)
 

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import msgspec
 
 from greenroom import clock as clocks
-from greenroom import settings, telemetry
+from greenroom import errors, settings, telemetry
 from greenroom.api.roles import Roles
 from greenroom.core import permissions
-from greenroom.core.permissions import Grant, Principal
+from greenroom.core.permissions import HOME, Grant, Principal
 from greenroom.security import keys
 from greenroom.store import database
 from greenroom.store import principals as stored
@@ -52,6 +52,7 @@ class Keys:
         self._last_used: dict[str, int] = {}  # of what was used here
         self._written_s: dict[str, float] = {}
         self._refreshing = asyncio.Lock()
+        self._revoking = asyncio.Lock()
         self.trouble: str | None = None  # what is wrong with the policy file
         roles.on_change(self._proven.clear)
 
@@ -136,6 +137,11 @@ class Keys:
         row = self._rows.get(key_id)
         return row is not None and self._is_live(row)
 
+    def end_s(self, key_id: str) -> float | None:
+        """Return when a key ends, since 1970; None: never, as far as is known here."""
+        row = self._rows.get(key_id)
+        return None if row is None or row.expires_at is None else row.expires_at / 1e6
+
     def _is_live(self, row: stored.Principal) -> bool:
         if row.revoked_at is not None:
             return False
@@ -172,12 +178,27 @@ class Keys:
         await self.refresh()
         return key
 
-    async def revoke(self, key_id: str, *, tenant: str) -> None:
-        """Make a key worthless: here at once, on other nodes within a second. Raises `errors.NotFound`."""
-        await self._principals.revoke(key_id, tenant=tenant)
-        self._rows.pop(key_id, None)  # at once, whatever becomes of the refresh
-        self._proven.clear()
-        await self.refresh()
+    async def revoke(self, key_id: str, *, tenant: str, spare_last: bool = False) -> None:
+        """Make a key worthless: here at once, on other nodes within a second.
+
+        Raises `errors.NotFound`, and with *spare_last* `errors.Conflict` for the last one that may do everything.
+        """
+        async with self._revoking:  # in turn: of two that are left, two must not go at once
+            if spare_last and self._is_last_administrator(key_id):
+                raise errors.Conflict(
+                    f"cannot revoke the key {key_id}: it is the last one that may do everything, and nobody could "
+                    "make another; make one first: greenroom keys create NAME --role admin"
+                )
+            await self._principals.revoke(key_id, tenant=tenant)
+            self._rows.pop(key_id, None)  # at once, whatever becomes of the refresh
+            self._proven.clear()
+            await self.refresh()
+
+    def _is_last_administrator(self, key_id: str) -> bool:
+        everything = permissions.rights("admin", tenant=HOME)
+        living = (row for row in self._rows.values() if row.tenant == HOME and self._is_live(row))
+        able = {row.key_id for row in living if self.principal(row).rights.covers(everything)}
+        return able == {key_id}
 
     def rows(self, *, tenant: str) -> list[stored.Principal]:
         """Return the keys of *tenant*, with what is known here of their last use."""

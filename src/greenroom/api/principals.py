@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from greenroom import errors
@@ -40,16 +41,15 @@ async def can(call: Call) -> Answer:
 
 
 async def create(call: Call) -> Answer:
-    """Create a key; its text is shown this once. Nobody grants more than they have."""
+    """Create a key; its text is shown this once. Nobody grants more than they have, nor for longer."""
     wanted = schemas.read(call.body, schemas.NewKey)
     services, cannot = call.services, "cannot create a key"
     tenant = _tenant(call, wanted.tenant)
     require_known(services.keys.roles, wanted.role, cannot=cannot)
     scopes = None if wanted.scopes is None else [_scope(text, place) for place, text in enumerate(wanted.scopes)]
     granted = services.keys.roles.rights(wanted.role, tenant=tenant, scopes=scopes)
-    if lacks := call.principal.rights.lacks(granted):
-        more = f" and {len(lacks) - 3} more" if len(lacks) > 3 else ""
-        raise errors.Forbidden(f"{cannot}: it could do more than you may ({', '.join(lacks[:3])}{more})")
+    _require_no_more(call, granted, cannot=cannot)
+    _require_no_later(call, wanted.expires_in_s, cannot=cannot)
     is_open = services.settings.security.tenants_below_t2 or tenancy.tenants_allowed(services.tier)
     if tenant != call.principal.tenant and not is_open:
         raise errors.BodyInvalid(f"{cannot} of the tenant {tenant}: {tenancy.refusal(services.tier)}")
@@ -67,9 +67,35 @@ async def create(call: Call) -> Answer:
 
 
 async def revoke(call: Call) -> Answer:
-    """Revoke a key: here at once, on every node within a second; ``?tenant=`` one of another tenant."""
-    await call.services.keys.revoke(call.path("id"), tenant=_tenant(call, call.query("tenant")))
+    """Revoke a key: here at once, on every node within a second; ``?tenant=`` one of another tenant.
+
+    One's own, and those that may do no more; never the last one that may do everything.
+    """
+    row, services = _row(call), call.services
+    if row.key_id != call.principal.id and services.keys.is_live(row.key_id):
+        _require_no_more(call, services.keys.principal(row).rights, cannot="cannot revoke the key")
+    await services.keys.revoke(row.key_id, tenant=row.tenant, spare_last=True)
     return Answer(None, status=204)
+
+
+def _require_no_more(call: Call, rights: permissions.Rights, *, cannot: str) -> None:
+    if lacks := call.principal.rights.lacks(rights):
+        more = f" and {len(lacks) - 3} more" if len(lacks) > 3 else ""
+        raise errors.Forbidden(f"{cannot}: it could do more than you may ({', '.join(lacks[:3])}{more})")
+
+
+def _require_no_later(call: Call, expires_in_s: float | None, *, cannot: str) -> None:
+    """Raise `errors.Forbidden` where a key would outlive the credential that makes it."""
+    end_s = call.services.auth.end_s(call.principal)
+    if end_s is None:
+        return
+    left_s = end_s - call.services.clock.now().timestamp()
+    if expires_in_s is None or expires_in_s > left_s:
+        at = datetime.fromtimestamp(end_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        raise errors.Forbidden(
+            f"{cannot}: it would outlive your own credential, which ends at {at}; give an end before that "
+            f"(expires_in_s of at most {max(0, int(left_s))})"
+        )
 
 
 def _tenant(call: Call, wanted: str | None) -> str:

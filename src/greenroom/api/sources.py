@@ -45,6 +45,11 @@ class Sources:
             source = before
         return str(source)
 
+    def speaks_for_many(self, peer: str) -> bool:
+        """Tell whether many callers may come from this address: a trusted proxy, or this machine."""
+        address = _address(peer)
+        return address is None or address.is_loopback or self._is_trusted(address)
+
     def _is_trusted(self, address: _Address) -> bool:
         return any(address in network for network in self._trusted)
 

@@ -42,6 +42,9 @@ def _notes(found: settings.Settings, manifest: Path) -> Iterator[str]:
     from greenroom import settings
     from greenroom.core import policies, spelling
 
+    for key, path in _files(found):
+        if not (manifest.parent / path).exists():
+            yield f"note: {key} names {path}, which is not there; greenroom up needs it"
     if found.security.policy_file is None:
         return
     roles = settings.read_roles(manifest.parent / found.security.policy_file)
@@ -50,6 +53,18 @@ def _notes(found: settings.Settings, manifest: Path) -> Iterator[str]:
         near = spelling.nearest(grant.resource, [f"agent:{name}" for name in found.agents])
         meant = f'; did you mean "{near}"?' if near else ""
         yield f'note: the role {role} has "{grant}", and the manifest has no such agent{meant}'
+
+
+def _files(found: settings.Settings) -> Iterator[tuple[str, str]]:
+    """Yield the files that the node does not start without, by the keys that name them."""
+    security = found.security
+    for name in ("tls_certificate", "tls_key", "tls_client_ca", "encryption_key_file"):
+        path = getattr(security, name)
+        if path is not None:
+            yield f"security.{name}", path
+    for index, issuer in enumerate(security.issuers):
+        if issuer.key_file is not None:
+            yield f"security.issuers[{index}].key_file", issuer.key_file
 
 
 @app.command

@@ -20,6 +20,7 @@ from greenroom.core import spelling
 HOME = "default"
 """The tenant of the node's owner. Only its principals may do what concerns all tenants (`SYSTEM`)."""
 
+NO_ROLE = "-"  # of a token that names none that is known here; no role can be named so: it may do nothing
 MAX_SCOPES = 32  # of a credential: each is looked at beside each grant of its role
 MAX_GRANTS = 100  # of a role
 
@@ -345,9 +346,15 @@ def _rights(layers: tuple[Layer, ...]) -> Rights:
 
 def rights(role: str, *, tenant: str, scopes: Iterable[Grant] | None = None, roles: Roles = ROLES) -> Rights:
     """Return what *role* may do in *tenant*, narrowed by *scopes*; an unknown role may do nothing."""
-    layers = [Layer(f"the role {role}" if role in roles else f"the unknown role {role}", roles.get(role, ()))]
+    layers = [Layer(_called(role, roles), roles.get(role, ()))]
     if scopes is not None:
         layers.append(Layer("the key's scope list", tuple(scopes)))
     if tenant != HOME:
         layers.append(Layer(f"the tenant {tenant} (not the node's own)", _NOT_HOME))
     return _rights(tuple(layers))
+
+
+def _called(role: str, roles: Roles) -> str:
+    if role == NO_ROLE:
+        return "the token, which names no role that is known here,"
+    return f"the role {role}" if role in roles else f"the unknown role {role}"

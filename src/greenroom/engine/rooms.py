@@ -167,7 +167,10 @@ class Rooms:
             return {}
         open_ = isolation.egress(revision.egress)
         by_tcp = open_.resolves and open_.ports is not None
-        return {"RES_OPTIONS": "use-vc", "GRPC_DNS_RESOLVER": "native"} if by_tcp else {}
+        found = {"RES_OPTIONS": "use-vc", "GRPC_DNS_RESOLVER": "native"} if by_tcp else {}
+        if self._has_users:  # a user that no table of the system has: libraries ask for its name
+            found |= {"USER": revision.agent, "LOGNAME": revision.agent}
+        return found
 
     def forget(self, home: str, name: str) -> None:
         """Remove the private folder *name*, or all of *home* where it is empty. Blocks."""

@@ -33,7 +33,11 @@ async def listening(node: Node) -> AsyncIterator[str]:
     listener = _bind(node.options.host, node.options.port)
     config = uvicorn.Config(
         node.app,
-        http=connections.limited_to(node.options.settings.cluster.max_connections, emit=node.facts.emit),
+        http=connections.limited_to(
+            node.options.settings.cluster.max_connections,
+            emit=node.facts.emit,
+            is_spared=node.services.sources.speaks_for_many,
+        ),
         ws="none",
         lifespan="off",
         access_log=False,

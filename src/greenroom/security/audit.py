@@ -31,6 +31,8 @@ SALT_BYTES = 16
 _CONTEXT = b"greenroom audit checkpoint 1\n"
 
 _encode = msgspec.json.Encoder(order="sorted").encode
+# What JSON lets stand in text, and some readers of lines end a line at.
+_LINE_ENDS = [(each.encode(), b"\\u%04x" % ord(each)) for each in "\x85\u2028\u2029"]
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
@@ -265,7 +267,10 @@ def line_of(entry: Entry) -> bytes:
     document |= {"time": entry.time, "salts": entry.salts, "prev": entry.prev, "hash": entry.hash}
     if entry.erased:
         document["erased"] = msgspec.Raw(entry.erased.encode())
-    return _encode(document)
+    line = _encode(document)
+    for end, escaped in _LINE_ENDS:
+        line = line.replace(end, escaped)
+    return line
 
 
 def shown(entry: Entry) -> dict[str, Any]:

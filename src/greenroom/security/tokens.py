@@ -18,7 +18,7 @@ import jwt
 import msgspec
 
 from greenroom import errors, strict_json
-from greenroom.core.permissions import HOME
+from greenroom.core.permissions import HOME, NO_ROLE
 from greenroom.security.token_keys import Key
 from greenroom.settings import Issuer
 
@@ -30,7 +30,6 @@ MAX_SUBJECT = 255  # characters; OpenID Connect Core, 2
 MAX_NAME = 200  # characters
 MAX_AUDIENCES = 50
 MAX_INSTANT_S = 253_402_300_799  # the year 9999
-NO_ROLE = "-"  # no role can be named so: it may do nothing
 
 _FORM = re.compile(
     r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)"

@@ -126,6 +126,8 @@ def _settings(given: Given, checker: Checker) -> Settings:
         rules.apply(issuer_rules.ISSUER_RULES, issuer, path=("security", "issuers", index), checker=checker)
     rules.apply(issuer_rules.SECURITY_RULES, settings.security, path=("security",), checker=checker)
     rules.apply(rules.SETTINGS_RULES, settings, path=(), checker=checker)
+    if given.origin(("security", "tls")) is not None:
+        rules.apply(rules.TLS_RULES, settings, path=(), checker=checker)
     origins = {dotted(path): _origin(path, given, environment) for path, _ in leaves(settings)}
     return structs.replace(settings, origins=origins)
 

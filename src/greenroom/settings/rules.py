@@ -12,7 +12,7 @@ import json
 import keyword
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Generic, TypeVar
@@ -24,6 +24,8 @@ from greenroom.settings.problems import KeyPath, quoted
 from greenroom.settings.schema import STRATEGY_KEYS, AgentSettings, Example, Rollout, Settings
 
 MAX_SECRETS = 100
+SHOWN_ITEMS = 10  # mistakes of one list
+LEAST_PREFIX = {4: 8, 6: 7}  # of proxies' networks: the widest that are anybody's own are 10.0.0.0/8 and fc00::/7
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _REFERENCE = re.compile(r"file:/[^\x00-\x1f\x7f\ud800-\udfff]{1,1000}|env:(?!GREENROOM_)[A-Za-z_][A-Za-z0-9_]{0,199}")
 MAX_GROUPS = 100  # Python's compiler takes three calls for each level of nesting, and there are 1000
@@ -82,29 +84,43 @@ def _recycled_before_its_limit(agent: AgentSettings) -> str | None:
     return None
 
 
+def _together(messages: Iterable[str]) -> str | None:
+    """Return what is wrong with the items of a list as one message; None where nothing is."""
+    found = list(messages)
+    more = [f"and {len(found) - SHOWN_ITEMS} more"] if len(found) > SHOWN_ITEMS else []
+    return "; ".join(found[:SHOWN_ITEMS] + more) or None
+
+
 def _egress_is_clear(agent: AgentSettings) -> str | None:
-    try:
-        isolation.egress(agent.egress)
-    except ValueError as error:
-        return str(error)
-    return None
+    return _together(_egress_faults([[each] for each in agent.egress])) or _together(_egress_faults([agent.egress]))
+
+
+def _egress_faults(lists: Iterable[Sequence[str]]) -> Iterator[str]:
+    for destinations in lists:
+        try:
+            isolation.egress(destinations)
+        except ValueError as error:
+            yield str(error)
 
 
 def _secrets_are_references(agent: AgentSettings) -> str | None:
-    """Say what is wrong with the first bad one, and never what stands there: it may be the secret itself."""
     if len(agent.secrets) > MAX_SECRETS:
         return f"are {len(agent.secrets)}, and may be {MAX_SECRETS}"
+    return _together(_secret_faults(agent))
+
+
+def _secret_faults(agent: AgentSettings) -> Iterator[str]:
+    """Yield what is wrong with each, and never what stands there: it may be the secret itself."""
     for name, reference in agent.secrets.items():
         if not _VARIABLE.fullmatch(name) or name.startswith("GREENROOM_"):
-            return f"{quoted(name)} is no name of an environment variable (letters, digits and _, not GREENROOM_…)"
-        if name in agent.env:
-            return f"{quoted(name)} stands in env, too; take it out of one of them"
-        if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
-            return (
+            yield f"{quoted(name)} is no name of an environment variable (letters, digits and _, not GREENROOM_…)"
+        elif name in agent.env:
+            yield f"{quoted(name)} stands in env, too; take it out of one of them"
+        elif not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
+            yield (
                 f'{quoted(name)} is no reference; expected "file:/PATH" or "env:NAME", never the secret itself: it'
                 " would be stored with the agent"
             )
-    return None
 
 
 def _asked_secrets_are_there(agent: AgentSettings) -> str | None:
@@ -213,6 +229,17 @@ def _certificate_has_its_key(settings: Settings) -> str | None:
     return f"is one of two: security.{missing} is missing"
 
 
+def _tls_has_a_certificate(settings: Settings) -> str | None:
+    """Say so of `security.tls` that somebody has set; an environment's default is off on loopback, and says so.
+
+    For any other address, the address is what is wrong.
+    """
+    security = settings.security
+    if not security.tls or security.tls_certificate is not None or not addresses.is_loopback(settings.server.host):
+        return None
+    return "is on, and there is no certificate: set security.tls_certificate and tls_key, or remove it"
+
+
 def _clients_are_known_by_tls(settings: Settings) -> str | None:
     security = settings.security
     if security.tls_client_ca is None or security.tls_certificate is not None:
@@ -227,11 +254,19 @@ def _certificates_are_used(settings: Settings) -> str | None:
 
 
 def _proxies_are_networks(settings: Settings) -> str | None:
-    for text in settings.server.trusted_proxies:
-        try:
-            ipaddress.ip_network(text, strict=False)
-        except ValueError:
-            return f"{quoted(text)} is no IP address or network, for example 10.0.0.7 or 10.0.0.0/8"
+    return _together(filter(None, map(_proxy_fault, settings.server.trusted_proxies)))
+
+
+def _proxy_fault(text: str) -> str | None:
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return f"{quoted(text)} is no IP address or network, for example 10.0.0.7 or 10.0.0.0/8"
+    if network.prefixlen < LEAST_PREFIX[network.version]:
+        return (
+            f"{quoted(text)} is nearly everybody, and everybody could invent where they call from; name your proxies, "
+            "for example 10.0.0.7 or 10.0.0.0/8"
+        )
     return None
 
 
@@ -366,4 +401,12 @@ SETTINGS_RULES: tuple[Rule[Settings], ...] = (
     Rule((("cluster", "max_replicas"),), _maximums_fit),
     Rule((("cluster", "autoscaling"),), _something_wakes_them),
     Rule((("server", "max_queued_tasks_per_tenant"), ("server", "max_queued_tasks")), _one_tenant_fits),
+)
+
+# Where somebody has set `security.tls`.
+TLS_RULES: tuple[Rule[Settings], ...] = (
+    Rule(
+        (("security", "tls"), ("server", "host"), ("security", "tls_certificate"), ("security", "tls_client_ca")),
+        _tls_has_a_certificate,
+    ),
 )
