@@ -85,14 +85,17 @@ class App:
                 self._admit(principal, source)
                 answer = await self._answer(scope, headers, receive, whole, request_id, principal)
             body = _encoded(answer) if type(answer) is Answer else b""
+        # An error has no other name here: this frame is in its traceback, and both would be left to the collector.
         except errors.GreenroomError as error:
-            problem = self._refusal(scope, error, principal, source=source)
-            limits = services.limits.headers(principal)
-            await problems.response(problem, request_id, lines=limits)(scope, receive, send)
+            refusal = problems.response(
+                self._refusal(scope, error, principal, source=source),
+                request_id,
+                lines=services.limits.headers(principal),
+            )
+            await refusal(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - what no caller is to see, and the log is to hold
-            problem = self._fault(scope, error, request_id)
-            limits = services.limits.headers(principal)
-            await problems.response(problem, request_id, lines=limits)(scope, receive, send)
+            fault = self._fault(scope, error, request_id)  # another error than the one that it tells of
+            await problems.response(fault, request_id, lines=services.limits.headers(principal))(scope, receive, send)
         else:
             limits = services.limits.headers(principal)
             match answer:
