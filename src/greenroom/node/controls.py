@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from greenroom import telemetry
+from greenroom.api.routes import OPEN
 from greenroom.core import tenancy
 from greenroom.core.isolation import Tier
 from greenroom.core.posture import State
@@ -49,7 +50,9 @@ class Controls:
     def _authentication(self) -> Iterator[Control]:
         access, security = self._node.access, self._node.settings.security
         tenants = access.keys.tenants()
-        why = f"every path but /healthz and /readyz asks for a credential; keys of {_many(len(tenants), 'tenant')}"
+        *others, last = OPEN
+        is_open = f"{', '.join(others)} and {last}"
+        why = f"every path but {is_open} asks for a credential; keys of {_many(len(tenants), 'tenant')}"
         if not security.issuers:
             why += "; no tokens are taken: security.issuers names no issuer"
         yield Control(name="authentication", state=State.ON, why=why)
