@@ -26,7 +26,7 @@ sources := src tests bench examples mutants supply
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test simulate check format bench timing chaos mutants sbom audit lock clean
+.PHONY: help demo test simulate check format bench long timing chaos mutants sbom audit lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ format: $(VENV)/.test ## Format the code, and mend what lint can mend
 
 bench: $(VENV)/.test ## Measure speed and memory against bare loops
 	$(BIN)/python -m bench.run
+
+long: $(VENV)/.test ## Run the tests that make test leaves out, for shorter ones show it as well
+	$(BIN)/python -m pytest -n $(WORKERS) -m long
 
 timing: $(VENV)/.test ## Look for what can be learnt, or held up, by how long things take (a quiet machine; SAMPLES=20000)
 	GREENROOM_TEST_SAMPLES=$(SAMPLES) $(BIN)/python -m pytest -n 0 -m timed

@@ -294,7 +294,7 @@ def test_a_key_management_service_is_asked_at_the_start_and_never_for_a_task(fol
     assert (code, "the service is away" in said) == (1, True)
 
 
-@pytest.mark.parametrize("moment", range(3))
+@pytest.mark.parametrize("moment", [0, *(pytest.param(each, marks=pytest.mark.long) for each in (1, 2))])
 def test_a_node_that_is_killed_while_it_seals_anew_goes_on_with_it(folder: Folder, moment: int) -> None:
     up = folder.up()
     for start in range(0, 1500, 500):

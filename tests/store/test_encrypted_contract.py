@@ -24,6 +24,7 @@ class TestSqlite(StoreContract):
         return encrypted(sqlite_scratch)
 
 
+@pytest.mark.long
 class TestPostgres(StoreContract):
     @pytest.fixture
     def scratch(self, postgres_scratch: databases.Scratch) -> databases.Scratch:
@@ -36,6 +37,7 @@ class TestResultsOnSqlite(ResultsContract):
         return encrypted(sqlite_scratch)
 
 
+@pytest.mark.long
 class TestResultsOnPostgres(ResultsContract):
     @pytest.fixture
     def scratch(self, postgres_scratch: databases.Scratch) -> databases.Scratch:
