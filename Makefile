@@ -1,10 +1,9 @@
 # Everything is installed into .venv, from pinned and hashed requirements; a second run installs nothing. uv installs
 # where it is on PATH, else pip does (`make UV=` has pip do it anyway).
 
-# Four workers also on two cores: most tests wait for processes and clocks.
 PYTHON  ?= python3
 SAMPLES ?= 20000
-WORKERS ?= 4
+WORKERS ?= 2
 SEEDS   ?= 100000
 TASKS   ?= 100000
 FAULTS  ?= 500
@@ -34,7 +33,7 @@ help: ## Show this list
 demo: $(VENV)/.demo ## Install what the demonstration needs, and run it
 	$(BIN)/greenroom demo
 
-test: $(VENV)/.test ## Run every test (WORKERS=4, PYTEST_ARGS="-k queue")
+test: $(VENV)/.test ## Run every test (WORKERS=2, PYTEST_ARGS="-k queue")
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 simulate: $(VENV)/.test ## Inject faults from SEEDS=100000 seeds, and strike rollouts at every commit

@@ -11,6 +11,17 @@ import pytest_asyncio
 import nodes
 from greenroom.testing import databases
 
+# What these ask does not depend on the database: SQLite answers for both, but for `make long`.
+ALIKE = ("test_access.py", "test_login.py", "test_openapi.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in ALIKE and "postgresql" in item.name:
+            item.add_marker(pytest.mark.long)
+
+
 AGENTS = {
     "echo": nodes.agent("echo", concurrency=8, description="Repeats what it is told", skills=["repeat"]),
     "failing": nodes.agent("failing", max_attempts=1),
