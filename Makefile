@@ -2,6 +2,7 @@
 # where it is on PATH, else pip does (`make UV=` has pip do it anyway).
 
 PYTHON  ?= python3
+SAMPLES ?= 20000
 WORKERS ?= 2
 SEEDS   ?= 100000
 TASKS   ?= 100000
@@ -20,11 +21,11 @@ endif
 locked  := --require-hashes --no-deps --only-binary :all: -r
 lock     = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --only-binary :all: \
            --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(LOCK_ARGS)
-sources := src tests bench examples mutants
+sources := src tests bench examples mutants supply
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test simulate check format bench chaos mutants lock clean
+.PHONY: help demo test simulate check format bench long timing chaos mutants sbom audit lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -53,11 +54,25 @@ format: $(VENV)/.test ## Format the code, and mend what lint can mend
 bench: $(VENV)/.test ## Measure speed and memory against bare loops
 	$(BIN)/python -m bench.run
 
+long: $(VENV)/.test ## Run the tests that make test leaves out, for shorter ones show it as well
+	$(BIN)/python -m pytest -n $(WORKERS) -m long
+
+timing: $(VENV)/.test ## Look for what can be learnt, or held up, by how long things take (a quiet machine; SAMPLES=20000)
+	GREENROOM_TEST_SAMPLES=$(SAMPLES) $(BIN)/python -m pytest -n 0 -m timed
+
 chaos: $(VENV)/.test ## Kill, stop and fill nodes for half an hour, and count what was lost (TASKS= FAULTS= MINUTES= SEED=)
 	PYTHONPATH=tests $(BIN)/python -m chaos.long --tasks $(TASKS) --faults $(FAULTS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 mutants: $(VENV)/.test ## Remove one guard of the code at a time, and see that the tests notice
 	$(BIN)/python -m mutants.run
+
+sbom: $(VENV)/.test ## Write the bill of materials of what is pinned, dist/sbom.cdx.json (CycloneDX)
+	@mkdir -p dist
+	$(BIN)/cyclonedx-py requirements requirements/demo.txt --pyproject pyproject.toml --output-reproducible --of JSON \
+		-o dist/sbom.cdx.json
+
+audit: $(VENV)/.test ## Look what is pinned up among the known vulnerabilities (STRICT=1: fail where that cannot be done)
+	$(BIN)/python -m supply.audit $(if $(STRICT),--strict)
 
 lock: ## Pin the requirements anew (LOCK_ARGS=--upgrade for newer versions)
 	@test -n "$(UV)" || { echo "cannot lock: uv is not on PATH; install it with: $(PYTHON) -m pip install uv" >&2; exit 1; }

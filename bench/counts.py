@@ -13,6 +13,7 @@ import gc
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -179,10 +180,11 @@ async def measure(load: Load, name: str, *, top: int) -> None:
         print(f"  {count:5}  {function}")
 
 
-async def main(folder: Path, *, top: int) -> None:
+async def main(folder: Path, *, top: int, security: str | None) -> None:
     (folder / "agents.py").write_text(servers.AGENTS)
     agent = {"factory": "agents:echo", "concurrency": 500, "scaling": {"min_replicas": 2}}
-    found = settings.load(overrides={"agents": {"echo": agent}}, environ={})
+    given = {None: {}, "on": tomllib.loads(switches.SECURITY_ON), "off": tomllib.loads(switches.SECURITY_OFF)}[security]
+    found = settings.load(overrides=given | {"agents": {"echo": agent}}, environ={})
     options = node.Options(settings=found, folder=folder, data_dir=folder / "data", port=0)
     with mock.patch.object(composition, "LocalEngine", Replicas):
         async with node.opened(options, grace_s=0) as running:
@@ -197,5 +199,7 @@ async def main(folder: Path, *, top: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--top", type=int, default=0, help="also print this many functions, those that cost most first")
+    parser.add_argument("--security", choices=("on", "off"), help="every control of it, or authentication alone")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="greenroom-counts-") as temporary:
-        uvloop.run(main(Path(temporary), top=parser.parse_args().top))
+        uvloop.run(main(Path(temporary), top=arguments.top, security=arguments.security))

@@ -19,14 +19,21 @@ from pathlib import Path
 
 from bench import figures, servers
 from bench import filled as filled_bench
+from bench.audit import audit_log
+from bench.authentication import authentication
+from bench.door import door
+from bench.encryption import encryption
 from bench.fairness import fairness
 from bench.figures import Figure
+from bench.isolation import isolation
+from bench.keys import keys
 from bench.overload import overload
 from bench.recovery import recovery
 from bench.rollouts import rollouts
 from bench.scale import FULL, QUICK, Scale
 from bench.scaling import scaling
-from bench.switches import BATCH, BATCH_BODY, BODY, ECHO
+from bench.switches import BATCH, BATCH_BODY, BODY, ECHO, security
+from bench.webhooks import webhooks
 
 THREE = dict.fromkeys(("one", "two", "three"), 'factory = "agents:echo"')
 
@@ -124,7 +131,27 @@ def replicas(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
     bench.__name__: bench
-    for bench in (sqlite, filled, postgres, recovery, rollouts, scaling, fairness, overload, idle, start, replicas)
+    for bench in (
+        sqlite,
+        filled,
+        postgres,
+        encryption,
+        recovery,
+        rollouts,
+        scaling,
+        fairness,
+        overload,
+        security,
+        keys,
+        authentication,
+        door,
+        webhooks,
+        idle,
+        start,
+        replicas,
+        isolation,
+        audit_log,
+    )
 }
 
 

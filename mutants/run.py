@@ -38,6 +38,7 @@ def main(parts: list[str]) -> int:
 def _run(mutant: Mutant) -> str:
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        Path(folder).chmod(0o755)  # another user runs some of the tests
         source = Path(folder, "src")
         shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
         for edit in mutant.edits:

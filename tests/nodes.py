@@ -118,7 +118,7 @@ class Api:
         return [item for item in items if item["agent"] == agent and item["state"] == state]
 
     async def key(self, role: str = "user", *, tenant: str = node.TENANT, expires_in_s: float | None = None) -> str:
-        made = await self.running.auth.create(
+        made = await self.running.access.auth.create(
             tenant=tenant, name=role, role=role, word="dev", expires_in_s=expires_in_s
         )
         return made.text
@@ -142,7 +142,9 @@ def options(
     folder: Path = AGENTS,
     **overrides: Any,
 ) -> node.Options:
-    found = settings.load(overrides={"agents": agents, **overrides}, environ={})
+    # Agents of these tests note what they do in files of the test's own, beside the data directory.
+    security = {"isolation": "T0", **overrides.pop("security", {})}
+    found = settings.load(overrides={"agents": agents, "security": security, **overrides}, environ={})
     return node.Options(settings=found, folder=folder, data_dir=data_dir, store_url=store_url, port=0)
 
 
@@ -217,6 +219,8 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path, self.log = path, path.parent / f"{path.name}.log"
         shutil.copytree(AGENTS, path, ignore=shutil.ignore_patterns("__pycache__"))
+        self.environment: dict[str, str] = {}  # of its nodes, beside the usual
+        self.interpreter: tuple[str, ...] = (sys.executable, "-m", "greenroom.cli")
         self._stack = contextlib.ExitStack()
 
     def manifest(self, text: str) -> None:
@@ -224,9 +228,12 @@ class Folder:
 
     def command(self, *words: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "greenroom.cli", "up", *([] if "--port" in words else ["--port", "0"]), *words],
+            [*self.interpreter, "up", *([] if "--port" in words else ["--port", "0"]), *words],
             cwd=self.path,
-            env=os.environ | {MARKER: str(self.path), "PYTHONPATH": SOURCE},
+            env={"GREENROOM_SECURITY__ISOLATION": "T0"}
+            | os.environ
+            | {MARKER: str(self.path), "PYTHONPATH": SOURCE}
+            | self.environment,
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -180,6 +181,24 @@ async def test_two_systems_side_by_side_do_not_meet(tmp_path: Path) -> None:
             await two.client().task(task["task_id"])
         with pytest.raises(errors.Unauthenticated):
             await two.process_request(one.token, "x", agent="echo")
+
+
+async def test_in_production_the_program_is_not_limited_by_its_own_rates(tmp_path: Path) -> None:
+    few = {"rate_limit_per_minute": 5}
+    async with system.ProductionMultiAgentSystem(
+        "production", data_dir=tmp_path / "data", overrides={"security": few}
+    ) as running:
+        await running.deploy_agents([{"name": "echo", "factory": "agents:echo"}])
+        requests = (running.process_request(running.token, number, agent="echo") for number in range(20))
+        tasks = await asyncio.gather(*requests)
+        results = await asyncio.gather(*(running.result(task["task_id"]) for task in tasks))
+        assert results == list(range(20))
+        assert (tmp_path / "data" / "encryption.key").stat().st_mode & 0o777 == 0o600
+        await running.create_token("somebody")
+        (entry, *_) = (await running.client().audit()).items
+        assert (entry.action, entry.source) == ("key.create", "this program")
+        controls = {each.name: each.state for each in (await running.client().security()).controls}
+        assert (controls["encryption at rest"], controls["tls"]) == ("on", "off by setting")
 
 
 async def test_a_failed_deployment_raises_with_the_reasons_and_can_be_mended(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from greenroom import errors as errors
+    from greenroom.sdk import webhooks as webhooks
     from greenroom.sdk.client import AsyncClient as AsyncClient
     from greenroom.sdk.client import Client as Client
     from greenroom.sdk.context import Context as Context
@@ -29,6 +30,7 @@ _HOME_OF = {
     "SubTaskFailed": ("greenroom.sdk.context", "SubTaskFailed"),
     "current_context": ("greenroom.sdk.context", "current"),
     "errors": ("greenroom.errors", None),
+    "webhooks": ("greenroom.sdk.webhooks", None),
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Submission",
     "current_context",
     "errors",
+    "webhooks",
 ]
 
 

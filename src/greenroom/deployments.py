@@ -8,6 +8,7 @@ from. Without the file none came from a manifest. Held by `node`.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -17,7 +18,7 @@ import msgspec
 
 from greenroom import errors, settings, telemetry
 from greenroom.core import agents, rollouts
-from greenroom.engine import contract, snapshots
+from greenroom.engine import contract, origins, snapshots
 from greenroom.sdk import models
 from greenroom.security import secret_file
 from greenroom.store.agents import Revision
@@ -27,7 +28,9 @@ from greenroom.store.rollouts import Rollout, spec_of
 from greenroom.store.store import Store
 
 BY_MANIFEST = "the manifest"
+MANIFEST = "greenroom.toml"
 _DIGEST = re.compile("[0-9a-f]{64}")
+OF_CHAOS = "greenroom.testing.chaos.agent:perform"  # what `greenroom chaos` deploys: harmless, whoever does
 
 
 class Deployments:
@@ -96,16 +99,20 @@ class Deployments:
         folder: Path | None = None,
         code: str | None = None,
         rollout: settings.Rollout | None = None,
+        is_remote: bool = False,
     ) -> Deployed:
         """Begin to move an agent to *spec*, with the code in *folder* or that of the digest *code*.
 
-        *rollout*, if given, goes before the spec's for this time. From here on it is no more the manifest's. Raises
+        *is_remote*: it comes by API, and has to be code of the agent's folder unless the node accepts any. *rollout*,
+        if given, goes before the spec's for this time. From here on it is no more the manifest's. Raises
         `errors.Conflict` where there is no room, `errors.NotFound` for a digest that nobody has brought, and
         `errors.AgentInvalid` for code or names that cannot be.
         """
         self.check_scaling(name, spec)
         snapshot = await self.snapshot(spec, folder=folder, code=code)
         _check_names(name, spec, snapshot)
+        if is_remote:
+            self._check_origin(name, spec, snapshot)
         deployed = await self._store.deployments.deploy(
             Deployment(
                 agent=name,
@@ -132,10 +139,11 @@ class Deployments:
         code: str | None = None,
         rollout: settings.Rollout | None = None,
     ) -> tuple[Decision, snapshots.Snapshot]:
-        """Return what `add` would do, and the code that it would run."""
+        """Return what `add` would do with what comes by API, and the code that it would run."""
         self.check_scaling(name, spec)
         snapshot = await self.snapshot(spec, code=code)
         _check_names(name, spec, snapshot)
+        self._check_origin(name, spec, snapshot)
         item = Deployment(
             agent=name,
             digest=snapshot.digest,
@@ -161,6 +169,23 @@ class Deployments:
                 f"cannot deploy {name}: scaling.{key} is more than cluster.max_replicas ({self._limits.replicas}); "
                 "lower it, or raise cluster.max_replicas"
             )
+
+    def _check_origin(self, name: str, spec: settings.AgentSettings, snapshot: snapshots.Snapshot) -> None:
+        """Raise `errors.AgentInvalid` for names of code that neither the folder nor the manifest has.
+
+        Who may deploy chooses among what the operator has written or named. Anything installed would be more: a loader
+        that makes code of its arguments, or ``os:system``.
+        """
+        if self._settings.server.accept_code:
+            return
+        named = references(self._settings) | {OF_CHAOS}
+        for key, reference in (("factory", spec.factory), *(("rollout.checks", each) for each in spec.rollout.checks)):
+            why = None if reference in named else origins.foreign(snapshot.path, reference)
+            if why is not None and reference not in _named_now(self._folder):
+                raise errors.AgentInvalid(
+                    f"cannot deploy {name}: {key} names {reference}, and {why}; define it in a file there, name it in "
+                    "the node's manifest, or let the node accept any code (server.accept_code)"
+                )
 
     async def bring(self, archive: bytes) -> models.Code:
         """Store the code of an archive, to be deployed by its digest; raises `errors.AgentInvalid` for a bad one."""
@@ -326,6 +351,10 @@ def revision_of(
         factory=spec.factory,
         arguments=spec.arguments,
         env=spec.env,
+        secrets=spec.secrets,
+        read_paths=tuple(folder / path for path in spec.read_paths),
+        write_paths=tuple(folder / path for path in spec.write_paths),
+        egress=spec.egress,
         concurrency=spec.concurrency,
         sessions=spec.sessions,
         memory_mb=spec.memory_mb,
@@ -344,6 +373,19 @@ def _unpacked(archive: bytes, into: Path) -> models.Code:
     snapshot = snapshots.unpack(archive, into=into)
     files = files_of(snapshot.path).values()
     return models.Code(digest=snapshot.digest, files=len(files), bytes=sum(path.stat().st_size for path in files))
+
+
+def references(found: settings.Settings) -> set[str]:
+    """Return all that *found* names of agents' code."""
+    return {each for spec in found.agents.values() for each in (spec.factory, *spec.rollout.checks)}
+
+
+def _named_now(folder: Path) -> set[str]:
+    """Return what the manifest in the node's folder names by now: it may have changed since the node began."""
+    try:
+        return references(settings.load(folder / MANIFEST, os.environ))
+    except (settings.SettingsInvalid, OSError):
+        return set()
 
 
 def _check_names(name: str, spec: settings.AgentSettings, snapshot: snapshots.Snapshot) -> None:

@@ -130,6 +130,12 @@ class Overloaded(GreenroomError):
         self.retry_after_s = retry_after_s
 
 
+class RateLimited(Overloaded):
+    """Too many requests were sent in too short a time; go on after Retry-After."""
+
+    code = "rate-limited"
+
+
 class StoreUnavailable(GreenroomError):
     """The store cannot be reached or cannot write; what was not acknowledged may or may not be stored."""
 
@@ -165,6 +171,13 @@ class StoreOfAnotherRelease(GreenroomError):
     status = 503
 
 
+class AuditBroken(GreenroomError):
+    """The audit log is not what was written, or cannot be checked."""
+
+    code = "audit-broken"
+    status = 503
+
+
 class BackupInvalid(GreenroomError):
     """The backup cannot be read: the key is another one, or it is damaged, or of a newer release."""
 
@@ -184,6 +197,19 @@ class AgentInvalid(GreenroomError):
 
     code = "agent-invalid"
     status = 422
+
+
+class WebhookRefused(GreenroomError):
+    """The message is not what it claims to be, or not of now."""
+
+    code = "webhook-refused"
+    status = 400
+
+
+class WebhookRepeated(WebhookRefused):
+    """The message was taken before; answer 2xx, or it comes again."""
+
+    code = "webhook-repeated"
 
 
 class StartRefused(GreenroomError):

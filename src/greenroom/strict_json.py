@@ -7,7 +7,6 @@ surrogates in strings, nesting deeper than `MAX_DEPTH`, more than `MAX_KEYS` key
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from typing import Any
@@ -26,9 +25,10 @@ _TOO_LONG = b"0" * 41  # arithmetic on huge literals is quadratic
 _LONG_INT = b"0" * 19  # may be more than 64 bits
 # A string, or what begins like one and never ends: always a match, so that no byte is looked at twice.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_HUGE, _TINY = b"0e000", b"0e 000"  # exponents of three digits: with no more than 40 before it, none else is infinite
 _NO_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'"[]{}')
-_STEPS = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
-_NO_BRACKETS = bytes(byte for byte in range(256) if not _STEPS[byte])
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 def loads(body: bytes, *, max_keys: int = MAX_KEYS) -> Any:
@@ -38,14 +38,16 @@ def loads(body: bytes, *, max_keys: int = MAX_KEYS) -> Any:
     classes = body.translate(_CLASSES)
     if _TOO_LONG in classes and _TOO_LONG in _STRING.sub(b'""', body).translate(_CLASSES):
         raise errors.JsonRefused("cannot read JSON: a number has more than 40 digits")
+    if body.count(b":") > max_keys and _has_more_keys(body, max_keys):  # before they are made, which takes long
+        raise errors.JsonRefused(f"cannot read JSON: more than {max_keys} keys")
     try:
         value = _decoded(body.decode())
     except UnicodeDecodeError as error:
         raise errors.JsonRefused(f"cannot read JSON: not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise errors.JsonRefused(f"cannot read JSON: {error.msg} at character {error.pos}") from None
-    if b"\\u" in body or _LONG_INT in classes or b"0e" in classes or body.count(b":") > max_keys:
-        _check_values(value, max_keys)
+    if b"\\u" in body or _LONG_INT in classes or _HUGE in classes or _TINY in classes:
+        _check_values(value)
     return value
 
 
@@ -105,13 +107,26 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 def _check_depth(body: bytes) -> None:
     if b"\\" not in body:  # nothing is escaped: strings can be told without their letters
         body = body.translate(None, _NO_STRUCTURE)
-    brackets = _STRING.sub(b"", body).translate(None, _NO_BRACKETS)
-    if max(itertools.accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
+    brackets = _STRING.sub(b"", body).translate(_ONE_KIND, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):  # each turn takes the innermost ones away
+        before, brackets = brackets, brackets.replace(b"[]", b"")
+        if len(brackets) == len(before):
+            is_too_deep = brackets.count(b"[") > MAX_DEPTH  # what never ends is left: no JSON, of whatever depth
+            break
+    else:
+        is_too_deep = bool(brackets)
+    if is_too_deep:
         raise errors.JsonRefused(f"cannot read JSON: nested deeper than {MAX_DEPTH}")
 
 
-def _check_values(root: Any, max_keys: int) -> None:
-    keys, stack = 0, [root]
+def _has_more_keys(body: bytes, max_keys: int) -> bool:
+    if b"\\" not in body and body.count(b'":') > max_keys:  # nothing is escaped: each of these ends a key
+        return True
+    return _STRING.sub(b"", body).count(b":") > max_keys
+
+
+def _check_values(root: Any) -> None:
+    stack = [root]
     while stack:
         value = stack.pop()
         match value:
@@ -128,9 +143,6 @@ def _check_values(root: Any, max_keys: int) -> None:
             case list():
                 stack.extend(value)
             case dict():
-                keys += len(value)
-                if keys > max_keys:
-                    raise errors.JsonRefused(f"cannot read JSON: more than {max_keys} keys")
                 for key in value:
                     _check_string(key)
                 stack.extend(value.values())

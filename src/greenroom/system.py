@@ -1,7 +1,8 @@
 """`ProductionMultiAgentSystem`: the whole platform inside one Python program.
 
 A node without a socket, and a client that speaks to its API in this process: requests are authenticated, validated and
-stored as those from outside are. There is no second path.
+stored as those from outside are. There is no second path. Rates are for others: what the program does with the owner's
+key is not limited, and what it does with the keys that it gave to its callers is.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class ProductionMultiAgentSystem:
             settings=self.settings, folder=Path.cwd(), data_dir=self._data_dir, store_url=self._store_url
         )
         self._node = await self._stack.enter_async_context(node.opened(options))
+        self._node.access.exempt(BY)
 
     async def shutdown(self) -> None:
         """Let running tasks end, hand back the rest, stop every replica."""
@@ -101,9 +103,22 @@ class ProductionMultiAgentSystem:
         """The owner's key, minted at first start."""
         return (self._data_dir / "local.key").read_text().strip()
 
-    async def create_token(self, name: str, *, role: str = "user") -> str:
-        """Return a new key for somebody with *role*: viewer, user, operator or admin."""
-        created = await self._client(self.token).create_key(name, role)
+    async def create_token(
+        self,
+        name: str,
+        *,
+        role: str = "user",
+        scopes: Sequence[str] | None = None,
+        expires_in_s: float | None = None,
+        tenant: str | None = None,
+    ) -> str:
+        """Return a new key for somebody with *role*: viewer, user, operator, admin, or one of the policy file's.
+
+        *scopes* narrow it, for example ``["task:submit on agent:research"]``.
+        """
+        created = await self._client(self.token).create_key(
+            name, role, scopes=scopes, expires_in_s=expires_in_s, tenant=tenant
+        )
         assert created.key is not None, "a new key comes with its text"
         return created.key
 
@@ -201,7 +216,7 @@ class ProductionMultiAgentSystem:
     def _client(self, token: str) -> AsyncClient:
         app = self._started().app
         if token not in self._clients:
-            transport = httpx.ASGITransport(app=app)
+            transport = httpx.ASGITransport(app=app, client=(BY, 0))
             self._clients[token] = AsyncClient("http://greenroom.internal", token, transport=transport)
         return self._clients[token]
 

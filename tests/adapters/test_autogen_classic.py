@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 
 import pytest
 
 import replicas
 from greenroom.engine import protocol
 
-importlib.import_module("autogen")
+with warnings.catch_warnings(
+    action="ignore", category=DeprecationWarning
+):  # of what it imports where that is installed
+    importlib.import_module("autogen")
 
 
 def test_an_agent_replies_and_prints_as_its_task() -> None:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 import nodes
 from greenroom.testing import databases
+
+# What these ask does not depend on the database: SQLite answers for both, but for `make long`.
+ALIKE = ("test_access.py", "test_login.py", "test_openapi.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in ALIKE and "postgresql" in item.name:
+            item.add_marker(pytest.mark.long)
+
 
 AGENTS = {
     "echo": nodes.agent("echo", concurrency=8, description="Repeats what it is told", skills=["repeat"]),
@@ -19,7 +31,7 @@ AGENTS = {
     "parent": nodes.agent("parent"),
     "queue": nodes.agent("gated", description="Finds and summarises sources", skills=["research"]),
 }
-SERVER = {"accept_code": True}
+SETTINGS: dict[str, Any] = {"server": {"accept_code": True}, "security": {"encryption_at_rest": True}}
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +50,11 @@ def server(request: pytest.FixtureRequest) -> databases.Server | None:
 async def api(server: databases.Server | None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[nodes.Api]:
     folder = tmp_path_factory.mktemp("api")
     if server is None:
-        async with nodes.opened(folder / "data", AGENTS, server=SERVER) as opened:
+        async with nodes.opened(folder / "data", AGENTS, **SETTINGS) as opened:
             yield opened
         return
     async with (
         server.scratch() as scratch,
-        nodes.opened(folder / "data", AGENTS, server=SERVER, store_url=scratch.url) as opened,
+        nodes.opened(folder / "data", AGENTS, **SETTINGS, store_url=scratch.url) as opened,
     ):
         yield opened

@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from greenroom.api import connections
+from greenroom.api import connections, heads
 
 CHUNKED = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 HEAD = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
@@ -33,8 +33,9 @@ class Timer:
 class Loop:
     """Notes timers and starts nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, time: Callable[[], float] = lambda: 0.0) -> None:
         self.timers: list[Timer] = []
+        self.time = time
 
     def call_later(self, delay_s: float, ring: Callable[[], None]) -> Timer:
         self.timers.append(Timer(delay_s, ring))
@@ -48,11 +49,11 @@ class Loop:
 
 
 class Transport:
-    def __init__(self) -> None:
-        self.is_closed = False
+    def __init__(self, address: str | None = None) -> None:
+        self.is_closed, self._address = False, address
 
-    def get_extra_info(self, name: str) -> None:
-        del name  # there is no socket to tell of
+    def get_extra_info(self, name: str) -> tuple[str, int] | None:
+        return (self._address, 1) if name == "peername" and self._address is not None else None
 
     def is_closing(self) -> bool:
         return self.is_closed
@@ -66,14 +67,23 @@ class Transport:
     def close(self) -> None:
         self.is_closed = True
 
+    def abort(self) -> None:
+        self.is_closed = True
+
 
 class Wire:
     """A connection, and what its peer and its application do."""
 
-    def __init__(self) -> None:
-        self.loop, self.transport = Loop(), Transport()
-        config = uvicorn.Config(_application, http=connections.Connection, ws="none", lifespan="off", log_config=None)
-        self.connection = connections.Connection(config, ServerState(), {}, self.loop)
+    def __init__(
+        self,
+        kind: type[connections.Connection] = connections.Connection,
+        state: ServerState | None = None,
+        address: str | None = None,
+        time: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.loop, self.transport = Loop(time), Transport(address)
+        config = uvicorn.Config(_application, http=kind, ws="none", lifespan="off", log_config=None)
+        self.connection = kind(config, state or ServerState(), {}, self.loop)
         self.connection.connection_made(self.transport)  # type: ignore[arg-type] # what it uses of one
         self._unanswered: list[Any] = []
 
@@ -137,10 +147,10 @@ async def test_a_chunked_body_has_the_same_time_to_its_very_end(wire: Wire) -> N
 async def test_a_body_that_nobody_waits_for_any_more_has_no_more_time(wire: Wire) -> None:
     """The request was refused for its head, and the answer is out."""
     wire.send(HEAD)
-    (timer,) = wire.running
     wire.answer()
     wire.send(b"1")
-    assert timer in wire.running
+    (timer,) = (timer for timer in wire.running if timer.delay_s != wire.connection.timeout_keep_alive)
+    assert timer.delay_s == connections.LINGER_S == 2
     timer.ring()
     assert wire.transport.is_closed
 
@@ -156,7 +166,7 @@ async def test_a_body_that_came_in_time_leaves_the_connection_to_its_response(wi
 async def test_a_head_has_its_time_from_the_connection_or_its_own_first_byte(wire: Wire) -> None:
     (first,) = wire.running
     assert first.delay_s == connections.HEAD_TIMEOUT_S
-    wire.send(b"GET / HT", b"TP/1.1\r\nX: ")
+    wire.send(b"GET / HT", b"TP/1.1\r\nHost: x\r\nX: ")
     assert wire.running == [first]
     wire.send(b"y\r\n\r\n")
     assert wire.running == []
@@ -194,18 +204,124 @@ async def test_the_time_of_a_request_that_waits_behind_another_begins_with_its_t
 
 
 async def test_what_stands_around_a_chunked_body_is_bounded_as_its_head_is(wire: Wire) -> None:
-    large = connections.MAX_HEAD_BYTES
-    wire.send(CHUNKED + b"%x\r\n%s\r\n" % (3 * large, b"x" * 3 * large), *[b"1;ext=y\r\nx\r\n"] * 10_000)
+    large = heads.MAX_HEAD_BYTES
+    wire.send(CHUNKED + b"%x\r\n%s\r\n" % (3 * large, b"x" * 3 * large), *[b"1\r\nx\r\n"] * 10_000)
     assert not wire.transport.is_closing()
     wire.send(b"0\r\n", *[b"A-Trailer: %s\r\n" % (b"x" * 1000)] * 100)
     assert wire.transport.is_closing()
     assert sum(len(value) for _, value in wire.connection.headers) < 2 * large
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 7_000, 10**6])
+@pytest.mark.parametrize("times", [1, 400])
+@pytest.mark.parametrize("is_too_much", [False, True])
+async def test_extensions_of_chunks_and_trailers_are_bounded_all_together(
+    wire: Wire, piece_bytes: int, times: int, is_too_much: bool
+) -> None:
+    """However many there are, and however they come."""
+    most = heads.MAX_HEAD_BYTES + (1_000 if is_too_much else -2_000) - 1_000
+    extension = b"x" * (most // times)
+    body = b"".join(b"1;%b\r\ny\r\n" % extension for _ in range(times))
+    sent = CHUNKED + body + b"0\r\nA-Trailer: %b\r\n\r\n" % (b"x" * 1_000)
+    wire.send(*[sent[start : start + piece_bytes] for start in range(0, len(sent), piece_bytes)])
+    assert wire.transport.is_closed == is_too_much
+
+
+@pytest.mark.parametrize("line", [b"GET  / HTTP/1.1", b"GET /  HTTP/1.1"])
+@pytest.mark.parametrize("piece_bytes", [1, 5, 1_000])
+async def test_one_space_stands_on_either_side_of_the_target(wire: Wire, line: bytes, piece_bytes: int) -> None:
+    good, bad = b"\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", line + b"\r\nHost: x\r\nX: GET / HTTP/1.1\r\n\r\n"
+    sent = good + good
+    wire.send(*[sent[start : start + piece_bytes] for start in range(0, len(sent), piece_bytes)])
+    assert not wire.transport.is_closed
+    wire.send(*[bad[start : start + piece_bytes] for start in range(0, len(bad), piece_bytes)])
+    assert wire.transport.is_closed
+
+
 async def test_a_lost_connection_leaves_no_timer(wire: Wire) -> None:
     wire.send(HEAD)
     wire.connection.connection_lost(None)
     assert wire.running == []
+
+
+# Who gives way where all places are taken
+
+
+class Door:
+    """A protocol of few places, and connections to it; its clock is set by hand."""
+
+    def __init__(self, most: int, *, is_spared: Callable[[str], bool] = lambda _: True) -> None:
+        self.kind = connections.limited_to(most, is_spared=is_spared)
+        self.state, self.now_s = ServerState(), 0.0
+
+    def connect(self, address: str = "192.0.2.1") -> Wire:
+        return Wire(self.kind, self.state, address, lambda: self.now_s)
+
+    def open(self, wires: list[Wire]) -> list[bool]:
+        return [not wire.transport.is_closed for wire in wires]
+
+
+def _is_taken(wire: Wire) -> bool:
+    """Tell whether it is served; one that is not leaves again."""
+    if not wire.connection._is_surplus:
+        return not wire.transport.is_closed
+    wire.connection.connection_lost(None)
+    return False
+
+
+async def test_strangers_that_idle_or_were_refused_give_way_at_once_the_oldest_first() -> None:
+    door = Door(3)
+    held = [door.connect() for _ in range(3)]
+    held[1].send(GET)
+    held[0].send(HEAD + b"1")  # refused by its head
+    for wire in (held[1], held[0]):
+        wire.answer()
+    assert _is_taken(door.connect())
+    assert door.open(held) == [True, False, True]
+    assert _is_taken(door.connect())
+    assert door.open(held) == [False, False, True]
+    assert not _is_taken(door.connect())
+
+
+async def test_a_stranger_that_sends_slowly_gives_way_after_a_second_be_it_its_second_request_or_a_body() -> None:
+    door = Door(3)
+    held = [door.connect() for _ in range(3)]
+    held[0].send(HEAD, b"1")
+    held[1].send(GET)
+    held[1].answer()
+    held[1].send(b"GET / HT")
+    assert not _is_taken(door.connect())
+    door.now_s = connections.PATIENCE_S
+    assert [_is_taken(door.connect()) for _ in range(3)] == [True, True, True]
+    assert door.open(held) == [False, False, False]
+
+
+async def test_who_is_known_or_waits_for_an_answer_does_not_give_way() -> None:
+    door = Door(3)
+    held = [door.connect() for _ in range(3)]
+    for wire, request in zip(held, (GET, HEAD, GET), strict=True):
+        wire.send(request)
+        if wire is not held[2]:
+            _whole(wire.connection.cycle).know_caller()
+    held[0].answer()
+    door.now_s = 60
+    assert not _is_taken(door.connect())
+    assert door.open(held) == [True, True, True]
+    held[0].send(GET)  # with a credential that is good no more
+    held[0].answer()
+    assert _is_taken(door.connect())
+    assert door.open(held) == [False, True, True]
+
+
+async def test_one_address_has_half_of_all_unless_it_speaks_for_many() -> None:
+    door = Door(8, is_spared=lambda address: address == "192.0.2.9")
+    held = [door.connect(f"2001:db8::{number:x}") for number in range(5)]  # a network of one caller
+    assert door.open(held) == [True, True, True, True, False]
+    assert door.open([door.connect("192.0.2.9") for _ in range(4)]) == [True] * 4
+    for wire in held:
+        wire.connection.connection_lost(None)
+    assert _is_taken(door.connect("2001:db8::1"))
+    assert sum(door.kind.held.values()) == 1
 
 
 def test_what_an_answer_writes_leaves_at_once_and_much_of_it_is_the_transports_to_hold_back() -> None:

@@ -18,6 +18,8 @@ import nodes
 from greenroom.api import openapi, routes
 from greenroom.core.optimizer import Found
 from greenroom.engine import archives
+from greenroom.security import audit
+from greenroom.store.measures import Measure
 from greenroom.store.recovery import Noted, Raised
 from greenroom.store.scaling import Load
 
@@ -122,7 +124,9 @@ class Reader:
 
 
 @pytest.mark.slow
-async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Path, gate: Path) -> None:
+async def test_every_route_answers_as_it_is_described(
+    api: nodes.Api, ledger: Path, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reader = Reader(api)
     call = reader.call
 
@@ -202,17 +206,55 @@ async def test_every_route_answers_as_it_is_described(api: nodes.Api, ledger: Pa
     await call("POST /v1/replicas/{id}/drain", id=drained["id"])
     await call("DELETE /v1/agents/{name}", name="described")
     await rollouts_answer(reader)
+    await webhooks_answer(reader)
 
     made = (await call("POST /v1/keys", {"name": "described", "expires_in_s": 60})).json()
+    scoped = {"name": "described", "scopes": ["task:* on agent:echo"]}
+    scoped_key = (await call("POST /v1/keys", scoped)).json()
+    await call("GET /v1/keys/{id}", id=scoped_key["id"])
+    await call("GET /v1/keys/{id}/can", None, "?action=task:submit&resource=agent:echo", id=scoped_key["id"])
     await call("DELETE /v1/keys/{id}", id=made["id"])
+    monkeypatch.setattr(api.running.services, "ask_to_stop", lambda: None)
+    await call("POST /v1/shutdown")
     await backups_rest(api)
     await call("POST /v1/backups")
     await backups_rest(api)
-    for route in ("GET /v1/backups", "GET /v1/keys", "GET /v1/status", "GET /metrics", "GET /openapi.json"):
+    for route in ("POST /v1/logins", "DELETE /v1/logins", "GET /"):
         await call(route)
+    await call("POST /v1/encryption/rotate", {"data_keys": False})
+    for route in (
+        "GET /v1/backups",
+        "GET /v1/encryption",
+        "GET /v1/keys",
+        "GET /v1/status",
+        "GET /metrics",
+        "GET /openapi.json",
+    ):
+        await call(route)
+
+    await call("GET /v1/audit", None, "?action=key.*&limit=5")
+    await api.running.store.audit.seal(audit.Signer(b"s" * 32))
+    await call("GET /v1/audit/checkpoints")
+    await call("POST /v1/audit/erase", {"actor": "nobody"})
+    await api.running.store.measures.take(Measure("principal:x", "lock", "scope_probing", "why", 0, 2**62 // 2**11))
+    await call("GET /v1/security")
+    await call("POST /v1/security/unlock", {"subject": "principal:x"})
 
     described = {(f"{route.method} {route.path}", str(status)) for route in EVERY for status in route.gives}
     assert described <= reader.answered, described - reader.answered
+
+
+async def webhooks_answer(reader: Reader) -> None:
+    call = reader.call
+    webhook = {"url": "https://hooks.example.com/", "events": []}
+    id = (await call("POST /v1/webhooks", webhook)).json()["id"]
+    await call("GET /v1/webhooks")
+    await call("GET /v1/webhooks/{id}", id=id)
+    await call("POST /v1/webhooks/{id}/rotate", id=id)
+    await call("PATCH /v1/webhooks/{id}", {"description": "x"}, id=id)
+    await call("POST /v1/webhooks/{id}/test", id=id)
+    await call("GET /v1/webhooks/{id}/deliveries", id=id)
+    await call("DELETE /v1/webhooks/{id}", id=id)
 
 
 async def rollouts_answer(reader: Reader) -> None:
@@ -256,7 +298,10 @@ EVERY = (*routes.ROUTES, openapi.ROUTE)
 
 
 @pytest.mark.parametrize("route", EVERY, ids=lambda route: f"{route.method} {route.path}")
-async def test_every_route_refuses_as_it_is_described(api: nodes.Api, route: routes.Route) -> None:
+async def test_every_route_refuses_as_it_is_described(
+    api: nodes.Api, route: routes.Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.running.services, "ask_to_stop", lambda: None)
     name = f"{route.method} {route.path}"
     if name == "POST /v1/backups":
         await backups_rest(api)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,118 @@ def test_wrong_usage_is_one_message_and_exits_with_two(
     assert "Traceback" not in err
 
 
+# Keys
+
+
+@pytest.mark.parametrize("expires", ["30", "0d", "-1d", "d", "1y", "1.5h", "9999999999d"])
+def test_an_expiry_needs_a_unit(fake: FakeNode, capsys: pytest.CaptureFixture[str], expires: str) -> None:
+    code, _, err = run(capsys, "keys", "create", "ci", f"--expires={expires}")
+    assert code == 2
+    assert "30d, 12h, 90m" in err
+    assert not fake.asked("POST /v1/keys")
+
+
+def test_the_list_of_keys_says_when_each_was_used_and_ends(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    now = datetime.now(UTC)
+    row = {"id": "k1", "name": "ci", "role": "user"}
+    rows = [
+        row | {"last_used_at": (now - timedelta(hours=2, minutes=1)).isoformat()},
+        row | {"expires_at": (now + timedelta(days=3, minutes=1)).isoformat(), "scopes": ["task:read"]},
+        row | {"expires_at": (now - timedelta(days=3, minutes=1)).isoformat()},
+        row | {"revoked_at": AT},
+    ]
+    fake.put("GET /v1/keys", {"items": rows})
+    code, out, _ = run(capsys, "keys", "ls")
+    told = [line.split()[3:] for line in out.splitlines()[1:]]
+    assert (code, told) == (
+        0,
+        [
+            ["all", "2h", "ago", "never", "valid"],
+            ["task:read", "never", "in", "3d", "valid"],
+            ["all", "never", "3d", "ago", "expired"],
+            ["all", "never", "never", "revoked"],
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("--role", "user", "task:submit"), 0, 'yes: "task:submit" of the role user'),
+        (("--role", "user", "system:shutdown"), 1, "no: the role user does not grant system:shutdown"),
+        (("--role", "researcher", "task:read", "agent:research"), 0, 'yes: "task:*'),
+        (("--role", "researcher", "task:read", "agent:writer"), 1, "no: the role researcher does not grant"),
+        (("--role", "admin", "--tenant", "acme", "agent:deploy"), 1, "no: the tenant acme"),
+        (("--role", "god", "task:read"), 2, "there is no role god"),
+        (("--role", "user", "task:raed"), 2, 'did you mean "task:read"?'),
+        (("--role", "user", "task:read", "research"), 2, "give agent:NAME"),
+        (("--role", "user"), 2, "ACTION [RESOURCE]"),
+        (("--role", "user", "key:read", "agent:a"), 2, "is done on no agent"),
+        (("k1",), 2, "KEY_ID ACTION [RESOURCE]"),
+    ],
+)
+@pytest.mark.usefixtures("nowhere")
+def test_what_a_role_may_do_is_told_without_a_node(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    code: int,
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "greenroom.toml").write_text('[security]\npolicy_file = "policy.toml"\n')
+    (tmp_path / "policy.toml").write_text('[roles.researcher]\ngrants = ["task:* on agent:research"]\n')
+    found, out, err = run(capsys, "keys", "can", *words)
+    assert found == code
+    assert told in out + err
+
+
+def test_what_a_key_may_do_is_told_by_the_node(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    for allowed, code in ((True, 0), (False, 1)):
+        fake.put("GET /v1/keys/k1/can", {"allowed": allowed, "action": "task:read", "reason": "because"})
+        assert run(capsys, "keys", "can", "k1", "task:read")[:2] == (code, f"{'yes' if allowed else 'no'}: because\n")
+    assert run(capsys, "keys", "can", "k1", "task:read", "--json")[0] == 1
+
+
+def test_shutting_down_asks_before(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "shutdown")
+    assert code == 2
+    assert "--yes" in err
+    assert not fake.asked("POST /v1/shutdown")
+
+
+def test_validating_the_manifest_tells_of_files_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = {"tls_certificate": "cert.pem", "tls_key": "there.key", "encryption_key_file": "gone.key"}
+    lines = [f'{name} = "{path}"' for name, path in named.items()]
+    (tmp_path / "greenroom.toml").write_text("\n".join(["[security]", "tls = true", *lines]))
+    (tmp_path / "there.key").touch()
+    code, _, err = run(capsys, "config", "validate")
+    assert code == 0
+    assert "security.tls_certificate names cert.pem, which is not there" in err
+    assert "security.encryption_key_file names gone.key, which is not there" in err
+    assert "there.key" not in err
+
+
+def test_validating_the_manifest_tells_of_roles_for_agents_that_it_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    manifest = '[security]\npolicy_file = "policy.toml"\n[agents.research]\nfactory = "a:b"\n'
+    (tmp_path / "greenroom.toml").write_text(manifest)
+    (tmp_path / "policy.toml").write_text('[roles.r]\ngrants = ["task:* on agent:reserch"]\n')
+    code, _, err = run(capsys, "config", "validate")
+    assert code == 0
+    assert 'did you mean "agent:research"?' in err
+    (tmp_path / "policy.toml").write_text('[roles.r]\ngrants = ["task:fly"]\n')
+    code, _, err = run(capsys, "config", "validate")
+    assert code == 2
+    assert "roles.r.grants[0]" in err
+
+
 # Errors
 
 
@@ -232,6 +345,9 @@ def test_wrong_usage_is_one_message_and_exits_with_two(
         ["tasks", "ls"],
         ["submit", "a", "b"],
         ["keys", "ls"],
+        ["audit", "ls"],
+        ["security", "report"],
+        ["doctor", "--security"],
         ["sessions", "ls"],
         ["tasks", "watch", "x"],
     ],
@@ -262,6 +378,21 @@ def test_debugging_raises_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
 # Tables and JSON
 
 
+REPORT: dict[str, Any] = {
+    "grade": "warning",
+    "reason": "found in the last hour: failed_logins",
+    "controls": [
+        {"name": "audit log", "state": "on", "why": "7 entries were looked at: all sound"},
+        {"name": "tls", "state": "off by setting", "why": "security.tls is off"},
+    ],
+    "found_last_hour": 1,
+    "found_last_day": [{"at": AT, "rule": "failed_logins", "subject": "source:192.0.2.1", "reason": "20 " * 30}],
+    "rejected": [{"subject": "192.0.2.1", "count": 51, "per_minute": 0.85}],
+    "refused": [{"subject": "k1", "count": 43, "per_minute": 0.72, "share_pct": 100.0}],
+    "measures": [{"subject": "source:192.0.2.1", "kind": "lock", "rule": "failed_logins", "until": AT}],
+}
+
+
 def put_lists(fake: FakeNode) -> None:
     long = task("running", agent="a" * 63, input={"text": "x" * 300}, finished_at=None)
     fake.put("GET /v1/tasks", {"items": [task(), long], "next_cursor": "77"})
@@ -284,6 +415,17 @@ def put_lists(fake: FakeNode) -> None:
     fake.put("GET /v1/sessions", {"items": [{"id": "s-1", "agent": "research", "tasks": 3, "updated_at": AT}]})
     fake.put("GET /v1/sessions/s-1", {"id": "s-1", "agent": "research", "state": {"n": 1}})
     fake.put("GET /v1/keys", {"items": [{"id": "k1", "name": "ci", "role": "user", "created_at": AT}]})
+    entry = {
+        "seq": 1234,
+        "at": AT,
+        "action": "agent.deploy",
+        "outcome": "done",
+        "object": "agent:research",
+        "actor": "k1",
+    }
+    erased = entry | {"seq": 1233, "object": None, "actor": None, "is_erased": True}
+    fake.put("GET /v1/audit", {"items": [entry | {"source": "2001:db8::7"}, erased]})
+    fake.put("GET /v1/security", REPORT)
     fake.put(
         "GET /v1/status",
         {
@@ -349,6 +491,7 @@ def test_every_table_fits_80_columns_with_its_ids_whole(
             "advice": "more-replicas",
             "sessions": "s-1",
             "keys": "k1",
+            "audit": "1234",
         }
         assert wanted.get(argv[0], "research") in out
 
@@ -685,6 +828,40 @@ def test_the_verbs_that_change_something(fake: FakeNode, capsys: pytest.CaptureF
     assert out("keys", "create", "ci") == "gr_dev_secret\n"
     assert fake.last_body == {"name": "ci", "role": "user"}
     assert "revoked" in out("keys", "revoke", "k")
+    fake.put("POST /v1/audit/erase", {"entries": 7, "is_more": False})
+    assert out("audit", "erase", "k", "--tenant", "acme") == "7 entries of k: erased\n"
+    assert fake.last_body == {"actor": "k", "tenant": "acme"}
+    fake.put("POST /v1/security/unlock", Response(status_code=204))
+    assert out("security", "unlock", "source:192.0.2.1") == "source:192.0.2.1: let in again\n"
+    assert fake.last_body == {"subject": "source:192.0.2.1"}
+    scopes = ("--scope", "task:submit on agent:research", "--scope", "task:read")
+    out("keys", "create", "ci", "--role", "viewer", *scopes, "--expires", "30d", "--tenant", "acme")
+    assert fake.last_body == {
+        "name": "ci",
+        "role": "viewer",
+        "scopes": ["task:submit on agent:research", "task:read"],
+        "expires_in_s": 30 * 86_400.0,
+        "tenant": "acme",
+    }
+    fake.put("POST /v1/shutdown", {"node": "node-1", "state": "draining"})
+    assert out("shutdown", "--yes").startswith("node node-1: draining")
+
+
+def test_the_security_report_says_what_to_do_next_and_a_degraded_control_fails_the_doctor(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.put("GET /v1/security", REPORT)
+    code, out, err = run(capsys, "security", "report")
+    assert (code, out.splitlines()[0]) == (0, "security: warning: found in the last hour: failed_logins")
+    assert "off by setting" in out
+    assert any(line.endswith("ago  failed_logins  source:192.0.2.1") for line in out.splitlines()), "whole"
+    assert "next: greenroom security unlock source:192.0.2.1" in err
+    code, out, _ = run(capsys, "doctor", "--security")
+    assert (code, out.splitlines()[0]) == (0, "ok      audit log on: 7 entries were looked at: all sound")
+    degraded = {"name": "audit log", "state": "degraded", "why": "entry 7 was changed"}
+    fake.put("GET /v1/security", REPORT | {"controls": [degraded]})
+    code, out, _ = run(capsys, "doctor", "--security")
+    assert (code, "failed  audit log degraded: entry 7 was changed" in out) == (1, True)
 
 
 def test_cancelling_what_has_ended_fails(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
@@ -771,7 +948,7 @@ def test_doctor_says_what_each_agent_is_taken_for(fake: FakeNode, capsys: pytest
     assert findings["agent broken"]["result"] == "failed"
     assert (findings["agent gone"]["result"], findings["agent gone"]["found"]) == ("warn", "it is not in the manifest")
     assert findings["manifest"]["result"] == "ok"
-    assert {"python", "kernel", "sqlite", "landlock", "pidfd", "node"} <= set(findings)
+    assert {"python", "kernel", "sqlite", "isolation", "pidfd", "node"} <= set(findings)
 
 
 AGENTS = """
@@ -906,3 +1083,61 @@ def test_simulate_says_itself_how_far_back_it_can_look(fake: FakeNode, capsys: p
     assert (code, fake.requests) == (2, [])
     assert "hours" in err
     assert ">= 1" in err
+
+
+# Webhooks
+
+WEBHOOK = {"id": "wh_0123456789abcdef", "url": "https://hooks.example.com/in", "events": ["task.failed"]}
+DELIVERY = {"id": "msg_1", "type": "webhook.test", "state": "pending", "attempts": 0, "created_at": AT}
+IN_WEBHOOK = f"/v1/webhooks/{WEBHOOK['id']}"
+
+
+def test_the_secret_of_a_webhook_is_all_that_is_on_stdout(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put("POST /v1/webhooks", WEBHOOK | {"secret": "whsec_x"})
+    code, out, err = run(capsys, "webhooks", "add", str(WEBHOOK["url"]), "--events", "task.failed", "task.expired")
+    assert (code, out) == (0, "whsec_x\n")
+    assert f"next: greenroom webhooks test {WEBHOOK['id']}" in err
+    assert fake.last_body["events"] == ["task.failed", "task.expired"]
+    run(capsys, "webhooks", "add", str(WEBHOOK["url"]), "--none")
+    assert fake.last_body["events"] == []
+    assert run(capsys, "webhooks", "add", "x", "--none", "--events", "task.failed")[0] == 2
+
+
+def test_a_webhook_is_shown_with_its_last_deliveries(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = DELIVERY | {"state": "failed", "status": 500, "attempts": 1}
+    fake.put(f"GET {IN_WEBHOOK}", WEBHOOK | {"state": "disabled", "reason": "its receiver answered 410"})
+    fake.put(f"GET {IN_WEBHOOK}/deliveries", {"items": [failed], "next_cursor": None})
+    code, out, err = run(capsys, "webhooks", "show", str(WEBHOOK["id"]))
+    assert code == 0
+    assert "its receiver answered 410" in out
+    assert "500" in out
+    assert f"greenroom webhooks enable {WEBHOOK['id']}" in err
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "told"),
+    [
+        ({"state": "delivered", "status": 204}, 0, "taken, answered 204"),
+        ({"state": "failed", "status": 404}, 1, "answered 404, and 2xx is expected"),
+        ({"state": "failed", "error": "no connection"}, 1, "no connection"),
+    ],
+)
+def test_a_test_says_what_was_answered(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], ended: dict[str, Any], code: int, told: str
+) -> None:
+    fake.put(f"POST {IN_WEBHOOK}/test", DELIVERY)
+    fake.put(f"GET {IN_WEBHOOK}/deliveries", {"items": [DELIVERY | ended], "next_cursor": None})
+    found, out, err = run(capsys, "webhooks", "test", str(WEBHOOK["id"]))
+    assert found == code
+    assert told in out + err
+
+
+def test_webhooks_are_listed_changed_and_removed(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put("GET /v1/webhooks", {"items": [WEBHOOK], "next_cursor": None})
+    fake.put(f"PATCH {IN_WEBHOOK}", WEBHOOK | {"state": "disabled"})
+    fake.put(f"DELETE {IN_WEBHOOK}", Response(status_code=204))
+    id = str(WEBHOOK["id"])
+    assert id in run(capsys, "webhooks", "ls")[1]
+    assert run(capsys, "webhooks", "disable", id)[1] == f"webhook {id}: disabled\n"
+    assert fake.last_body == {"enabled": False}
+    assert run(capsys, "webhooks", "rm", id)[1] == f"webhook {id}: removed\n"

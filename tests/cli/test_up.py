@@ -31,8 +31,9 @@ async def test_agents_that_are_failed_are_told_of_with_the_reason_on_a_line_each
     async with nodes.opened(tmp_path / "data", agents) as api:
         await api.running.store.directory.refresh()  # as `node` does before it says that it is ready
         up._tell(api.running)
-    first, limits, *failures, last = capsys.readouterr().err.splitlines()
+    first, isolation, limits, *failures, last = capsys.readouterr().err.splitlines()
     assert first == f"ready at ; agents: {told}"
+    assert isolation.startswith("warning: T0: agents run as the node's user")
     assert limits.startswith("all replicas together may use 2 CPUs (")
     assert last.startswith("next, in another terminal: ")
     broken = [name for name in agents if name in BROKEN]

@@ -154,7 +154,7 @@ def test_an_output_that_is_very_long_is_not_read() -> None:
 def test_no_text_takes_long(text: str) -> None:
     began_s = time.process_time()
     refusals.is_refusal(json.dumps(text).encode(), None)
-    assert time.process_time() - began_s < 0.05
+    assert time.process_time() - began_s < 2  # it takes milliseconds, or for ever
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from greenroom.engine import advice, failures
 class Where:
     snapshot: str
     env: tuple[str, ...] = ("NAMED_API_KEY",)
+    secrets: tuple[str, ...] = ("HIDDEN_API_KEY",)
+    is_closed: bool = True
 
 
 @pytest.fixture
@@ -69,6 +71,7 @@ UNSET = "NAMED_API_KEY is in the agent's `env`, and the node does not have it"
         (lambda: os.environ["FORGOTTEN_API_KEY"], FORGOTTEN),
         (lambda: os.environ["FORGOTTEN"], 'add "FORGOTTEN" to `env`'),
         (lambda: os.environ.pop("NAMED_API_KEY"), UNSET),
+        (lambda: os.environ["HIDDEN_API_KEY"], "one of the agent's `secrets`"),
         (lambda: NOTHING["FORGOTTEN_API_KEY"], None),
         (lambda: NOTHING["NAMED_API_KEY"], UNSET),
         ("pass api_key to the client or set the FORGOTTEN_API_KEY environment variable", FORGOTTEN),

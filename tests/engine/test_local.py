@@ -56,6 +56,16 @@ async def engine(tmp_path: Path) -> AsyncIterator[local.LocalEngine]:
     await engine.close()
 
 
+async def test_a_data_directory_that_was_copied_with_its_links_followed_serves(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    link = data / "replica-side" / "greenroom"
+    link.mkdir(parents=True)
+    (link / "__init__.py").write_text("raise SystemExit('an old copy')\n")
+    engine = local.LocalEngine(data, clocks.SystemClock(), import_deadline_s=5)
+    await engine.close()
+    assert link.readlink() == Path(local.__file__).parent.parent
+
+
 @pytest.fixture
 async def bench(engine: local.LocalEngine, tmp_path: Path) -> Bench:
     return Bench(engine, tmp_path)
@@ -526,6 +536,16 @@ async def test_nothing_is_left_when_the_node_is_killed(node: subprocess.Popen[by
     assert all(lives(pid) for pid in (daemon, replica, zygote))
     node.kill()
     await until(lambda: not any(lives(pid) for pid in (daemon, replica, zygote)))
+
+
+async def test_a_dead_node_that_nobody_buries_is_dead() -> None:
+    pid = await asyncio.to_thread(os.posix_spawn, "/bin/sleep", ["sleep", "60"], {})
+    marker = f"{pid}-{kernel.stat(pid)[19]}-0"
+    lived = processes.lives(marker)
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: processes.is_corpse(pid))
+    assert (lived, processes.lives(marker)) == (True, False)
+    await asyncio.to_thread(os.waitpid, pid, 0)
 
 
 async def test_a_starting_node_sweeps_what_a_killed_one_left(node: subprocess.Popen[bytes], tmp_path: Path) -> None:

@@ -589,6 +589,7 @@ def test_a_replica_imports_little() -> None:
     allowed = {
         "greenroom",
         "greenroom.errors",
+        "greenroom.redaction",
         "greenroom.strict_json",
         "greenroom.sdk",
         "greenroom.sdk.context",
@@ -604,6 +605,7 @@ def test_a_replica_imports_little() -> None:
                 "protocol",
                 "replica",
                 "running",
+                "secret_values",
                 "task_context",
                 "threads",
                 "trying",

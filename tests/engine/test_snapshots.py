@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,32 @@ def test_when_another_node_takes_it_meanwhile_its_copy_stands(
     taken = snapshots.take(folder, include=(), into=into)
     assert files(taken) == {"theirs"}
     assert len(list(into.iterdir())) == 1
+
+
+@pytest.mark.parametrize("swapped", ["a.py", "package", "package/b.py"])
+def test_what_becomes_a_link_while_it_is_read_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
+) -> None:
+    folder, outside = tmp_path / "folder", tmp_path / "outside"
+    for at in (folder, outside):
+        (at / "package").mkdir(parents=True)
+        for name in ("a.py", "package/b.py"):
+            (at / name).write_text("secret" if at == outside else "mine")
+    found = list(snapshots._candidates(folder, tmp_path / "data"))
+
+    def raced(*_: object) -> list[str]:
+        (folder / swapped).rename(tmp_path / "before")
+        (folder / swapped).symlink_to(outside / swapped)
+        return found
+
+    monkeypatch.setattr(snapshots, "_candidates", raced)
+    with pytest.raises(errors.AgentInvalid, match="is it changing now"):
+        snapshots.take(folder, include=(), into=tmp_path / "data" / "snapshots")
+    assert not list(tmp_path.glob("data/snapshots/*/**/*.py"))
+
+
+def test_what_becomes_a_fifo_while_it_is_read_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "a.py")
+    monkeypatch.setattr(snapshots, "_candidates", lambda *_: ["a.py"])
+    with pytest.raises(errors.AgentInvalid, match=r"cannot read a\.py"):
+        snapshots.take(tmp_path, include=(), into=tmp_path / "data" / "snapshots")

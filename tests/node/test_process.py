@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 
+import apsw
 import pytest
 
 from nodes import Folder, marked, wait_until
@@ -55,6 +57,48 @@ def test_a_node_that_was_stopped_blames_none_of_its_replicas(folder: Folder, led
 
 
 # Stop
+
+
+def test_a_shutdown_by_the_api_lets_running_tasks_end_and_exits_with_0(
+    folder: Folder, ledger: Path, gate: Path
+) -> None:
+    up = folder.up()
+    up.submit("gated", {"ledger": str(ledger), "gate": str(gate)})
+    _lines(ledger, 1)
+    asked = up.call("POST", "/v1/shutdown")
+    assert (asked.status_code, asked.json()["state"]) == (202, "draining")
+    wait_until(lambda: up.http.get("/readyz").status_code == 503)
+    assert up.process.poll() is None
+    gate.touch()
+    assert up.ended(within_s=30) == 0
+    assert not marked(folder.path)
+    with contextlib.closing(apsw.Connection(str(folder.path / ".greenroom" / "greenroom.db"))) as database:
+        acts = database.execute("select action, actor from audit_entry order by seq").fetchall()
+    (who,) = [actor for action, actor in acts if action == "node.shutdown"]
+    assert str(who) in (folder.path / ".greenroom" / "local.key").read_text()
+
+
+def test_a_node_does_not_serve_tenants_whom_nothing_keeps_apart(folder: Folder) -> None:
+    allowed = '[security]\ntenants_below_t2 = true\n[agents.gated]\nfactory = "agents:gated"\n'
+    folder.manifest(allowed)
+    up = folder.up()
+    assert up.call("POST", "/v1/keys", {"name": "n", "tenant": "acme"}).status_code == 201
+    up.process.send_signal(signal.SIGTERM)
+    assert up.ended(within_s=30) == 0
+    folder.manifest('[agents.gated]\nfactory = "agents:gated"\n')
+    code, output = folder.refused()
+    assert code == 1
+    assert "keys of other tenants (acme)" in output
+    assert "security.tenants_below_t2 = true" in output
+    folder.manifest(allowed)
+    assert folder.up().call("GET", "/v1/status").status_code == 200
+
+
+def test_a_node_whose_terminal_goes_ends_in_good_order(folder: Folder) -> None:
+    up = folder.up()
+    up.process.send_signal(signal.SIGHUP)
+    assert up.ended(within_s=30) == 0
+    assert not marked(folder.path)
 
 
 def test_sigterm_lets_running_tasks_end_and_exits_with_0(folder: Folder, ledger: Path, gate: Path) -> None:

@@ -144,7 +144,7 @@ async def test_a_sleeping_agent_goes_back_to_what_it_was_when_a_rollout_fails(tm
     agent = nodes.agent("echo", scaling=QUICK | {"min_replicas": 0})
     async with nodes.opened(tmp_path / "data", {"echo": agent}, cluster=ON) as api:
         await _wanted(api, "echo", 0)
-        broken = agent | {"factory": "broken_module:agent"}
+        broken = agent | {"factory": "agents:raising"}
         rollout = (await api.call("PUT", "/v1/agents/echo", broken)).json()["rollout"]
         assert (await api.running.rollout_at_rest(rollout["id"])).phase == "rolled_back"
         await _wanted(api, "echo", 0)

@@ -221,13 +221,34 @@ async def test_a_flood_of_idle_connections_leaves_those_that_were_there_alone(da
         async def is_probed() -> bool:
             """As soon as one of those beyond the bound has been closed, which takes a second."""
             reader, writer = await asyncio.open_connection(*place)
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             answer = await reader.read()
             writer.close()
             return answer.startswith(b"HTTP/1.1 200 ")
 
         await nodes.eventually(is_probed)
         for _, writer in (*flood, *many):
+            writer.close()
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n1", 401),
+    ],
+    ids=["answered", "refused"],
+)
+async def test_sockets_of_strangers_keep_nobody_out(data_dir: Path, request_: bytes, status: int) -> None:
+    async with listening(data_dir, cluster={"max_connections": 8}) as (_, http):
+        place = http.base_url.host, http.base_url.port or 0
+        flood = [await asyncio.open_connection(*place) for _ in range(8)]
+        for reader, writer in flood:
+            writer.write(request_)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 %d " % status)
+        async with httpx.AsyncClient(base_url=http.base_url, headers=http.headers) as newcomer:
+            assert (await newcomer.get("/v1/status")).status_code == 200
+        for _, writer in flood:
             writer.close()
 
 
@@ -326,7 +347,7 @@ async def test_a_head_that_never_ends_is_bounded(live: tuple[nodes.Api, httpx.As
     ):
         answer = await _raw(http, request)
         assert not answer or answer.startswith(b"HTTP/1.1 4"), answer[:100]
-    large = {f"x-{n}": "x" * 4000 for n in range(10)}
+    large = {f"x-{n}": "x" * 4000 for n in range(3)}
     assert (await http.get("/healthz", headers=large)).status_code == 200
 
 

@@ -159,7 +159,21 @@ def test_the_other_routes(fake: FakeNode, node: client.Client) -> None:
     assert node.status() == {"environment": "development"}
     assert node.keys()[0].key is None
     assert node.create_key("n", "r").key == "gr_secret"
+    assert node.create_key("n", "r", scopes=["task:read"], expires_in_s=60, tenant="acme").id == "k"
+    wanted = {"name": "n", "role": "r", "scopes": ["task:read"], "expires_in_s": 60, "tenant": "acme"}
+    assert fake.last_body == wanted
+    assert node.keys(tenant="acme")[0].id == "k"
+    assert fake.last.query_params["tenant"] == "acme"
+    fake.put("GET /v1/keys/k", {"id": "k", "rights": ["task:read"]})
+    assert node.key("k").rights == ("task:read",)
+    fake.put("GET /v1/keys/k/can", {"allowed": False, "action": "task:read", "reason": "no"})
+    assert not node.key_can("k", "task:read", "agent:a").allowed
+    assert dict(fake.last.query_params) == {"action": "task:read", "resource": "agent:a"}
     node.revoke_key("k")
+    node.revoke_key("k", tenant="acme")
+    assert dict(fake.last.query_params) == {"tenant": "acme"}
+    fake.put("POST /v1/shutdown", {"node": "node-1", "state": "draining"})
+    assert node.shut_down().node == "node-1"
     assert node.health()
     assert not node.ready()
     assert len(fake.asked("GET /readyz")) == 1
@@ -305,11 +319,11 @@ def test_no_route_has_the_candidates_as_values(fake: FakeNode, node: client.Clie
 
 def test_overload_says_when_to_come_back(fake: FakeNode, node: client.Client) -> None:
     refusal = problem(429, "overloaded", "the queue is full")
-    refusal.headers["Retry-After"] = "7"
+    refusal.headers["Retry-After"] = "77"  # longer than it has patience
     fake.put("POST /v1/tasks", refusal)
     with pytest.raises(errors.Overloaded) as caught:
         node.submit("x")
-    assert caught.value.retry_after_s == 7
+    assert caught.value.retry_after_s == 77
 
 
 @pytest.mark.parametrize(
@@ -408,6 +422,32 @@ def test_a_pause_is_as_long_as_the_node_asks() -> None:
     task, asked = drive(flows.answer(calls.task("t"), time.patience()), [BUSY, reply("queued")], time)
     assert task.state == "queued"
     assert asked[1].delay_s >= 2.0
+
+
+LIMITED = calls.Reply(429, b'{"type": "rate-limited"}', retry_after_s=6.0)
+
+
+@pytest.mark.parametrize("call", [calls.task("t"), calls.cancel("t")])
+def test_who_is_limited_comes_again_when_the_node_says_and_not_all_at_once(call: calls.Call[Any]) -> None:
+    time = Time()
+    task, asked = drive(flows.answer(call, time.patience()), [LIMITED, LIMITED, reply("queued")], time)
+    assert task.state == "queued"
+    pauses_s = [step.delay_s for step in asked if isinstance(step, flows.Pause)]
+    assert pauses_s == [pytest.approx(6.0 + flows.BACKOFF_S * 0.5), pytest.approx(6.0 + flows.BACKOFF_S)]
+    with pytest.raises(errors.RateLimited):
+        drive(flows.answer(call, time.patience()), [LIMITED] * 3, time)
+    with pytest.raises(errors.RateLimited) as caught:
+        drive(flows.answer(call, time.patience(timeout_s=5.0)), [LIMITED], time)
+    assert caught.value.retry_after_s == 6.0
+
+
+def test_who_is_limited_while_following_goes_on_when_the_node_says() -> None:
+    following = streams.Following("t", after=None, patience=Time().patience())
+    assert following.refused(LIMITED) >= 6.0
+    with pytest.raises(errors.RateLimited):
+        following.refused(calls.Reply(429, LIMITED.content, retry_after_s=31.0))
+    with pytest.raises(errors.RateLimited):
+        following.refused(calls.Reply(429, LIMITED.content))
 
 
 def test_nobody_pauses_beyond_the_timeout() -> None:

@@ -18,6 +18,7 @@ FULL: dict[str, Any] = {
     "examples": ["Find three sources on rain"],
     "arguments": {"model": "gpt-4o-mini", "nested": {"list": [1, 2.5, None, True]}, "none": None},
     "env": ["OPENAI_API_KEY"],
+    "secrets": {"SEARCH_API_KEY": "file:/run/secrets/search"},
     "include": ["prompts/**/*.txt", "data.json", "..hidden/x"],
     "python": ".venv-crew/bin/python3.12",
     "concurrency": 4,
@@ -247,18 +248,52 @@ def test_arguments_are_a_copy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "path"),
+    ("given", "path", "message"),
     [
-        ({"read_paths": ["/srv"]}, "read_paths"),
-        ({"write_paths": ["/var/lib/reports"]}, "write_paths"),
-        ({"egress": ["api.openai.com:443"]}, "egress"),
-        ({"egress": []}, "egress"),
+        ({"egress": ["any", "a.example"]}, "egress", '"any" lets everything through'),
+        ({"egress": ["a.example:0", "b:"]}, "egress", "names no port from 1 to 65535; 'b:' names no port"),
+        ({"egress": ["a.example:"]}, "egress", "names no port after its colon"),
+        ({"egress": ["a.example:0"]}, "egress", "names no port from 1 to 65535"),
+        ({"egress": ["a.example:99999"]}, "egress", "names no port from 1 to 65535"),
+        ({"egress": ["https://a.example"]}, "egress", "is no destination"),
+        ({"egress": ["*.example"]}, "egress", "is no destination"),
+        ({"egress": ["10.0.0.300"]}, "egress", "is no destination"),
+        ({"egress": ["[::1"]}, "egress", "is no address in brackets"),
+        ({"secrets": {"A": "sk-12345"}}, "secrets", '"A" is no reference'),
+        ({"secrets": {"A": "x", "B": "env:B", "C": "y"}}, "secrets", 'stored with the agent; "C" is no reference'),
+        ({"secrets": {"A": 7}}, "secrets", '"A" is no reference'),
+        ({"secrets": {"A": "file:relative"}}, "secrets", '"A" is no reference'),
+        ({"secrets": {"A": "env:GREENROOM_STORE"}}, "secrets", '"A" is no reference'),
+        ({"secrets": {"GREENROOM_A": "env:A"}}, "secrets", "is no name of an environment variable"),
+        ({"secrets": {"A": "env:A"}, "env": ["A"]}, "secrets", '"A" stands in env, too'),
+        (
+            {"arguments": {"key": [{"secret": "A"}]}},
+            "arguments",
+            'ask for the secret "A", and the agent\'s secrets are',
+        ),
     ],
 )
-def test_what_is_not_yet_built_is_refused_by_name(given: dict[str, Any], path: str) -> None:
+def test_what_keeps_an_agent_in_its_room_is_checked(given: dict[str, Any], path: str, message: str) -> None:
     problems = _problems(**given)
     assert list(problems) == [f"agents.research.{path}"]
-    assert "not yet built" in problems[f"agents.research.{path}"]
+    assert message in problems[f"agents.research.{path}"]
+    assert "sk-12345" not in str(problems)
+
+
+def test_a_room_may_be_as_open_as_it_is_said_to_be() -> None:
+    agent = settings.parse_agent(
+        "a",
+        {
+            "factory": "a:b",
+            "egress": ["api.openai.com", "localhost:11434", "[::1]:80", "10.0.0.1:5432", "::1"],
+            "read_paths": ["/srv", "data"],
+            "write_paths": ["/var/lib/reports"],
+            "secrets": {"A": "file:/run/secrets/a", "B": "env:B"},
+            "arguments": {"key": {"secret": "A"}, "plain": {"secret": 1}},
+        },
+    )
+    assert agent.read_paths == ("/srv", "data")
+    assert agent.secrets == {"A": "file:/run/secrets/a", "B": "env:B"}
 
 
 def test_all_mistakes_are_found_at_once() -> None:

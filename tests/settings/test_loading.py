@@ -232,9 +232,62 @@ def test_a_file_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
         ({"server": {"accept_code": "yes"}}, "server.accept_code", "expected true or false"),
         ({"server": {"max_code_bytes": 1023}}, "server.max_code_bytes", "bytes from 1024 to 67108864, got 1023"),
         ({"server": {"max_code_bytes": 2**26 + 1}}, "server.max_code_bytes", "got 67108865"),
-        ({"security": {"rate_limit_per_minute": 600}}, "security.rate_limit_per_minute", "not yet built"),
-        ({"security": {"tls": True}}, "security.tls", "not yet built"),
-        ({"security": {"audit_log": True}}, "security.audit_log", "not yet built"),
+        (
+            {"server": {"host": "0.0.0.0"}, "security": {"tls": True}},
+            "server.host",
+            "requires security.tls_certificate and security.tls_key",
+        ),
+        (
+            {"server": {"host": "0.0.0.0"}, "environment": "production", "cluster": {"alert_delivery": False}},
+            "server.host",
+            "requires security.tls_certificate and security.tls_key",
+        ),
+        (
+            {"security": {"tls": True, "tls_certificate": "a.pem"}},
+            "security.tls_certificate",
+            "security.tls_key is missing",
+        ),
+        ({"security": {"tls": True, "tls_key": "a.pem"}}, "security.tls_certificate", "tls_certificate is missing"),
+        (
+            {"security": {"tls_certificate": "a.pem", "tls_key": "a.pem"}},
+            "security.tls_certificate",
+            "set security.tls = true",
+        ),
+        ({"security": {"tls": True, "tls_client_ca": "a.pem"}}, "security.tls_client_ca", "the node has none itself"),
+        ({"server": {"trusted_proxies": ["10.0.0.300"]}}, "server.trusted_proxies", '"10.0.0.300" is no IP address'),
+        ({"server": {"trusted_proxies": ["::/0"]}}, "server.trusted_proxies", '"::/0" is nearly everybody'),
+        ({"server": {"trusted_proxies": ["128.0.0.0/1"]}}, "server.trusted_proxies", "is nearly everybody"),
+        (
+            {"server": {"trusted_proxies": ["10.0.0.7", "0.0.0.0/0", "10.0.0.300"]}},
+            "server.trusted_proxies",
+            'for example 10.0.0.7 or 10.0.0.0/8; "10.0.0.300" is no IP address',
+        ),
+        ({"security": {"tls": True}}, "security.tls", "there is no certificate: set security.tls_certificate"),
+        ({"security": {"rate_limit_per_minute": 0}}, "security.rate_limit_per_minute", "from 1 to 1000000"),
+        (
+            {"security": {"rate_limit_per_minute": 10, "tenant_rate_limit_per_minute": 9}},
+            "security.tenant_rate_limit_per_minute",
+            "9 is less than rate_limit_per_minute, 10",
+        ),
+        (
+            {"security": {"audit_log": False, "intrusion_rules": True}},
+            "security.intrusion_rules",
+            "needs security.audit_log",
+        ),
+        (
+            {"security": {"audit_log": False, "audit_export": ["stdout"]}},
+            "security.audit_export",
+            "security.audit_log is off",
+        ),
+        (
+            {"security": {"intrusion": {"failed_logins": "revoke"}}},
+            "security.intrusion.failed_logins",
+            'expected "off", "alert", "throttle", "lock"',
+        ),
+        *(
+            ({"security": {"intrusion": {name: "lock"}}}, f"security.intrusion.{name}", 'expected "off", "alert"')
+            for name in ("blocked_agent", "broken_audit", "clock_jump")
+        ),
     ],
 )
 def test_a_wrong_key_is_named(overrides: dict[str, Any], path: str, message: str) -> None:

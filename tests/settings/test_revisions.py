@@ -21,6 +21,7 @@ OTHER: dict[str, Any] = {
     "examples": ["x"],
     "arguments": {"x": 1},
     "env": ["A"],
+    "secrets": {"B": "env:B"},
     "include": ["a.txt"],
     "python": "venv/bin/python",
     "concurrency": 2,

@@ -22,7 +22,7 @@ from greenroom.testing.simulation import loops, runs
 from greenroom.testing.simulation.virtual import VirtualLoop
 
 SEEDS, PARTS = 60, 2
-ENOUGH = 150  # seeds: what is missing is found before
+ENOUGH = 300  # seeds: what is missing is found before
 
 
 @pytest.mark.slow
@@ -41,9 +41,9 @@ def test_a_seed_is_its_run() -> None:
         assert len(first.trace) > 50
 
 
-def _broken_promises() -> set[str]:
-    """Run seeds until one breaks a promise."""
-    violations = (loops.run(seed).violation for seed in range(ENOUGH))
+def _broken_promises(first: int = 0) -> set[str]:
+    """Run seeds until one breaks a promise; from *first* on, where those that do are rare."""
+    violations = (loops.run(seed).violation for seed in range(first, first + ENOUGH))
     return {next(violation.promise for violation in violations if violation is not None)}
 
 
@@ -106,7 +106,7 @@ def test_the_simulation_finds_a_ghost_of_a_replica_whose_revision_could_not_be_r
             raise
 
     monkeypatch.setattr(Host, "_start", leave_a_ghost)
-    assert _broken_promises() == {"I7"}
+    assert _broken_promises(first=160) == {"I7"}
 
 
 def test_time_goes_on_when_everybody_waits_and_threads_are_none() -> None:

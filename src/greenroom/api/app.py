@@ -7,6 +7,7 @@ server decoded it, never on a URL that a Host header could shape.
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -14,18 +15,22 @@ import msgspec
 from starlette.responses import Response
 
 from greenroom import errors, random_bits, telemetry
-from greenroom.api import connections, openapi, problems
+from greenroom.api import connections, login, openapi, problems, refused
 from greenroom.api.request import Answer, Call, Stream
-from greenroom.api.routes import OPEN, ROUTES, Route
+from greenroom.api.routes import PROBES, ROUTES, Route
 from greenroom.api.services import Services
-from greenroom.core import admission, sessions
+from greenroom.core import networks, sessions
+from greenroom.core.permissions import HOME, Principal
+from greenroom.store import acting
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+MAX_TRACEBACK = 16_384  # characters
 UNREADABLE = (UnicodeDecodeError, msgspec.DecodeError, OverflowError)
 _ID = f"({sessions.NAME_PATTERN})"
+_CHARSET = re.compile(rb"\bcharset=\"?utf-?8\"?(?=\s*(?:;|$))")
 _encode = msgspec.json.Encoder().encode
 _JSON, _JSON_HEADERS = "application/json", b"cache-control: no-store\r\ncontent-type: application/json\r\n"
 
@@ -56,39 +61,95 @@ class App:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Taken out: it leads back to the scope, and each request would be left to the garbage collector.
         whole: connections.Whole | None = scope.get("extensions", {}).pop(connections.WHOLE, None)
-        if scope["path"] in OPEN:
-            await self._open(scope, receive, send)
+        if scope["path"] in PROBES:
+            await self._probe(scope, receive, send)
             return
-        request_id = random_bits.token_hex(8)
+        request_id, services = random_bits.token_hex(8), self._services
+        principal: Principal | None = None
+        acting.actor.set(None)  # inside a program one task may make many requests
+        headers, source = dict(scope["headers"]), services.sources.of(scope.get("client"), scope["headers"])
         try:
-            answer = await self._answer(scope, receive, whole, request_id)
+            services.limits.admit(source)
+            answer: Answer | Stream
+            is_tls = scope.get("scheme") == "https"
+            if scope["path"] == login.PATH:
+                acting.actor.set(acting.Actor("nobody", HOME, source, request_id))  # until the login has begun
+                answer = await self._log_in(scope, receive, whole, headers, source=source, is_tls=is_tls)
+            else:
+                principal = await services.auth.authenticate(
+                    headers, source=source, method=scope["method"], is_tls=is_tls
+                )
+                if whole is not None:
+                    whole.know_caller()
+                acting.actor.set(acting.Actor(principal.id, principal.tenant, source, request_id))
+                self._admit(principal, source)
+                answer = await self._answer(scope, headers, receive, whole, request_id, principal)
+            body = _encoded(answer) if type(answer) is Answer else b""
+        # An error has no other name here: this frame is in its traceback, and both would be left to the collector.
         except errors.GreenroomError as error:
-            await problems.response(error, request_id)(scope, receive, send)
-        except UNREADABLE as error:  # callers' own are refused where they are read: this was stored
-            self._services.facts.emit(
-                telemetry.StoreTrouble("api", f"{scope['path']}: {type(error).__name__}: {error}")
+            refusal = problems.response(
+                self._refusal(scope, error, principal, source=source),
+                request_id,
+                lines=services.limits.headers(principal),
             )
-            damaged = errors.StoreDamaged("cannot read this from the store: it is damaged; the node's log says more")
-            await problems.response(damaged, request_id)(scope, receive, send)
+            await refusal(scope, receive, send)
+        except Exception as error:  # noqa: BLE001 - what no caller is to see, and the log is to hold
+            fault = self._fault(scope, error, request_id)  # another error than the one that it tells of
+            await problems.response(fault, request_id, lines=services.limits.headers(principal))(scope, receive, send)
         else:
+            limits = services.limits.headers(principal)
             match answer:
                 case Answer():
-                    await _send_answer(answer, whole, send)
+                    await _send_answer(answer, body, whole, send, limits)
                 case Stream():
-                    await _send_stream(answer, receive, send)
+                    await _send_stream(answer, receive, send, limits)
+
+    def _refusal(
+        self, scope: Scope, error: errors.GreenroomError, principal: Principal | None, *, source: str
+    ) -> errors.GreenroomError:
+        """Tell that a request is refused, and return by what: a source that is locked waits."""
+        services = self._services
+        if isinstance(error, errors.Unauthenticated):
+            try:
+                services.measures.check(f"source:{networks.limited_as(source)}", services.clock.monotonic_s())
+            except errors.Overloaded as locked:
+                return locked
+        refused.tell(services.facts, scope, error, principal=principal, source=source)
+        return error
+
+    def _fault(self, scope: Scope, error: Exception, request_id: str) -> errors.GreenroomError:
+        """Tell what went wrong, once and in the log alone; return what its caller is told."""
+        told = f"{type(error).__name__}: {error}"
+        if isinstance(error, UNREADABLE):  # callers' own are refused where they are read: this was stored
+            self._services.facts.emit(telemetry.StoreTrouble("api", f"{scope['path']}: {told}"))
+            return errors.StoreDamaged("cannot read this from the store: it is damaged; the node's log says more")
+        trace = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
+        path, method = scope["path"][: refused.MAX_PATH], scope["method"][:16]
+        self._services.facts.emit(telemetry.RequestCrashed(request_id, method, path, told, trace))
+        return Crashed("cannot answer this: Greenroom has a bug; the node's log says more by the request's id")
+
+    def _admit(self, principal: Principal, source: str) -> None:
+        """Raise where somebody who is known is not to be let in now."""
+        services = self._services
+        if services.watch is not None:
+            services.watch(principal.id, source)
+        if services.measures.is_any:
+            services.measures.check(f"principal:{principal.id}", services.clock.monotonic_s())
+        services.limits.spend(principal)
 
     async def _answer(
-        self, scope: Scope, receive: Receive, whole: connections.Whole | None, request_id: str
+        self,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        whole: connections.Whole | None,
+        request_id: str,
+        principal: Principal,
     ) -> Answer | Stream:
         services = self._services
-        headers = dict(scope["headers"])
-        client = scope.get("client")
-        principal = services.auth.authenticate(headers.get(b"authorization"), source=client[0] if client else "local")
         route, path_params = self._match(scope["path"], scope["method"])
-        if not admission.allows(principal.role, route.permission):
-            raise errors.Forbidden(
-                f"cannot {scope['method']} {route.path}: the role {principal.role} may not {route.permission}"
-            )
+        if not principal.rights.allows(route.action):
+            raise errors.Forbidden(f"cannot {route.method} {route.path}: {principal.rights.why(route.action)}")
         if route.method != "GET" and (refusal := services.refusal) is not None:
             raise refusal
         if route.body is not None:
@@ -111,7 +172,29 @@ class App:
             raise MethodNotAllowed(f"cannot {method[:16]} {path[:100]}", allowed=methods)
         return route, path_params
 
-    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _log_in(
+        self,
+        scope: Scope,
+        receive: Receive,
+        whole: connections.Whole | None,
+        headers: dict[bytes, bytes],
+        *,
+        source: str,
+        is_tls: bool,
+    ) -> Answer:
+        """Answer strangers with a page that is the same for all, and take what it sends."""
+        if scope["method"] in ("GET", "HEAD"):
+            return login.LOGIN_PAGE
+        services = self._services
+        if scope["method"] != "POST":
+            raise services.limits.reject(source, None)
+        try:
+            body = await _body(whole, headers, receive, most=login.MAX_BYTES, bound="")
+        except errors.BodyTooLarge:
+            body = b""  # it is not what the page sends, and no more is said of it
+        return await login.exchange(services, headers, body, source=source, is_tls=is_tls)
+
+    async def _probe(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Whether the process is to be left alone, and whether it takes work; nothing else is said to strangers."""
         services = self._services
         if scope["path"] == "/healthz":
@@ -134,6 +217,13 @@ class MethodNotAllowed(errors.GreenroomError):
         super().__init__(f"{message}: it takes {self.headers['allow']}")
 
 
+class Crashed(errors.GreenroomError):
+    """Greenroom has a bug here."""
+
+    code = "internal-error"
+    status = 500
+
+
 class UnsupportedMediaType(errors.GreenroomError):
     """The body is not declared as what this route takes."""
 
@@ -142,7 +232,13 @@ class UnsupportedMediaType(errors.GreenroomError):
 
 
 def _check_type(route: Route, headers: dict[bytes, bytes]) -> None:
-    if headers.get(b"content-type", b"").split(b";")[0].strip().lower() == route.media_type:
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise UnsupportedMediaType("cannot read the body: send it without Content-Encoding, as it is")
+    content_type = headers.get(b"content-type", b"").lower()
+    if content_type == route.media_type:
+        return
+    media_type, _, parameters = content_type.partition(b";")
+    if media_type.strip() == route.media_type and _CHARSET.sub(b"", parameters).find(b"charset") < 0:
         return
     is_empty = headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
     if not (route.body_is_optional and is_empty):
@@ -183,22 +279,32 @@ def _too_large(most: int, bound: str) -> errors.BodyTooLarge:
     return errors.BodyTooLarge(f"cannot take a body of more than {most} bytes (server.{bound})")
 
 
-async def _send_answer(answer: Answer, whole: connections.Whole | None, send: Send) -> None:
+def _encoded(answer: Answer) -> bytes:
     document = answer.document
-    body = b"" if document is None else document if isinstance(document, bytes) else _encode(document)
+    return b"" if document is None else document if isinstance(document, bytes) else _encode(document)
+
+
+async def _send_answer(answer: Answer, body: bytes, whole: connections.Whole | None, send: Send, limits: bytes) -> None:
     is_json = body and answer.media_type == _JSON
-    if is_json and whole is not None and whole.answer(answer.status, _JSON_HEADERS, body):
+    if (
+        is_json
+        and not answer.headers
+        and whole is not None
+        and whole.answer(answer.status, _JSON_HEADERS + limits, body)
+    ):
         return
-    headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+    headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store"), *answer.headers]
+    headers += problems.fields(limits)
     if body:
         headers.append((b"content-type", answer.media_type.encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_stream(stream: Stream, receive: Receive, send: Send) -> None:
+async def _send_stream(stream: Stream, receive: Receive, send: Send, limits: bytes) -> None:
     from starlette.responses import StreamingResponse
 
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     response = StreamingResponse(stream.events, media_type="text/event-stream", headers=headers)
+    response.raw_headers += problems.fields(limits)
     await response({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from greenroom import errors
 from greenroom.api.request import Answer, Call
 
@@ -13,4 +15,5 @@ async def upload(call: Call) -> Answer:
             "cannot take code: this node runs what lies in its own folder; to let callers who may deploy bring theirs, "
             "set server.accept_code = true in its manifest and start it again"
         )
+    await call.audit("code.upload", f"code:{hashlib.sha256(call.body).hexdigest()[:16]}", bytes=len(call.body))
     return Answer(await call.services.deployments.bring(call.body), status=201)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from types import NoneType
 from typing import Any
 
 import msgspec
 from msgspec import inspect, structs
 
+from greenroom.core.spelling import suggestion
 from greenroom.settings import checking
-from greenroom.settings.problems import dotted, shown, suggestion
+from greenroom.settings.problems import dotted, shown
 
 MOST = 5  # that one answer names
 
@@ -33,8 +33,6 @@ def _mistakes(value: Any, schema: type[msgspec.Struct]) -> Iterator[str]:
         if name not in value:
             if field.required:
                 yield f"{name} is missing"
-        elif field.type is NoneType and value[name] is not None:
-            yield f"{name}: not yet built; remove the key"
         elif not _is_valid(value[name], field.type):
             yield f"{name}: expected {_expectation(field)}, got {_shown(value[name])}"
 

@@ -18,7 +18,7 @@ from greenroom.api import problems, routes, schemas
 from greenroom.api.request import Answer, Call
 from greenroom.api.routes import Given, Page, Route
 from greenroom.core import agents, breaker, health, rollouts, tasks
-from greenroom.core.admission import Permission
+from greenroom.core.permissions import Action
 from greenroom.engine import protocol
 from greenroom.sdk import models
 
@@ -38,9 +38,14 @@ _PROBLEM = {
         "candidates": {"type": "array", "items": {"$ref": f"{_SCHEMAS}Score"}},
     },
 }
+_LIMITS = {
+    "RateLimit-Policy": {"description": "where callers are limited: quotas and windows", "schema": {"type": "string"}},
+    "RateLimit": {"description": "what is left of each, and when all of it is there", "schema": {"type": "string"}},
+}
 _REFUSED = {
     "description": "refused",
     "headers": {
+        **_LIMITS,
         "Retry-After": {"description": "with 429 and 503: seconds", "schema": {"type": "integer", "minimum": 1}},
         "WWW-Authenticate": {"description": "with 401", "schema": {"type": "string"}},
         "Allow": {"description": "with 405", "schema": {"type": "string"}},
@@ -53,7 +58,9 @@ _MEANINGS = {200: "done", 201: "made", 202: "accepted, and not at its end yet", 
 _NAME, _COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
 _SWITCH = {"type": "boolean", "default": False}
 _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
-    "after": (_COUNT, "Begin behind the event of this number."),
+    "action": (_NAME, "Only this act; key.* stands for all that begin so."),
+    "actor": (_NAME, "Only what this one has done: the id of a key, or a token's issuer and subject."),
+    "after": (_COUNT, "Begin behind the event or the entry of this number."),
     "agent": (_NAME, "Only what is of this agent."),
     "code": (
         {"type": "string", "pattern": "^[0-9a-f]{64}$"},
@@ -67,17 +74,21 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "hours": ({"type": "integer", "minimum": 1, "maximum": 168, "default": 24}, "How far back."),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many."),
+    "object": (_NAME, "Only what was done to this, for example agent:research."),
     "or_cancel": (
         _SWITCH,
         "With wait: cancel the task if it has not ended by then, and as soon as the caller closes the connection.",
     ),
+    "resource": ({"type": "string", "pattern": "^agent:"}, "On what; without it, on anything at all."),
     "session": (_NAME, "Only what is of this session."),
     "sessions": (_SWITCH, "With dry_run: try the revision, on the agent's stored sessions too; one at a time."),
+    "since": ({"type": "string", "format": "date-time"}, "Only what is not older."),
     "state": ({"type": "string", "enum": list(tasks.State)}, "Only what is in this state."),
     "strategy": (
         {"type": "string", "enum": ["rolling", "blue-green", "canary"]},
         "In place of the spec's for this time.",
     ),
+    "tenant": (_NAME, "Of this tenant, for who may manage others than their own."),
     "wait": (
         {"type": "number", "minimum": 0, "maximum": schemas.MAX_WAIT_S},
         "Answer when the task has ended, or after this many seconds.",
@@ -108,11 +119,14 @@ _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("RolloutStatus", "state"): (rollouts.Phase.PROGRESSING, rollouts.Phase.PAUSED),
     ("BreakerState", "state"): (*breaker.State, "off"),
     ("Plan", "action"): ("begin", "join", "stay"),
+    ("Webhook", "state"): ("enabled", "disabled"),
+    ("Delivery", "state"): ("pending", "delivered", "failed"),
 }
 _SOMETIMES = {
     "Task": {"routing", "cached_from"},
     "Session": {"state"},
-    "Key": {"key"},
+    "Key": {"key", "rights"},
+    "Webhook": {"secret"},
 }
 
 
@@ -121,7 +135,7 @@ async def _show(call: Call) -> Answer:
     return Answer(document())
 
 
-ROUTE = Route("GET", "/openapi.json", _show, Permission.READ, {200: "application/json"})
+ROUTE = Route("GET", "/openapi.json", _show, Action.STATUS_READ, {200: "application/json"})
 
 
 @functools.cache
@@ -149,8 +163,13 @@ def _bodies() -> dict[str, Any]:
         schemas.Batch,
         schemas.Scale,
         schemas.Rollback,
+        schemas.KeyRotation,
         schemas.Promotion,
         schemas.NewKey,
+        schemas.NewWebhook,
+        schemas.WebhookChange,
+        schemas.AuditErasure,
+        schemas.Unlock,
         settings.AgentSettings,
     ]
     (_, components) = msgspec.json.schema_components(kinds, ref_template=_SCHEMAS + "{name}")
@@ -201,7 +220,7 @@ def _operation(route: Route) -> dict[str, Any]:
             *(_parameter(name, "query", *_QUERIES[name]) for name in route.query),
             *(_parameter(name, "header", *_HEADERS[name]) for name in route.headers),
         ],
-        "x-permission": route.permission,
+        "x-permission": route.action,
         "responses": {
             **{str(status): _response(status, kind) for status, kind in route.gives.items()},
             "4XX": {"$ref": "#/components/responses/Refused"},
@@ -225,7 +244,7 @@ def _parameter(name: str, place: str, schema: dict[str, Any], description: str) 
 
 
 def _response(status: int, kind: Given) -> dict[str, Any]:
-    response: dict[str, Any] = {"description": _MEANINGS[status]}
+    response: dict[str, Any] = {"description": _MEANINGS[status], "headers": _LIMITS}
     match kind:
         case None:
             pass

@@ -1,34 +1,45 @@
-"""The node's own routes: health, status, metrics, keys."""
+"""The node's own routes: health, status, metrics, backups, and its end."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from typing import Any
+from collections import Counter
 
-from greenroom import errors, settings
-from greenroom.api import schemas, views
+from greenroom import errors, settings, telemetry
+from greenroom.api import agents, schemas, views
 from greenroom.api.request import Answer, Call
 from greenroom.api.services import Services
-from greenroom.core import admission
+from greenroom.core.permissions import Action
+from greenroom.sdk import models
 from greenroom.store import database
-from greenroom.store.principals import Principal
 
 
 async def status(call: Call) -> Answer:
-    """Show the system: environment, agents, replicas, tasks, and which switches are not yet built."""
-    services, store = call.services, call.store
-    replicas = await store.agents.replicas()
-    tasks: dict[str, dict[str, int]] = defaultdict(dict)
-    for (agent, state), count in (await store.tasks.open_counts()).items():
-        tasks[agent][state] = count
-    for (agent, state), count in (await store.tasks.end_counts(tenant=call.principal.tenant)).items():
-        tasks[agent][state] = count
+    """Show the system: environment, agents, replicas, tasks, and which switches are not yet built.
+
+    Of the agents those that the caller may read. What others do is for those who may observe all agents, or may read
+    what else is told: for the rest it is left out.
+    """
+    services, store, rights = call.services, call.store, call.principal.rights
+    observes = rights.on_all(Action.AGENT_OBSERVE)
+    rows = await store.agents.replicas()
+    open_counts = await agents.OpenCounts.of(call)
+    end_counts = await store.tasks.end_counts(tenant=call.principal.tenant)
+    entries = {
+        name: entry
+        for name, entry in (await store.directory.refresh()).items()
+        if rights.on_agent(Action.AGENT_READ, name)
+    }
+    tasks = {name: open_counts.seen_of(name) for name in {*entries, *open_counts.agents}}
+    for (agent, state), count in end_counts.items():
+        if rights.on_agent(Action.AGENT_READ, agent):
+            tasks.setdefault(agent, {})[state] = count
     totals: Counter[str] = Counter()
     for counts in tasks.values():
         totals.update(counts)
-    entries = (await store.directory.refresh()).values()
-    ready = views.ready(replicas, store.board)
+    ready = views.ready(rows, store.board)
     full = views.full(store.directory.entries, services.settings.cluster.max_replicas)
+    alerts = await store.recovery.alerts(agents=rights.agents(Action.ALERT_READ))
+    replicas = [row for row in rows if rights.on_agent(Action.AGENT_OBSERVE, row.agent)]
     return Answer(
         schemas.Status(
             environment=services.settings.environment,
@@ -38,17 +49,18 @@ async def status(call: Call) -> Answer:
                 reason=services.failure,
                 started_at=database.instant(services.started_at_us),
                 store=store.db.dialect,
-                isolation="T0: replicas run as this user, without a sandbox",
+                isolation=services.isolation,
             ),
             agents=[
                 views.agent_status(
                     entry,
                     ready=ready,
-                    tasks=tasks.get(entry.agent.name, {}),
-                    breaker=services.breakers.state(entry.agent.name),
+                    tasks=tasks[name],
+                    breaker=services.breakers.state(name),
                     full=full,
+                    is_observed=rights.on_agent(Action.AGENT_OBSERVE, name),
                 )
-                for entry in entries
+                for name, entry in entries.items()
             ],
             replicas=schemas.ReplicasStatus(
                 total=len(replicas),
@@ -56,11 +68,12 @@ async def status(call: Call) -> Answer:
                 memory_mb=round(sum(row.memory_mb or 0 for row in replicas), 1),
                 limit=services.settings.cluster.max_replicas,
             ),
-            resources=services.resources(),
+            resources=services.resources() if observes else models.Resources(),
             tasks=totals,
-            alerts=Counter(alert.severity for alert in await store.recovery.alerts() if alert.state == "firing"),
-            advice=await store.advice.open_count(),
-            backups=services.backups.state(),
+            alerts=Counter(alert.severity for alert in alerts if alert.state == "firing"),
+            advice=await store.advice.open_count() if observes else 0,
+            backups=services.backups.state() if observes else models.Backups(),
+            encryption=store.vault.mode,
             not_yet_built=settings.NOT_YET_BUILT,
         )
     )
@@ -86,49 +99,20 @@ async def list_backups(call: Call) -> Answer:
 
 async def create_backup(call: Call) -> Answer:
     """Have a backup made; the status tells how it goes. One at a time."""
-    if not call.services.backups.ask():
+    backups = call.services.backups
+    if not backups.state().is_running:
+        await call.audit("backup.ask", "backup")
+    if not backups.ask():
         raise errors.Conflict("cannot make a backup now: another one is being made; GET /v1/status tells how it goes")
     return Answer(call.services.backups.state(), status=202)
 
 
-async def list_keys(call: Call) -> Answer:
-    """List keys; never their text."""
-    rows = call.services.auth.rows(tenant=call.principal.tenant)
-    return Answer({"items": [_key(row) for row in rows], "next_cursor": None})
-
-
-async def create_key(call: Call) -> Answer:
-    """Create a key; its text is shown this once. Nobody grants more than they have."""
-    wanted = schemas.read(call.body, schemas.NewKey)
-    granted = admission.ROLES.get(wanted.role)
-    if granted is None:
-        raise errors.BodyInvalid(f"cannot create a key: role is one of {', '.join(admission.ROLES)}")
-    if not granted <= admission.ROLES[call.principal.role]:
-        raise errors.Forbidden(f"cannot create a key: {wanted.role} may do more than you may")
-    auth, tenant = call.services.auth, call.principal.tenant
-    key = await auth.create(
-        tenant=tenant,
-        name=wanted.name,
-        role=wanted.role,
-        word=call.services.key_word,
-        expires_in_s=wanted.expires_in_s,
-    )
-    (row,) = (row for row in auth.rows(tenant=tenant) if row.key_id == key.id)
-    return Answer(_key(row) | {"key": key.text}, status=201)
-
-
-async def revoke_key(call: Call) -> Answer:
-    """Revoke a key, at once."""
-    await call.services.auth.revoke(call.path("id"), tenant=call.principal.tenant)
-    return Answer(None, status=204)
-
-
-def _key(row: Principal) -> dict[str, Any]:
-    return {
-        "id": row.key_id,
-        "name": row.name,
-        "role": row.role,
-        "created_at": database.instant(row.created_at),
-        "expires_at": database.instant_or_none(row.expires_at),
-        "revoked_at": database.instant_or_none(row.revoked_at),
-    }
+async def shut_down(call: Call) -> Answer:
+    """Have the node that answers drain and stop, as after SIGTERM: running tasks may end, the rest is handed back."""
+    services = call.services
+    if services.ask_to_stop is None:
+        raise errors.Conflict("cannot stop this node: it lives in a program, which stops it when that ends")
+    await call.audit("node.shutdown", f"node:{services.node}")
+    services.facts.emit(telemetry.NodeChanged(services.node, "asked to stop", f"by {call.principal.name}"))
+    services.ask_to_stop()
+    return Answer(models.Shutdown(node=services.node), status=202)

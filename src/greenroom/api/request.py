@@ -10,17 +10,19 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from greenroom import errors
-from greenroom.api.auth import Principal
 from greenroom.api.services import Services
+from greenroom.core.permissions import Principal
+from greenroom.store.audit import Act
 from greenroom.store.store import Store
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A document to send as JSON; None for no body, bytes as they are."""
+    """A document to send as JSON; None for no body, bytes as they are. *headers* are beside the usual ones."""
 
     document: Any
     status: int = 200
     media_type: str = "application/json"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Stream(msgspec.Struct, frozen=True):
@@ -49,6 +51,33 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     @property
     def store(self) -> Store:
         return self.services.store
+
+    def require_live(self) -> None:
+        """Raise `errors.Unauthenticated` if the credential was revoked, or has expired, since the request came, and
+        `errors.Forbidden` if its principal was locked.
+        """
+        if not self.services.auth.is_live(self.principal):
+            raise errors.Unauthenticated("cannot go on: the credential is no longer valid")
+        if self._is_locked:
+            raise errors.Forbidden("cannot go on: you are locked")
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the request may go on; see `require_live`."""
+        return self.services.auth.is_live(self.principal) and not self._is_locked
+
+    @property
+    def _is_locked(self) -> bool:
+        services = self.services
+        return services.measures.is_locked(f"principal:{self.principal.id}", services.clock.monotonic_s())
+
+    @property
+    def is_tls(self) -> bool:
+        return bool(self.scope.get("scheme") == "https")
+
+    async def audit(self, action: str, object: str, **detail: Any) -> None:
+        """Write an act that is no write to the store, before it is done: what cannot be written is not to be done."""
+        await self.store.audit.note(Act(action, object, detail=detail))
 
     def path(self, name: str) -> str:
         return self.path_params[name]

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from greenroom import errors, telemetry
-from greenroom.api import schemas, views
+from greenroom.api import access, schemas, views
 from greenroom.api.request import Answer, Call
 from greenroom.core import rollouts, strategies
+from greenroom.core.permissions import Action
 from greenroom.sdk import models
 from greenroom.store.rollouts import Rollout
 
@@ -22,20 +23,20 @@ async def list_all(call: Call) -> Answer:
     """List an agent's rollouts, latest first; ``?limit=``. A hundred are kept."""
     limit = call.number("limit", default=50, least=1, most=200)
     await call.store.directory.refresh()
-    entry = call.store.directory.get(call.path("name"))
+    entry = access.find_agent(call, call.path("name"), Action.AGENT_OBSERVE)
     rows = await call.store.rollouts.history(entry.agent.name, limit=limit)
     return Answer({"items": await _documents(call, rows), "next_cursor": None})
 
 
 async def show(call: Call) -> Answer:
     """Show how a rollout goes, or how it ended and why."""
-    return await _shown(call, await _asked_for(call))
+    return await _shown(call, await _asked_for(call, Action.AGENT_OBSERVE))
 
 
 async def promote(call: Call) -> Answer:
     """Leave the stage that a rollout is in, now; its revision has to have proven itself there, and be there in full."""
     wanted = schemas.read(call.body, schemas.Promotion) if call.body else schemas.Promotion()
-    seen = await _asked_for(call)
+    seen = await _asked_for(call, Action.AGENT_OPERATE)
     missing = await _missing(call, seen)
 
     def promoted(rollout: rollouts.Rollout) -> rollouts.Rollout:
@@ -54,12 +55,12 @@ async def promote(call: Call) -> Answer:
 
 async def pause(call: Call) -> Answer:
     """Stop a rollout where it is; what fails is rolled back all the same."""
-    return await _move(call, await _asked_for(call), "pause", by=rollouts.pause)
+    return await _move(call, await _asked_for(call, Action.AGENT_OPERATE), "pause", by=rollouts.pause)
 
 
 async def resume(call: Call) -> Answer:
     """Let a rollout go on; where it waits for a person, this promotes it."""
-    seen = await _asked_for(call)
+    seen = await _asked_for(call, Action.AGENT_OPERATE)
     missing = await _missing(call, seen)
 
     def resumed(rollout: rollouts.Rollout) -> rollouts.Rollout:
@@ -73,13 +74,15 @@ async def resume(call: Call) -> Answer:
 async def abort(call: Call) -> Answer:
     """Undo a rollout; one that has ended stays as it is."""
     reason = f"{call.principal.name} aborted it"
-    return await _move(call, await _asked_for(call), "abort", by=lambda rollout: rollouts.abort(rollout, reason))
+    seen = await _asked_for(call, Action.AGENT_OPERATE)
+    return await _move(call, seen, "abort", by=lambda rollout: rollouts.abort(rollout, reason))
 
 
 async def roll_back(call: Call) -> Answer:
     """Let the revision before serve again, or another one that is kept: at once while it stands."""
-    name = call.path("name")
     wanted = schemas.read(call.body, schemas.Rollback) if call.body else schemas.Rollback()
+    await call.store.directory.refresh()
+    name = access.find_agent(call, call.path("name"), Action.AGENT_OPERATE).agent.name
     rollout = await call.services.deployments.undo(name, to=wanted.to, by=call.principal.name)
     if rollout is None:  # it serves already
         rollout = call.store.directory.get(name).rollout
@@ -92,7 +95,7 @@ async def _move(
     call: Call, before: Rollout, verb: str, *, by: Callable[[rollouts.Rollout], rollouts.Rollout]
 ) -> Answer:
     try:
-        after = await call.store.rollouts.move(before.id, by)
+        after = await call.store.rollouts.move(before.id, by, verb=verb)
     except rollouts.Refused as refused:
         raise errors.Conflict(f"cannot {verb} rollout {before.id} of {before.agent}: {refused}") from None
     if after.version != before.version:
@@ -111,11 +114,14 @@ async def _missing(call: Call, row: Rollout) -> str | None:
     return f"only {ready} of {wanted} replicas are ready" if ready < wanted else None
 
 
-async def _asked_for(call: Call) -> Rollout:
+async def _asked_for(call: Call, action: Action) -> Rollout:
     id = call.path("id")
     if not (id.isascii() and id.isdigit() and len(id) <= MAX_ID_DIGITS):
         raise errors.NotFound(f"cannot find the rollout {id[:64]}: its id is a number")
-    return await call.store.rollouts.get(int(id))
+    row = await call.store.rollouts.get(int(id))
+    missing = f"cannot find the rollout {row.id}"
+    access.check_object(call, row.agent, read=Action.AGENT_OBSERVE, action=action, missing=missing)
+    return row
 
 
 async def _shown(call: Call, row: Rollout) -> Answer:

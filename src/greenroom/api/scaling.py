@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from greenroom import errors, settings, telemetry
-from greenroom.api import agents, schemas, views
+from greenroom.api import access, agents, schemas, views
 from greenroom.api.request import Answer, Call
 from greenroom.core import scaling
+from greenroom.core.permissions import Action
 from greenroom.sdk import models
 from greenroom.store import database
 from greenroom.store import scaling as rows
@@ -19,7 +20,7 @@ async def show(call: Call) -> Answer:
     limit = call.number("limit", default=50, least=1, most=rows.MAX_PAGE)
     before = call.number("cursor", default=0, most=2**62) or None
     await call.store.directory.refresh()
-    entry = call.store.directory.get(call.path("name"))
+    entry = access.find_agent(call, call.path("name"), Action.AGENT_OBSERVE)
     name, cluster = entry.agent.name, call.services.settings.cluster
     found = await call.store.scaling.decisions(name, before_seq=before, limit=limit)
     latest = found[:1] if before is None else await call.store.scaling.decisions(name, limit=1)
@@ -51,7 +52,7 @@ async def load(call: Call) -> Answer:
     """Show what load an agent had, in steps of ten seconds, oldest first; ``?hours=`` (24; at most a week)."""
     hours = call.number("hours", default=24, least=1, most=MOST_HOURS)
     await call.store.directory.refresh()
-    name = call.store.directory.get(call.path("name")).agent.name
+    name = access.find_agent(call, call.path("name"), Action.AGENT_OBSERVE).agent.name
     after_us = database.microseconds(call.services.clock.now()) - hours * 3_600_000_000
     found = await call.store.scaling.loads(name, after_us=after_us)
     return Answer({"items": [views.load(row) for row in found], "next_cursor": None})
@@ -60,7 +61,7 @@ async def load(call: Call) -> Answer:
 async def scale(call: Call) -> Answer:
     """Set how many replicas an agent should have; where that is automatic, for now, and within its bounds."""
     name, wanted = call.path("name"), schemas.read(call.body, schemas.Scale)
-    before = call.store.directory.get(name).agent.replicas
+    before = access.find_agent(call, name, Action.AGENT_OPERATE).agent.replicas
     cluster = call.services.settings.cluster
     if wanted.replicas == 0 and not cluster.autoscaling:
         raise errors.BodyInvalid(
@@ -74,4 +75,4 @@ async def scale(call: Call) -> Answer:
         why = f"{by} has set it"
         fact = telemetry.AgentScaled(name, before, wanted.replicas, rule=scaling.Rule.SET, reason=why, by=by)
         call.services.facts.emit(fact)
-    return await agents.show_agent(call)
+    return await agents.shown(call, name)

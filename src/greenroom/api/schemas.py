@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from greenroom import errors, strict_json
 from greenroom.api import mistakes
-from greenroom.core import sessions
+from greenroom.core import permissions, sessions, webhooks
 from greenroom.sdk import models
 
 MAX_BATCH = 1_000
@@ -31,6 +31,22 @@ SessionId = Annotated[
         title="a name of at most 128 of A-Z, a-z, 0-9, _, ., :, @ and -, beginning with a letter or digit",
     ),
 ]
+WebhookId = Annotated[
+    str,
+    Meta(pattern=r"^wh_[0-9a-f]{16}(?!\n)$", title="the id of a webhook (wh_…), which POST /v1/webhooks gives"),
+]
+EventType = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(?:{'|'.join(webhooks.EVENTS)})(?!\n)$".replace(".", r"\."),
+        title=f"one of {', '.join(webhooks.EVENTS)}",
+    ),
+]
+EventTypes = Annotated[
+    tuple[EventType, ...],
+    Meta(max_length=20, title=f"a list of at most 20 of {', '.join(webhooks.EVENTS)}"),
+]
+Description = Annotated[str, Meta(max_length=200)]
 Instant = Annotated[datetime, Meta(tz=True, title="an instant with a time zone, for example 2030-01-01T00:00:00Z")]
 Object = Annotated[dict[str, Any], Meta(title="an object")]
 
@@ -45,7 +61,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Annotated[float, Meta(gt=0, le=604_800)] | None = None
     not_before: Instant | None = None
     metadata: Object | None = None
-    webhook: None = None  # not yet built
+    webhook: WebhookId | None = None
     idempotency_key: Annotated[str, Meta(min_length=1, max_length=255, title="1 to 255 characters")] | None = None
     cache: bool = True
 
@@ -80,12 +96,62 @@ class Promotion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stage: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
 
 
+class KeyRotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A rotation of the encryption's keys; *data_keys*: those that what is stored is encrypted with, too."""
+
+    data_keys: bool = True
+
+
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A key to create; its text is in the answer, once."""
+    """A key to create; its text is in the answer, once. *scopes* narrow its role: ``task:submit on agent:research``."""
 
     name: Annotated[str, Meta(min_length=1, max_length=100, title="1 to 100 characters")]
     role: str = "user"
+    scopes: (
+        Annotated[
+            tuple[Annotated[str, Meta(min_length=1, max_length=200, title="1 to 200 characters")], ...],
+            Meta(
+                min_length=1, max_length=permissions.MAX_SCOPES, title=f"a list of 1 to {permissions.MAX_SCOPES} scopes"
+            ),
+        ]
+        | None
+    ) = None
+    tenant: Name | None = None
     expires_in_s: Annotated[float, Meta(gt=0, le=10 * 365 * 86_400)] | None = None
+
+
+class NewWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the ends of tasks are to be told; its secret is in the answer, once.
+
+    Without *events* all ends are told; with an empty list only those of tasks that name it.
+    """
+
+    url: Annotated[str, Meta(min_length=1, max_length=2000, title="a URL of https://…")]
+    events: EventTypes = webhooks.EVENTS
+    description: Description = ""
+    include_output: bool = False
+
+
+class WebhookChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a webhook is to be; what is not given stays."""
+
+    enabled: bool | None = None
+    events: EventTypes | None = None
+    description: Description | None = None
+    include_output: bool | None = None
+
+
+class AuditErasure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose entries are to lose what may be personal: an actor as the audit log has it; of one tenant, or of all."""
+
+    actor: Annotated[str, Meta(min_length=1, max_length=500, title="1 to 500 characters")]
+    tenant: Annotated[str, Meta(min_length=1, max_length=200, title="1 to 200 characters")] | None = None
+
+
+class Unlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who is to be let in again, as the security report has it."""
+
+    subject: Annotated[str, Meta(min_length=1, max_length=600, title="1 to 600 characters")]
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +213,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     alerts: dict[str, int]
     advice: int
     backups: models.Backups
+    encryption: str
     not_yet_built: dict[str, str]
 
 

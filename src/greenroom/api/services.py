@@ -11,8 +11,13 @@ from greenroom import clock as clocks
 from greenroom import errors, telemetry
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
-from greenroom.core import routing
-from greenroom.sdk import models
+from greenroom.api.keys import Keys
+from greenroom.api.limits import Limits
+from greenroom.api.sources import Sources
+from greenroom.core import isolation, routing
+from greenroom.core.measures import Measures
+from greenroom.sdk import models, security
+from greenroom.security.webhook_secrets import WebhookSecrets
 from greenroom.settings import AgentSettings, Settings
 from greenroom.settings import Rollout as WantedRollout
 from greenroom.store.deployments import Deployed
@@ -41,6 +46,15 @@ class Breakers(Protocol):
         """Close it."""
 
 
+class Security(Protocol):
+    """What the node does about its security, for the API: it knows no loop."""
+
+    async def report(self) -> security.SecurityReport: ...
+
+    async def unlock(self, subject: str) -> None:
+        """End a lock or a throttle; raises `errors.NotFound`."""
+
+
 class Deployments(Protocol):
     """What the node does about deployments.
 
@@ -55,8 +69,9 @@ class Deployments(Protocol):
         by: str,
         code: str | None = None,
         rollout: WantedRollout | None = None,
+        is_remote: bool = False,
     ) -> Deployed:
-        """Begin to move an agent to a spec, in the name of *by*."""
+        """Begin to move an agent to a spec, in the name of *by*; *is_remote*: it comes from outside of the node."""
 
     async def plan(
         self,
@@ -86,6 +101,9 @@ class Services:
 
     store: Store
     auth: Authenticator
+    keys: Keys
+    limits: Limits
+    sources: Sources
     settings: Settings
     clock: clocks.Clock
     facts: telemetry.Telemetry
@@ -98,8 +116,15 @@ class Services:
     backlog: Backlog
     backups: Backups
     breakers: Breakers
+    webhook_secrets: WebhookSecrets
+    security: Security
+    measures: Measures
+    watch: Callable[[str, str], None] | None = None  # a principal was let in, from a source
     similarity: routing.Similarity | None = None  # of the optional embedding model
     resources: Callable[[], models.Resources] = models.Resources
+    tier: isolation.Tier = isolation.Tier.T0  # how far replicas are kept apart
+    isolation: str = ""  # the tier, and what it is, in words
+    ask_to_stop: Callable[[], None] | None = None  # as SIGTERM does; None: who has made the node stops it
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str | None = None  # what ended the node's loops, for good
 

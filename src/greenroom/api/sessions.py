@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from greenroom import errors
-from greenroom.api import views
+from greenroom.api import access, views
 from greenroom.api.request import Answer, Call
+from greenroom.core.permissions import Action
 from greenroom.store import sessions
 
 
@@ -13,7 +14,8 @@ async def list_all(call: Call) -> Answer:
     limit = call.number("limit", default=50, least=1, most=200)
     cursor = call.query("cursor")
     behind = None if cursor is None else _place(cursor)
-    rows = await call.store.sessions.list(tenant=call.principal.tenant, behind=behind, limit=limit)
+    agents = call.principal.rights.agents(Action.SESSION_READ)
+    rows = await call.store.sessions.list(tenant=call.principal.tenant, behind=behind, limit=limit, agents=agents)
     last = rows[-1] if len(rows) == limit else None
     next_cursor = None if last is None else f"{last.updated_at}:{last.agent}:{last.id}"
     return Answer({"items": [views.session(row) for row in rows], "next_cursor": next_cursor})
@@ -35,12 +37,14 @@ async def show(call: Call) -> Answer:
 async def remove(call: Call) -> Answer:
     """Forget a session's state."""
     row = await _session(call)
+    access.require(call, Action.SESSION_DELETE, row.agent)
     await call.store.sessions.remove(row.id, tenant=call.principal.tenant, agent=row.agent)
     return Answer(None, status=204)
 
 
 async def _session(call: Call) -> sessions.Session:
-    found = await call.store.sessions.find(call.path("id"), tenant=call.principal.tenant, agent=call.query("agent"))
+    named = await call.store.sessions.find(call.path("id"), tenant=call.principal.tenant, agent=call.query("agent"))
+    found = [row for row in named if call.principal.rights.on_agent(Action.SESSION_READ, row.agent)]
     if not found:
         raise errors.NotFound(f"cannot find the session {call.path('id')[:64]}")
     if len(found) > 1:

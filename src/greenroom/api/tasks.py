@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from greenroom import errors, strict_json, telemetry
-from greenroom.api import problems, schemas, views
+from greenroom.api import access, problems, schemas, views
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core import caching, routing, tasks
-from greenroom.store import submissions
+from greenroom.core.permissions import Action
+from greenroom.store import submissions, vault
 from greenroom.store.directory import Entry
 from greenroom.store.rows import Accepted, NewTask, Task
 
@@ -45,6 +46,10 @@ async def submit(call: Call) -> Answer:
     key = _key(_header_key(call) or submission.idempotency_key, call.body)
     try:
         task = await _new_task(call, submission, key)
+        if wait_s:
+            access.require(call, Action.TASK_READ, task.agent)
+        if or_cancel:
+            access.require(call, Action.TASK_CANCEL, task.agent)
         await call.services.backlog.admit(call.principal.tenant)
     except errors.GreenroomError:
         # What stood in the way may not have been there when the key was used first.
@@ -74,13 +79,14 @@ async def _accept(call: Call, task: NewTask) -> Accepted:
     accepted = await call.store.tasks.submit(task)
     _check(task, accepted)
     if accepted.is_new:
-        call.services.facts.emit(telemetry.TaskAccepted(task.agent))
+        call.services.facts.emit(telemetry.TaskAccepted(task.agent, 1, call.principal.id))
     return accepted
 
 
 async def submit_batch(call: Call) -> Answer:
     """Accept many tasks; the answer has a task or a problem for each, in order."""
     batch = schemas.convert(strict_json.loads(call.body, max_keys=100_000), schemas.Batch)
+    call.services.limits.spend(call.principal, len(batch.tasks) - 1)  # the request itself is one
     header = _header_key(call)
     fingerprint = b"" if header is None else submissions.fingerprint(call.body)
     keys = [] if header is None else [Key(header, f"batch:{header}:{n}", fingerprint) for n in range(len(batch.tasks))]
@@ -96,7 +102,7 @@ async def submit_batch(call: Call) -> Answer:
         if isinstance(item, NewTask) and isinstance(result, Accepted) and result.is_new:
             accepted[item.agent] += 1
     for agent, count in accepted.items():
-        call.services.facts.emit(telemetry.TaskAccepted(agent, count))
+        call.services.facts.emit(telemetry.TaskAccepted(agent, count, call.principal.id))
     return Answer({"items": items}, status=202)
 
 
@@ -145,13 +151,19 @@ async def _recorded(call: Call, keys: Sequence[Key]) -> Task | None:
 
     Raises `errors.IdempotencyMismatch` if it had another body.
     """
-    found = await call.store.tasks.of_keys([key.text for key in keys], tenant=call.principal.tenant)
+    if not keys:
+        return None
+    found = await call.store.tasks.of_keys(
+        [key.text for key in keys], tenant=call.principal.tenant, fingerprint=keys[0].fingerprint
+    )
     if found is None:
         return None
-    task, fingerprint = found
-    if fingerprint != keys[0].fingerprint:
+    task, is_same = found
+    if not is_same:
         raise _mismatch(keys[0].given, task.id)
-    return task
+    rights = call.principal.rights
+    is_theirs = any(rights.on_agent(action, task.agent) for action in (Action.TASK_SUBMIT, Action.TASK_READ))
+    return task if is_theirs else None
 
 
 def _mismatch(key: str, task: str) -> errors.IdempotencyMismatch:
@@ -161,7 +173,6 @@ def _mismatch(key: str, task: str) -> errors.IdempotencyMismatch:
 
 
 async def _new_task(call: Call, submission: schemas.Submission, key: Key | None) -> NewTask:
-    directory = call.store.directory
     chosen: bytes | None = None
     name = submission.agent
     if name is None:
@@ -169,7 +180,9 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
         name = choice.agent
         scores = [candidate._asdict() for candidate in _candidates(choice.scores)]
         chosen = _encode({"agent": name, "scores": scores})
-    entry = directory.get(name)
+    entry = access.find_agent(call, name, Action.TASK_SUBMIT)
+    if submission.webhook is not None:
+        await _check_webhook(call, submission.webhook)
     task_input = _encode(submission.input)
     return submissions.new_task(
         name,
@@ -177,7 +190,7 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
         now=call.services.clock.now(),
         tenant=call.principal.tenant,
         input=task_input,
-        submitted_by=call.principal.key_id,
+        submitted_by=call.principal.id,
         session=submission.session,
         priority=submission.priority,
         timeout_s=submission.timeout_s,
@@ -187,7 +200,14 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
         metadata=None if submission.metadata is None else _encode(submission.metadata),
         routing=chosen,
         cache_key=_cache_key(call, submission, entry, task_input) if call.store.results.is_on else None,
+        webhook=submission.webhook,
     )
+
+
+async def _check_webhook(call: Call, id: str) -> None:
+    endpoint = await call.store.webhooks.get(id, tenant=call.principal.tenant)
+    if endpoint.state != "enabled":
+        raise errors.Conflict(f"cannot accept the task: its webhook {id} is disabled ({endpoint.reason})")
 
 
 def _cache_key(call: Call, submission: schemas.Submission, entry: Entry, task_input: bytes) -> str | None:
@@ -199,7 +219,7 @@ def _cache_key(call: Call, submission: schemas.Submission, entry: Entry, task_in
 
 
 async def _route(call: Call, value: Any) -> routing.Choice:
-    index, text, similarity = call.store.directory.index, text_of(value), call.services.similarity
+    index, text, similarity = _index(call), text_of(value), call.services.similarity
     if similarity is None:
         answer = routing.choose(index, text)
     else:  # a model takes milliseconds
@@ -207,6 +227,16 @@ async def _route(call: Call, value: Any) -> routing.Choice:
     if isinstance(answer, routing.NoRoute):
         raise errors.NoRoute(answer.message, candidates=_candidates(answer.scores))
     return answer
+
+
+def _index(call: Call) -> routing.Index:
+    """Return what a request of this caller's may be routed to."""
+    rights, directory = call.principal.rights, call.store.directory
+    if rights.on_all(Action.TASK_SUBMIT):
+        return directory.index
+    return directory.index_of(
+        frozenset(name for name in directory.entries if rights.on_agent(Action.TASK_SUBMIT, name))
+    )
 
 
 def _candidates(scores: tuple[routing.Score, ...]) -> list[errors.Candidate]:
@@ -241,6 +271,9 @@ async def _task_answer(call: Call, row: Task) -> Answer:
 
 
 async def _document(call: Call, row: Task) -> dict[str, Any]:
+    if not call.principal.rights.on_agent(Action.TASK_READ, row.agent):
+        # Who may only submit is told how it stands, of what they have sent, but not what came of it.
+        row = msgspec.structs.replace(row, output=None, error=None, routing=None)
     return views.task(row, await call.store.tasks.state_events(row) if row.was_requeued else ())
 
 
@@ -254,6 +287,7 @@ async def _wait(call: Call, id: str, wait_s: float) -> Answer:
             if row.has_ended or remaining_s <= 0:
                 return await _task_answer(call, row)
             await end.within(min(remaining_s, EVENT_POLL_S))
+        call.require_live()
 
 
 def _bounded(submission: schemas.Submission, wait_s: float) -> schemas.Submission:
@@ -285,14 +319,27 @@ async def _wait_or_cancel(call: Call, id: str, wait_s: float) -> Answer:
 async def show(call: Call) -> Answer:
     """Show a task with its attempts; ``?wait=SECONDS`` waits for its end."""
     wait_s = call.seconds("wait", most=schemas.MAX_WAIT_S)
-    if wait_s:
-        return await _wait(call, call.path("id"), wait_s)
-    row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
-    return Answer(await _document(call, row))
+    row = await _task(call, Action.TASK_READ)
+    if wait_s and not row.has_ended:
+        return await _wait(call, row.id, wait_s)
+    return await _task_answer(call, row) if wait_s else Answer(await _document(call, row))
+
+
+async def _task(call: Call, action: Action) -> Task:
+    """Return the task that the path names, on which *action* is to be done."""
+    id = call.path("id")
+    row = await call.store.tasks.get(id, tenant=call.principal.tenant)
+    access.check_object(
+        call, row.agent, read=Action.TASK_READ, action=action, missing=f"cannot find the task {id[:64]}"
+    )
+    return row
 
 
 async def list_tasks(call: Call) -> Answer:
-    """List tasks, newest first; ``?agent= &state= &session= &limit= &cursor=``."""
+    """List tasks, newest first; ``?agent= &state= &session= &limit= &cursor=``.
+
+    One that was tampered with in the store has an error of type ``store_damaged``, and neither input nor output.
+    """
     limit = call.number("limit", default=50, least=1, most=200)
     state = call.query("state")
     if state is not None and state not in set(tasks.State):
@@ -304,21 +351,31 @@ async def list_tasks(call: Call) -> Answer:
         session=call.query("session"),
         before_seq=call.number("cursor", default=0, most=2**62) or None,
         limit=limit,
+        agents=call.principal.rights.agents(Action.TASK_READ),
     )
     cursor = str(rows[-1].seq) if len(rows) == limit else None
-    return Answer({"items": [await _document(call, row) for row in rows], "next_cursor": cursor})
+    return Answer({"items": [await _listed(call, row) for row in rows], "next_cursor": cursor})
+
+
+async def _listed(call: Call, row: Task) -> dict[str, Any]:
+    """Return the document of a task; where an event of it does not open, one that says so."""
+    try:
+        return await _document(call, row)
+    except errors.StoreDamaged as error:
+        return views.task(vault.without_payload(row, error), ())
 
 
 async def cancel(call: Call) -> Answer:
     """Cancel a task and its sub-tasks, for good."""
-    await call.store.tasks.cancel(call.path("id"), tenant=call.principal.tenant)
-    row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
+    row = await _task(call, Action.TASK_CANCEL)
+    await call.store.tasks.cancel(row.id, tenant=row.tenant)
+    row = await call.store.tasks.get(row.id, tenant=row.tenant)
     return Answer(await _document(call, row), status=202)
 
 
 async def retry(call: Call) -> Answer:
     """Submit an ended task again, as a new one: terminal states are final."""
-    row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
+    row = await _task(call, Action.TASK_SUBMIT)
     if row.state not in tasks.TERMINAL:
         raise errors.Conflict(f"cannot retry {row.id}: it is {row.state}; cancel it first")
     await call.services.backlog.admit(call.principal.tenant)
@@ -329,14 +386,15 @@ async def retry(call: Call) -> Answer:
         now=call.services.clock.now(),
         tenant=row.tenant,
         input=row.input,
-        submitted_by=call.principal.key_id,
+        submitted_by=call.principal.id,
         session=row.session,
         priority=row.priority,
         timeout_s=_timeout_s(row),
         metadata=_encode(metadata | {"retry_of": row.id}),
+        webhook=row.webhook,
     )
     accepted = await call.store.tasks.submit(task)
-    call.services.facts.emit(telemetry.TaskAccepted(task.agent))
+    call.services.facts.emit(telemetry.TaskAccepted(task.agent, 1, call.principal.id))
     return Answer(views.new_task(task, accepted), status=202)
 
 
@@ -349,7 +407,7 @@ def _timeout_s(row: Task) -> float | None:
 
 async def events(call: Call) -> Stream | Answer:
     """Stream a task's events (SSE) until it has ended; resumable by ``Last-Event-ID`` or ``?after=``."""
-    row = await call.store.tasks.get(call.path("id"), tenant=call.principal.tenant)
+    row = await _task(call, Action.TASK_READ)
     after = call.number("after", default=0, most=2**31 - 1)
     last_id = call.header("last-event-id") or ""
     if last_id.isascii() and last_id.isdigit() and len(last_id) < 10:
@@ -364,7 +422,7 @@ async def _events(call: Call, row: Task, after: int) -> AsyncIterator[bytes]:
     wakeup = call.store.hub.watch(row.id)
     quiet_since_s = clock.monotonic_s()
     try:
-        while not stopping.is_set():
+        while not stopping.is_set() and call.is_live:
             wakeup.clear()
             row = await call.store.tasks.get(row.id, tenant=row.tenant)
             batch = await call.store.tasks.events(row, after=after)

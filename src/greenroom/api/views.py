@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from greenroom import settings
+from greenroom import redaction, settings
 from greenroom.api import schemas
 from greenroom.core import agents, health, rollouts, strategies
 from greenroom.sdk import models
@@ -16,12 +16,15 @@ from greenroom.store import database
 from greenroom.store.advice import Advice
 from greenroom.store.agents import Replica, Revision
 from greenroom.store.board import Board
+from greenroom.store.data_keys import KeysOfTenant
 from greenroom.store.directory import Entry
 from greenroom.store.recovery import Alert, Failure
+from greenroom.store.resealing import Progress
 from greenroom.store.rollouts import Rollout
 from greenroom.store.rows import Accepted, NewTask, StoredEvent, Task
 from greenroom.store.scaling import Decision, Load
 from greenroom.store.sessions import Session, Summary
+from greenroom.store.vault import Vault
 
 _NULL = msgspec.Raw(b"null")
 
@@ -169,30 +172,39 @@ def agent(
     entry: Entry,
     *,
     ready: Ready,
-    open_counts: dict[tuple[str, str], int],
+    open_counts: Mapping[str, int],
     breaker: models.BreakerState,
     full: int | None,
+    is_observed: bool = True,
 ) -> dict[str, Any]:
+    """Return the document of an agent; without what others have caused or decided, unless *is_observed*."""
     row, spec = entry.agent, entry.spec
     graded, why = grade(entry, ready)
+    if not is_observed:
+        return agent(entry, ready=ready, open_counts=open_counts, breaker=_said_to_all(breaker), full=full) | {
+            "reason": None,
+            "grade_reason": None,
+            "spec": None,
+            "rollout": None,
+        }
     return {
         "name": row.name,
-        "description": spec.description,
+        "description": redaction.text(spec.description),
         "state": row.state,
-        "reason": _reason(entry, queued=open_counts.get((row.name, "queued"), 0), full=full),
+        "reason": _reason(entry, queued=open_counts.get("queued", 0), full=full),
         "grade": graded,
         "grade_reason": why,
         "revision": row.revision,
         "generation": row.generation,
         "adapter": row.adapter,
         "replicas": {"desired": entry.wanted, "ready": len(ready[row.name, row.revision])},
-        "queued": open_counts.get((row.name, "queued"), 0),
-        "running": open_counts.get((row.name, "running"), 0),
-        "waiting": open_counts.get((row.name, "waiting"), 0),
+        "queued": open_counts.get("queued", 0),
+        "running": open_counts.get("running", 0),
+        "waiting": open_counts.get("waiting", 0),
         "concurrency": spec.concurrency,
         "sessions": spec.sessions,
         "skills": spec.skills,
-        "examples": spec.examples,
+        "examples": redaction.value(spec.examples),
         "spec": _shown_spec(row.spec),
         "updated_at": _at(row.updated_at),
         "rollout": None if entry.rollout is None else rollout(entry.rollout, desired=row.replicas, ready=ready),
@@ -201,22 +213,34 @@ def agent(
 
 
 def agent_status(
-    entry: Entry, *, ready: Ready, tasks: dict[str, int], breaker: models.BreakerState, full: int | None
+    entry: Entry,
+    *,
+    ready: Ready,
+    tasks: dict[str, int],
+    breaker: models.BreakerState,
+    full: int | None,
+    is_observed: bool = True,
 ) -> schemas.AgentStatus:
+    """Return how an agent stands; without what others have caused or decided, unless *is_observed*."""
     row = entry.agent
     graded, why = grade(entry, ready)
     return schemas.AgentStatus(
         name=row.name,
         state=row.state,
-        reason=_reason(entry, queued=tasks.get("queued", 0), full=full),
+        reason=_reason(entry, queued=tasks.get("queued", 0), full=full) if is_observed else "",
         grade=graded,
-        grade_reason=why,
+        grade_reason=why if is_observed else "",
         revision=row.revision,
         replicas=models.ReplicaCount(desired=entry.wanted, ready=len(ready[row.name, row.revision])),
         tasks=tasks,
-        rollout=_rollout_status(entry.rollout),
-        breaker=breaker,
+        rollout=_rollout_status(entry.rollout) if is_observed else None,
+        breaker=breaker if is_observed else _said_to_all(breaker),
     )
+
+
+def _said_to_all(breaker: models.BreakerState) -> models.BreakerState:
+    """Leave out why it opened: that quotes an error of somebody's task."""
+    return msgspec.structs.replace(breaker, reason=None)
 
 
 def _rollout_status(row: Rollout | None) -> schemas.RolloutStatus | None:
@@ -228,12 +252,13 @@ def _rollout_status(row: Rollout | None) -> schemas.RolloutStatus | None:
 
 
 def _shown_spec(spec: bytes) -> dict[str, Any]:
-    document: dict[str, Any] = msgspec.json.decode(spec)
-    arguments = document.get("arguments", {})
-    document["arguments"] = {
+    document = msgspec.json.decode(spec)
+    arguments = document.pop("arguments", {})
+    shown: dict[str, Any] = redaction.value(document)
+    shown["arguments"] = {
         name: settings.masked(("agents", "", "arguments", name), value) for name, value in arguments.items()
     }
-    return document
+    return shown
 
 
 def replica(row: Replica, *, busy: int) -> dict[str, Any]:
@@ -422,3 +447,13 @@ def session(row: Session | Summary) -> dict[str, Any]:
     if isinstance(row, Summary):
         return document | {"state_bytes": row.state_bytes}
     return document | {"state_bytes": len(row.state or b""), "state": _raw(row.state)}
+
+
+def encryption(vault: Vault, progress: Progress, keys: Sequence[KeysOfTenant]) -> models.Encryption:
+    return models.Encryption(
+        mode=vault.mode,
+        key=vault.key,
+        managed=vault.keys.is_managed,
+        progress=models.Resealing(**msgspec.structs.asdict(progress)),
+        tenants=tuple(models.TenantKeys(**msgspec.structs.asdict(each)) for each in keys),
+    )

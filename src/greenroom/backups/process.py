@@ -12,14 +12,17 @@ import os
 import resource
 import sys
 import threading
+from pathlib import Path
 
 import msgspec
 
+import greenroom
 from greenroom import clock as clocks
 from greenroom import errors
 from greenroom.backups import creating
 
 NICENESS = 15
+_ISOLATED = Path(greenroom.__file__).parent / "cli" / "isolated.py"
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -32,10 +35,8 @@ class _Answer(msgspec.Struct, frozen=True):
 async def create(wanted: creating.Wanted) -> creating.Made:
     """Have a backup made by another process, which ends with this call; raises `errors.BackupFailed`."""
     pipe = asyncio.subprocess.PIPE
-    # -P: the node's working directory is the agents'.
-    command = (sys.executable, "-P", "-m", "greenroom.backups")
     try:
-        process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+        process = await asyncio.create_subprocess_exec(*_command(), stdin=pipe, stdout=pipe, stderr=pipe)
     except OSError as error:
         raise errors.BackupFailed(f"cannot back up: no process can be started: {error.strerror}") from None
     assert process.stdin is not None
@@ -52,6 +53,13 @@ async def create(wanted: creating.Wanted) -> creating.Made:
             await process.wait()
         process.stdin.close()
     return _read(output, complaint, process.returncode or 0)
+
+
+def _command() -> tuple[str, ...]:
+    """Return what runs `main` in another process, as isolated from what packages hook into Python as this one is."""
+    if sys.flags.no_site:
+        return (sys.executable, "-I", "-S", str(_ISOLATED), "--greenroom.backups")
+    return (sys.executable, "-P", "-m", "greenroom.backups")  # -P: the node's working directory is the agents'
 
 
 def _read(output: bytes, complaint: bytes, code: int) -> creating.Made:

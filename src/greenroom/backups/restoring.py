@@ -19,8 +19,10 @@ import msgspec
 from greenroom import errors
 from greenroom.backups import archive, chunks, creating, listing
 from greenroom.security import secret_file
+from greenroom.security.key_sources import Source
 from greenroom.store import dumps
 
+AUDITED_SINCE = 12  # the schema that the audit log came with
 STAGED = "restoring-files"  # in the data directory: what belongs to a store that is about to take the old one's place
 
 
@@ -72,12 +74,31 @@ async def restore(
             async with dumps.loading(store_url, schema=inventory.schema, replace=replace, publish=publish) as load:
                 with _looking_for_damage(kept, inventory):
                     await _fill(kept, inventory, load)
+                    await _note(inventory, load)
                     _write_files(_rows(kept, inventory.files), files)
                 _stage(files, staged)
         except BaseException:
             if not was_there and not is_published:  # what was there is of a restore that may have filled this store
                 shutil.rmtree(staged, ignore_errors=True)
             raise
+
+
+async def refuse_without_key(kept: archive.Archive, inventory: archive.Inventory, keys: Source) -> None:
+    """Raise `errors.BackupInvalid` if the backup's rows are encrypted at rest, and *keys* does not have their key.
+
+    Nobody could read what was restored.
+    """
+    for content in inventory.tables:
+        if content.name == "vault":
+            for chunk in content.chunks:
+                for row in chunks.rows_of(kept.chunk(chunk)):
+                    vault = dict(zip(content.columns, row, strict=True))
+                    try:
+                        await keys.find(vault["kek"], vault["wrapped"])
+                    except errors.StartRefused as error:
+                        raise errors.BackupInvalid(
+                            f"cannot restore {inventory.id}: what was backed up is encrypted: {error}"
+                        ) from None
 
 
 def complete(store_url: str, data_dir: Path) -> None:
@@ -163,6 +184,15 @@ async def _fill(kept: archive.Archive, inventory: archive.Inventory, load: dumps
                 f"cannot restore {inventory.id}: the rows of {content.name} are not those that were backed up"
             )
         await load.continue_behind(table)
+
+
+async def _note(inventory: archive.Inventory, load: dumps.Load) -> None:
+    """Leave word for the audit log; the next node writes it there: a log that was set back says so itself."""
+    if inventory.schema >= AUDITED_SINCE:
+        detail = msgspec.json.encode({"made_at": inventory.created_at.isoformat(), "uid": os.getuid()}, order="sorted")
+        columns = ("id", "action", "object", "detail")
+        row = (secrets.token_hex(8), "backup.restore", f"backup:{inventory.id}", detail.decode())
+        await load.put(dumps.Table("audit_pending", columns, ("id",)), [row])
 
 
 async def _compare_tables(inventory: archive.Inventory, url: str) -> list[Compared]:

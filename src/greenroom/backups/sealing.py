@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from greenroom import errors
+from greenroom import errors, redaction
 from greenroom.security import secret_file
 
 _FORM = re.compile(r"greenroom-backup-key-1:([0-9a-f]{64})\s*")
@@ -69,6 +69,7 @@ def load(path: Path) -> Key:
     match = _FORM.fullmatch(text)
     if match is None:
         raise errors.BackupInvalid(f"cannot use {path}: it is not a key of Greenroom's backups")
+    redaction.register(match[1], bytes.fromhex(match[1]))
     return Key(bytes.fromhex(match[1]))
 
 

@@ -13,18 +13,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
 
 from greenroom import clock, errors
-from greenroom.cli import config, options, render
+from greenroom.cli import config, options, pace, render
 from greenroom.cli.render import Column
 
 if TYPE_CHECKING:
+    from greenroom import settings
     from greenroom.backups import archive, creating
     from greenroom.sdk import client, models
+    from greenroom.security import key_sources
 
 app = cyclopts.App(name="backup")
 
@@ -61,20 +63,33 @@ class Where:
     ] = None
 
     def wanted(self, given: options.Options) -> creating.Wanted:
-        from greenroom import settings
         from greenroom.backups import listing
         from greenroom.sdk import discovery
 
-        manifest = self.manifest if self.manifest != config.MANIFEST or self.manifest.exists() else None
         place = self.place if self.place is None or self.place.startswith("s3://") else str(Path(self.place).resolve())
         key_file = None if self.key_file is None else str(self.key_file.resolve())
         overrides = {"backups": {"to": place, "key_file": key_file}}
         return listing.wanted(
-            settings.load(manifest, os.environ, overrides=overrides).backups,
+            self._settings(overrides).backups,
             folder=self.manifest.resolve().parent,
             data_dir=discovery.data_dir(given.data_dir).resolve(),
             store_url=self.store,
         )
+
+    def keys(self, given: options.Options) -> key_sources.Sources:
+        """Where the key is that rows of an encrypted store need to be read."""
+        from greenroom.sdk import discovery
+        from greenroom.security import key_sources
+
+        security = self._settings({}).security
+        data_dir = discovery.data_dir(given.data_dir).resolve()
+        return key_sources.named(security, folder=self.manifest.resolve().parent, data_dir=data_dir)
+
+    def _settings(self, overrides: dict[str, Any]) -> settings.Settings:
+        from greenroom import settings
+
+        manifest = self.manifest if self.manifest != config.MANIFEST or self.manifest.exists() else None
+        return settings.load(manifest, os.environ, overrides=overrides)
 
     @property
     def is_here(self) -> bool:
@@ -153,6 +168,7 @@ def restore(
         kept = _archive(wanted)
         inventory = kept.find(id)
         data_dir = Path(wanted.data_dir)
+        asyncio.run(restoring.refuse_without_key(kept, inventory, where.keys(given)))
         asyncio.run(restoring.restore(kept, inventory, store_url=wanted.store_url, data_dir=data_dir, replace=replace))
         restoring.keep_key(Path(wanted.key_file), data_dir)
     backup = inventory.described()
@@ -183,7 +199,9 @@ def drill(id: str = "latest", /, *, where: Where = ELSEWHERE, given: options.Opt
     begun_s = time.monotonic()
     with render.spinner("rehearsing"), restoring.scratch(Path(wanted.data_dir)) as scratch_url:
         kept = _archive(wanted)
-        found = asyncio.run(restoring.drill(kept, kept.find(id), scratch_url=where.store or scratch_url))
+        inventory = kept.find(id)
+        asyncio.run(restoring.refuse_without_key(kept, inventory, where.keys(given)))
+        found = asyncio.run(restoring.drill(kept, inventory, scratch_url=where.store or scratch_url))
     if given.json:
         render.json({"id": found.id, "good": found.is_good, "tables": found.tables, "faults": found.faults})
         return 0 if found.is_good else 1
@@ -227,10 +245,10 @@ def _node(where: Where, given: options.Options) -> Iterator[client.Client | None
 
 def _made_by(node: client.Client) -> models.Backup:
     """Have the node make one, and wait for it."""
-    state = node.create_backup()
+    state, paced = node.create_backup(), pace.Pace()
     with render.spinner("backing up"):
         while state.is_running:
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(paced.delay_s(1, least_s=LOOK_EVERY_S))
             state = _state(node)
     if state.error is not None or state.last is None:
         raise errors.BackupFailed(state.error or "cannot back up")

@@ -192,21 +192,22 @@ async def _run(asked: Asked, given: options.Options) -> judging.Report:
             await campaign.remove(client, name)
             render.say(f"{name} is removed: a run that was killed had left it behind")
         with tempfile.TemporaryDirectory(prefix="greenroom-chaos-") as folder:
+            Path(folder).chmod(0o733)  # noqa: ASYNC240 - at once; the agent may be another user
             ledger = Path(folder) / "ledger"
-            async with _agent(client, asked.agent, replicas) as agent:
+            async with _agent(client, asked.agent, replicas, ledger.parent) as agent:
                 prepared = _campaign(asked, client, found, agent, ledger=ledger, hang_after_s=hang_after_s)
                 return await _carried_out(prepared, found, hang_after_s)
 
 
 @contextlib.asynccontextmanager
-async def _agent(client: AsyncClient, named: str | None, replicas: int) -> AsyncIterator[str]:
+async def _agent(client: AsyncClient, named: str | None, replicas: int, writes: Path) -> AsyncIterator[str]:
     from greenroom.testing.chaos import campaign
 
     if named is not None:
         yield named
         return
     name = f"chaos-{os.getpid()}-{secrets.token_hex(2)}"
-    async with campaign.deployed(client, name, replicas=replicas):
+    async with campaign.deployed(client, name, replicas=replicas, writes=writes):
         yield name
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from greenroom import errors
-from greenroom.cli import config, following, options, plan_report, render, rollout_report
+from greenroom.cli import config, following, options, pace, plan_report, render, rollout_report
 
 if TYPE_CHECKING:
     from greenroom import settings
@@ -202,7 +202,7 @@ def _carried_out(
     return the rollouts, and why others could not be had.
     """
     done: list[models.Rollout] = []
-    left, deadline_s, is_said = list(planned), 0.0, False
+    left, deadline_s, is_said, paced = list(planned), 0.0, False, pace.Pace()
     while True:
         begun, refused = _begun(node, left, how, before=done)
         done += following.to_rest(node, begun, is_shown=is_shown) if is_watched and begun else begun
@@ -218,7 +218,7 @@ def _carried_out(
         is_said = True
         left = [each for each in left if each.plan.agent in refused]
         if not begun:
-            time.sleep(following.LOOK_EVERY_S)
+            time.sleep(paced.delay_s(len(left), least_s=following.LOOK_EVERY_S))
 
 
 def _room_after_s(planned: Sequence[Planned]) -> float:

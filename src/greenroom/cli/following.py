@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from greenroom import clock, errors
-from greenroom.cli import render, rollout_report
+from greenroom.cli import pace, render, rollout_report
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -31,6 +31,7 @@ def to_rest(node: client.Client, begun: Sequence[models.Rollout], *, is_shown: b
     """Return them as they are when each is at rest, or as soon as one of them has failed."""
     followed = {rollout.id: rollout for rollout in begun}
     told: dict[int, object] = {}
+    paced = pace.Pace()
     out = render.out()
     with _going_on(followed), _live(followed, out if is_shown and out.is_terminal else None):
         while True:
@@ -39,7 +40,8 @@ def to_rest(node: client.Client, begun: Sequence[models.Rollout], *, is_shown: b
             now = followed.values()
             if any(each.has_failed for each in now) or all(each.is_at_rest for each in now):
                 return list(now)
-            time.sleep(LOOK_EVERY_S)
+            open_ones = sum(not rollout.is_at_rest for rollout in now)
+            time.sleep(paced.delay_s(open_ones, least_s=LOOK_EVERY_S))
             for id, rollout in list(followed.items()):
                 if not rollout.is_at_rest:
                     followed[id] = node.rollout(id)

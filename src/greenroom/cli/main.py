@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 
 import cyclopts
 
-from greenroom import __version__, errors
+from greenroom import __version__, errors, redaction
 from greenroom.cli import options, render
 
 DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -34,7 +36,13 @@ VERBS = (  # in the order in which one meets them
     ("scale", "scaling:app", "Set the number of an agent's replicas; explain it; try other settings on recorded load."),
     ("status", "status:status", "Show how the node and its agents are."),
     ("backup", "backup:app", "Make, list, restore and rehearse backups of the store."),
-    ("keys", "keys:app", "Create, list and revoke the keys of those who may call."),
+    ("keys", "keys:app", "Create, list and revoke the keys of those who may call; ask what each may do."),
+    ("shutdown", "shutdown:shutdown", "Have the node drain and stop."),
+    ("dashboard", "dashboard:dashboard", "Log a browser in, by a link that works once."),
+    ("webhooks", "webhooks:app", "Have the ends of tasks told to receivers; test and rotate them."),
+    ("audit", "audit:app", "Show who did what; check that nobody has changed the record; export it."),
+    ("security", "security:app", "Show how the node is protected and what was found; let somebody in again."),
+    ("encryption", "encryption:app", "Show how the store is encrypted; take new keys into use."),
     ("config", "config:app", "Show and check the settings."),
     ("chaos", "chaos:chaos", "Inject faults into the node that runs here, and see whether anything is lost."),
     ("doctor", "doctor:doctor", "Check whether this machine and this manifest are ready."),
@@ -57,6 +65,7 @@ app.register_install_completion_command()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; with GREENROOM_DEBUG=1, errors are raised."""
+    sys.excepthook = _crashed
     try:
         code: int = app(argv, exit_on_error=False, print_error=False)
     except (cyclopts.CycloptsError, errors.GreenroomError, OSError, KeyboardInterrupt) as error:
@@ -64,6 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _report(error)
     return code
+
+
+def _crashed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a bug without the secrets that its message may hold."""
+    text = redaction.text("".join(traceback.format_exception(kind, error, trace)))
+    sys.stderr.write(render.printable(text, lines=True))
 
 
 def _report(error: BaseException) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from greenroom import redaction
 from greenroom.cli import config, render
 
 if TYPE_CHECKING:
@@ -45,7 +47,14 @@ def up(
     from greenroom import node, settings
     from greenroom.sdk import discovery
 
+    if store is not None:
+        _hide_password(store)
     found = settings.load(manifest, os.environ, overrides={"server": {"host": host, "port": port}})
+    if store is not None and redaction.text(store) != store:
+        render.say(
+            "warning: everybody on this machine sees the password in --store, among the processes; leave it out, and "
+            "give it in PGPASSFILE (or ~/.pgpass, mode 600)"
+        )
     asked = node.Options(
         settings=found,
         folder=manifest.resolve().parent,
@@ -58,6 +67,15 @@ def up(
     return 0
 
 
+def _hide_password(store: str) -> None:
+    """Keep the password of a store's address out of what everybody on this machine sees of the command line."""
+    from greenroom.engine import kernel
+
+    credentials = store.partition("://")[2].rpartition("@")[0]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        kernel.hide_in_command_line(credentials.partition(":")[2])
+
+
 def _announce(started: node.Node) -> None:
     # What is there now stays: the collector need not look at it again, nor so often at the short lives of tasks.
     gc.collect()
@@ -68,11 +86,17 @@ def _announce(started: node.Node) -> None:
 
 def _tell(started: node.Node) -> None:
     """Print where it is and which agents work, and of each that is failed, on a line of its own, why."""
+    from greenroom.node import isolation as node_isolation
+
     declared, entries = started.options.settings.agents, started.store.directory.entries
     agents = [entries[name].agent for name in declared if name in entries]
     failed = [agent for agent in agents if agent.state in ("failed", "quarantined")]
     working = ", ".join(agent.name for agent in agents if agent not in failed)
     render.say(f"ready at {started.url}; agents: {working or ('none' if failed else 'none yet')}")
+    if started.settings.security.tls and not started.url.startswith("https:"):
+        render.say("warning: it speaks plain HTTP, with this machine alone: security.tls_certificate is not set")
+    is_open = started.isolation.tier == "T0"
+    render.say(("warning: " if is_open else "isolation ") + node_isolation.describe(started.isolation))
     for line in _limits(started):
         render.say(line)
     for agent in failed:

@@ -7,6 +7,7 @@ verb.
 
 from __future__ import annotations
 
+import json as standard_json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
+
+from greenroom import redaction
 
 if TYPE_CHECKING:
     from rich import console
@@ -23,12 +26,26 @@ if TYPE_CHECKING:
 UNLIMITED = 100_000  # columns, where no screen sets them
 GAP = 2  # columns between columns
 NARROWEST = 8  # a column that is cut, so that one can still guess
-
+DELETE = "\x7f"  # the one control character that JSON leaves as it is
 STYLES = {
-    **dict.fromkeys(("succeeded", "ready", "healthy", "ok", "alive", "complete", "serves"), "green"),
+    **dict.fromkeys(
+        ("succeeded", "ready", "healthy", "ok", "alive", "complete", "serves", "enabled", "delivered"), "green"
+    ),
     **dict.fromkeys(("failed", "quarantined", "unhealthy", "expired", "critical", "rolled back"), "red"),
     **dict.fromkeys(
-        ("cancelled", "aborted", "paused", "degraded", "draining", "dropped", "starting", "warn", "warning"), "yellow"
+        (
+            "cancelled",
+            "aborted",
+            "paused",
+            "degraded",
+            "draining",
+            "dropped",
+            "starting",
+            "disabled",
+            "warn",
+            "warning",
+        ),
+        "yellow",
     ),
     **dict.fromkeys(("running", "waiting", "progressing"), "cyan"),
 }
@@ -133,7 +150,7 @@ def say(text: str) -> None:
 
 def failure(message: str, notes: Sequence[str] = ()) -> None:
     """Print an error and, dimmed, what belongs to it."""
-    err().print(printable(f"error: {message}", lines=True), style="red", soft_wrap=True)
+    err().print(printable(redaction.text(f"error: {message}"), lines=True), style="red", soft_wrap=True)
     for note in notes:
         say(f"  {note}")
 
@@ -145,7 +162,15 @@ def json(value: object) -> None:
     encoded = msgspec.json.encode(value)
     if sys.stdout.isatty():
         encoded = msgspec.json.format(encoded)
-    print(encoded.decode(), flush=True)
+    text = encoded.decode()
+    if not text.isascii() or DELETE in text:
+        # What a terminal would obey is written as JSON's escapes, which mean the same.
+        text = "".join(letter if letter.isprintable() or letter == "\n" else ascii_json(letter) for letter in text)
+    print(text, flush=True)
+
+
+def ascii_json(letter: str) -> str:
+    return r"\u007f" if letter == DELETE else standard_json.dumps(letter)[1:-1]
 
 
 @contextmanager

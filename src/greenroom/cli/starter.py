@@ -31,6 +31,9 @@ async def hello(input: str) -> str:
 #     description = "Finds and summarises sources"
 #     arguments = { model = "gpt-4o-mini" }
 #     env = ["OPENAI_API_KEY"]
+#
+# Agents work in a closed room: they write to a private TMPDIR, and read what is here; other folders are named by
+# `read_paths` and `write_paths`.
 '''
 
 

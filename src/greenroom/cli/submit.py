@@ -44,6 +44,7 @@ def submit(
     timeout_s: float | None = None,
     json_input: Annotated[bool, Parameter(show_default=False)] = False,
     no_cache: Annotated[bool, Parameter(show_default=False)] = False,
+    webhook: str | None = None,
     given: options.Options = options.DEFAULT,
 ) -> int:
     """Give an agent a task: greenroom submit AGENT TEXT. Without AGENT, the router chooses the one that fits.
@@ -72,6 +73,8 @@ def submit(
         TEXT is JSON, and the agent gets its value.
     no_cache
         Run the agent, even if it keeps results and has one of the same input.
+    webhook
+        The id of a webhook that is to be told of its end.
     """
     name, words = (agent, text) if text is not None else (None, agent)
     _check(name or "", words, more)
@@ -82,12 +85,13 @@ def submit(
             with render.spinner("waiting for its end"):
                 task = node.submit(
                     task_input, name, session=session, priority=priority, timeout_s=timeout_s, wait_s=longest_s,
-                    or_cancel=True, cache=not no_cache,
+                    or_cancel=True, cache=not no_cache, webhook=webhook,
                 )  # fmt: skip
             return _end(task, as_json=given.json)
         task = node.submit(
-            task_input, name, session=session, priority=priority, timeout_s=timeout_s, cache=not no_cache
-        )
+            task_input, name, session=session, priority=priority, timeout_s=timeout_s, cache=not no_cache,
+            webhook=webhook,
+        )  # fmt: skip
         if not given.json:
             _announce(task)
         if not wait and wait_s is None:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from greenroom import clock as clocks
 from greenroom import deployments, errors, settings
+from greenroom.core.isolation import Decision
 from greenroom.engine import contract, local, protocol, snapshots
+from greenroom.node import isolation
 
 READY_WITHIN_S = 120.0  # as a node has it; the import has a bound of its own
 STOP_GRACE_S = 2.0
@@ -33,19 +35,22 @@ class Verdict:
 def try_agents(found: settings.Settings, folder: Path) -> list[Verdict]:
     """Start one replica of each agent of *found*, whose code is in *folder*, as many at once as there are CPUs."""
     with tempfile.TemporaryDirectory(prefix="greenroom-doctor-") as data_dir:
-        return asyncio.run(_Trial(folder, Path(data_dir)).of(found.agents))
+        decision = isolation.decide(found)
+        return asyncio.run(_Trial(folder, Path(data_dir), decision).of(found.agents))
 
 
 class _Trial:
     """An engine, and its listener: replicas have the names of their agents."""
 
-    def __init__(self, folder: Path, data_dir: Path) -> None:
-        self._folder, self._data_dir = folder, data_dir
+    def __init__(self, folder: Path, data_dir: Path, decision: Decision) -> None:
+        self._folder, self._data_dir, self._decision = folder, data_dir, decision
         self._verdicts: dict[str, asyncio.Future[Verdict]] = {}
         self._cpus = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def of(self, agents: Mapping[str, settings.AgentSettings]) -> list[Verdict]:
-        engine = local.LocalEngine(self._data_dir, clocks.SystemClock())
+        engine = local.LocalEngine(
+            self._data_dir, clocks.SystemClock(), tier=self._decision.tier, means=self._decision.means
+        )
         engine.subscribe(self)
         try:
             async with asyncio.TaskGroup() as group:

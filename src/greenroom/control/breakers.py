@@ -16,12 +16,13 @@ from datetime import timedelta
 
 from greenroom import clock as clocks
 from greenroom import settings, telemetry
+from greenroom.control.alerts import Alerts
 from greenroom.core import breaker, failures, tasks
 from greenroom.core.breaker import Breaker, State
 from greenroom.sdk import models
 from greenroom.store.directory import Entry
 from greenroom.store.news import News
-from greenroom.store.recovery import Raised, Resolved
+from greenroom.store.recovery import Raised
 from greenroom.store.store import Store
 
 STEP_EVERY_S = 1.0
@@ -55,7 +56,7 @@ class Breakers:
         self._store, self._clock, self._facts, self._jitter = store, clock, facts, jitter
         self.wakeup = asyncio.Event()
         self._guarded: dict[str, _Guarded] = {}
-        self._told: dict[str, str] | None = None  # the reasons of the alerts that fire, as the store has them
+        self._alerts = Alerts(store, facts, _KIND)
         self._is_stale = False  # a rollout has moved since the directory was read
         facts.subscribe(self._note, telemetry.AttemptEnded)
         store.hub.subscribe(self._hear)
@@ -195,30 +196,9 @@ class Breakers:
 
     async def _tell(self) -> None:
         """Write the alerts that are not as they should be, those of the node's life before among them."""
-        if self._told is None:
-            alerts = await self._store.recovery.alerts()
-            self._told = {
-                each.agent: "" for each in alerts if each.kind == _KIND and each.agent and each.state == "firing"
-            }
         # What is tried again fires on with the reason that it opened for.
         reasons = {name: each.breaker.reason for name, each in self._guarded.items() if each.breaker.reason}
-        for agent in sorted(reasons.keys() | self._told.keys()):
-            if reasons.get(agent) == self._told.get(agent):
-                continue
-            await self._write(agent, reasons.get(agent))
-
-    async def _write(self, agent: str, reason: str | None) -> None:
-        assert self._told is not None
-        if reason is None:
-            await self._store.recovery.tell(Resolved(_alert_id(agent)))
-            del self._told[agent]
-            self._facts.emit(telemetry.AlertChanged(_alert_id(agent), "resolved"))
-            return
-        what = f"the circuit breaker of {agent} is open, its tasks wait: {reason}; it is tried again by itself, "
-        what += f"or at once by: greenroom agents release {agent}"
-        await self._store.recovery.tell(Raised(_alert_id(agent), _KIND, agent, "warning", what))
-        self._told[agent] = reason
-        self._facts.emit(telemetry.AlertChanged(_alert_id(agent), "firing", "warning", what))
+        await self._alerts.only(_alert(agent, reason) for agent, reason in sorted(reasons.items()))
 
     def _hear(self, news: News) -> None:
         """Look at what was deployed before its replicas are ready."""
@@ -233,5 +213,7 @@ def _policy(spec: settings.Breaker) -> breaker.Policy | None:
     return breaker.Policy(spec.failure_pct, spec.min_attempts, spec.window_s, spec.open_s)
 
 
-def _alert_id(agent: str) -> str:
-    return f"{_KIND}-{agent}"
+def _alert(agent: str, reason: str) -> Raised:
+    what = f"the circuit breaker of {agent} is open, its tasks wait: {reason}; it is tried again by itself, "
+    what += f"or at once by: greenroom agents release {agent}"
+    return Raised(f"{_KIND}-{agent}", _KIND, agent, "warning", what)

@@ -94,6 +94,10 @@ class Dispatcher:
         self._by_replica[claim.replica].add(attempt)
         if self._facts.is_heard(telemetry.AttemptBegan):
             self._facts.emit(telemetry.AttemptBegan(claim.id, claim.epoch, claim.agent, claim.revision))
+        if claim.damage is not None:
+            self._forget(attempt)
+            self._settle(attempt, tasks.AgentFailed("store_damaged", claim.damage), None)
+            return
         try:
             is_sent = self._engine.invoke(claim.replica, attempt.invocation())
         except ValueError as error:  # it does not fit a frame: no replica can ever take it

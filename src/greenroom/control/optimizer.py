@@ -13,6 +13,7 @@ from typing import assert_never
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
+from greenroom.control.alerts import Alerts
 from greenroom.control.measurements import Collector
 from greenroom.control.user_rules import UserRule, plain
 from greenroom.core import failures, measurements, optimizer, optimizer_rules
@@ -20,7 +21,7 @@ from greenroom.core.optimizer import Act, Found, Key
 from greenroom.core.scaling import Rule
 from greenroom.store.advice import Move
 from greenroom.store.deployments import Limits
-from greenroom.store.recovery import Raised, Resolved
+from greenroom.store.recovery import Raised
 from greenroom.store.scaling import Scale
 from greenroom.store.store import Store
 
@@ -58,7 +59,7 @@ class Optimizer:
         self.wakeup = asyncio.Event()
         self._memory: dict[Key, optimizer.Standing] = {}
         self._ids: dict[Key, int] = {}
-        self._broken: dict[str, str] = {}  # alerts of rules of users, and their reasons
+        self._alerts = Alerts(store, facts, BROKEN)  # of rules of users
         self._is_loaded = False
 
     async def step(self) -> float:
@@ -103,10 +104,9 @@ class Optimizer:
             self._memory[key] = optimizer.reopened(row.metric, row.value_before, now_s)
             self._ids[key] = row.id
             self._tell(key, "open", row.what)
-        alerts = await self._store.recovery.alerts()
-        self._broken = {each.id: each.reason for each in alerts if each.state == "firing" and each.kind == BROKEN}
-        for id in self._broken.keys() - {_alert_id(rule.name) for rule in self._own}:  # its package was uninstalled
-            await self._resolve(id)
+        own = {_alert_id(rule.name) for rule in self._own}
+        for id in [id for id in await self._alerts.firing() if id not in own]:  # its package was uninstalled
+            await self._alerts.resolve(id)
         self._is_loaded = True
 
     # --- rows
@@ -179,25 +179,11 @@ class Optimizer:
 
     async def _note_trouble(self, rule: str, trouble: str | None) -> None:
         """Have one alert for each rule that does not work, for as long as it does not; it tells of the last failure."""
-        id, before = _alert_id(rule), self._broken.get(_alert_id(rule))
         if trouble is None:
-            if before is not None:
-                await self._resolve(id)
+            await self._alerts.resolve(_alert_id(rule))
             return
-        reason = failures.told(
-            f"the optimizer's rule {rule} is skipped: {trouble}; repair it, or uninstall its package"
-        )
-        if reason == before:
-            return
-        await self._store.advice.alert(Raised(id, BROKEN, None, "warning", reason))
-        self._broken[id] = reason
-        if before is None:
-            self._facts.emit(telemetry.AlertChanged(id, "firing", "warning", reason))
-
-    async def _resolve(self, id: str) -> None:
-        await self._store.advice.alert(Resolved(id))
-        self._broken.pop(id, None)
-        self._facts.emit(telemetry.AlertChanged(id, "resolved"))
+        reason = f"the optimizer's rule {rule} is skipped: {trouble}; repair it, or uninstall its package"
+        await self._alerts.tell(Raised(_alert_id(rule), BROKEN, None, "warning", failures.told(reason)))
 
 
 def _alert_id(rule: str) -> str:

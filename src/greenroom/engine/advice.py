@@ -7,6 +7,7 @@ The replica's side: standard library only.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from typing import Protocol
 
 from greenroom.engine import failures
 
+CLOSED = "the agent's room is closed"
+_REFUSED = "[Errno 13]"
 _MAX_CAUSES = 10
 _READ_A_VARIABLE = type(os.environ).__getitem__.__code__
 _VARIABLE = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
@@ -32,6 +35,14 @@ class Surroundings(Protocol):
     def env(self) -> tuple[str, ...]:
         """The variables of the node that it may see."""
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The variables that a replica gets by reference."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it runs in a room."""
+
 
 def remedy(error: BaseException, where: Surroundings) -> str | None:
     """Return what would have spared the agent *error*, or a cause of it that it names; None for all that is its own.
@@ -40,7 +51,7 @@ def remedy(error: BaseException, where: Surroundings) -> str | None:
     """
     try:
         for each in _with_causes(error):
-            found = _missing_file(each, where) or _missing_variable(each, where)
+            found = _missing_file(each, where) or _closed(each, where) or _missing_variable(each, where)
             if found is not None:
                 return found
     except Exception:  # noqa: BLE001 - agent code
@@ -75,12 +86,37 @@ def _missing_file(error: BaseException, where: Surroundings) -> str | None:
     )
 
 
+def _closed(error: BaseException, where: Surroundings) -> str | None:
+    if not where.is_closed:
+        return None
+    # In namespaces all that may not be written is read-only.
+    is_file = isinstance(error, OSError) and error.errno == errno.EROFS
+    is_refused = is_file or isinstance(error, PermissionError)
+    filename = error.filename if isinstance(error, OSError) else None
+    if is_file or (is_refused and isinstance(filename, str | bytes | os.PathLike)):
+        to = f" to {failures.bounded(os.fsdecode(filename), 500)}" if filename is not None else ""
+        return (
+            f"{CLOSED}{to}: if the agent needs it, name its folder in `read_paths` or "
+            "`write_paths` in the manifest; for temporary files there is the folder that TMPDIR names"
+        )
+    if not is_refused and _REFUSED not in failures.message_of(error):
+        return None  # libraries that connect tell no more than its text
+    return (
+        f"{CLOSED}: if the agent needs this, name the destination of a connection in `egress` in the manifest; other "
+        "sockets than those of TCP, ports of its own and calls that concern other processes are not to be had"
+    )
+
+
 def _missing_variable(error: BaseException, where: Surroundings) -> str | None:
     for name in sorted(_variables_of(error, where), key=lambda name: name not in where.env):
         if name in os.environ or name.startswith("GREENROOM_"):
             continue
         if name in where.env:
             return f"{name} is in the agent's `env`, and the node does not have it: set it where the node is started"
+        if name in where.secrets:
+            return (
+                f"{name} is one of the agent's `secrets`, which replicas have, and imports not: read it in the factory"
+            )
         return f'the agent sees only the variables that its `env` names: add "{name}" to `env` in the manifest'
     return None
 

@@ -13,6 +13,7 @@ from typing import cast
 
 import msgspec
 
+from greenroom import redaction
 from greenroom.engine import protocol
 
 _MAX_UNREAD_BYTES = 64 * 1024 * 1024  # two frames of the largest size
@@ -137,7 +138,7 @@ class LogPipe:
             self._dropped += 1
             return
         self._lines += 1
-        self._on_line(line[:_MAX_LINE_BYTES].decode(errors="replace").rstrip("\r"))
+        self._on_line(redaction.text(line[:_MAX_LINE_BYTES].decode(errors="replace").rstrip("\r")))
 
     def close(self) -> None:
         """Pass on what a dead writer left, and let go."""

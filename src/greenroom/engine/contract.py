@@ -25,6 +25,10 @@ class Revision:
     factory: str  # "module:attribute", or "file.py:attribute" for code of a script that was running
     arguments: dict[str, Any] = field(default_factory=dict)
     env: tuple[str, ...] = ()  # the only variables of the node that the replica sees
+    secrets: Mapping[str, str] = field(default_factory=dict)  # variable -> "file:PATH" or "env:NAME"
+    read_paths: tuple[Path, ...] = ()  # absolute; beside what every replica may read
+    write_paths: tuple[Path, ...] = ()
+    egress: tuple[str, ...] = ("any",)  # see `core.isolation.egress`
     concurrency: int = 1
     sessions: bool = False
     memory_mb: int | None = None

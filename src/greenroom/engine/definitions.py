@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 _MAX_SOURCE_BYTES = 2 * 1024 * 1024  # to parse takes a hundred times as much memory
 _MAX_NAMED = 20
 _DUNDER = re.compile(r"__\w+__")
-_OWN = frozenset({"greenroom", "msgspec"})  # in a replica before its snapshot is
+OWN = frozenset({"greenroom", "msgspec"})  # in a replica before its snapshot is
 _DYNAMIC = frozenset({"globals", "locals", "vars", "exec", "eval", "setattr", "modules", "__dict__", "__path__"})
 
 
@@ -30,19 +30,19 @@ def missing(snapshot: Path, reference: str) -> str | None:
     if not module or not attribute:
         return f"{reference!r} is not 'module:attribute'"
     if module.endswith(".py"):
-        if not _is_inside(module) or not (snapshot / module).is_file():
+        if not is_inside(module) or not (snapshot / module).is_file():
             return f"there is no file {module} in the agent's folder{_nearest(module, _scripts(snapshot))}"
         return _missing_in(snapshot, module, attribute)
     parts = module.split(".")
     if not all(parts) or "/" in module or "\\" in module or "\0" in module:
         return f"{module!r} is no name of a module"
-    if parts[0] in sys.stdlib_module_names or parts[0] in _OWN:
+    if parts[0] in sys.stdlib_module_names or parts[0] in OWN:
         return None
-    file = _file_of(snapshot, parts)
+    file = file_of(snapshot, parts)
     return None if file is None else _missing_in(snapshot, file, attribute)
 
 
-def _is_inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
@@ -51,7 +51,7 @@ def _scripts(snapshot: Path) -> list[str]:
     return [path.name for path in snapshot.glob("*.py")]
 
 
-def _file_of(snapshot: Path, parts: list[str]) -> str | None:
+def file_of(snapshot: Path, parts: list[str]) -> str | None:
     """Return the file that the import system takes; None where that is not for certain one of the snapshot."""
     stem = PurePosixPath(*parts)
     for file in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")):
@@ -69,7 +69,7 @@ def _missing_in(snapshot: Path, file: str, attribute: str) -> str | None:
     if path.name == "__init__.py" and ((path.parent / wanted).is_dir() or (path.parent / f"{wanted}.py").is_file()):
         return None  # a submodule is an attribute once it is imported
     try:
-        tree = _parsed(path.read_bytes())
+        tree = parsed(path.read_bytes())
     except SyntaxError as error:
         place = file if error.lineno is None else f"{file}:{error.lineno}"
         return f"{place} cannot be compiled: {error.msg}"
@@ -77,13 +77,13 @@ def _missing_in(snapshot: Path, file: str, attribute: str) -> str | None:
         return f"{file} cannot be compiled: {error}"
     except (RecursionError, MemoryError):
         return None
-    names = set(_bound(tree))
-    if wanted in names or "*" in names or "__getattr__" in names or _is_dynamic(tree):
+    names = set(bound(tree))
+    if wanted in names or "*" in names or "__getattr__" in names or is_dynamic(tree):
         return None
     return f"{file} has no {wanted!r}{_nearest(wanted, names)}"
 
 
-def _parsed(source: bytes) -> ast.Module:
+def parsed(source: bytes) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of escapes in strings: whoever runs the code is told
         return ast.parse(source)
@@ -97,7 +97,7 @@ def _nearest(wanted: str, names: set[str] | list[str]) -> str:
     return f"; it has {', '.join(public[:_MAX_NAMED])}" if public else "; it has nothing"
 
 
-def _bound(tree: ast.Module) -> Iterator[str]:
+def bound(tree: ast.Module) -> Iterator[str]:
     """Yield the names that running the module may bind, ``*`` for a star import."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Global):
@@ -142,7 +142,7 @@ def _within(node: ast.AST) -> list[ast.AST]:
             return list(ast.iter_child_nodes(node))
 
 
-def _is_dynamic(tree: ast.Module) -> bool:
+def is_dynamic(tree: ast.Module) -> bool:
     """Whether the module may bind names by other means than statements."""
     return any(
         (isinstance(node, ast.Name) and node.id in _DYNAMIC)

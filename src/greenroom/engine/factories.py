@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from greenroom import errors
+from greenroom import errors, redaction
 from greenroom.adapters import callables, contract, registry
 from greenroom.engine import advice, failures
 
@@ -31,7 +31,8 @@ class LoadFailed(errors.AgentInvalid):
 
     def __init__(self, error_type: str, message: str, traceback: str = "") -> None:
         super().__init__(message)
-        self.error_type, self.message, self.traceback = error_type, message, traceback
+        self.error_type = error_type
+        self.message, self.traceback = redaction.text(message), redaction.text(traceback)
 
 
 def load(agent: str, reference: str, where: advice.Surroundings) -> object:

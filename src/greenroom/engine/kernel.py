@@ -5,10 +5,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_CAPBSET_DROP = 1, 4, 15, 24
+_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _CLEAR_ALL = 36, 38, 47, 4
+_CAPABILITIES_V3 = 0x20080522
+_MOST_CAPABILITIES = 64
+_ARGUMENTS_BEGIN = 45  # of `stat`
+_CAPABILITIES = {
+    "CAP_CHOWN": 0,
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_KILL": 5,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_SYS_PTRACE": 19,
+}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
@@ -34,6 +47,65 @@ def die_with_parent(signal: int) -> None:
 def gain_no_privileges() -> None:
     """From now on no exec of this process or its descendants gains privileges (set-uid programs)."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def be_unreadable() -> None:
+    """Keep other processes of this user from this one's memory, and the kernel from writing it into a core file."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def hide_in_command_line(secret: str) -> None:
+    """Blank *secret* in what ``ps`` shows of this process, wherever it stands there."""
+    line, begin = Path("/proc/self/cmdline").read_bytes(), int(stat(os.getpid())[_ARGUMENTS_BEGIN])
+    at = line.find(secret.encode()) if secret else -1
+    while at >= 0:
+        ctypes.memset(begin + at, ord("*"), len(secret.encode()))
+        at = line.find(secret.encode(), at + 1)
+
+
+def bound_no_capabilities() -> None:
+    """Give up for good what root may do beyond its own files, also for programs that are executed later."""
+    with contextlib.suppress(OSError):  # past the last one, or there is none to give up
+        for number in range(_MOST_CAPABILITIES):
+            _prctl(_PR_CAPBSET_DROP, number)
+    with contextlib.suppress(OSError):
+        _prctl(_PR_CAP_AMBIENT, _CLEAR_ALL)
+
+
+def drop_capabilities() -> None:
+    """Give up what this process may do beyond its user's own files."""
+    header, none = struct.pack("=Ii", _CAPABILITIES_V3, 0), bytes(24)
+    if _libc.capset(header, none) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"capset: {os.strerror(number)}")
+
+
+def capabilities() -> frozenset[str]:
+    """Return those of `core.isolation.CAPABILITIES` that this process has."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            mask = int(line.split()[1], 16)
+            return frozenset(name for name, number in _CAPABILITIES.items() if mask >> number & 1)
+    return frozenset()
+
+
+def are_mapped(first: int, count: int) -> bool:
+    """Tell whether *count* users from *first* on exist in this user namespace, with groups of the same numbers."""
+    return all(_maps(Path(f"/proc/self/{name}"), first, count) for name in ("uid_map", "gid_map"))
+
+
+def _maps(table: Path, first: int, count: int) -> bool:
+    try:
+        ranges = [line.split() for line in table.read_text().splitlines()]
+    except OSError:
+        return False
+    return any(int(begin) <= first and first + count <= int(begin) + int(size) for begin, _, size in ranges)
+
+
+def be_called(name: str) -> None:
+    """Name this process, in at most 15 bytes."""
+    encoded = ctypes.create_string_buffer(name.encode()[:15])
+    _prctl(_PR_SET_NAME, ctypes.addressof(encoded))
 
 
 class Marker:
@@ -70,6 +142,21 @@ def stat(pid: int) -> list[str]:
     Raises OSError when the process is gone.
     """
     return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
+def environment(pid: int) -> bytes:
+    """Return the initial environment of *pid*, as it is in its memory; nothing where it is gone or may not be seen."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def pid_of(pidfd: int) -> int | None:
+    """Return whose *pidfd* is, None where it is nobody's any more; 0: it is no pidfd."""
+    lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
+    pid = next((int(line.split()[1]) for line in lines if line.startswith("Pid:")), 0)
+    return None if pid == -1 else pid
 
 
 def children() -> Iterator[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import greenroom
 from greenroom import clock as clocks
 from greenroom import errors
+from greenroom.core import isolation
 from greenroom.engine import (
     contract,
     envelope,
@@ -25,6 +27,7 @@ from greenroom.engine import (
     protocol,
     replica,
     replicas,
+    rooms,
     zygote,
     zygotes,
 )
@@ -39,7 +42,12 @@ _Key = tuple[str, int, Path, int]
 
 
 class LocalEngine:
-    """*limits* are those of all replicas together; `enforcement` tells how they are held."""
+    """*limits* are those of all replicas together; `enforcement` tells how they are held.
+
+    *tier* is how far the agents' rooms are closed, None: as far as the machine lets it be by itself; *means* are those
+    of T2. *closed* are files and folders that no agent may read whatever its settings say; the data directory is one of
+    them.
+    """
 
     def __init__(
         self,
@@ -48,11 +56,19 @@ class LocalEngine:
         *,
         import_deadline_s: float = IMPORT_DEADLINE_S,
         limits: envelope.Limits = envelope.Limits(),  # noqa: B008 - a frozen value
+        tier: isolation.Tier | None = None,
+        means: isolation.Means | None = None,
+        closed: Sequence[Path] = (),
+        first_user: int = rooms.FIRST_USER,
     ) -> None:
         processes.prepare_node()
         self._data_dir, self._clock, self._import_deadline_s = data_dir, clock, import_deadline_s
         self._marker = processes.node_marker(data_dir)
         self._envelope = envelope.Envelope(limits, marker=self._marker)
+        tier = isolation.decide("auto", rooms.powers()).tier if tier is None else tier
+        self._rooms = rooms.Rooms(
+            data_dir, tier, means=means, marker=self._marker, closed=closed, first_user=first_user
+        )
         self._side = _replica_side(data_dir)
         self._listeners: list[contract.Listener] = []
         self._replicas: dict[str, replicas.Replica] = {}
@@ -82,6 +98,7 @@ class LocalEngine:
         loop = asyncio.get_running_loop()
         killed = await loop.run_in_executor(self._thread, processes.kill_leftovers, self._data_dir)
         await loop.run_in_executor(self._thread, self._envelope.sweep)
+        await loop.run_in_executor(self._thread, self._rooms.sweep)
         return killed
 
     # --- start
@@ -89,8 +106,9 @@ class LocalEngine:
     async def start(self, replica: str, revision: contract.Revision) -> None:
         if self._is_closed:
             raise errors.Conflict(f"cannot start replica {replica}: the engine is closed")
-        if replica in self._replicas or len(replica.encode()) > zygote.MAX_REPLICA_ID_BYTES:
-            raise ValueError(f"the replica id {replica!r} is taken or too long")
+        is_name = replica.strip(".") and "/" not in replica
+        if replica in self._replicas or len(replica.encode()) > zygote.MAX_REPLICA_ID_BYTES or not is_name:
+            raise ValueError(f"the replica id {replica!r} is taken, too long or no name")
         record = self._replicas[replica] = replicas.Replica(
             replica,
             revision,
@@ -99,6 +117,7 @@ class LocalEngine:
             sweep=self._sweep,
             on_gone=self._on_gone,
             why_killed=self._why_killed,
+            closed=self._rooms.closed,
         )
         try:
             await self._check(revision)
@@ -114,6 +133,8 @@ class LocalEngine:
             raise errors.AgentInvalid(
                 f"cannot start agent {revision.agent}: its snapshot {revision.snapshot} is gone; deploy the agent again"
             )
+        if self._rooms.is_particular(revision):
+            await asyncio.to_thread(self._rooms.check, revision)
         if revision.python is not None:
             await self._interpreters.check(revision.agent, revision.python)
 
@@ -127,12 +148,19 @@ class LocalEngine:
             return known
         if known is not None:
             self._leaving.add(known)
-        entry = self._envelope.entry()
+        entry, room = self._envelope.entry(), self._rooms.room(revision)
         launch = zygotes.Launch(
-            plan=zygote.Plan(_config(revision), revision.memory_mb, entry.groups, entry.cpus),
+            plan=zygote.Plan(
+                _config(revision, is_closed=room.is_closed),
+                revision.memory_mb,
+                entry.groups,
+                entry.cpus,
+                room,
+                tuple(revision.secrets),
+            ),
             python=revision.python or interpreters.OWN,
             side=self._side,
-            environment=zygotes.environment(revision, node_marker=self._marker),
+            environment=zygotes.environment(revision, node_marker=self._marker) | self._rooms.environment(revision),
             import_deadline_s=self._import_deadline_s,
         )
         try:
@@ -197,6 +225,10 @@ class LocalEngine:
         return self._envelope.how
 
     @property
+    def tier(self) -> isolation.Tier:
+        return self._rooms.tier
+
+    @property
     def spares(self) -> int:
         """How many interpreters are kept warm though no replica is forked from them."""
         return sum(not each.tenants and not each.gone.is_set() for each in self._zygotes.values())
@@ -256,6 +288,7 @@ class LocalEngine:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, processes.kill_marked, self._marker)
         await loop.run_in_executor(self._thread, self._envelope.close)
+        await loop.run_in_executor(self._thread, self._rooms.close)
         self._thread.shutdown()
 
     async def _sweep(self, replica: str) -> None:
@@ -270,10 +303,20 @@ class LocalEngine:
 
     def _on_gone(self, record: replicas.Replica) -> None:
         del self._replicas[record.id]
-        self._leaving = {each for each in self._leaving if not each.gone.is_set()}
+        self._tidy(record)
         for key, each in self._zygotes.items():
             if not each.tenants:
                 self._retire_later(key)
+
+    def _tidy(self, record: replicas.Replica) -> None:
+        """Remove the private folders of what is gone."""
+        left = {each for each in self._leaving if each.gone.is_set() and not each.tenants}
+        self._leaving -= left
+        folders = [(each.home, "") for each in left]
+        if record.home:
+            folders.append((record.home, record.id))
+        for home, name in folders:
+            self._thread.submit(self._rooms.forget, home, name)
 
     def _retire_later(self, key: _Key) -> None:
         if (idle := self._zygotes.get(key)) is not None:
@@ -335,7 +378,7 @@ def _end_if_over(record: replicas.Replica, held_mb: float, limit_mb: int) -> Non
         record.kill("oom", f"it used {held_mb:.0f} MB, and memory_mb is {limit_mb}")
 
 
-def _config(revision: contract.Revision) -> replica.Config:
+def _config(revision: contract.Revision, *, is_closed: bool) -> replica.Config:
     return replica.Config(
         replica="",
         agent=revision.agent,
@@ -348,6 +391,8 @@ def _config(revision: contract.Revision) -> replica.Config:
         retry_on=revision.retry_on,
         check=True,
         env=revision.env,
+        secrets=tuple(revision.secrets),
+        is_closed=is_closed,
     )
 
 
@@ -367,6 +412,8 @@ def _replica_side(data_dir: Path) -> Path:
     side = data_dir.resolve() / "replica-side"
     side.mkdir(parents=True, exist_ok=True)
     link, package = side / "greenroom", Path(greenroom.__file__).parent
+    if link.is_dir() and not link.is_symlink():  # the data directory was copied, and links followed
+        shutil.rmtree(link)
     if not link.is_symlink() or link.readlink() != package:
         draft = side / f".greenroom-{os.getpid()}"
         draft.unlink(missing_ok=True)

@@ -14,6 +14,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from greenroom import redaction
+
 MAX_LINE_CHARACTERS = 4096
 MAX_TASK_CHARACTERS = 1024 * 1024
 MAX_TASK_LINES = 10_000
@@ -57,6 +59,7 @@ class TaskLog:
     def _line(self, stream: str, line: str) -> None:
         if self._left <= 0:
             return
+        line = redaction.text(line)
         if len(line) > MAX_LINE_CHARACTERS:
             line = line[:MAX_LINE_CHARACTERS] + "…"
         self._left -= len(line) + 1

@@ -72,6 +72,26 @@ def held_mb(pid: int, limit_mb: float) -> float:
     return most_mb
 
 
+def first_child(pid: int) -> int:
+    """Return what *pid* has started first of what is there; 0: nothing."""
+    return next(iter(kernel.children_of(pid)), 0)
+
+
+def kill_first_child(pid: int) -> bool:
+    """Kill what *pid* has started first; False: there is nothing."""
+    try:
+        pidfd = os.pidfd_open(first_child(pid))
+    except OSError:
+        return False
+    try:
+        if not is_child(pidfd, parent=pid):
+            return False
+        send(pidfd, signal.SIGKILL)
+        return True
+    finally:
+        os.close(pidfd)
+
+
 def descendants(pid: int) -> Iterator[int]:
     """Yield what *pid* has started, the nearest first."""
     parents = deque([pid])
@@ -121,8 +141,14 @@ class OomKills:
 
 
 def prepare_node() -> None:
-    """Adopt the replicas of zygotes that die, and allow as many open files as the system does: a replica takes four."""
+    """Adopt the replicas of zygotes that die, and allow as many open files as the system does: a replica takes four.
+
+    And keep what is in this process's memory, keys above all, from other processes and out of core files.
+    """
     kernel.become_subreaper()
+    kernel.be_unreadable()
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -141,6 +167,17 @@ def send(pidfd: int, number: int) -> None:
     """Signal a process that may be gone."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, number)
+
+
+def is_child(pidfd: int, *, parent: int) -> bool:
+    """Tell whether *pidfd* is of a child of *parent*; one that is gone already is taken for it."""
+    pid = kernel.pid_of(pidfd)
+    if pid:
+        with contextlib.suppress(OSError):
+            if int(kernel.stat(pid)[1]) == parent:
+                return True
+        pid = kernel.pid_of(pidfd)  # it may be buried just now
+    return pid is None
 
 
 def reap(pid: int, pidfd: int) -> int | None:
@@ -199,7 +236,8 @@ def lives(marker: str) -> bool:
     """Tell whether the process that made *marker*, or what follows its home, lives; what is no marker does not."""
     try:
         pid, start, _ = marker.split("-")[-3:]
-        return kernel.stat(int(pid))[19] == start
+        fields = kernel.stat(int(pid))
+        return fields[19] == start and fields[0] != "Z"  # in a container, nobody may bury it
     except (OSError, ValueError):
         return False
 
@@ -215,10 +253,7 @@ def _kill(is_meant: Callable[[Environment], bool]) -> int:
 
 
 def _environment(pid: int) -> Environment:
-    try:
-        block = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return frozenset()
+    block = kernel.environment(pid)
     if NODE_MARKER.encode() not in block:
         return frozenset()
     return frozenset(block.split(b"\0"))

@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from greenroom.engine import factories, output, protocol, running, task_context, threads, trying
+from greenroom import redaction
+from greenroom.engine import factories, output, protocol, running, secret_values, task_context, threads, trying
 from greenroom.sdk import context as sdk_context
 
 LoadFailed = factories.LoadFailed
@@ -47,6 +48,8 @@ class Config(msgspec.Struct, frozen=True):
     retry_on: tuple[str, ...]
     check: bool  # build an instance on trial before `Ready`
     env: tuple[str, ...] = ()  # the variables of the node that the agent may see
+    secrets: tuple[str, ...] = ()  # the variables that are set from references
+    is_closed: bool = False  # whether it runs in a room
 
 
 def load(config: Config) -> object:
@@ -54,6 +57,7 @@ def load(config: Config) -> object:
 
     Also makes what the code prints attributable, before its logging handlers take hold of stderr.
     """
+    redaction.register_environment(os.environ, config.env)
     output.capture()
     return factories.load(config.agent, config.factory, config)
 
@@ -71,9 +75,8 @@ def _serve(channel: socket.socket, config: Config) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     loop = asyncio.new_event_loop()
     try:
-        factory = factories.examine(
-            load(config), agent=config.agent, reference=config.factory, arguments=config.arguments
-        )
+        arguments = secret_values.filled_in(config.arguments, config.secrets)
+        factory = factories.examine(load(config), agent=config.agent, reference=config.factory, arguments=arguments)
         if config.check:
             loop.run_until_complete(factory.check(config))
     except LoadFailed as error:

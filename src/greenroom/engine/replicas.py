@@ -13,10 +13,11 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol, assert_never
 
 from greenroom import errors
-from greenroom.engine import channels, contract, failures, processes, protocol, zygotes
+from greenroom.engine import channels, contract, failures, processes, protocol, secret_values, zygotes
 
 _LAST_WORDS_S = (
     0.05  # for the zygote's report and the channel's end; both are there within a millisecond, or not at all
@@ -54,13 +55,14 @@ class Replica:
         sweep: Sweep,
         on_gone: Callable[[Replica], None],
         why_killed: Callable[[], str | None],
+        closed: Sequence[Path] = (),
     ) -> None:
         self.id, self.revision = replica, revision
         self.pid: int | None = None
         self.is_ready = False
         self.gone = asyncio.Event()
         self._listeners, self._sweep, self._on_gone = listeners, sweep, on_gone
-        self._zygote_of, self._why_killed = zygote_of, why_killed
+        self._zygote_of, self._why_killed, self._closed = zygote_of, why_killed, closed
         self._loop = asyncio.get_running_loop()
         self._launches = 0
         self._channel: channels.Channel | None = None
@@ -70,6 +72,11 @@ class Replica:
         self._verdict: tuple[str, str] | None = None  # reason and detail, where this side ends it
         self._linger: asyncio.TimerHandle | None = None
         self._burial: asyncio.Task[None] | None = None
+
+    @property
+    def home(self) -> str:
+        """The folder that its private folder is in; empty: it has none."""
+        return "" if self._zygote is None else self._zygote.home
 
     async def launch(self) -> None:
         """Have a zygote make its process, which it does once the code is imported; raises `errors.AgentInvalid`."""
@@ -81,15 +88,19 @@ class Replica:
         except OSError as error:
             self._on_never_born(contract.Exit("crashed", f"cannot start a replica: {error}"))
             return
+        except secret_values.Unresolved as error:
+            self._on_never_born(contract.Exit("refused", f"cannot start agent {self.revision.agent}: {error}"))
+            return
         if self._verdict is not None:  # it was stopped meanwhile
             _close(endpoints)
             self._on_never_born(contract.Exit(*self._verdict))
             return
-        channel, stdout, stderr = endpoints
-        self._zygote.order(zygotes.Order(self.id, channel, stdout, stderr, self._on_forked, self._on_failed))
+        channel, stdout, stderr, *secrets = endpoints
+        order = zygotes.Order(self.id, channel, stdout, stderr, tuple(secrets), self._on_forked, self._on_failed)
+        self._zygote.order(order)
 
     async def _open(self) -> list[int]:
-        """Make its endpoints; return the child's: channel, stdout, stderr."""
+        """Make its endpoints; return the child's: channel, stdout, stderr, and an open file for each secret."""
         endpoints: list[int] = []
         try:
             ours, theirs = socket.socketpair()
@@ -99,7 +110,9 @@ class Replica:
                 read_end, write_end = os.pipe()
                 endpoints.append(write_end)
                 self._pipes.append(channels.LogPipe(read_end, self._line_of(stream)))
-        except OSError:
+            if self.revision.secrets:
+                endpoints += await asyncio.to_thread(secret_values.opened, self.revision.secrets, closed=self._closed)
+        except (OSError, secret_values.Unresolved):
             _close(endpoints)
             raise
         return endpoints
@@ -133,7 +146,7 @@ class Replica:
         """Whether its process is there, as far as is known."""
         return self._pidfd is not None and self._burial is None
 
-    def _on_forked(self, pid: int, pidfd: int) -> None:
+    def _on_forked(self, pid: int | None, pidfd: int) -> None:
         self.pid, self._pidfd = pid, pidfd
         self._loop.add_reader(pidfd, self._on_death)
         if self._verdict is not None:
@@ -245,10 +258,11 @@ class Replica:
             last_first.callback(self._let_go)
 
     async def _status(self) -> int | None:
-        assert self.pid is not None
         assert self._pidfd is not None
         assert self._zygote is not None
-        status = await self._zygote.status(self.pid, timeout_s=_LAST_WORDS_S)
+        status = await self._zygote.status(self.id, timeout_s=_LAST_WORDS_S)
+        if self.pid is None:
+            return status
         if status is None:
             status = processes.reap(self.pid, self._pidfd)
         if status is None and processes.is_corpse(self.pid):  # its zygote hangs
@@ -268,6 +282,9 @@ class Replica:
         is_certain = True
         if self._verdict is not None:
             reason, detail = self._verdict
+        elif number is None and self._zygote is not None and self._zygote.took_its_replicas:
+            is_certain = False
+            reason, detail = "killed", "with the interpreter that it was forked from, which has ended"
         elif number is None:
             is_certain = status is not None
             reason, detail = (

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from greenroom import errors
+from greenroom import errors, redaction
 from greenroom.adapters import contract
 from greenroom.engine import advice, factories, failures, migrations, output, protocol, task_context, values
 from greenroom.sdk import context as sdk_context
@@ -191,6 +191,10 @@ class Attempt:
 
     def _ended(self, **outcome: Any) -> protocol.Ended:
         usage = self.context.usage
+        if "error_message" in outcome:  # it goes to whoever submitted the task; what the agent was given does not
+            outcome["error_message"] = failures.bounded(
+                redaction.text(outcome["error_message"]), failures.MAX_MESSAGE_BYTES
+            )
         return protocol.Ended(
             self._invoke.task,
             self._invoke.epoch,

@@ -7,14 +7,17 @@ digest on every machine. Bytecode is not part of it: compiling costs 1.4 ms a fi
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from greenroom import errors
 from greenroom.engine import archives, definitions
@@ -99,11 +102,12 @@ def _read(folder: Path, include: Sequence[str], *, data_dir: Path) -> dict[str, 
         if not patterns and not name.endswith(".py"):
             continue
         unused -= patterns
-        size = (folder / name).stat().st_size
-        total += size
-        if len(files) >= MAX_FILES or total > MAX_BYTES:
-            raise errors.AgentInvalid(_too_much(folder, {**{n: len(c) for n, c in files.items()}, name: size}))
-        files[name] = (folder / name).read_bytes()
+        with _opened(folder, name) as file:
+            size = os.fstat(file.fileno()).st_size
+            total += size
+            if len(files) >= MAX_FILES or total > MAX_BYTES:
+                raise errors.AgentInvalid(_too_much(folder, {**{n: len(c) for n, c in files.items()}, name: size}))
+            files[name] = file.read(size)  # not more, if it grows meanwhile
     if unused:
         raise errors.AgentInvalid(
             f"cannot take a snapshot of {folder}: include names {', '.join(map(repr, sorted(unused)))}, and no file "
@@ -121,6 +125,30 @@ def _candidates(folder: Path, data_dir: Path) -> Iterator[str]:
             path = at / name
             if not name.startswith(".") and not name.endswith(".log") and path.is_file() and not path.is_symlink():
                 yield path.relative_to(folder).as_posix()
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, name: str) -> Iterator[BinaryIO]:
+    """Open a file below *folder* without following links: what has become one since it was found is refused."""
+    *folders, last = name.split("/")
+    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in folders:
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            os.close(at)
+            at = inner
+        # Without waiting: it may have become a fifo.
+        file = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+        with os.fdopen(file, "rb") as opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                raise OSError(errno.ELOOP, "it is no regular file", name)
+            yield opened
+    except OSError as error:
+        raise errors.AgentInvalid(
+            f"cannot take a snapshot of {folder}: cannot read {name}: {error.strerror}; is it changing now?"
+        ) from None
+    finally:
+        os.close(at)
 
 
 def _is_code(folder: Path) -> bool:

@@ -8,7 +8,7 @@ and every replica imports for itself after its fork: slower and larger, and safe
 
 It is the parent of everything below it, orphans included (subreaper), reaps it, and when its node is gone
 (end of file) it kills until it has no child left. When it dies itself, the node adopts its replicas and they
-go on.
+go on. In namespaces of its own its end is that of its replicas, and the node's is that of all: see `namespaces.enter`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import NoReturn
 
 import msgspec
 
-from greenroom.engine import kernel, replica, sandbox
+from greenroom.engine import kernel, replica, sandbox, secret_values
 
 REPLICA_MARKER = "GREENROOM_REPLICA"
 MAX_REPLICA_ID_BYTES = 64
@@ -42,13 +42,15 @@ class Plan(msgspec.Struct, frozen=True):
     memory_mb: int | None = None
     groups: tuple[str, ...] = ()  # the files to write itself into, so that the node's limits hold for it and its forks
     cpus: tuple[int, ...] = ()  # the only ones to run on; none: all
+    room: sandbox.Room = sandbox.Room()
+    secrets: tuple[str, ...] = ()  # the variables whose values come with each `Fork`
 
 
 # --- node to zygote
 
 
 class Fork(msgspec.Struct, frozen=True, tag=1, array_like=True):
-    """Make one replica; with the record come its channel, stdout and stderr."""
+    """Make one replica; with the record come its channel, stdout and stderr, and an open file for each secret."""
 
     replica: str
 
@@ -74,7 +76,6 @@ class Forked(msgspec.Struct, frozen=True, tag=18, array_like=True):
     """The replica runs; with the record comes its pidfd, opened before anyone could reap it."""
 
     replica: str
-    pid: int
 
 
 class NotForked(msgspec.Struct, frozen=True, tag=19, array_like=True):
@@ -85,7 +86,7 @@ class NotForked(msgspec.Struct, frozen=True, tag=19, array_like=True):
 class Died(msgspec.Struct, frozen=True, tag=20, array_like=True):
     """The replica is dead, its group is killed. *status* is an exit code, or minus the signal's number."""
 
-    pid: int
+    replica: str
     status: int
 
 
@@ -102,21 +103,25 @@ def main() -> NoReturn:
         os._exit(0)
     sys.argv = [""]
     control = socket.socket(fileno=int(control_fd))
-    marker, environment = kernel.Marker(REPLICA_MARKER), dict(os.environ)
-    plan = _read_plan()
-    _enter_envelope(plan, control)
+    marker, plan = kernel.Marker(REPLICA_MARKER), _read_plan()
+    doors = sandbox.Doors(plan.room, own=[plan.config.snapshot, side, str(Path(kernel.__file__).parents[1])])
+    if not threads:  # else it has done so already: all of it outlives an exec
+        _enter_envelope(plan, control)
+        _close_room(plan, doors, control)
     _settle(plan.config)
     if not threads:
+        environment = dict(os.environ)
         _load(plan.config, control)
         threads = ", ".join(kernel.threads()[1:])
         if threads:
-            _start_again([side, str(control_fd), node, threads], control, environment)
+            _start_again([side, str(control_fd), str(os.getppid()), threads], control, environment)
     _freeze()
     control.send(encode(Loaded(threads)))
-    kernel.die_with_parent(0)
-    if os.getppid() != int(node):
-        os._exit(0)
-    _Zygote(plan, control, marker).serve()
+    if not plan.room.has_namespaces:
+        kernel.die_with_parent(0)
+        if os.getppid() != int(node):
+            os._exit(0)
+    _Zygote(plan, control, marker, doors).serve()
 
 
 def _read_plan() -> Plan:
@@ -133,16 +138,25 @@ def _enter_envelope(plan: Plan, control: socket.socket) -> None:
         if plan.cpus:
             os.sched_setaffinity(0, plan.cpus)
     except OSError as error:
-        control.send(
-            encode(Failed("OSError", f"cannot keep to the node's limits (cluster.cpu, memory_mb): {error}", ""))
-        )
-        sys.exit(1)
+        _give_up(control, f"cannot keep to the node's limits (cluster.cpu, memory_mb): {error}")
+
+
+def _close_room(plan: Plan, doors: sandbox.Doors, control: socket.socket) -> None:
+    try:
+        sandbox.close(plan.room, doors)
+    except OSError as error:
+        _give_up(control, f"cannot close the agent's room as {plan.room.tier} (security.isolation): {error}")
+
+
+def _give_up(control: socket.socket, why: str) -> NoReturn:
+    control.send(encode(Failed("OSError", why, "")))
+    sys.exit(1)
 
 
 def _settle(config: replica.Config) -> None:
     os.chdir(config.snapshot)
     sys.path.insert(0, config.snapshot)
-    Path("/proc/self/comm").write_text(f"zygote {config.agent}"[:15])
+    kernel.be_called(f"zygote {config.agent}")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # typed as TextIO, always a TextIOWrapper
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -174,9 +188,10 @@ def _freeze() -> None:
 
 
 class _Zygote:
-    def __init__(self, plan: Plan, control: socket.socket, marker: kernel.Marker) -> None:
-        self._plan, self._control, self._marker = plan, control, marker
-        self._replicas: set[int] = set()
+    def __init__(self, plan: Plan, control: socket.socket, marker: kernel.Marker, doors: sandbox.Doors) -> None:
+        self._plan, self._control, self._marker, self._doors = plan, control, marker, doors
+        self._most_fds = 3 + len(plan.secrets)
+        self._replicas: dict[int, str] = {}
         self._woken, self._wakes = socket.socketpair()
         self._woken.settimeout(0)
         self._wakes.settimeout(0)
@@ -199,7 +214,9 @@ class _Zygote:
 
     def _obey(self) -> None:
         try:
-            record, fds, _, _ = socket.recv_fds(self._control, MAX_RECORD_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
+            record, fds, _, _ = socket.recv_fds(
+                self._control, MAX_RECORD_BYTES, self._most_fds, socket.MSG_CMSG_CLOEXEC
+            )
         except ConnectionError:
             record, fds = b"", []
         if not record:
@@ -216,9 +233,9 @@ class _Zygote:
             return
         if pid == 0:
             self._become(replica_id, *fds)
-        self._replicas.add(pid)
+        self._replicas[pid] = replica_id
         pidfd = os.pidfd_open(pid)
-        self._report(Forked(replica_id, pid), pidfd)
+        self._report(Forked(replica_id), pidfd)
         os.close(pidfd)
 
     def _report(self, report: Report, *fds: int) -> None:
@@ -227,7 +244,7 @@ class _Zygote:
         except ConnectionError:
             _kill_everything_below()
 
-    def _become(self, replica_id: str, channel: int, stdout: int, stderr: int) -> NoReturn:
+    def _become(self, replica_id: str, channel: int, stdout: int, stderr: int, *values: int) -> NoReturn:
         # Open files of the zygote itself end here; what the agent's import opened is the agent's, and closing
         # it behind the agent's back would hand the number to somebody else.
         try:
@@ -238,7 +255,8 @@ class _Zygote:
                 os.close(fd)
             self._marker.write(replica_id)
             os.chdir(self._plan.config.snapshot)
-            sandbox.enter(memory_mb=self._plan.memory_mb)
+            sandbox.enter(self._plan.room, self._doors, replica=replica_id, memory_mb=self._plan.memory_mb)
+            secret_values.learn(self._plan.secrets, values)
             config = msgspec.structs.replace(self._plan.config, replica=replica_id)
             replica.main(socket.socket(fileno=channel), config)
         except BaseException:  # noqa: BLE001  # nothing may return into the zygote's loop
@@ -253,8 +271,7 @@ class _Zygote:
                 _kill_group(dead)
             _, status = os.waitpid(dead, 0)
             if dead in self._replicas:
-                self._replicas.remove(dead)
-                self._report(Died(dead, os.waitstatus_to_exitcode(status)))
+                self._report(Died(self._replicas.pop(dead), os.waitstatus_to_exitcode(status)))
 
 
 def _peek() -> int | None:

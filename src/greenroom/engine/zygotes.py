@@ -1,6 +1,7 @@
 """The node's handle of a zygote: starts it, orders forks, hears of deaths. Called by `engine.local`.
 
-Replicas outlive their zygote: what this handle loses with it is only the ability to make more.
+Replicas outlive their zygote: what this handle loses with it is only the ability to make more. Not so in namespaces of
+their own: there the process that is started here is their keeper, and ends with the zygote and all replicas.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 
 import msgspec
 
-from greenroom.engine import channels, contract, failures, processes, zygote
+from greenroom import redaction
+from greenroom.engine import channels, contract, failures, kernel, processes, zygote
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 _ONE_THREAD = {
@@ -36,11 +38,12 @@ class Order:
     channel: int
     stdout: int
     stderr: int
-    on_forked: Callable[[int, int], None]  # pid, pidfd
+    secrets: tuple[int, ...]  # open files, in the order of the plan's names
+    on_forked: Callable[[int | None, int], None]  # pid, pidfd; the pid is None where it is gone already
     on_failed: Callable[[contract.Exit | None], None]  # None: the zygote is lost, and another may do it
 
     def close(self) -> None:
-        for fd in (self.channel, self.stdout, self.stderr):
+        for fd in (self.channel, self.stdout, self.stderr, *self.secrets):
             os.close(fd)
 
 
@@ -57,6 +60,7 @@ class Launch:
 
 def environment(revision: contract.Revision, *, node_marker: str) -> dict[str, str]:
     """Return what a replica of *revision* sees of this node's variables: none but what it names, and a few."""
+    redaction.register_environment(os.environ, revision.env)
     names = (*_PASSED_ON, *revision.env)
     return {
         **_ONE_THREAD,
@@ -73,13 +77,14 @@ class Zygote:
         self.tenants: set[str] = set()  # replicas that it made, or was asked to make, and that are not gone
         self.gone = asyncio.Event()
         self._launch, self._on_log = launch, on_log
+        self._has_namespaces = launch.plan.room.has_namespaces
         self._loop = asyncio.get_running_loop()
         self._loaded = False
         self._failure: contract.Exit | None = None
         self._last_line = ""
         self._queued: deque[Order] = deque()
         self._ordered: dict[str, Order] = {}
-        self._status: dict[int, asyncio.Future[int | None]] = {}
+        self._status: dict[str, asyncio.Future[int | None]] = {}  # by replica
         self._control, self._process, self._logs = self._spawn()
         self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._on_death)
@@ -127,7 +132,18 @@ class Zygote:
 
     @property
     def pid(self) -> int:
+        """The process that all it has started descends from."""
         return self._process.pid
+
+    @property
+    def took_its_replicas(self) -> bool:
+        """Whether it is dead, and its replicas therefore as well."""
+        return self._has_namespaces and not self.is_usable()
+
+    @property
+    def home(self) -> str:
+        """The folder of its replicas' private folders; empty: they have none."""
+        return self._launch.plan.room.home
 
     def is_usable(self) -> bool:
         """Tell whether it takes orders; asks the kernel, as the notice of its death may still be on the way."""
@@ -155,7 +171,7 @@ class Zygote:
         while self._queued:
             order = self._queued[0]
             try:
-                fds = [order.channel, order.stdout, order.stderr]
+                fds = [order.channel, order.stdout, order.stderr, *order.secrets]
                 socket.send_fds(self._control, [zygote.encode(zygote.Fork(order.replica))], fds)
             except BlockingIOError:
                 self._loop.add_writer(self._control, self._send_orders)
@@ -169,7 +185,7 @@ class Zygote:
 
     def _give_up_fork(self, order: Order) -> None:
         if self._ordered.get(order.replica) is order:
-            self._process.kill()
+            self.kill()
 
     # --- reports
 
@@ -194,7 +210,7 @@ class Zygote:
                 self._failure = contract.Exit(
                     "refused", f"cannot import {self._code}: its zygote talks nonsense: {error}"
                 )
-                self._process.kill()
+                self.kill()
 
     def _on_report(self, report: zygote.Report, fds: list[int]) -> None:
         match report:
@@ -204,14 +220,33 @@ class Zygote:
                 for line in failures.lines(traceback):
                     self._on_log("stderr", line)
                 self._failure = contract.Exit("refused", message)
-            case zygote.Forked(replica, pid):
-                self._status[pid] = self._loop.create_future()
-                self._ordered.pop(replica).on_forked(pid, fds[0])
+            case zygote.Forked(replica):
+                if not self._is_its_child(fds):
+                    return
+                self._status[replica] = self._loop.create_future()
+                self._ordered.pop(replica).on_forked(kernel.pid_of(fds[0]), fds[0])
             case zygote.NotForked(replica, message):
                 self._ordered.pop(replica).on_failed(contract.Exit("crashed", f"cannot fork a replica: {message}"))
-            case zygote.Died(pid, status):
-                if pid in self._status and not self._status[pid].done():
-                    self._status[pid].set_result(status)
+            case zygote.Died(replica, status):
+                if replica in self._status and not self._status[replica].done():
+                    self._status[replica].set_result(status)
+
+    def _is_its_child(self, fds: list[int]) -> bool:
+        """Look whether the open file is of a process that this zygote has started.
+
+        The agent's import could report any process of the machine, for the node to kill it one day. Raises LookupError
+        for such a report; False where the zygote is dead, and nothing can be known: its end is on the way.
+        """
+        parent = self._process.pid
+        if self._has_namespaces:  # behind its keeper and their init
+            parent = processes.first_child(processes.first_child(parent))
+        if processes.is_child(fds[0], parent=parent):
+            return True
+        for fd in fds:
+            os.close(fd)
+        if self._process.poll() is None:
+            raise LookupError("it reports a process that is not its child")
+        return False
 
     def _on_loaded(self, threads: str) -> None:
         self._loaded = True
@@ -224,13 +259,13 @@ class Zygote:
             )
         self._send_orders()
 
-    async def status(self, pid: int, *, timeout_s: float) -> int | None:
-        """Return how the replica *pid* ended, None if this zygote can no longer tell or does not in time."""
-        future = self._status.get(pid)
+    async def status(self, replica: str, *, timeout_s: float) -> int | None:
+        """Return how *replica* ended, None if this zygote can no longer tell or does not in time."""
+        future = self._status.get(replica)
         if future is None or (self.gone.is_set() and not future.done()):
             return None
         await asyncio.wait([future], timeout=timeout_s)
-        del self._status[pid]
+        del self._status[replica]
         return future.result() if future.done() else None
 
     # --- its end
@@ -245,7 +280,7 @@ class Zygote:
             f"cannot import {self._code}: it took longer than {self._launch.import_deadline_s:g} s; move what waits or "
             "works into the factory or the task",
         )
-        self._process.kill()
+        self.kill()
 
     def _on_death(self) -> None:
         self._loop.remove_reader(self._pidfd)
@@ -289,7 +324,10 @@ class Zygote:
             self.kill()
 
     def kill(self) -> None:
-        if not self.gone.is_set():
+        if self.gone.is_set():
+            return
+        # Init first: its keeper then buries it, and ends. The other way round its corpse would be this process's.
+        if not (self._has_namespaces and processes.kill_first_child(self._process.pid)):
             self._process.kill()
 
     async def close(self) -> None:

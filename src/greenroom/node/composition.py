@@ -7,11 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
 
+import msgspec
+
+from greenroom import __version__, deployments, embeddings, errors, planning, redaction, settings, telemetry
 from greenroom import clock as clocks
-from greenroom import deployments, embeddings, errors, planning, settings, telemetry
 from greenroom.api.app import App
-from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.api.services import Services
 from greenroom.backups import restoring
@@ -24,25 +26,34 @@ from greenroom.control.janitor import Janitor
 from greenroom.control.outliers import Outliers
 from greenroom.control.reconciler import Reconciler
 from greenroom.control.rehearsal import Rehearsal
-from greenroom.core import rollouts, routing
+from greenroom.control.resealing import Resealing
+from greenroom.control.webhooks import Webhooks
+from greenroom.core import addresses, rollouts, routing
+from greenroom.core.permissions import HOME
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
-from greenroom.node import optimizer
+from greenroom.node import isolation, optimizer, tls
+from greenroom.node.access import NodeAccess
 from greenroom.node.backups import NodeBackups
+from greenroom.node.controls import Controls
 from greenroom.node.resources import NodeResources, limits
+from greenroom.node.security import NodeSecurity
 from greenroom.sdk import models
-from greenroom.security import secret_file
+from greenroom.security import key_sources, secret_file
+from greenroom.security.outgoing import Outgoing
+from greenroom.security.webhook_secrets import WebhookSecrets
 from greenroom.store import database, submissions
 from greenroom.store import store as stores
 from greenroom.store.deployments import Deployed
 from greenroom.store.directory import Entry
 from greenroom.store.news import News
 from greenroom.store.rollouts import Rollout
+from greenroom.store.vault import Mode, Vault
 
 GRACE_S = 20.0  # how long running tasks may go on after SIGTERM
 FIRST_ROLLOUTS_S = 10.0  # how long a node is not ready for the sake of the rollouts of its start
 LOOK_EVERY_S = 1.0  # wakeups are hints; this is the guarantee
-TENANT = "default"
+TENANT = HOME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +74,14 @@ class Node:
     def __init__(self, options: Options, clock: clocks.Clock) -> None:
         self.options, self.clock, self.settings = options, clock, options.settings
         self.url = ""  # while it listens
+        self.certificate: tls.Certificate | None = None  # while it listens with TLS
         self.id = f"node-{submissions.new_id()[:12]}"
         self.facts, self.metrics = telemetry.Telemetry(), telemetry.Metrics()
         self.facts.subscribe(self.metrics, *self.metrics.KINDS)
         url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
         restoring.complete(url, options.data_dir)
         self.secrets = secret_file.load_or_make(options.data_dir / "secrets")
+        redaction.register(*msgspec.structs.astuple(self.secrets), *_passwords(url))
         self.backups = NodeBackups(
             options.settings,
             clock,
@@ -78,11 +91,23 @@ class Node:
             store_url=options.store_url,
         )
         try:
-            self.store = stores.open(url, clock=clock, owner=self.id)
+            self.store = stores.open(url, clock=clock, owner=self.id, vault=self._vault())
         except errors.StoreDamaged as error:
             raise errors.StoreDamaged(f"{error}; {self.backups.advice()}") from None
         self.store.results.is_on = options.settings.cluster.result_cache
-        self.engine = LocalEngine(options.data_dir, clock, limits=limits(options.settings.cluster))
+        self.isolation = isolation.decide(options.settings)
+        self.engine = LocalEngine(
+            options.data_dir,
+            clock,
+            limits=limits(options.settings.cluster),
+            tier=self.isolation.tier,
+            means=self.isolation.means,
+            closed=isolation.closed(
+                options.settings, folder=options.folder, data_dir=options.data_dir, store_url=options.store_url
+            ),
+            first_user=options.settings.security.first_agent_uid,
+        )
+        self.walls = isolation.Walls(self.facts)
         self.host = Host(
             self.store,
             self.engine,
@@ -96,6 +121,7 @@ class Node:
         self.reconciler = Reconciler(self.store, self.engine, clock, self.facts)
         self.rehearsal = Rehearsal(self.store, self.engine, self.reconciler.trials, clock)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
+        self.resealing = Resealing(self.store, self.facts)
         self.janitor = Janitor(self.store, clock)
         self.breakers = Breakers(self.store, clock, self.facts)
         self.outliers = Outliers(self.store.board, clock, self.facts, eject=self.host.restart)
@@ -104,10 +130,38 @@ class Node:
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
         self.planning = planning.Planning(self.store, self.deployments, self.rehearsal, folder=options.folder)
-        self.auth = Authenticator(self.store.principals, clock, pepper=self.secrets.pepper)
+        self.access = NodeAccess(
+            self.store,
+            clock,
+            self.facts,
+            options.settings,
+            secrets=self.secrets,
+            folder=options.folder,
+            data_dir=options.data_dir,
+        )
+        server = options.settings.server
+        self.outgoing = Outgoing(
+            addresses.Policy(server.webhook_ports, server.webhook_hosts), user_agent=f"greenroom/{__version__}"
+        )
+        webhook_secrets = WebhookSecrets(self.secrets.webhook_key)
+        self.webhooks = Webhooks(self.store, clock, self.facts, self.outgoing, webhook_secrets)
+        self.security = NodeSecurity(
+            self.store,
+            self.access.keys,
+            clock,
+            self.facts,
+            options.settings,
+            node=self.id,
+            seed=self.secrets.audit_key,
+            folder=options.folder,
+            owner_key=self.access.owner_key,
+        )
         self.services = Services(
             store=self.store,
-            auth=self.auth,
+            auth=self.access.auth,
+            keys=self.access.keys,
+            limits=self.access.limits,
+            sources=self.access.sources,
             settings=options.settings,
             clock=clock,
             facts=self.facts,
@@ -119,6 +173,10 @@ class Node:
             is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
             breakers=self.breakers,
+            webhook_secrets=webhook_secrets,
+            security=self.security,
+            measures=self.security.measures,
+            watch=self.security.watch,
             backlog=Backlog(
                 self.store,
                 clock,
@@ -127,8 +185,11 @@ class Node:
             ),
             similarity=_similarity(),
             resources=self.resources.state,
+            tier=self.isolation.tier,
+            isolation=isolation.describe(self.isolation),
         )
         self.optimizer = optimizer.loops(self.store, self.engine, self.host, self.resources, self.services)
+        self.security.controls.insert(0, Controls(self))
         self.app = App(self.services)
         self._moved = asyncio.Event()  # a rollout has
         self.store.hub.subscribe(self._hear)
@@ -140,12 +201,13 @@ class Node:
         """Open the store, take over what a dead node left, deploy the manifest's agents, and start the loops."""
         await self.store.claim_alone()
         await self.store.start()
+        await self.security.begin()
+        self._tell_encryption()
         await self.engine.sweep()
         # One store, one node: whatever another incarnation held is free, and its replicas are gone.
         await self.store.tasks.rescue(not_owner=self.id)
         await self.store.agents.close_nodes(only=self.id)
-        await self.auth.refresh()
-        await self._mint_owner_key()
+        await self.access.begin(self.isolation.tier, word=self.services.key_word)
         try:
             begun = await self.deployments.start()
         except errors.StoreDamaged as error:
@@ -156,16 +218,43 @@ class Node:
             self.reconciler,
             self.dispatcher,
             self.janitor,
+            self.resealing,
             self.breakers,
             self.outliers,
             self.autoscaler,
+            *self.access.loops,
+            self.webhooks,
             self.backups.loop,
             self.resources.loop,
             *self.optimizer,
+            *self.security.loops,
         )
         self.resources.announce()
+        isolation.announce(self.isolation, self.facts)
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
+
+    def look_at_certificate(self) -> None:
+        """See now whether its files have changed, while the node listens with TLS."""
+        if self.certificate is not None:
+            self.certificate.wakeup.set()
+
+    def _vault(self) -> Vault:
+        """Return the store's vault; its key may have to be found although encryption is off, to read what is there."""
+        security = self.settings.security
+        self.key_source = key_sources.named(security, folder=self.options.folder, data_dir=self.options.data_dir)
+        vault = Vault(self.key_source, is_on=security.encryption_at_rest)
+        vault.damaged = lambda what: self.facts.emit(telemetry.ValueDamaged(what))
+        return vault
+
+    def _tell_encryption(self) -> None:
+        vault = self.store.vault
+        if self.key_source.has_made_file:
+            self.facts.emit(telemetry.EncryptionKeyMade(str(self.key_source.file)))
+        if vault.mode is Mode.LEFT:
+            self.facts.emit(telemetry.EncryptionLeft(vault.key))
+        elif vault.is_used:
+            self.facts.emit(telemetry.EncryptionChanged(vault.mode, vault.key))
 
     async def _run(self, loops: Sequence[supervisor.Loop], begun: Sequence[int]) -> None:
         async with asyncio.TaskGroup() as group:
@@ -218,7 +307,14 @@ class Node:
         if self._loops is not None:
             self._loops.cancel()
             await asyncio.wait([self._loops])
+        await self.webhooks.close()
+        await self.outgoing.close()
         await self.engine.close()
+        await self.access.end()
+        try:
+            await self.security.end()
+        except errors.GreenroomError as error:  # what cannot be written is not to keep the rest from ending well
+            self.facts.emit(telemetry.AuditTrouble("the node's end", str(error)))
         await self.store.close()
         self.facts.emit(telemetry.NodeChanged(self.id, "stopped"))
 
@@ -242,9 +338,12 @@ class Node:
         folder: Path | None = None,
         code: str | None = None,
         rollout: settings.Rollout | None = None,
+        is_remote: bool = False,
     ) -> Deployed:
         """Begin to move an agent to *spec*; see `deployments.Deployments.add`."""
-        begun = await self.deployments.add(name, spec, by=by, folder=folder, code=code, rollout=rollout)
+        begun = await self.deployments.add(
+            name, spec, by=by, folder=folder, code=code, rollout=rollout, is_remote=is_remote
+        )
         self._stir()
         return begun
 
@@ -303,15 +402,6 @@ class Node:
             folder=self.options.folder,
         )
 
-    async def _mint_owner_key(self) -> None:
-        path = self.options.data_dir / "local.key"
-        if path.exists() and self.auth.is_valid(b"Bearer " + path.read_bytes().strip()):
-            return
-        key = await self.auth.create(
-            tenant=TENANT, name="owner", role="admin", word=self.services.key_word, expires_in_s=None
-        )
-        secret_file.write_private(path, key.text.encode() + b"\n")
-
 
 @contextlib.asynccontextmanager
 async def opened(
@@ -325,6 +415,12 @@ async def opened(
         yield node
     finally:
         await node.stop(grace_s=grace_s)
+
+
+def _passwords(url: str) -> list[str]:
+    """Return those that the URL of a store holds."""
+    parts = urlsplit(url)
+    return [*filter(None, [unquote(parts.password or "")]), *parse_qs(parts.query).get("password", [])]
 
 
 def _causes(error: BaseException) -> list[BaseException]:

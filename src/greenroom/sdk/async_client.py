@@ -21,10 +21,13 @@ from greenroom.sdk.models import (
     Backup,
     Backups,
     Code,
+    Delivery,
+    Encryption,
     Event,
     Failure,
     Key,
     Load,
+    Login,
     Page,
     Plan,
     Problem,
@@ -32,9 +35,13 @@ from greenroom.sdk.models import (
     Revision,
     Rollout,
     Session,
+    Shutdown,
     Submission,
     Task,
+    Verdict,
+    Webhook,
 )
+from greenroom.sdk.security import AuditEntry, Checkpoint, Erased, SecurityReport
 
 T = TypeVar("T")
 
@@ -51,10 +58,11 @@ class AsyncClient:
         timeout_s: float = 30.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        address = discovery.address(url, key, discovery.data_dir(data_dir))
+        folder = discovery.data_dir(data_dir)
+        address = discovery.address(url, key, folder)
         self.url = address.url
         self._patience = flows.Patience(timeout_s)
-        self._http = httpx.AsyncClient(**wire.options(address), transport=transport)
+        self._http = httpx.AsyncClient(**wire.options(address, folder), transport=transport)
 
     async def __aenter__(self) -> Self:
         return self
@@ -83,6 +91,7 @@ class AsyncClient:
         wait_s: float | None = None,
         or_cancel: bool = False,
         cache: bool = True,
+        webhook: str | None = None,
     ) -> Task:
         submission = Submission(
             input=input,
@@ -93,6 +102,7 @@ class AsyncClient:
             not_before=not_before,
             metadata=metadata,
             cache=cache,
+            webhook=webhook,
         )
         return await self._send(calls.submit(submission, idempotency_key, wait_s=wait_s, or_cancel=or_cancel))
 
@@ -280,6 +290,55 @@ class AsyncClient:
     async def roll_back(self, name: str, to: int | None = None) -> Rollout:
         return await self._send(calls.roll_back(name, to))
 
+    # Webhooks
+
+    async def webhooks(self) -> list[Webhook]:
+        return await self._run(flows.everything(calls.webhooks, self._patience))
+
+    async def webhook(self, id: str) -> Webhook:
+        return await self._send(calls.webhook(id))
+
+    async def create_webhook(
+        self, url: str, events: Sequence[str] | None = None, *, description: str = "", include_output: bool = False
+    ) -> Webhook:
+        """Have the ends of tasks told there, those of *events* only if they are given.
+
+        The answer holds the secret, which is not to be had again.
+        """
+        return await self._send(
+            calls.create_webhook(url, events=events, description=description, include_output=include_output)
+        )
+
+    async def change_webhook(
+        self,
+        id: str,
+        *,
+        enabled: bool | None = None,
+        events: Sequence[str] | None = None,
+        description: str | None = None,
+        include_output: bool | None = None,
+    ) -> Webhook:
+        return await self._send(
+            calls.change_webhook(
+                id, enabled=enabled, events=events, description=description, include_output=include_output
+            )
+        )
+
+    async def rotate_webhook(self, id: str) -> Webhook:
+        """The answer holds the new secret; for a day the old one signs, too."""
+        return await self._send(calls.rotate_webhook(id))
+
+    async def delete_webhook(self, id: str) -> None:
+        await self._send(calls.delete_webhook(id))
+
+    async def test_webhook(self, id: str) -> Delivery:
+        """Have it sent something, once; `deliveries` tells how that went."""
+        return await self._send(calls.test_webhook(id))
+
+    async def deliveries(self, id: str, *, cursor: str | None = None, limit: int | None = None) -> Page[Delivery]:
+        """What the webhook was sent, or is to be, the latest first, one page."""
+        return await self._send(calls.deliveries(id, cursor=cursor, limit=limit))
+
     # The node
 
     async def status(self) -> dict[str, Any]:
@@ -291,20 +350,84 @@ class AsyncClient:
     async def create_backup(self) -> Backups:
         return await self._send(calls.create_backup())
 
-    async def keys(self) -> list[Key]:
-        return await self._run(flows.everything(calls.keys, self._patience))
+    async def encryption(self) -> Encryption:
+        return await self._send(calls.encryption())
 
-    async def create_key(self, name: str, role: str) -> Key:
-        return await self._send(calls.create_key(name, role))
+    async def rotate_encryption(self, *, data_keys: bool = True) -> Encryption:
+        return await self._send(calls.rotate_encryption(data_keys=data_keys))
 
-    async def revoke_key(self, id: str) -> None:
-        await self._send(calls.revoke_key(id))
+    async def keys(self, *, tenant: str | None = None) -> list[Key]:
+        return await self._run(flows.everything(functools.partial(calls.keys, tenant=tenant), self._patience))
+
+    async def key(self, id: str, *, tenant: str | None = None) -> Key:
+        return await self._send(calls.key(id, tenant))
+
+    async def key_can(self, id: str, action: str, resource: str | None = None, *, tenant: str | None = None) -> Verdict:
+        return await self._send(calls.key_can(id, action, resource, tenant))
+
+    async def create_key(
+        self,
+        name: str,
+        role: str,
+        *,
+        scopes: Sequence[str] | None = None,
+        expires_in_s: float | None = None,
+        tenant: str | None = None,
+    ) -> Key:
+        wanted = calls.create_key(name, role, scopes=scopes, expires_in_s=expires_in_s, tenant=tenant)
+        return await self._send(wanted)
+
+    async def revoke_key(self, id: str, *, tenant: str | None = None) -> None:
+        await self._send(calls.revoke_key(id, tenant))
+
+    async def shut_down(self) -> Shutdown:
+        return await self._send(calls.shut_down())
+
+    async def create_login(self) -> Login:
+        return await self._send(calls.create_login())
+
+    async def end_logins(self) -> None:
+        await self._send(calls.end_logins())
 
     async def health(self) -> bool:
         return await self._send(calls.health())
 
     async def ready(self) -> bool:
         return await self._send(calls.ready())
+
+    # Audit log and security
+
+    async def audit(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        object: str | None = None,
+        since: str | None = None,
+        after: int | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Page[AuditEntry]:
+        """Who did what, the latest first, one page; behind entry *after*, the oldest first. *since* is an instant."""
+        return await self._send(
+            calls.audit(actor=actor, action=action, object=object, since=since, after=after, cursor=cursor, limit=limit)
+        )
+
+    async def audit_checkpoints(self) -> list[Checkpoint]:
+        """The signatures over the audit log, oldest first."""
+        return await self._run(flows.everything(calls.audit_checkpoints, self._patience))
+
+    async def erase_audit(self, actor: str, *, tenant: str | None = None) -> Erased:
+        """Erase what may be personal in the entries of *actor*; again while there are more."""
+        return await self._send(calls.erase_audit(actor, tenant=tenant))
+
+    async def security(self) -> SecurityReport:
+        """Each control with its state, what intrusion detection has found, and a grade."""
+        return await self._send(calls.security_report())
+
+    async def unlock(self, subject: str) -> None:
+        """End what is done to *subject* (``principal:…`` or ``source:…``); raises `errors.NotFound`."""
+        await self._send(calls.unlock(subject))
 
     # How calls are sent
 

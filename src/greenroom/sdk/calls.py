@@ -14,7 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from greenroom import errors, strict_json
-from greenroom.sdk import models, problems
+from greenroom.sdk import models, problems, security
 
 T = TypeVar("T")
 Query = Mapping[str, str | int | float | None]
@@ -83,7 +83,9 @@ def _is_ok(reply: Reply) -> bool:
 _task = as_a(models.Task)
 _agent = as_a(models.Agent)
 _replica = as_a(models.Replica)
-_key = as_a(models.Key)
+_key, _verdict = as_a(models.Key), as_a(models.Verdict)
+_shutdown = as_a(models.Shutdown)
+_login = as_a(models.Login)
 _tasks = as_a(models.Page[models.Task])
 _agents = as_a(models.Page[models.Agent])
 _replicas = as_a(models.Page[models.Replica])
@@ -97,9 +99,14 @@ _plan = as_a(models.Plan)
 _code = as_a(models.Code)
 _sessions = as_a(models.Page[models.Session])
 _keys = as_a(models.Page[models.Key])
+_encryption = as_a(models.Encryption)
 _backups = as_a(models.Page[models.Backup])
 _backups_state = as_a(models.Backups)
+_entries, _checkpoints = as_a(models.Page[security.AuditEntry]), as_a(models.Page[security.Checkpoint])
+_erased, _security = as_a(security.Erased), as_a(security.SecurityReport)
 _session = as_a(models.Session)
+_webhook, _webhooks = as_a(models.Webhook), as_a(models.Page[models.Webhook])
+_delivery, _deliveries = as_a(models.Delivery), as_a(models.Page[models.Delivery])
 _document = as_a(dict[str, Any])
 
 
@@ -310,16 +317,138 @@ def create_backup() -> Call[models.Backups]:
     return Call("POST", "/v1/backups", _backups_state, repeatable=False)
 
 
-def keys(cursor: str | None = None) -> Call[models.Page[models.Key]]:
-    return Call("GET", "/v1/keys", _keys, query={"cursor": cursor})
+def encryption() -> Call[models.Encryption]:
+    return Call("GET", "/v1/encryption", _encryption)
 
 
-def create_key(name: str, role: str) -> Call[models.Key]:
-    return Call("POST", "/v1/keys", _key, body=strict_json.dumps({"name": name, "role": role}), repeatable=False)
+def rotate_encryption(*, data_keys: bool) -> Call[models.Encryption]:
+    body = strict_json.dumps({"data_keys": data_keys})
+    return Call("POST", "/v1/encryption/rotate", _encryption, body=body, repeatable=False)
 
 
-def revoke_key(id: str) -> Call[None]:
-    return Call("DELETE", f"/v1/keys/{_segment(id)}", _nothing)
+def audit(
+    *,
+    actor: str | None = None,
+    action: str | None = None,
+    object: str | None = None,
+    since: str | None = None,
+    after: int | None = None,
+    cursor: str | None = None,
+    limit: int | None = None,
+) -> Call[models.Page[security.AuditEntry]]:
+    query = {"actor": actor, "action": action, "object": object, "since": since, "after": after}
+    return Call("GET", "/v1/audit", _entries, query={**query, "cursor": cursor, "limit": limit})
+
+
+def audit_checkpoints(cursor: str | None = None) -> Call[models.Page[security.Checkpoint]]:
+    return Call("GET", "/v1/audit/checkpoints", _checkpoints, query={"cursor": cursor})
+
+
+def erase_audit(actor: str, *, tenant: str | None = None) -> Call[security.Erased]:
+    body = strict_json.dumps({"actor": actor, "tenant": tenant})
+    return Call("POST", "/v1/audit/erase", _erased, body=body)
+
+
+def security_report() -> Call[security.SecurityReport]:
+    return Call("GET", "/v1/security", _security)
+
+
+def unlock(subject: str) -> Call[None]:
+    return Call("POST", "/v1/security/unlock", _nothing, body=strict_json.dumps({"subject": subject}), repeatable=False)
+
+
+def keys(cursor: str | None = None, *, tenant: str | None = None) -> Call[models.Page[models.Key]]:
+    return Call("GET", "/v1/keys", _keys, query={"cursor": cursor, "tenant": tenant})
+
+
+def key(id: str, tenant: str | None) -> Call[models.Key]:
+    return Call("GET", f"/v1/keys/{_segment(id)}", _key, query={"tenant": tenant})
+
+
+def key_can(id: str, action: str, resource: str | None, tenant: str | None) -> Call[models.Verdict]:
+    query = {"action": action, "resource": resource, "tenant": tenant}
+    return Call("GET", f"/v1/keys/{_segment(id)}/can", _verdict, query=query)
+
+
+def create_key(
+    name: str,
+    role: str,
+    *,
+    scopes: Sequence[str] | None = None,
+    expires_in_s: float | None = None,
+    tenant: str | None = None,
+) -> Call[models.Key]:
+    body = {"name": name, "role": role, "scopes": scopes, "expires_in_s": expires_in_s, "tenant": tenant}
+    given = {word: value for word, value in body.items() if value is not None}
+    return Call("POST", "/v1/keys", _key, body=strict_json.dumps(given), repeatable=False)
+
+
+def revoke_key(id: str, tenant: str | None) -> Call[None]:
+    return Call("DELETE", f"/v1/keys/{_segment(id)}", _nothing, query={"tenant": tenant})
+
+
+def shut_down() -> Call[models.Shutdown]:
+    return Call("POST", "/v1/shutdown", _shutdown, repeatable=False)
+
+
+def create_login() -> Call[models.Login]:
+    return Call("POST", "/v1/logins", _login, repeatable=False)
+
+
+def end_logins() -> Call[None]:
+    return Call("DELETE", "/v1/logins", _nothing)
+
+
+def webhooks(cursor: str | None = None) -> Call[models.Page[models.Webhook]]:
+    return Call("GET", "/v1/webhooks", _webhooks, query={"cursor": cursor})
+
+
+def webhook(id: str) -> Call[models.Webhook]:
+    return Call("GET", f"/v1/webhooks/{_segment(id)}", _webhook)
+
+
+def create_webhook(
+    url: str, *, events: Sequence[str] | None, description: str, include_output: bool
+) -> Call[models.Webhook]:
+    body: dict[str, Any] = {"url": url, "description": description, "include_output": include_output}
+    if events is not None:
+        body["events"] = list(events)
+    return Call("POST", "/v1/webhooks", _webhook, body=strict_json.dumps(body), repeatable=False)
+
+
+def change_webhook(
+    id: str,
+    *,
+    enabled: bool | None,
+    events: Sequence[str] | None,
+    description: str | None,
+    include_output: bool | None,
+) -> Call[models.Webhook]:
+    given = {
+        "enabled": enabled,
+        "events": None if events is None else list(events),
+        "description": description,
+        "include_output": include_output,
+    }
+    body = strict_json.dumps({name: value for name, value in given.items() if value is not None})
+    return Call("PATCH", f"/v1/webhooks/{_segment(id)}", _webhook, body=body)
+
+
+def rotate_webhook(id: str) -> Call[models.Webhook]:
+    return Call("POST", f"/v1/webhooks/{_segment(id)}/rotate", _webhook, repeatable=False)
+
+
+def delete_webhook(id: str) -> Call[None]:
+    return Call("DELETE", f"/v1/webhooks/{_segment(id)}", _nothing)
+
+
+def test_webhook(id: str) -> Call[models.Delivery]:
+    return Call("POST", f"/v1/webhooks/{_segment(id)}/test", _delivery, repeatable=False)
+
+
+def deliveries(id: str, *, cursor: str | None = None, limit: int | None = None) -> Call[models.Page[models.Delivery]]:
+    query = {"cursor": cursor, "limit": limit}
+    return Call("GET", f"/v1/webhooks/{_segment(id)}/deliveries", _deliveries, query=query)
 
 
 def health() -> Call[bool]:
@@ -355,7 +484,7 @@ def _body(submission: models.Submission) -> dict[str, Any]:
         if submission.not_before.tzinfo is None:
             raise errors.BodyInvalid("cannot submit: not_before has no time zone; pass an aware datetime")
         body["not_before"] = submission.not_before.isoformat()
-    for name in ("agent", "session", "timeout_s", "metadata", "idempotency_key"):
+    for name in ("agent", "session", "timeout_s", "metadata", "idempotency_key", "webhook"):
         if (value := getattr(submission, name)) is not None:
             body[name] = value
     if not submission.cache:

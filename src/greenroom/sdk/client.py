@@ -26,10 +26,13 @@ from greenroom.sdk.models import (
     Backup,
     Backups,
     Code,
+    Delivery,
+    Encryption,
     Event,
     Failure,
     Key,
     Load,
+    Login,
     Page,
     Plan,
     Problem,
@@ -37,9 +40,13 @@ from greenroom.sdk.models import (
     Revision,
     Rollout,
     Session,
+    Shutdown,
     Submission,
     Task,
+    Verdict,
+    Webhook,
 )
+from greenroom.sdk.security import AuditEntry, Checkpoint, Erased, SecurityReport
 
 __all__ = ["AsyncClient", "Client", "Submission"]
 
@@ -52,7 +59,8 @@ class Client:
     *url*: else ``GREENROOM_URL``, else what a running node wrote into *data_dir* (``GREENROOM_DATA_DIR``,
     else ``.greenroom``), else http://127.0.0.1:7080. *key*: else ``GREENROOM_KEY``, else the owner's key in
     *data_dir*. *timeout_s* bounds each request with its retries: three tries, of what can be repeated without
-    doing it twice; submissions can, by their idempotency key.
+    doing it twice; submissions can, by their idempotency key. Who is told to come again later (429) does, within it.
+    A node with TLS: see `greenroom.sdk.trust`.
     """
 
     def __init__(
@@ -64,10 +72,11 @@ class Client:
         timeout_s: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        address = discovery.address(url, key, discovery.data_dir(data_dir))
+        folder = discovery.data_dir(data_dir)
+        address = discovery.address(url, key, folder)
         self.url = address.url
         self._patience = flows.Patience(timeout_s)
-        self._http = httpx.Client(**wire.options(address), transport=transport)
+        self._http = httpx.Client(**wire.options(address, folder), transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -94,6 +103,7 @@ class Client:
         wait_s: float | None = None,
         or_cancel: bool = False,
         cache: bool = True,
+        webhook: str | None = None,
     ) -> Task:
         """Submit *input* to *agent*, or to whom the router chooses; the task is durable when this returns.
 
@@ -110,6 +120,7 @@ class Client:
             not_before=not_before,
             metadata=metadata,
             cache=cache,
+            webhook=webhook,
         )
         return self._send(calls.submit(submission, idempotency_key, wait_s=wait_s, or_cancel=or_cancel))
 
@@ -333,6 +344,55 @@ class Client:
         """Let the revision before serve again, or *to*: at once while it stands, else by a rollout."""
         return self._send(calls.roll_back(name, to))
 
+    # Webhooks
+
+    def webhooks(self) -> list[Webhook]:
+        return self._run(flows.everything(calls.webhooks, self._patience))
+
+    def webhook(self, id: str) -> Webhook:
+        return self._send(calls.webhook(id))
+
+    def create_webhook(
+        self, url: str, events: Sequence[str] | None = None, *, description: str = "", include_output: bool = False
+    ) -> Webhook:
+        """Have the ends of tasks told there, those of *events* only if they are given.
+
+        The answer holds the secret, which is not to be had again.
+        """
+        return self._send(
+            calls.create_webhook(url, events=events, description=description, include_output=include_output)
+        )
+
+    def change_webhook(
+        self,
+        id: str,
+        *,
+        enabled: bool | None = None,
+        events: Sequence[str] | None = None,
+        description: str | None = None,
+        include_output: bool | None = None,
+    ) -> Webhook:
+        return self._send(
+            calls.change_webhook(
+                id, enabled=enabled, events=events, description=description, include_output=include_output
+            )
+        )
+
+    def rotate_webhook(self, id: str) -> Webhook:
+        """The answer holds the new secret; for a day the old one signs, too."""
+        return self._send(calls.rotate_webhook(id))
+
+    def delete_webhook(self, id: str) -> None:
+        self._send(calls.delete_webhook(id))
+
+    def test_webhook(self, id: str) -> Delivery:
+        """Have it sent something, once; `deliveries` tells how that went."""
+        return self._send(calls.test_webhook(id))
+
+    def deliveries(self, id: str, *, cursor: str | None = None, limit: int | None = None) -> Page[Delivery]:
+        """What the webhook was sent, or is to be, the latest first, one page."""
+        return self._send(calls.deliveries(id, cursor=cursor, limit=limit))
+
     # The node
 
     def status(self) -> dict[str, Any]:
@@ -349,15 +409,58 @@ class Client:
         """
         return self._send(calls.create_backup())
 
-    def keys(self) -> list[Key]:
-        return self._run(flows.everything(calls.keys, self._patience))
+    def encryption(self) -> Encryption:
+        """How the store is encrypted."""
+        return self._send(calls.encryption())
 
-    def create_key(self, name: str, role: str) -> Key:
-        """The answer holds the secret, which is not to be had again."""
-        return self._send(calls.create_key(name, role))
+    def rotate_encryption(self, *, data_keys: bool = True) -> Encryption:
+        """Take new keys into use, and do not wait until all is encrypted anew: `encryption` tells how that goes."""
+        return self._send(calls.rotate_encryption(data_keys=data_keys))
 
-    def revoke_key(self, id: str) -> None:
-        self._send(calls.revoke_key(id))
+    def keys(self, *, tenant: str | None = None) -> list[Key]:
+        """Those of *tenant*, else of one's own."""
+        return self._run(flows.everything(functools.partial(calls.keys, tenant=tenant), self._patience))
+
+    def key(self, id: str, *, tenant: str | None = None) -> Key:
+        """The key, with all that it may do as its ``rights``."""
+        return self._send(calls.key(id, tenant))
+
+    def key_can(self, id: str, action: str, resource: str | None = None, *, tenant: str | None = None) -> Verdict:
+        """Whether the key may do *action* (``task:submit``) on *resource* (``agent:research``), and why."""
+        return self._send(calls.key_can(id, action, resource, tenant))
+
+    def create_key(
+        self,
+        name: str,
+        role: str,
+        *,
+        scopes: Sequence[str] | None = None,
+        expires_in_s: float | None = None,
+        tenant: str | None = None,
+    ) -> Key:
+        """The answer holds the secret, which is not to be had again.
+
+        *scopes* narrow the role: ``["task:submit on agent:research"]``. Raises `errors.Forbidden` where the key could
+        do more than one's own.
+        """
+        wanted = calls.create_key(name, role, scopes=scopes, expires_in_s=expires_in_s, tenant=tenant)
+        return self._send(wanted)
+
+    def revoke_key(self, id: str, *, tenant: str | None = None) -> None:
+        """Make a key worthless: within a second, on every node."""
+        self._send(calls.revoke_key(id, tenant))
+
+    def shut_down(self) -> Shutdown:
+        """Have the node that answers drain and stop, and do not wait for that."""
+        return self._send(calls.shut_down())
+
+    def create_login(self) -> Login:
+        """Return a link that logs a browser in as this key, once: the node's address and the answer's path."""
+        return self._send(calls.create_login())
+
+    def end_logins(self) -> None:
+        """End all logins of this key."""
+        self._send(calls.end_logins())
 
     def health(self) -> bool:
         """Whether the node is alive. Raises `errors.NodeUnreachable` where there is none."""
@@ -366,6 +469,40 @@ class Client:
     def ready(self) -> bool:
         """Whether every agent has had its replicas or is settled as failed, and the node is not draining."""
         return self._send(calls.ready())
+
+    # Audit log and security
+
+    def audit(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        object: str | None = None,
+        since: str | None = None,
+        after: int | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Page[AuditEntry]:
+        """Who did what, the latest first, one page; behind entry *after*, the oldest first. *since* is an instant."""
+        return self._send(
+            calls.audit(actor=actor, action=action, object=object, since=since, after=after, cursor=cursor, limit=limit)
+        )
+
+    def audit_checkpoints(self) -> list[Checkpoint]:
+        """The signatures over the audit log, oldest first."""
+        return self._run(flows.everything(calls.audit_checkpoints, self._patience))
+
+    def erase_audit(self, actor: str, *, tenant: str | None = None) -> Erased:
+        """Erase what may be personal in the entries of *actor*; again while there are more."""
+        return self._send(calls.erase_audit(actor, tenant=tenant))
+
+    def security(self) -> SecurityReport:
+        """Each control with its state, what intrusion detection has found, and a grade."""
+        return self._send(calls.security_report())
+
+    def unlock(self, subject: str) -> None:
+        """End what is done to *subject* (``principal:…`` or ``source:…``); raises `errors.NotFound`."""
+        self._send(calls.unlock(subject))
 
     # How calls are sent
 

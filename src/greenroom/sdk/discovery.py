@@ -41,6 +41,12 @@ def address(url: str | None, key: str | None, folder: Path) -> Address:
     return Address(chosen, key or None)
 
 
+def certificate(url: str, folder: Path) -> str | None:
+    """Return the certificate, in PEM, that the node at *url* has written into *folder*; None if it has not."""
+    written = _written(folder)
+    return written.get("certificate") if written.get("url", "").rstrip("/") == url else None
+
+
 def is_loopback(url: str) -> bool:
     """Whether *url* surely stays on this machine."""
     host = urlsplit(url).hostname or ""
@@ -62,12 +68,19 @@ def _checked(url: str) -> str:
 
 
 def _written_url(folder: Path) -> str | None:
+    written = _written(folder)
+    return written["url"].rstrip("/") if written else None
+
+
+def _written(folder: Path) -> dict[str, str]:
+    """Return what a running node has written into *folder*, nothing where none has."""
     path = folder / "node.json"
     text = _read(path)
     if not text:
-        return None
+        return {}
     try:
-        return str(json.loads(text)["url"]).rstrip("/")
+        found = json.loads(text)
+        return {"url": str(found["url"]), **{name: found[name] for name in ("certificate",) if name in found}}
     except (ValueError, KeyError, TypeError):
         raise errors.NodeUnreachable(
             f"cannot find the node: {path} is not what a node writes; remove it, or set GREENROOM_URL"

@@ -73,6 +73,8 @@ def answer(call: calls.Call[T], patience: Patience) -> Flow[T]:
 def _may_change(call: calls.Call[Any], came: calls.Reply | Lost) -> bool:
     if isinstance(came, Lost):
         return call.repeatable or not came.sent
+    if came.status == 429:  # nothing was done, and the node says when it may be
+        return came.retry_after_s is not None
     return call.repeatable and came.status == 503
 
 

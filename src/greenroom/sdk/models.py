@@ -29,6 +29,7 @@ class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
 class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A task to be. Without *agent* it is routed by its text; *not_before* is an aware instant.
 
+    *webhook* is the id of one that is to be told of its end, whatever else it is told of.
     *idempotency_key* is for batches: a single submission gives its own beside. Without *cache* its agent runs, even if
     it keeps results and has one of the same input.
     """
@@ -42,6 +43,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     metadata: dict[str, Any] | None = None
     idempotency_key: str | None = None
     cache: bool = True
+    webhook: str | None = None
 
 
 class TaskError(msgspec.Struct, frozen=True, kw_only=True):
@@ -479,15 +481,85 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A credential. *key* is the secret itself: it is there once, in the answer to its creation."""
+    """A credential. *key* is the secret itself: it is there once, in the answer to its creation.
+
+    *scopes* narrow its *role*; None: all that the role may do. *last_used_at* is true to a minute. *rights* is all that
+    it may do, where one key is shown.
+    """
 
     id: str
     name: str = ""
     role: str = ""
+    tenant: str = ""
+    scopes: tuple[str, ...] | None = None
+    created_by: str | None = None
     created_at: Instant | None = None
     expires_at: Instant | None = None
+    last_used_at: Instant | None = None
     revoked_at: Instant | None = None
     key: str | None = None
+    rights: tuple[str, ...] | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether something may be done, and which grant or which lack decides it."""
+
+    allowed: bool
+    action: str = ""
+    resource: str | None = None
+    reason: str = ""
+
+
+class Shutdown(msgspec.Struct, frozen=True, kw_only=True):
+    """*node* drains and stops."""
+
+    node: str
+    state: str = "draining"
+
+
+class Login(msgspec.Struct, frozen=True, kw_only=True):
+    """A link that logs a browser in: the node's address and *path*, good once, for *valid_s*."""
+
+    path: str
+    valid_s: float = 0.0
+
+
+class Webhook(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the ends of tasks are told: those of *events*, and those of tasks that name it.
+
+    *state* is enabled, or disabled for the *reason*; *failing_since*: nothing was taken since. Until *old_secret_until*
+    the secret before signs, too. *secret* is there once, when it was made.
+    """
+
+    id: str
+    url: str
+    events: tuple[str, ...] = ()
+    description: str = ""
+    include_output: bool = False
+    state: str = "enabled"
+    reason: str = ""
+    failing_since: Instant | None = None
+    old_secret_until: Instant | None = None
+    created_at: Instant | None = None
+    secret: str | None = None
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """What a webhook was told, or is to be; *id* is the ``webhook-id`` of every try.
+
+    *state* is pending, delivered or failed; *status* what the last try was answered, *error* why it was not.
+    """
+
+    id: str
+    type: str
+    task: str | None = None
+    state: str = "pending"
+    attempts: int = 0
+    status: int | None = None
+    error: str | None = None
+    created_at: Instant | None = None
+    next_at: Instant | None = None
+    ended_at: Instant | None = None
 
 
 class Backup(msgspec.Struct, frozen=True, kw_only=True):
@@ -517,6 +589,41 @@ class Backups(msgspec.Struct, frozen=True, kw_only=True):
     last: Backup | None = None
     age_s: float | None = None
     error: str | None = None
+
+
+class TenantKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant's data keys: how many only open, and how many messages the one that seals has sealed at most."""
+
+    tenant: str
+    retired: int = 0
+    messages: int = 0
+
+
+class Resealing(msgspec.Struct, frozen=True, kw_only=True):
+    """How far what is stored has been encrypted anew: rows *seen* of *rows*, and values *resealed* since the start.
+
+    *unreadable* values do not open, and are left as they are.
+    """
+
+    seen: int = 0
+    rows: int = 0
+    resealed: int = 0
+    unreadable: int = 0
+    is_done: bool = True
+
+
+class Encryption(msgspec.Struct, frozen=True, kw_only=True):
+    """How the store is encrypted. *mode*: off, sealing (some of what was there before is not yet), sealed (all of it
+    is, and what is not is refused) or left (switched off again).
+
+    *key* is the id of the key that wraps the data keys; *managed*: by a key management service.
+    """
+
+    mode: str = "off"
+    key: str = ""
+    managed: bool = False
+    progress: Resealing = Resealing()
+    tenants: tuple[TenantKeys, ...] = ()
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):

@@ -70,7 +70,9 @@ class Following:
     def refused(self, reply: calls.Reply) -> float:
         """Return the delay before the next connection; raises what the refusal means where it is final."""
         error = calls.refusal(reply)
-        if reply.status != 503:
+        if reply.status != 503 and (reply.status != 429 or reply.retry_after_s is None):
+            raise error
+        if (reply.retry_after_s or 0.0) > self._patience.timeout_s:
             raise error
         return self.broken(error, at_least_s=reply.retry_after_s)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypedDict
 
 import httpx
 
 from greenroom import __version__, errors
-from greenroom.sdk import calls, discovery, flows
+from greenroom.sdk import calls, discovery, flows, trust
 
 STREAM_IDLE_S = 60.0  # the node says something at least every 15 s
 
@@ -19,7 +21,7 @@ class Options(TypedDict):
 
     base_url: str
     headers: Mapping[str, str]
-    verify: bool
+    verify: ssl.SSLContext | bool
     trust_env: bool
 
 
@@ -34,15 +36,15 @@ class Request(TypedDict):
     timeout: httpx.Timeout
 
 
-def options(address: discovery.Address) -> Options:
+def options(address: discovery.Address, folder: Path) -> Options:
+    """Return how to reach *address*; *folder* is the data directory."""
     headers = {"User-Agent": f"greenroom/{__version__}"}
     if address.key is not None:
         headers["Authorization"] = f"Bearer {address.key}"
     return Options(
         base_url=address.url,
         headers=headers,
-        # Without TLS there is nothing to verify, and to load the authorities takes longer than most commands.
-        verify=address.url.startswith("https:"),
+        verify=trust.verification(address.url, folder),
         trust_env=not discovery.is_loopback(address.url),  # no proxy leads back to this machine
     )
 
@@ -81,8 +83,14 @@ def lost(error: httpx.RequestError, url: str) -> flows.Lost:
         error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.UnsupportedProtocol
     )
     why = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
-    if sent:
-        message = f"cannot get an answer from the node at {url}: {why}; it may have done what was asked: look first"
+    if (advice := trust.advice(error, url)) is not None:
+        message = f"cannot speak with the node at {url}: {advice}"
+    elif sent:
+        hint = "; if it speaks TLS, use https://" if isinstance(error, httpx.RemoteProtocolError) else ""
+        message = (
+            f"cannot get an answer from the node at {url}: {why.rstrip('.')}{hint}; "
+            "it may have done what was asked: look first"
+        )
     else:
         message = f"cannot reach a node at {url}: {why}; start one with `greenroom up`, or set GREENROOM_URL"
     return flows.Lost(errors.NodeUnreachable(message), sent=sent)

@@ -5,9 +5,11 @@ validation.
 the command, the API and `system`; it knows nothing of what the settings are for.
 """
 
+from greenroom.settings.addresses import is_loopback
 from greenroom.settings.environments import DESIGNS, Design
 from greenroom.settings.loading import load, parse_agent, rollout_for_once
 from greenroom.settings.policies import scaling_policy
+from greenroom.settings.policy_file import read_roles
 from greenroom.settings.problems import Problem, SettingsInvalid
 from greenroom.settings.revisions import changes, revision_part, with_revision_part, with_strategy
 from greenroom.settings.schema import (
@@ -18,6 +20,8 @@ from greenroom.settings.schema import (
     Cluster,
     Environment,
     Example,
+    Intrusion,
+    Issuer,
     Optimizer,
     Recycling,
     Rollout,
@@ -42,6 +46,8 @@ __all__ = [
     "Design",
     "Environment",
     "Example",
+    "Intrusion",
+    "Issuer",
     "Optimizer",
     "Problem",
     "Recycling",
@@ -54,9 +60,11 @@ __all__ = [
     "SettingsInvalid",
     "changes",
     "diff",
+    "is_loopback",
     "load",
     "masked",
     "parse_agent",
+    "read_roles",
     "revision_part",
     "rollout_for_once",
     "rows",

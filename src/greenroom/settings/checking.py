@@ -16,7 +16,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 import msgspec
 from msgspec import inspect, structs
 
-from greenroom.settings.problems import KeyPath, nearest, shown, suggestion
+from greenroom.core.spelling import nearest, suggestion
+from greenroom.settings.problems import KeyPath, shown
 from greenroom.settings.unbuilt import why_not_built
 
 Table = TypeVar("Table", bound=msgspec.Struct)

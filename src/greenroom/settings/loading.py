@@ -2,8 +2,8 @@
 origins.
 
 `load` is for the node and the command, `parse_agent` and `rollout_for_once` for the API's PUT and for programs. All
-raise `SettingsInvalid` with every mistake, and nothing else. Apart from reading the one file they look at their
-arguments only.
+raise `SettingsInvalid` with every mistake, and nothing else. Apart from reading the manifest, and the policy file that
+it names, they look at their arguments only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 from msgspec import structs
 
-from greenroom.settings import revisions, rules, sources
+from greenroom.core import permissions
+from greenroom.settings import issuer_rules, policy_file, revisions, rules, sources
 from greenroom.settings.checking import Checker
 from greenroom.settings.environments import DEFAULT_ENVIRONMENT
 from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid, dotted
@@ -58,9 +59,27 @@ def load(
     names = agents.keys() if isinstance(agents, dict) else ()
     given = sources.overlay([*fixed, *sources.from_variables(environ or {}, names, checker), *last])
     settings = _settings(given, checker)
-    if checker.found:
-        raise SettingsInvalid(_problem(path, message, given) for path, message in checker.found)
+    policy_problems = _check_roles(settings.security, Path() if manifest is None else manifest.parent, checker)
+    problems = [_problem(path, message, given) for path, message in checker.found] + policy_problems
+    if problems:
+        raise SettingsInvalid(problems)
     return settings
+
+
+def _check_roles(security: Security, folder: Path, checker: Checker) -> list[Problem]:
+    """Report issuers whose roles are none; return what is wrong with the policy file."""
+    if not checker.is_sound(("security", "policy_file")):
+        return []
+    try:
+        roles = (
+            permissions.ROLES if security.policy_file is None else policy_file.read_roles(folder / security.policy_file)
+        )
+    except SettingsInvalid as invalid:
+        return list(invalid.problems)
+    issuers: KeyPath = ("security", "issuers")
+    if checker.is_sound(issuers) and (message := issuer_rules.unknown_role(security, roles)) is not None:
+        checker.report(issuers, message)
+    return []
 
 
 def parse_agent(name: str, given: Mapping[str, Any]) -> AgentSettings:
@@ -103,7 +122,12 @@ def _settings(given: Given, checker: Checker) -> Settings:
         agents=_agents(table.get("agents"), checker),
         origins={},
     )
+    for index, issuer in enumerate(settings.security.issuers):
+        rules.apply(issuer_rules.ISSUER_RULES, issuer, path=("security", "issuers", index), checker=checker)
+    rules.apply(issuer_rules.SECURITY_RULES, settings.security, path=("security",), checker=checker)
     rules.apply(rules.SETTINGS_RULES, settings, path=(), checker=checker)
+    if given.origin(("security", "tls")) is not None:
+        rules.apply(rules.TLS_RULES, settings, path=(), checker=checker)
     origins = {dotted(path): _origin(path, given, environment) for path, _ in leaves(settings)}
     return structs.replace(settings, origins=origins)
 

@@ -21,6 +21,7 @@ OF_REVISION: Final = (
     "factory",
     "arguments",
     "env",
+    "secrets",
     "include",
     "python",
     "concurrency",

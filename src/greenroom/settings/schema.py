@@ -168,6 +168,12 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     host: Host = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 7080
     """0: any free port."""
+    trusted_proxies: Annotated[tuple[Network, ...], Meta(max_length=100)] = ()
+    """Whose ``X-Forwarded-For`` is believed; of anybody else the connection's own address counts."""
+    webhook_ports: Annotated[tuple[Annotated[int, Meta(ge=1, le=65_535)], ...], Meta(max_length=20)] = (443,)
+    """Where webhooks may go to."""
+    webhook_hosts: Annotated[tuple[Host, ...], Meta(max_length=100)] = ()
+    """Hosts whose webhooks may go to inner addresses and by plain HTTP, for receivers of one's own."""
     accept_code: bool = False
     """An archive of code by API, from a caller with the deploy permission: as powerful as a shell."""
     max_code_bytes: Annotated[int, Meta(ge=1024, le=64 * MIB, title="a whole number of bytes")] = 16 * MIB
@@ -180,18 +186,120 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """None: as many as there may be in all."""
 
 
+RulePolicy = Literal["off", "alert", "throttle", "lock", "revoke"]
+RatePerMinute = Annotated[int, Meta(ge=1, le=1_000_000, title="a number of requests a minute")]
+Algorithm = Literal["EdDSA", "ES256", "ES384", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "HS256"]
+Network = Annotated[
+    str, Meta(pattern=_whole(r"[0-9A-Fa-f.:]+(?:/[0-9]{1,3})?"), max_length=50, title="an IP address or network")
+]
+Address = Annotated[
+    str,
+    Meta(pattern=_whole(r"https?://[^\s\x00-\x1f\x7f\ud800-\udfff]+"), max_length=2000, title="a URL of https://…"),
+]
+Claim = Annotated[
+    str, Meta(pattern=_whole(r"[A-Za-z0-9_:./-]+"), max_length=200, title='the name of a claim, for example "roles"')
+]
+Command = Annotated[tuple[Phrase, ...], Meta(max_length=50, title="a command as a list of texts")]
+AuditPlace = Annotated[
+    str,
+    Meta(
+        pattern=_whole(rf"stdout|syslog|/?{_SEGMENT}(?:/{_SEGMENT})*|https://[^\s\x00-\x1f\x7f\ud800-\udfff]+"),
+        max_length=2000,
+        title='"stdout", "syslog", the path of a file, or a URL of https://…',
+    ),
+]
+
+
+class Issuer(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose tokens are taken, and for whom they stand. What the token itself says about how to verify it is ignored."""
+
+    issuer: Address
+    """Exactly as the claim ``iss`` has it."""
+    audience: Annotated[str, Meta(pattern=_whole(_TEXT), min_length=1, max_length=500, title="text")] = "greenroom"
+    algorithms: Annotated[tuple[Algorithm, ...], Meta(min_length=1, max_length=10)] = ("EdDSA", "ES256")
+    jwks_url: Address | None = None
+    """None, without ``key_file``: what the issuer's ``/.well-known/openid-configuration`` names."""
+    key_file: Folder | None = None
+    """A file of keys (JWKS, or one as PEM) instead."""
+    type: Annotated[str, Meta(pattern=_whole(r"[A-Za-z0-9+./-]+"), max_length=100, title="a media type")] = "at+jwt"
+    """What the header ``typ`` has to say; identity tokens of OpenID Connect say "JWT"."""
+    max_lifetime_s: Annotated[float, Meta(gt=0, le=DAY_S, title="a number of seconds")] = 3600.0
+    tenant: AgentName | None = None
+    """Of all its principals; None: what ``tenant_claim`` says."""
+    tenant_claim: Claim | None = None
+    role: AgentName | None = None
+    """Of all its principals; None: the first role of Greenroom's that ``roles_claim`` or ``roles`` names."""
+    roles_claim: Claim = "roles"
+    roles: dict[str, Any] = {}  # what the claim says -> the role that it stands for, checked by `checking` and `rules`
+    scopes_claim: Claim | None = None
+    """Narrows the role to the permissions that it names (``task:submit task:read``); None: the role alone."""
+    name_claim: Claim = "sub"
+
+
+class Intrusion(msgspec.Struct, frozen=True, kw_only=True):
+    """What each rule of ``security.intrusion_rules`` does when it finds something, beside the entry in the audit log:
+    nothing, raise an alert, slow the principal or source down, lock it for a while, or revoke its key.
+    """
+
+    failed_logins: RulePolicy = "alert"
+    """Rejected credentials in a burst, from one source or for one key."""
+    many_networks: RulePolicy = "alert"
+    """One key from many networks at once."""
+    scope_probing: RulePolicy = "alert"
+    """Mostly refused: a principal who tries what it may do."""
+    foreign_ids: RulePolicy = "alert"
+    """Ids that are not there, or another tenant's."""
+    forged_requests: RulePolicy = "alert"
+    """Forged tokens, paths that climb, webhooks to inner addresses, smuggled requests."""
+    blocked_agent: RulePolicy = "alert"
+    """An agent that tries what its sandbox forbids."""
+    sudden_load: RulePolicy = "alert"
+    """A principal who submits many times what it used to."""
+    broken_audit: RulePolicy = "alert"
+    """The audit log does not verify."""
+    clock_jump: RulePolicy = "alert"
+    """The clock went backwards."""
+    lock_s: Annotated[float, Meta(gt=0, le=DAY_S, title="a number of seconds")] = 900.0
+
+
 class Security(msgspec.Struct, frozen=True, kw_only=True):
     """Who may call and what is kept of it. ``authentication`` is stated, not switched: nobody is ever
     anonymous.
     """
 
     authentication: bool = True
-    rate_limit_per_minute: Annotated[int, Meta(ge=1, le=1_000_000)] | Off = "off"
+    issuers: Annotated[tuple[Issuer, ...], Meta(max_length=20)] = ()
+    """Whose tokens are taken beside Greenroom's own keys."""
+    policy_file: Folder | None = None
+    """Roles beside the built-in ones, and what they may do."""
+    tenants_below_t2: bool = False
+    """Let several tenants share this node though nothing keeps its agents from reading what another tenant's keep."""
+    rate_limit_per_minute: RatePerMinute | Off = "off"
     """Per principal."""
+    tenant_rate_limit_per_minute: RatePerMinute | Off | None = None
+    """Of all principals of a tenant together; None: ten times that of one."""
+    source_rate_limit_per_minute: RatePerMinute | Off | None = None
+    """Of an address, before anybody knows who calls; None: a hundred times that of one principal."""
     encryption_at_rest: bool = False
+    encryption_key_file: Folder | None = None
+    """None, without ``encryption_command``: ``encryption.key`` in the data directory."""
+    encryption_command: Command = ()
+    """Of a key management service instead: called with ``wrap`` or ``unwrap``, base64 on standard input and output."""
     tls: bool = False
+    """For any address but loopback; where certificates are given, also there."""
+    tls_certificate: Folder | None = None
+    tls_key: Folder | None = None
+    tls_client_ca: Folder | None = None
+    """Mutual TLS: callers have to show a certificate of this authority, beside their credential."""
     audit_log: bool = False
+    audit_export: Annotated[tuple[AuditPlace, ...], Meta(max_length=10)] = ()
+    """Where signed checkpoints and entries are copied to: what somebody who owns the database cannot rewrite."""
     intrusion_rules: bool = False
+    intrusion: Intrusion = Intrusion()
+    isolation: Literal["auto", "T0", "T1", "T2"] = "auto"
+    """How far an agent's room is closed, at least; auto: T1 where the kernel can, else T0, said aloud."""
+    first_agent_uid: Annotated[int, Meta(ge=1, le=2**31)] = 60_706
+    """Of T2 where the node is root: this user and the 477 after it are the agents'; nobody else may have them."""
 
 
 class Backups(msgspec.Struct, frozen=True, kw_only=True):
@@ -324,6 +432,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     examples: Annotated[tuple[Text, ...], Meta(max_length=100)] = ()
     arguments: dict[str, Any] = {}  # JSON values, checked by `checking`; passed to the factory by keyword
     env: Annotated[tuple[VariableName, ...], Meta(max_length=200)] = ()
+    secrets: dict[str, Any] = {}  # variable -> "file:PATH" or "env:NAME", resolved in the replica; checked by `rules`
     include: Annotated[tuple[Pattern, ...], Meta(max_length=100)] = ()
     python: Interpreter | None = None
     concurrency: Concurrency = 1

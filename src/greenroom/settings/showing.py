@@ -6,18 +6,16 @@ Secrets have no place in settings; where the arguments of an agent hold one all 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
+from greenroom import redaction
 from greenroom.settings.problems import KeyPath, dotted
 from greenroom.settings.schema import AgentSettings, Settings
 
-HIDDEN = "***"
-# `api_key`, `OPENAI_KEY`, `access-token`, `accessKey`, `dbPassword`, but neither `max_tokens` nor `monkey`.
-_SECRET = re.compile(r"(?i)(?:api|[_-]|^)_?-?key$|(?-i:[a-z]Key)$|token$|secret|passw|credential|^authorization$")
+HIDDEN = redaction.MASK
 _ARGUMENTS_DEPTH = 3  # agents.NAME.arguments
 
 
@@ -92,12 +90,14 @@ def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
 
 
 def masked(path: KeyPath, value: Any) -> Any:
-    """*value* without what looks like a secret by its name, at any depth of an agent's arguments."""
+    """*value* without what looks like a secret: by its form, and in an agent's arguments by its name, at any depth."""
     name = path[-1]
     is_argument = len(path) > _ARGUMENTS_DEPTH and path[2] == "arguments"
-    if value is None or not is_argument:
+    if not is_argument:
+        return redaction.value(value)
+    if value is None:
         return value
-    if isinstance(name, str) and _SECRET.search(name):
+    if isinstance(name, str) and redaction.is_secret_name(name):
         return HIDDEN
     match value:
         case Mapping():
@@ -105,4 +105,4 @@ def masked(path: KeyPath, value: Any) -> Any:
         case list():
             return [masked((*path, index), inner) for index, inner in enumerate(value)]
         case _:
-            return value
+            return redaction.value(value)

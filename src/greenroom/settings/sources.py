@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from greenroom.core.spelling import nearest, suggestion
 from greenroom.settings.checking import Checker, default_of, fields_of
-from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid, nearest, suggestion
+from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid
 from greenroom.settings.schema import AgentSettings, Backups, Cluster, Security, Server
 
 PREFIX = "GREENROOM_"
@@ -31,7 +32,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "security": Security,
     "backups": Backups,
 }
-_OF_CLIENTS = ("URL", "KEY", "DATA_DIR", "DEBUG", "DEMO_MODEL")
+_OF_CLIENTS = ("URL", "KEY", "CA", "CLIENT_CERT", "CLIENT_KEY", "DATA_DIR", "DEBUG", "DEMO_MODEL")
 NO_SETTINGS = frozenset({*_OF_CLIENTS, "NODE", "REPLICA"})  # the last two mark the processes of replicas
 _OF_TESTS = "TEST_"
 _OF_KUBERNETES = re.compile(
@@ -63,6 +64,11 @@ class Given(NamedTuple):
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest's tables. Raises `SettingsInvalid` alone: with a broken file all else would be noise."""
+    return read_toml(path, kind="a manifest", missing="`greenroom init` writes one")
+
+
+def read_toml(path: Path, *, kind: str, missing: str) -> dict[str, Any]:
+    """The tables of a file that is *kind*; *missing* is what to do where there is none. Raises `SettingsInvalid`."""
 
     def refused(why: str) -> SettingsInvalid:
         return SettingsInvalid([Problem(path.name or str(path), why)])
@@ -71,7 +77,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = file.read(MANIFEST_BYTES + 1)
     except FileNotFoundError:
-        raise refused(f"cannot read {path}: there is no such file; `greenroom init` writes one") from None
+        raise refused(f"cannot read {path}: there is no such file; {missing}") from None
     except OSError as error:
         raise refused(f"cannot read {path}: {error.strerror}") from None
     except ValueError:  # a NUL in it
@@ -85,7 +91,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except ValueError as error:  # TOMLDecodeError, which names line and column, and numbers of over 4,300 digits
         raise refused(f"is not TOML: {error}") from None
     except RecursionError:
-        raise refused("is not a manifest: its values are nested too deeply") from None
+        raise refused(f"is not {kind}: its values are nested too deeply") from None
 
 
 def overlay(sources: Iterable[Source]) -> Given:
@@ -181,7 +187,7 @@ def _instead_of(name: str, by_stem: Mapping[str, list[str]]) -> str:
 def _spellings(name: str, by_stem: Mapping[str, list[str]]) -> dict[str, str]:
     """Every variable that may have been meant, by what `_joined` makes of it; of the agents those that *name* names."""
     known = [["ENVIRONMENT"], *([other] for other in _OF_CLIENTS)]
-    known += [[section, key] for section, kind in SECTIONS.items() for (key,) in _key_paths(kind)]
+    known += [[section, *path] for section, kind in SECTIONS.items() for path in _key_paths(kind)]
     within = f"_{_joined(name)}_"
     named = [stem for stem in by_stem if f"_{_joined(stem)}_" in within]
     known += [["agents", stem, *path] for stem in named for path in _key_paths(AgentSettings)]

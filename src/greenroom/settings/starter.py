@@ -26,6 +26,13 @@ environment = "development"              # or "staging", "production"
 # accept_code = true                     # archives of code by API, from callers with the deploy permission
 # max_code_bytes = 16_777_216
 
+# [security]                             # what production has on, see greenroom config show and doctor --security
+# isolation = "T1"                       # of agents; without it, T0 where the kernel has no walls
+# rate_limit_per_minute = 100            # of each caller
+# encryption_at_rest = true
+# intrusion_rules = true
+# audit_export = ["/mnt/elsewhere/audit.jsonl"]   # or "syslog", "https://..."
+
 # [backups]
 # to = "/mnt/backups"                    # or "s3://bucket/prefix"; else in the data directory, on the same disk
 # every_s = 3600                         # with cluster.scheduled_backups = true, as in production
@@ -44,6 +51,10 @@ examples = ["Say hello to Ada"]
 # arguments = { model = "gpt-4o-mini" }  # passed to the factory by keyword
 # env = ["OPENAI_API_KEY"]               # the only variables of yours that the agent sees
 # include = ["prompts/*.txt"]            # files that it needs beside *.py
+# secrets = { SEARCH_KEY = "file:/run/secrets/search" }   # or "env:NAME"; read where it runs, and stored nowhere
+# read_paths = ["/srv/corpus"]           # what it may read beside its code
+# write_paths = ["/var/lib/reports"]     # ... and write beside its private TMPDIR
+# egress = ["api.openai.com", "localhost:11434"]   # ports it may connect to; [] none, else any
 # python = ".venv-hello/bin/python"      # an interpreter and environment of its own
 # concurrency = 4                        # tasks at once in one replica
 # sessions = true                        # keep state between the tasks of a session

@@ -21,14 +21,6 @@ Section = TypeVar("Section", Cluster, Security)
 NOT_YET_BUILT: dict[str, str] = {
     "cluster.alert_delivery": "no alerts are sent",
     "cluster.tracing": "no traces are recorded",
-    "security.rate_limit_per_minute": "callers are not limited",
-    "security.encryption_at_rest": "the store is not encrypted",
-    "security.tls": "the server speaks plain HTTP on loopback; put a TLS proxy before it",
-    "security.audit_log": "no audit log is written",
-    "security.intrusion_rules": "no rules watch the callers",
-    "agents.*.read_paths": "replicas have no sandbox",
-    "agents.*.write_paths": "replicas have no sandbox",
-    "agents.*.egress": "replicas have no sandbox",
 }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from greenroom.core import optimizer
-from greenroom.store import database, recovery
+from greenroom.store import agent_patterns, database
+from greenroom.store.agent_patterns import Agents
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
 from greenroom.store.news import News
@@ -71,7 +73,8 @@ _FORGET = """
 delete from advice where ended_at is not null and (ended_at < :before or id <= (
     select id from advice where ended_at is not null order by id desc limit 1 offset :keep))"""
 _RANK = f"id + case when ended_at is null then {_OPEN_FIRST} else 0 end"
-_LIST = f"select {', '.join(_COLUMNS)} from advice where {_RANK} < :before order by {_RANK} desc limit :limit"
+_LIST = f"""
+select {", ".join(_COLUMNS)} from advice where {_RANK} < :before {{whose}} order by {_RANK} desc limit :limit"""
 _STANDING = f"select {', '.join(_COLUMNS)} from advice where ended_at is null order by id"
 _COUNT = "select count(*) from advice where ended_at is null"
 
@@ -112,13 +115,6 @@ async def move(tx: Transaction, news: News, items: Sequence[Move]) -> list[None]
     return [None] * len(items)
 
 
-async def alert(tx: Transaction, news: News, items: Sequence[recovery.Raised | recovery.Resolved]) -> list[None]:
-    """Raise or resolve the alerts of rules."""
-    for item in items:
-        await recovery.note_alert(tx, item)
-    return [None] * len(items)
-
-
 class Advices:
     def __init__(self, db: database.Database, commits: Commits) -> None:
         self._db, self._commits = db, commits
@@ -131,15 +127,17 @@ class Advices:
     async def move(self, moved: Move) -> None:
         await self._commits.write(move, moved)
 
-    async def alert(self, alert_: recovery.Raised | recovery.Resolved) -> None:
-        await self._commits.write(alert, alert_)
-
-    async def list(self, *, before: int | None = None, limit: int = 50) -> Sequence[Advice]:
+    async def list(self, *, before: int | None = None, limit: int = 50, agents: Agents = None) -> Sequence[Advice]:
         """Return what is open, then what has ended, each the latest first; *before* is the `Advice.cursor` to go on
-        behind.
+        behind. With *agents*, only what is about one of them.
         """
-        params = {"before": 2 * _OPEN_FIRST if before is None else before, "limit": min(limit, MAX_PAGE)}
-        return [Advice(*row) for row in await self._db.read(_LIST, params)]
+        params: dict[str, Any] = {
+            "before": 2 * _OPEN_FIRST if before is None else before,
+            "limit": min(limit, MAX_PAGE),
+        }
+        of_agents = agent_patterns.condition(agents, params)
+        sql = _LIST.format(whose="" if of_agents is None else f"and {of_agents}")
+        return [Advice(*row) for row in await self._db.read(sql, params)]
 
     async def standing(self) -> Sequence[Advice]:
         """Return what is open or was applied and has not ended, oldest first."""
@@ -150,4 +148,4 @@ class Advices:
         return int(count)
 
 
-ORDER = (open_all, move, alert)
+ORDER = (open_all, move)

@@ -7,11 +7,15 @@ which priority, `core.fairness` decides; this module finds them: of each tenant,
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
+
+from greenroom import errors
 from greenroom.core import fairness
 from greenroom.store import submissions, tenants, transitions
 from greenroom.store.board import BUCKETS, STRIDE, Board, Demand
@@ -19,6 +23,7 @@ from greenroom.store.database import Row, Transaction
 from greenroom.store.news import News
 from greenroom.store.rows import IS_SUSPECT, RANK, Accepted, Claim, NewTask, SessionKey
 from greenroom.store.submissions import QUEUED, Placing
+from greenroom.store.vault import Vault
 
 MAX_HOMES = 10_000
 
@@ -207,10 +212,11 @@ class Claims:
 
     async def _begin(self, tx: Transaction, news: News, demand: Demand, ready: Sequence[Row]) -> None:
         keys = [None if row[4] is None else (row[3], demand.agent, row[4]) for row in ready]
-        states = {session: await _state(tx, session) for session in set(keys)}
+        vault = news.seals.vault
+        states = {session: await _state(tx, vault, session) for session in set(keys)}
         replicas = self.board.assign(demand, [(row[3], row[4]) for row in ready], self._homes)
         claims = [
-            _claim(row, demand, replica, states[session], tx.now_us)
+            await _opened(vault, _claim(row, demand, replica, states[session], tx.now_us))
             for row, replica, session in zip(ready, replicas, keys, strict=True)
         ]
         news.claims += claims
@@ -259,6 +265,7 @@ class _State:
     good: bytes | None = None
     good_revision: int | None = None
     pin: int | None = None
+    damage: str | None = None
 
     @property
     def has_good(self) -> bool:
@@ -308,11 +315,33 @@ async def _lower_turns(tx: Transaction, demand: Demand, first: Row, count: int, 
     return fairness.lower_turns(count, sorted(set(found), reverse=True), last)
 
 
-async def _state(tx: Transaction, session: SessionKey | None) -> _State:
+async def _state(tx: Transaction, vault: Vault, session: SessionKey | None) -> _State:
     if session is None:
         return _State()
     (row,) = await tx.fetch(_STATE, session)
-    return _State(*row)
+    state = _State(*row)
+    if not vault.is_used:
+        return state
+    tenant, *place = session
+    try:
+        last = await vault.opened(tenant, "session", "state", tuple(place), state.last)
+        good = await vault.opened(tenant, "session", "good_state", tuple(place), state.good)
+    except errors.StoreDamaged as error:
+        return dataclasses.replace(state, last=None, good=None, damage=str(error))
+    return dataclasses.replace(state, last=last, good=good)
+
+
+async def _opened(vault: Vault, claim: Claim) -> Claim:
+    """Return *claim* as its run needs it; where what is stored was tampered with, with what to say of that."""
+    if not vault.is_used:
+        return claim
+    try:
+        input = await vault.opened(claim.tenant, "task", "input", (claim.id,), claim.input)
+        metadata = await vault.opened(claim.tenant, "task", "metadata", (claim.id,), claim.metadata)
+    except errors.StoreDamaged as error:
+        return replace(claim, input=b"null", metadata=None, damage=str(error))
+    assert input is not None
+    return replace(claim, input=input, metadata=metadata)
 
 
 def _is_late(item: NewTask, now_us: int) -> bool:
@@ -379,4 +408,5 @@ def _claim(row: Row, demand: Demand, replica: str, state: _State, now_us: int) -
         state=state.good if is_restored else state.last,
         state_revision=state.good_revision if is_restored else state.revision,
         is_restored=is_restored,
+        damage=state.damage,
     )

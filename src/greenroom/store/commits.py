@@ -4,6 +4,8 @@ An *operation* is ``async (transaction, news, items) -> results``, one result fo
 run in the order of `Commits.__init__`. What it made true (`News`) is told only after the commit, when nothing can
 repeat it any more. If a commit fails for a reason of one item's own, its items are committed one by one, so that no
 innocent fails with it.
+
+What is an act (`acts_of`) goes to the audit log in the same transaction, last of all: see `store.audit`.
 """
 
 from __future__ import annotations
@@ -11,13 +13,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from greenroom import errors
-from greenroom.store import database
+from greenroom.store import acting, database
 from greenroom.store.news import News
+from greenroom.store.vault import PLAIN, Seals, Vault
 
 MAX_ATTEMPTS = 5  # of a commit that other nodes' transactions are in the way of
 MAX_ITEMS = 1_000  # of one commit: bounds how long it holds the event loop
@@ -33,6 +37,7 @@ class _Entry:
     items: Sequence[Any]
     future: asyncio.Future[Any]
     is_one: bool
+    actor: acting.Actor | None = None  # of an act
 
     def resolve(self, results: list[Any]) -> None:
         if self.future.done():
@@ -48,8 +53,14 @@ class _Entry:
 class Commits:
     """The only writer of a store.
 
-    *last* runs at the end of each commit, *settle* after it: with the news, and whether they are stored.
+    *last* runs at the end of each commit, *settle* after it: with the news, and whether they are stored. *acts_of* says
+    for the operations that may be acts what each item was, by its result; *append* writes them, while *is_auditing*.
+
+    *late* are those of *order* that run after *last*: they lock what all nodes wait for, the end of the audit log, and
+    who holds that must not wait for anything else.
     """
+
+    is_auditing = False
 
     def __init__(
         self,
@@ -59,8 +70,14 @@ class Commits:
         last: Callable[[database.Transaction, News], Awaitable[None]],
         settle: Callable[[News, bool], None],
         has_demand: Callable[[], bool],
+        acts_of: Mapping[Operation, Callable[[Any, Any], Any]] = MappingProxyType({}),
+        append: Callable[[database.Transaction, News, Sequence[Any]], Awaitable[None]] | None = None,
+        late: frozenset[Operation] = frozenset(),
+        vault: Vault = PLAIN,
     ) -> None:
+        self._late = late
         self._db, self._last, self._settle, self._has_demand = db, last, settle, has_demand
+        self._acts_of, self._append, self._vault = acts_of, append, vault
         self._rank = {operation: rank for rank, operation in enumerate(order)}
         self._pending: deque[_Entry] = deque()
         self._in_flight: list[_Entry] = []
@@ -86,7 +103,8 @@ class Commits:
     def _put(self, operation: Operation, items: Sequence[Any], *, is_one: bool) -> asyncio.Future[Any]:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        entry = _Entry(operation, items, self._loop.create_future(), is_one)
+        actor = acting.actor.get() if operation in self._acts_of else None
+        entry = _Entry(operation, items, self._loop.create_future(), is_one, actor)
         if self._closed:
             entry.resolve([errors.StoreUnavailable("cannot write to the store: it is closed")] * len(items))
         else:
@@ -170,7 +188,10 @@ class Commits:
             _fail(batch, error)
         else:
             (entry,) = batch
-            parts = [_Entry(entry.operation, [item], asyncio.Future(), is_one=True) for item in entry.items]
+            parts = [
+                _Entry(entry.operation, [item], asyncio.Future(), is_one=True, actor=entry.actor)
+                for item in entry.items
+            ]
             for part in parts:
                 await self._commit([part])
             entry.resolve([part.future.exception() or part.future.result() for part in parts])
@@ -178,7 +199,7 @@ class Commits:
     async def _attempt_often(self, batch: list[_Entry]) -> tuple[list[list[Any]], News]:
         attempt = 1
         while True:
-            news = News()
+            news = News(Seals(self._vault))
             try:
                 return await self._attempt(batch, news), news
             except BaseException as error:
@@ -196,12 +217,31 @@ class Commits:
             groups.setdefault(entry.operation, []).extend(entry.items)
         answers: dict[Operation, Iterator[Any]] = {}
         async with self._db.transaction() as tx:
-            for operation in sorted(groups, key=self._rank.__getitem__):
+            acts: list[Any] = []
+            for operation in sorted(groups.keys() - self._late, key=self._rank.__getitem__):
                 results = await operation(tx, news, groups[operation])
                 assert len(results) == len(groups[operation])
                 answers[operation] = iter(results)
+                if self.is_auditing and operation in self._acts_of:
+                    acts += self._acts(operation, batch, results)
             await self._last(tx, news)
+            for operation in groups.keys() & self._late:
+                answers[operation] = iter(await operation(tx, news, groups[operation]))
+            if acts:
+                assert self._append is not None
+                await self._append(tx, news, acts)
         return [list(itertools.islice(answers[entry.operation], len(entry.items))) for entry in batch]
+
+    def _acts(self, operation: Operation, batch: list[_Entry], results: Sequence[Any]) -> Iterator[Any]:
+        """Yield the acts among the items of *operation*, each with who was acting."""
+        act_of, left = self._acts_of[operation], iter(results)
+        for entry in batch:
+            if entry.operation == operation:
+                for item, result in zip(entry.items, left, strict=False):
+                    act = act_of(item, result)
+                    for each in act if isinstance(act, list) else () if act is None else (act,):
+                        if entry.actor is not None or not each.is_routine:
+                            yield each, entry.actor
 
 
 def _fail(batch: Iterable[_Entry], error: Exception) -> None:

@@ -65,6 +65,12 @@ class Database(Protocol):
         PostgreSQL looks after its own files: there it is nothing.
         """
 
+    async def truncate_log(self) -> None:
+        """Leave nothing of what was overwritten in files beside the store's own, as far as nobody reads just now.
+
+        PostgreSQL recycles its own: there it is nothing.
+        """
+
     async def close(self) -> None: ...
 
 

@@ -18,6 +18,8 @@ from greenroom.store.agents import Agent
 from greenroom.store.board import Traffic
 from greenroom.store.rollouts import Rollout, spec_of
 
+MAX_INDEXES = 32  # of callers who may submit to some agents only
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -62,6 +64,7 @@ class Directory:
     def __init__(self, db: database.Database, *, route: Callable[[str, Traffic], None]) -> None:
         self._db, self._route = db, route
         self.entries: Mapping[str, Entry] = {}
+        self._indexes: dict[frozenset[str], routing.Index] = {}
 
     async def refresh(self) -> Mapping[str, Entry]:
         rows = await self._db.lookup(_READ, {})
@@ -80,6 +83,7 @@ class Directory:
                 raise errors.StoreDamaged(f"cannot read how {row.name[:64]!r} is to be: {error}") from None
         if _routable(known) != _routable(entries):
             self.__dict__.pop("index", None)
+            self._indexes.clear()
         self.entries = entries
         return entries
 
@@ -94,12 +98,23 @@ class Directory:
     @functools.cached_property
     def index(self) -> routing.Index:
         """What requests that name no agent are routed by."""
-        return routing.Index.build(
-            [
-                routing.Candidate(name, spec.description, spec.skills, spec.examples)
-                for name, spec in _routable(self.entries).items()
-            ]
-        )
+        return _index(_routable(self.entries))
+
+    def index_of(self, names: frozenset[str]) -> routing.Index:
+        """Return the index of the agents *names* alone: what else there is must not show in a score."""
+        if (found := self._indexes.get(names)) is None:
+            routable = _routable(self.entries)
+            found = _index({name: routable[name] for name in names & routable.keys()})
+            if len(self._indexes) >= MAX_INDEXES:
+                self._indexes.clear()
+            self._indexes[names] = found
+        return found
+
+
+def _index(specs: Mapping[str, settings.AgentSettings]) -> routing.Index:
+    return routing.Index.build(
+        [routing.Candidate(name, spec.description, spec.skills, spec.examples) for name, spec in specs.items()]
+    )
 
 
 def _routable(entries: Mapping[str, Entry]) -> dict[str, settings.AgentSettings]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from greenroom.store.board import Demand, Traffic
 from greenroom.store.rows import Claim, Task
+from greenroom.store.vault import PLAIN, Seals
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +26,10 @@ class KeyedEnd:
 
 @dataclass(slots=True)
 class News:
-    """Facts of one commit, by the ids of those whom they concern."""
+    """Facts of one commit, by the ids of those whom they concern; and the seals that it writes with."""
 
-    ended: dict[str, Callable[[], Task] | None] = field(default_factory=dict)  # tasks now in a terminal state
+    seals: Seals = field(default_factory=lambda: Seals(PLAIN))
+    ended: dict[str, Callable[[], Task | None] | None] = field(default_factory=dict)  # tasks now in a terminal state
     endings: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # how many, by tenant, agent and state
     keyed: list[KeyedEnd] = field(default_factory=list)  # ends that the result cache has to look at
     cache: Counter[tuple[str, str]] = field(default_factory=Counter)  # submissions to it: agent, and how they met it
@@ -37,16 +39,22 @@ class News:
     left: Counter[str] = field(default_factory=Counter)  # how many tasks have left the queue, by tenant
     suspects: set[str] = field(default_factory=set)  # agents with tasks that are to run alone
     due_at_us: int | None = None  # the earliest new due time
+    named: dict[str, str] = field(default_factory=dict)  # new tasks whose callers want to be told, and by which webhook
+    hooked: list[str] = field(default_factory=list)  # such tasks that have ended
+    deliveries: dict[str, str] = field(default_factory=dict)  # webhooks with something to tell, and their tenants
     claims: list[Claim] = field(default_factory=list)  # attempts that begin
     traffic: dict[str, Traffic] = field(default_factory=dict)  # of agents whose rollouts have moved
     replicas: set[str] = field(default_factory=set)  # agents whose replicas have changed
     scaled: set[str] = field(default_factory=set)  # agents of which there should be another number
+    audited: int = 0  # new entries of the audit log
     demands: list[Demand] = field(default_factory=list)  # what was reserved on the board to find them
 
     def due(self, at_us: int) -> None:
         self.due_at_us = at_us if self.due_at_us is None else min(self.due_at_us, at_us)
 
-    def end(self, task: str, tenant: str, agent: str, state: str, show: Callable[[], Task] | None = None) -> None:
+    def end(
+        self, task: str, tenant: str, agent: str, state: str, show: Callable[[], Task | None] | None = None
+    ) -> None:
         """Note that *task* has ended; *show* makes its row for those who wait for it, if that is at hand."""
         self.ended[task] = show
         self.endings[tenant, agent, state] += 1

@@ -183,6 +183,9 @@ class Postgres:
     async def check(self) -> None:
         """PostgreSQL looks after its own files."""
 
+    async def truncate_log(self) -> None:
+        """PostgreSQL recycles its own."""
+
     async def close(self) -> None:
         async with self._turn:
             if self._readers is not None:

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from greenroom import errors
-from greenroom.store import database
+from greenroom.store import agent_patterns, database
+from greenroom.store.agent_patterns import Agents
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
 from greenroom.store.news import News
@@ -80,6 +81,10 @@ class Alert(msgspec.Struct, frozen=True):
     acknowledged_by: str | None
     resolved_at: int | None
 
+    @property
+    def is_firing(self) -> bool:
+        return self.state == "firing"
+
 
 class Noted(msgspec.Struct, frozen=True):
     """What became known of an agent in one step of its host. *record* is JSON; None: it is gone."""
@@ -132,7 +137,7 @@ _RECORDS = "select agent, record, updated_at from recovery"
 _OPEN = f"select {_columns(Failure)} from failure where recovered_at is null and at >= :after order by seq"
 _FAILURES = f"""
 select {_columns(Failure)} from failure where seq < :before {{whose}} order by seq desc limit :limit"""
-_ALERTS = f"select {_columns(Alert)} from alert order by state, last_at desc, id limit {MAX_PAGE}"
+_ALERTS = f"select {_columns(Alert)} from alert {{whose}} order by state, last_at desc, id limit {MAX_PAGE}"
 _ALERT = f"select {_columns(Alert)} from alert where id = :id"
 
 
@@ -205,25 +210,42 @@ class Recovery:
         return [_failure(row) for row in await self._db.lookup(_OPEN, {"after": after_us})]
 
     async def failures(
-        self, *, agent: str | None = None, before_seq: int | None = None, limit: int = 50
+        self, *, agent: str | None = None, before_seq: int | None = None, limit: int = 50, agents: Agents = None
     ) -> Sequence[Failure]:
-        """Return the latest failures, latest first."""
+        """Return the latest failures, latest first, of *agents* alone."""
         params: dict[str, Any] = {"before": 2**62 if before_seq is None else before_seq, "limit": min(limit, MAX_PAGE)}
+        clauses = []
         if agent is not None:
             params["agent"] = agent
-        sql = _FAILURES.format(whose="" if agent is None else "and agent = :agent")
+            clauses.append("and agent = :agent")
+        if (of_agents := agent_patterns.condition(agents, params)) is not None:
+            clauses.append(f"and {of_agents}")
+        sql = _FAILURES.format(whose=" ".join(clauses))
         return [_failure(row) for row in await self._db.read(sql, params)]
 
-    async def alerts(self) -> Sequence[Alert]:
-        """Return the alerts, firing ones first, then the latest first."""
-        return [Alert(*row) for row in await self._db.read(_ALERTS, {})]
+    async def alerts(self, *, agents: Agents = None) -> Sequence[Alert]:
+        """Return the alerts, firing ones first, then the latest first; of *agents* alone."""
+        params: dict[str, Any] = {}
+        of_agents = agent_patterns.condition(agents, params)
+        whose = "" if of_agents is None else f"where {of_agents}"
+        return [Alert(*row) for row in await self._db.read(_ALERTS.format(whose=whose), params)]
+
+    async def alert(self, id: str) -> Alert:
+        """Return the alert; raises `errors.NotFound`."""
+        found = await self._db.lookup(_ALERT, {"id": id})
+        if not found:
+            raise _no_alert(id)
+        return Alert(*found[0])
 
     async def acknowledge(self, id: str, *, by: str) -> Alert:
         """Note that somebody looks after the alert; raises `errors.NotFound`."""
         if not await self._commits.write(acknowledge, Acknowledgement(id, by)):
-            raise errors.NotFound(f"cannot find the alert {id[:200]}")
-        (row,) = await self._db.lookup(_ALERT, {"id": id})
-        return Alert(*row)
+            raise _no_alert(id)
+        return await self.alert(id)
+
+
+def _no_alert(id: str) -> errors.NotFound:
+    return errors.NotFound(f"cannot find the alert {id[:200]}")
 
 
 def _failure(row: database.Row) -> Failure:

@@ -10,12 +10,13 @@ Called by the commits that store tasks (`submit`, `submit_call`) and at the end 
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
-from greenroom import settings
+from greenroom import errors, settings
 from greenroom.core import caching, tasks
 from greenroom.store import database, submissions
 from greenroom.store.commits import Commits, Operation
@@ -50,7 +51,7 @@ update task set blocked = false where seq = (select seq {_OF_KEY} order by seq l
 _LIFT = f"""
 update task set priority = :priority where seq = (select seq {_OF_KEY} order by seq limit 1)
     and state = 'queued' and not blocked and priority < :priority"""
-_WAITING = f"select seq, id {_OF_KEY} and blocked order by seq limit :most for update"
+_WAITING = f"select seq, id, webhook {_OF_KEY} and blocked order by seq limit :most for update"
 _ANSWER = """
 update task set state = 'succeeded', reason = 'cached', output = :output, cached_from = :task, revision = :revision,
     finished_at = :now, blocked = false, due_at = null, event_seq = event_seq + 1
@@ -154,8 +155,9 @@ class Results:
 
 async def submit(tx: Transaction, news: News, items: Sequence[NewTask]) -> list[Accepted]:
     """Store tasks that have a key: answered at once, or queued, all of a key but the oldest blocked."""
+    items = await _hashed(tx, news, items)
     keys = {_key(item) for item in items}
-    found = await _find(tx, keys)
+    found = await _find(tx, news, keys)
     if missed := keys - found.keys():
         await _take(tx, missed)
     accepted = await submissions.submit_keyed(tx, news, items, found)
@@ -173,11 +175,22 @@ async def submit(tx: Transaction, news: News, items: Sequence[NewTask]) -> list[
 
 async def submit_call(tx: Transaction, news: News, child: NewTask) -> Accepted:
     """Store a sub-task that has a key: answered at once, or queued; it waits for nobody of its key."""
-    found = await _find(tx, {_key(child)})
+    (child,) = await _hashed(tx, news, [child])
+    found = await _find(tx, news, {_key(child)})
     (accepted,) = await submissions.submit_keyed(tx, news, [child], found)
     if accepted.is_new:
         news.cache[child.agent, "hit" if found else "miss"] += 1
     return accepted
+
+
+async def _hashed(tx: Transaction, news: News, items: Sequence[NewTask]) -> Sequence[NewTask]:
+    """Return *items* with the keys under which their results are kept: in an encrypted store keyed hashes."""
+    await news.seals.take(tx, {item.tenant for item in items})
+    hashed = []
+    for item in items:
+        assert item.cache_key is not None
+        hashed.append(msgspec.structs.replace(item, cache_key=news.seals.cache_key(item.tenant, item.cache_key)))
+    return hashed
 
 
 def _key(item: NewTask) -> CacheKey:
@@ -185,11 +198,14 @@ def _key(item: NewTask) -> CacheKey:
     return item.tenant, item.agent, item.cache_key
 
 
-async def _find(tx: Transaction, keys: Collection[CacheKey]) -> dict[CacheKey, Found]:
+async def _find(tx: Transaction, news: News, keys: Collection[CacheKey]) -> dict[CacheKey, Found]:
     found = {}
     for key in sorted(keys):
-        for id, revision, output in await tx.fetch(_FIND, (*key, tx.now_us)):
-            found[key] = Found(id, revision, output)
+        for id, revision, stored in await tx.fetch(_FIND, (*key, tx.now_us)):
+            with contextlib.suppress(errors.StoreDamaged):  # as good as none: the task runs
+                output = await news.seals.vault.opened(key[0], "task", "output", (id,), stored)
+                assert output is not None
+                found[key] = Found(id, revision, output)
     return found
 
 
@@ -210,10 +226,14 @@ async def _answer(tx: Transaction, news: News, end: KeyedEnd) -> None:
     assert end.output is not None
     most = max(1, min(MAX_ANSWERED, MAX_ANSWERED_BYTES // max(1, len(end.output))))
     waiting = await tx.fetch(_WAITING, (end.tenant, end.agent, end.key, most))
-    given = (end.output, end.task, end.revision, tx.now_us)
-    await tx.execute_many(_ANSWER, [(*given, seq) for seq, _ in waiting])
+    await news.seals.take(tx, {end.tenant})
+    given = (end.task, end.revision, tx.now_us)
+    seal = news.seals.seal
+    answers = [(seal(end.tenant, "task", "output", (id,), end.output), *given, seq) for seq, id, _ in waiting]
+    await tx.execute_many(_ANSWER, answers)
     news.left[end.tenant] += len(waiting)
-    for _, id in waiting:
+    news.hooked += [id for _, id, webhook in waiting if webhook is not None]
+    for _, id, _ in waiting:
         news.end(id, end.tenant, end.agent, tasks.State.SUCCEEDED)
 
 

@@ -62,11 +62,13 @@ _encode = msgspec.json.encode
 
 
 class Put(msgspec.Struct, frozen=True):
-    """The rollout's next state, if it still is what it was at *version*."""
+    """The rollout's next state, if it still is what it was at *version*. *verb* is what somebody asked for."""
 
     id: int
     version: int
     state: rollouts.Rollout
+    agent: str = ""
+    verb: str = ""
 
 
 class Switch(msgspec.Struct, frozen=True):
@@ -316,13 +318,14 @@ class Rollouts:
     def __init__(self, db: database.Database, commits: Commits) -> None:
         self._db, self._commits = db, commits
 
-    async def put(self, rollout: Rollout, state: rollouts.Rollout) -> bool:
+    async def put(self, rollout: Rollout, state: rollouts.Rollout, *, verb: str = "") -> bool:
         """Move *rollout* to *state*; False if somebody else has moved it since it was read."""
-        is_put: bool = await self._commits.write(put, Put(rollout.id, rollout.version, state))
+        item = Put(rollout.id, rollout.version, state, rollout.agent, verb)
+        is_put: bool = await self._commits.write(put, item)
         return is_put
 
-    async def move(self, id: int, by: Callable[[rollouts.Rollout], rollouts.Rollout]) -> Rollout:
-        """Move a rollout to what *by* makes of it, whatever it is by then, and return it.
+    async def move(self, id: int, by: Callable[[rollouts.Rollout], rollouts.Rollout], *, verb: str = "") -> Rollout:
+        """Move a rollout to what *by* makes of it, whatever it is by then, and return it; *verb* is for the audit log.
 
         Raises what *by* raises; `errors.Conflict` where somebody else moves it again and again meanwhile.
         """
@@ -331,7 +334,7 @@ class Rollouts:
             state = by(rollout.state)
             if state == rollout.state:
                 return rollout
-            if await self.put(rollout, state):
+            if await self.put(rollout, state, verb=verb):
                 return await self.get(id)
         raise errors.Conflict(f"cannot move the rollout {id} now: it moves on all the time; look at it, and try again")
 

@@ -47,6 +47,7 @@ class NewTask(msgspec.Struct, frozen=True):
     deadline_at: int | None = None
     timeout_us: int | None = None  # of the whole task, from acceptance or not_before
     cache_key: str | None = None  # its result may be another task's, and another's its
+    webhook: str | None = None  # that tells of its end
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -87,6 +88,7 @@ class Claim(msgspec.Struct, frozen=True):
     state: bytes | None = None
     state_revision: int | None = None
     is_restored: bool = False  # the state is the last that is known to be good, not the last
+    damage: str | None = None  # why what it would run with cannot be read: it is to fail
 
 
 class Finish(msgspec.Struct, frozen=True):
@@ -199,6 +201,7 @@ class Task(msgspec.Struct, frozen=True):
     finished_at: int | None
     cache_key: str | None = None
     cached_from: str | None = None  # the task whose result it was given
+    webhook: str | None = None
 
     @property
     def has_ended(self) -> bool:

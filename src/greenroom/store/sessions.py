@@ -6,13 +6,17 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from greenroom import errors
-from greenroom.store import database
+from greenroom.security.vault import OVERHEAD_BYTES, VERSION
+from greenroom.store import agent_patterns, database
+from greenroom.store.agent_patterns import Agents
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
 from greenroom.store.news import News
 from greenroom.store.rows import IS_OPEN, SessionKey
+from greenroom.store.vault import Vault
 
 MAX_PAGE = 200
 
@@ -67,9 +71,10 @@ class Removal(msgspec.Struct, frozen=True):
 
 _COLUMNS = ", ".join(Session.__struct_fields__)
 _LIST = """
-select id, agent, revision, tasks, created_at, updated_at, coalesce(length(state), 0) from session
-where tenant = :tenant {behind} order by updated_at desc, agent desc, id desc limit :limit"""
-_BEHIND = "and (updated_at, agent, id) < (:updated_at, :agent, :id)"
+select id, agent, revision, tasks, created_at, updated_at,
+    coalesce(length(state) - case when substr(state, 1, 1) = :sealed then {overhead} else 0 end, 0)
+from session where tenant = :tenant {further} order by updated_at desc, agent desc, id desc limit :limit"""
+_BEHIND = " and (updated_at, agent, id) < (:updated_at, :agent, :id)"
 _STATES = f"""
 select {", ".join(Stored.__struct_fields__)} from session
 where agent = :agent and state is not null and revision is not null
@@ -114,8 +119,8 @@ async def remove(tx: Transaction, news: News, items: Sequence[Removal]) -> list[
 
 
 class Sessions:
-    def __init__(self, db: database.Database, commits: Commits) -> None:
-        self._db, self._commits = db, commits
+    def __init__(self, db: database.Database, commits: Commits, vault: Vault) -> None:
+        self._db, self._commits, self._vault = db, commits, vault
 
     async def find(self, id: str, *, tenant: str, agent: str | None = None) -> Sequence[Session]:
         """Return the sessions named *id*: one for each agent that has it."""
@@ -123,15 +128,26 @@ class Sessions:
         params = {"tenant": tenant, "id": id}
         if agent is not None:
             sql, params = sql + " and agent = :agent", params | {"agent": agent}
-        return [Session(*row) for row in await self._db.read(sql, params)]
+        found = [Session(*row) for row in await self._db.read(sql, params)]
+        return [replace(each, state=await self._state(tenant, each.agent, each.id, each.state)) for each in found]
 
-    async def list(self, *, tenant: str, behind: Place | None = None, limit: int = 50) -> Sequence[Summary]:
-        """Return the sessions used last, latest first, behind *behind*; one that is used comes to the front."""
-        params: dict[str, Any] = {"tenant": tenant, "limit": min(limit, MAX_PAGE)}
+    async def list(
+        self, *, tenant: str, behind: Place | None = None, limit: int = 50, agents: Agents = None
+    ) -> Sequence[Summary]:
+        """Return the sessions used last, latest first, behind *behind*; one that is used comes to the front.
+
+        Of *agents* alone.
+        """
+        params: dict[str, Any] = {"tenant": tenant, "sealed": VERSION, "limit": min(limit, MAX_PAGE)}
         if behind is not None:
             params |= msgspec.structs.asdict(behind)
-        rows = await self._db.read(_LIST.format(behind="" if behind is None else _BEHIND), params)
+        of_agents = agent_patterns.condition(agents, params)
+        further = ("" if behind is None else _BEHIND) + ("" if of_agents is None else f" and {of_agents}")
+        rows = await self._db.read(_LIST.format(further=further, overhead=OVERHEAD_BYTES), params)
         return [Summary(*row) for row in rows]
+
+    async def _state(self, tenant: str, agent: str, id: str, stored: bytes | None) -> bytes | None:
+        return await self._vault.opened(tenant, "session", "state", (agent, id), stored)
 
     async def count(self, agent: str) -> int:
         """Return how many sessions of *agent*, of all tenants, have a state."""
@@ -142,7 +158,13 @@ class Sessions:
         """Return the states of *agent*'s sessions, of all tenants: those used last first, behind *behind*."""
         place = (2**62, "", "") if behind is None else (behind.updated_at, behind.tenant, behind.id)
         params = dict(zip(("updated_at", "tenant", "id"), place, strict=True))
-        return [Stored(*row) for row in await self._db.read(_STATES, {"agent": agent, "limit": limit, **params})]
+        stored = [Stored(*row) for row in await self._db.read(_STATES, {"agent": agent, "limit": limit, **params})]
+        opened = []
+        for each in stored:
+            state = await self._state(each.tenant, agent, each.id, each.state)
+            assert state is not None
+            opened.append(replace(each, state=state))
+        return opened
 
     async def remove(self, id: str, *, tenant: str, agent: str) -> None:
         """Forget a session's state; raises `errors.NotFound`, or `errors.Conflict` while it has open tasks."""

@@ -139,6 +139,10 @@ class Sqlite:
             return  # weather: whoever reads or writes next tells of it
         self._is_checked = True
 
+    async def truncate_log(self) -> None:
+        async with self._turn:
+            await self._in_writer_thread(self._writer.execute, "pragma wal_checkpoint(truncate)")
+
     async def close(self) -> None:
         async with self._turn:
             self._writer_thread.shutdown(wait=True)
@@ -431,6 +435,7 @@ def _prepare(connection: apsw.Connection) -> None:
         ("application_id", _APPLICATION_ID),
         ("journal_size_limit", 64 * 1024 * 1024),
         ("cache_size", -32 * 1024),  # KiB
+        ("secure_delete", "on"),  # what was overwritten or deleted is not left in the file; it costs nothing measurable
         ("wal_checkpoint", "truncate"),  # what an interrupted life left: written anew, nothing goes on after it
     ]
     for name, value in settings:

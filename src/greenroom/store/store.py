@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from greenroom import clock as clocks
@@ -9,19 +10,27 @@ from greenroom import errors, settings
 from greenroom.store import (
     advice,
     agents,
+    audit,
+    audited,
     database,
     deployments,
     directory,
+    logins,
+    measures,
     news,
     principals,
+    rates,
     recovery,
+    resealing,
     results,
     rollouts,
     scaling,
     sessions,
     tasks,
     transitions,
+    webhooks,
 )
+from greenroom.store import vault as vaults
 from greenroom.store.claims import Claims
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
@@ -32,12 +41,20 @@ LEASE_TTL_S = 15.0
 class Store:
     """Tasks, sessions, agents and principals over one database, with this node's board and hub."""
 
-    def __init__(self, db: database.Database, *, owner: str, lease_ttl_s: float = LEASE_TTL_S) -> None:
-        self.db = db
+    def __init__(
+        self,
+        db: database.Database,
+        *,
+        owner: str,
+        lease_ttl_s: float = LEASE_TTL_S,
+        vault: vaults.Vault = vaults.PLAIN,
+    ) -> None:
+        self.db, self.vault = db, vault
         self.hub = news.Hub()
         self.claims = Claims(owner=owner, lease_ttl_us=int(lease_ttl_s * 1e6))
         self.board = self.claims.board
         self.results = results.Results(submit=self.claims.submit, cache_of=self._cache_of)
+        self._recorder = webhooks.Recorder()
         self.commits = Commits(
             db,
             order=(
@@ -48,18 +65,28 @@ class Store:
                 *deployments.ORDER,
                 *rollouts.ORDER,
                 *principals.ORDER,
+                *logins.ORDER,
                 *recovery.ORDER,
                 *advice.ORDER,
                 *scaling.ORDER,
                 *results.ORDER,
+                *rates.ORDER,
+                *webhooks.ORDER,
+                *measures.ORDER,
+                *audit.ORDER,
+                *resealing.ORDER,
             ),
             last=self._conclude,
             settle=self._settle,
             has_demand=self.board.has_demand,
+            acts_of=audited.AUDITED,
+            late=frozenset({audit.seal}),
+            append=functools.partial(audit.append, node=owner),
+            vault=vault,
         )
-        self.tasks = tasks.Tasks(db, self.commits, submit=self.results.submit)
+        self.tasks = tasks.Tasks(db, self.commits, vault, submit=self.results.submit)
         self.cache = results.Cache(db, self.commits)
-        self.sessions = sessions.Sessions(db, self.commits)
+        self.sessions = sessions.Sessions(db, self.commits, vault)
         self.agents = agents.Agents(db, self.commits)
         self.recovery = recovery.Recovery(db, self.commits)
         self.advice = advice.Advices(db, self.commits)
@@ -67,10 +94,18 @@ class Store:
         self.scaling = scaling.Scaling(db, self.commits)
         self.deployments = deployments.Deployments(db, self.commits)
         self.directory = directory.Directory(db, route=self.board.route)
+        self.audit = audit.Audit(db, self.commits)
+        self.measures = measures.Measures(db, self.commits)
         self.principals = principals.Principals(db, self.commits)
+        self.logins = logins.Logins(db, self.commits)
+        self.rates = rates.Rates(db, self.commits)
+        self.webhooks = webhooks.Webhooks(db, self.commits, self._recorder)
+        self.resealing = resealing.Resealing(db, self.commits, vault)
 
     async def start(self) -> None:
         await self.db.migrate()
+        await self.vault.start(self.db)
+        await self.webhooks.refresh()
         self.commits.start()
 
     async def claim_alone(self) -> None:
@@ -90,6 +125,7 @@ class Store:
             await self.results.conclude(tx, facts)
             self.board.mark(facts.ready)
             self.commits.nudge()
+        await self._recorder.conclude(tx, facts)
         await transitions.count(tx, facts)
 
     def _cache_of(self, agent: str) -> settings.Cache | None:
@@ -97,6 +133,7 @@ class Store:
         return None if entry is None else entry.spec.cache
 
     def _settle(self, facts: news.News, committed: bool) -> None:
+        facts.seals.settle(committed=committed)
         self.claims.settle(facts, committed=committed)
         for agent, traffic in facts.traffic.items():
             if committed:
@@ -107,7 +144,14 @@ class Store:
             self.hub.publish(facts)
 
 
-def open(url: str, *, clock: clocks.Clock, owner: str, lease_ttl_s: float = LEASE_TTL_S) -> Store:
+def open(
+    url: str,
+    *,
+    clock: clocks.Clock,
+    owner: str,
+    lease_ttl_s: float = LEASE_TTL_S,
+    vault: vaults.Vault = vaults.PLAIN,
+) -> Store:
     """Open ``sqlite:///PATH`` or a libpq URI; raises `errors.StartRefused` for anything else, or what the database
     says.
     """
@@ -123,4 +167,4 @@ def open(url: str, *, clock: clocks.Clock, owner: str, lease_ttl_s: float = LEAS
     else:
         kind = url.partition("://")[0] if "://" in url else "unknown"  # the rest may hold a password
         raise errors.StartRefused(f"cannot open a store of the kind {kind!r}: give sqlite:///PATH or postgresql://…")
-    return Store(db, owner=owner, lease_ttl_s=lease_ttl_s)
+    return Store(db, owner=owner, lease_ttl_s=lease_ttl_s, vault=vault)

@@ -17,6 +17,8 @@ from greenroom.store import database, sessions
 from greenroom.store.database import Transaction
 from greenroom.store.news import News
 from greenroom.store.rows import IS_OPEN, Accepted, NewTask
+from greenroom.store.sealed import SEALED
+from greenroom.store.vault import Seals
 
 
 def new_id() -> str:
@@ -62,6 +64,7 @@ def new_task(
     metadata: bytes | None = None,
     routing: bytes | None = None,
     cache_key: str | None = None,
+    webhook: str | None = None,
 ) -> NewTask:
     """Build the task. *timeout_s* is of the whole task, queue included; the spec's is of one attempt."""
     return NewTask(
@@ -86,6 +89,7 @@ def new_task(
         metadata=metadata,
         routing=routing,
         cache_key=cache_key,
+        webhook=webhook,
     )
 
 
@@ -118,7 +122,7 @@ class Found(msgspec.Struct, frozen=True):
     output: bytes
 
 
-_GIVEN = NewTask.__struct_fields__[:-3]  # two of the last make up deadline_at, few have a cache_key
+_GIVEN = NewTask.__struct_fields__[:-4]  # two of the last make up deadline_at, few have the others
 _INSERTED = (*_GIVEN, "deadline_at", "due_at", "created_at", "blocked", "pin", *Placing.__struct_fields__)
 _ANSWERED = ("cache_key", "output", "reason", "cached_from", "finished_at")
 
@@ -150,11 +154,13 @@ async def submit(
     placings = placings or [QUEUED] * len(items)
     if keys := {(item.tenant, item.agent, item.session) for item in items if item.session is not None}:
         await sessions.take(tx, keys)
+        await news.seals.take(tx, {item.tenant for item in items})
         return [await _submit_one(tx, news, item, placing) for item, placing in zip(items, placings, strict=True)]
-    inserts = [_insertion(item, placing, tx.now_us) for item, placing in zip(items, placings, strict=True)]
+    await news.seals.take(tx, {item.tenant for item in items})
+    inserts = [_insertion(news, item, placing, tx.now_us) for item, placing in zip(items, placings, strict=True)]
     stored = await _insert(tx, items, inserts)
     return [
-        _accepted(news, item, placing, tx.now_us) if item.id in stored else await _replayed(tx, item)
+        _accepted(news, item, placing, tx.now_us) if item.id in stored else await _replayed(tx, news, item)
         for item, placing in zip(items, placings, strict=True)
     ]
 
@@ -178,6 +184,7 @@ async def submit_keyed(
 
     Sub-tasks are not blocked.
     """
+    await news.seals.take(tx, {item.tenant for item in items})
     inserts, answered = [], set()
     for item in items:
         assert item.cache_key is not None
@@ -186,20 +193,24 @@ async def submit_keyed(
         placing = QUEUED
         if result is not None:
             placing = Placing(state="succeeded", event_seq=2, revision=result.revision)
-            end = (result.output, "cached", result.task, tx.now_us)
+            output = news.seals.seal(item.tenant, "task", "output", (item.id,), result.output)
+            end = (output, "cached", result.task, tx.now_us)
             answered.add(item.id)
-        insertion = _insertion(item, placing, tx.now_us, is_blocked=result is None and item.parent is None)
+        insertion = _insertion(news, item, placing, tx.now_us, is_blocked=result is None and item.parent is None)
         inserts.append((*insertion, item.cache_key, *end))
     stored = await _insert(tx, items, inserts, _INSERT_KEYED)
     return [
         _accepted_keyed(news, item, tx.now_us, is_answered=item.id in answered)
         if item.id in stored
-        else await _replayed(tx, item)
+        else await _replayed(tx, news, item)
         for item in items
     ]
 
 
 def _accepted_keyed(news: News, item: NewTask, now_us: int, *, is_answered: bool) -> Accepted:
+    if item.webhook is not None:
+        news.named[item.id] = item.webhook
+        news.hooked += [item.id] if is_answered else []
     if is_answered:
         news.end(item.id, item.tenant, item.agent, "succeeded")
     elif item.parent is not None:
@@ -213,9 +224,9 @@ async def _submit_one(tx: Transaction, news: News, item: NewTask, placing: Placi
         key = {"tenant": item.tenant, "agent": item.agent, "session": item.session}
         ((pin, is_blocked),) = await tx.fetch(_SESSION, key)
         pin = None if is_blocked else pin  # it gets one when it may be claimed
-    if await _insert(tx, [item], [_insertion(item, placing, tx.now_us, is_blocked=bool(is_blocked), pin=pin)]):
+    if await _insert(tx, [item], [_insertion(news, item, placing, tx.now_us, is_blocked=bool(is_blocked), pin=pin)]):
         return _accepted(news, item, placing, tx.now_us)
-    return await _replayed(tx, item)
+    return await _replayed(tx, news, item)
 
 
 def deadline_at(item: NewTask, now_us: int) -> int | None:
@@ -231,13 +242,30 @@ def _due_at(item: NewTask, now_us: int) -> int | None:
 
 
 def _insertion(
-    item: NewTask, placing: Placing, now_us: int, *, is_blocked: bool = False, pin: int | None = None
+    news: News, item: NewTask, placing: Placing, now_us: int, *, is_blocked: bool = False, pin: int | None = None
 ) -> tuple[Any, ...]:
-    given, placed = msgspec.structs.astuple(item), msgspec.structs.astuple(placing)
-    return *given[:-3], deadline_at(item, now_us), _due_at(item, now_us), now_us, is_blocked, pin, *placed
+    given, placed = _sealed(news.seals, item), msgspec.structs.astuple(placing)
+    return *given[:-4], deadline_at(item, now_us), _due_at(item, now_us), now_us, is_blocked, pin, *placed
+
+
+_SEALED = tuple((_GIVEN.index(name), name) for name in SEALED["task"].columns if name in _GIVEN)
+_FINGERPRINT = _GIVEN.index("fingerprint")
+
+
+def _sealed(seals: Seals, item: NewTask) -> Sequence[Any]:
+    given = msgspec.structs.astuple(item)
+    if not seals.vault.is_on:
+        return given
+    sealed = list(given)
+    for index, name in _SEALED:
+        sealed[index] = seals.seal(item.tenant, "task", name, (item.id,), given[index])
+    sealed[_FINGERPRINT] = seals.fingerprint(item.tenant, item.fingerprint)
+    return sealed
 
 
 def _accepted(news: News, item: NewTask, placing: Placing, now_us: int) -> Accepted:
+    if item.webhook is not None:
+        news.named[item.id] = item.webhook
     if placing is QUEUED:
         due_at = _due_at(item, now_us)
         if due_at is None:
@@ -247,7 +275,8 @@ def _accepted(news: News, item: NewTask, placing: Placing, now_us: int) -> Accep
     return Accepted(item.id, True, True, now_us, deadline_at(item, now_us))
 
 
-async def _replayed(tx: Transaction, item: NewTask) -> Accepted:
+async def _replayed(tx: Transaction, news: News, item: NewTask) -> Accepted:
     key = {"tenant": item.tenant, "idempotency_key": item.idempotency_key}
     ((id, fingerprint, created_at),) = await tx.fetch(_BY_KEY, key)
-    return Accepted(id, False, fingerprint == item.fingerprint, created_at)
+    matches = await news.seals.vault.is_same(item.tenant, fingerprint, item.fingerprint)
+    return Accepted(id, False, matches, created_at)

@@ -9,7 +9,8 @@ from typing import Any
 
 from greenroom import errors
 from greenroom.core import tasks
-from greenroom.store import database, rows, transitions
+from greenroom.store import agent_patterns, database, rows, transitions
+from greenroom.store.agent_patterns import Agents
 from greenroom.store.commits import Commits, Operation
 from greenroom.store.rows import (
     Accepted,
@@ -25,6 +26,7 @@ from greenroom.store.rows import (
     Task,
     Tick,
 )
+from greenroom.store.vault import Vault
 
 MAX_PAGE = 200
 MAX_EVENTS_PAGE = 500
@@ -47,6 +49,8 @@ order by seq"""
 _PAUSES = {"waiting": b'{"state":"waiting",', "resumed": b'{"state":"running"}'}
 _IS_UNSUCCESSFUL = "finished_at is not null and state <> 'succeeded'"  # as the partial index has it, to the letter
 _OPEN_COUNTS = f"select agent, state, count(*) from task where {rows.IS_OPEN} group by agent, state"
+_OWN_OPEN_COUNTS = f"""
+select agent, state, count(*) from task where tenant = :tenant and {rows.IS_OPEN} group by agent, state"""
 _QUEUED = f"select tenant, count(*) from task where state = 'queued' and {rows.IS_OPEN} group by tenant"
 _CLAIMABLE = "select agent, count(*) from task where state = 'queued' and due_at is null and not blocked group by agent"
 _ALONE = f"""
@@ -65,8 +69,8 @@ _END_COUNTS = "select agent, state, tasks from ended_count where tenant = :tenan
 
 
 class Tasks:
-    def __init__(self, db: database.Database, commits: Commits, *, submit: Operation) -> None:
-        self._db, self._commits, self._submit = db, commits, submit
+    def __init__(self, db: database.Database, commits: Commits, vault: Vault, *, submit: Operation) -> None:
+        self._db, self._commits, self._vault, self._submit = db, commits, vault, submit
 
     # --- writing
 
@@ -131,17 +135,20 @@ class Tasks:
         found = await self._db.lookup(_GET, {"id": id, "tenant": tenant})
         if not found:
             raise errors.NotFound(f"cannot find the task {id[:64]}")
-        return Task(*found[0])
+        return await self._vault.task(found[0])
 
-    async def of_keys(self, keys: Sequence[str], *, tenant: str) -> tuple[Task, bytes | None] | None:
-        """Return a task that one of these idempotency keys stands for, with the fingerprint of its body; None if all
-        are new.
+    async def of_keys(
+        self, keys: Sequence[str], *, tenant: str, fingerprint: bytes | None = None
+    ) -> tuple[Task, bool] | None:
+        """Return a task that one of these idempotency keys stands for, and whether *fingerprint* is its body's; None if
+        all are new.
         """
         for start in range(0, len(keys), len(_KEYS)):
             some = list(keys[start : start + len(_KEYS)])
             given = dict(zip(_KEYS, some + some[-1:] * len(_KEYS), strict=False))
             if found := await self._db.lookup(_OF_KEYS, given | {"tenant": tenant}):
-                return Task(*found[0][1:]), found[0][0]
+                stored, *row = found[0]
+                return await self._vault.task(row), await self._vault.is_same(tenant, stored, fingerprint)
         return None
 
     async def list(
@@ -153,8 +160,12 @@ class Tasks:
         session: str | None = None,
         before_seq: int | None = None,
         limit: int = 50,
+        agents: Agents = None,
     ) -> Sequence[Task]:
-        """Return at most *limit* tasks, newest first, older than *before_seq*."""
+        """Return at most *limit* tasks, newest first, older than *before_seq*; of *agents* alone.
+
+        One that does not open has an error of type ``store_damaged``, and no input.
+        """
         filters = {"tenant": tenant, "agent": agent, "state": state, "session": session}
         given = {name: value for name, value in filters.items() if value is not None}
         clauses = [f"{name} = :{name}" for name in given]
@@ -167,22 +178,26 @@ class Tasks:
         if before_seq is not None:
             clauses.append("seq < :before_seq")
             params["before_seq"] = before_seq
+        if (of_agents := agent_patterns.condition(agents, params)) is not None:
+            clauses.append(of_agents)
         sql = f"select {_COLUMNS} from task where {' and '.join(clauses)} order by seq desc limit :limit"
-        return [Task(*row) for row in await self._db.read(sql, params)]
+        return [await self._vault.task_or_damage(row) for row in await self._db.read(sql, params)]
 
     async def events(self, task: Task, *, after: int = 0, limit: int = MAX_EVENTS_PAGE) -> Sequence[StoredEvent]:
         """Return the events of *task* numbered above *after*, oldest first, up to the last one that its row knows of.
 
-        Read the row before: an event that came later might stand beside a move that the row does not tell yet.
+        One that does not open has data that say so. Read the row before: an event that came later might stand beside a
+        move that the row does not tell yet.
         """
         params = {"task": task.id, "after": after, "last": task.event_seq, "limit": limit}
-        stored = [StoredEvent(*row) for row in await self._db.lookup(_EVENTS, params)]
+        found = [StoredEvent(*row) for row in await self._db.lookup(_EVENTS, params)]
+        stored = [await self._vault.event_or_damage(task.tenant, task.id, event) for event in found]
         last = stored[-1].seq if len(stored) == limit else task.event_seq
         return _merged([move for move in rows.moves(task) if after < move.seq <= last], stored)[:limit]
 
     async def state_events(self, task: Task) -> Sequence[StoredEvent]:
         """Return the moves of *task*, oldest first; of more than 500, the latest that begin or end an attempt."""
-        stored = [StoredEvent(*row) for row in await self._db.lookup(_STATE_EVENTS, {"id": task.id} | _PAUSES)]
+        stored = await _opened(self._vault, task, await self._db.lookup(_STATE_EVENTS, {"id": task.id} | _PAUSES))
         return _merged(rows.moves(task), stored)
 
     async def suspected(self) -> frozenset[str]:
@@ -219,9 +234,10 @@ class Tasks:
             counts[agent] = max(0, counts.get(agent, 0) - alone)
         return counts
 
-    async def open_counts(self) -> dict[tuple[str, str], int]:
-        """Return how many tasks are open, by agent and state."""
-        return {(row[0], row[1]): row[2] for row in await self._db.read(_OPEN_COUNTS, {})}
+    async def open_counts(self, *, tenant: str | None = None) -> dict[tuple[str, str], int]:
+        """Return how many tasks are open, by agent and state: of *tenant*, or of all."""
+        sql, params = (_OPEN_COUNTS, {}) if tenant is None else (_OWN_OPEN_COUNTS, {"tenant": tenant})
+        return {(row[0], row[1]): row[2] for row in await self._db.read(sql, params)}
 
     async def end_counts(self, *, tenant: str) -> dict[tuple[str, str], int]:
         """Return how many tasks have ended, by agent and state."""
@@ -231,3 +247,7 @@ class Tasks:
 def _merged(told: Sequence[StoredEvent], stored: Sequence[StoredEvent]) -> list[StoredEvent]:
     by_seq = {event.seq: event for event in (*told, *stored)}
     return [by_seq[seq] for seq in sorted(by_seq)]
+
+
+async def _opened(vault: Vault, task: Task, found: Sequence[database.Row]) -> list[StoredEvent]:
+    return [await vault.event(task.tenant, task.id, StoredEvent(*row)) for row in found]

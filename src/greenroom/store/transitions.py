@@ -30,6 +30,7 @@ from greenroom.store.rows import (
     Task,
     Tick,
 )
+from greenroom.store.vault import is_pause
 
 _encode = msgspec.json.encode
 
@@ -38,6 +39,15 @@ _IS_LEASED = f"state in ('running', 'waiting') and {rows.IS_OPEN}"
 
 _INSERT_EVENT = """
 insert into task_event (task, seq, epoch, type, at, data) values (:task, :seq, :epoch, :type, :at, :data)"""
+
+
+async def _put_events(tx: Transaction, news: News, tenant: str, events: Sequence[dict[str, Any]]) -> None:
+    """Store events of the tasks of *tenant*, whose keys are taken."""
+    for event in events:
+        if not is_pause(event["type"], event["data"]):
+            place = (event["task"], str(event["seq"]))
+            event["data"] = news.seals.seal(tenant, "task_event", "data", place, event["data"])
+    await tx.execute_many(_INSERT_EVENT, events)
 
 
 def _event(task: str, seq: int, epoch: int, at: int, data: bytes, type: str = "state") -> dict[str, Any]:
@@ -58,9 +68,10 @@ where seq = :seq and epoch = :epoch and state in ('running', 'waiting')"""
 # What a task that succeeded was started with is known to be good: the state until now, or the one it had restored.
 _SAVE_SESSION = """
 update session set state = :state, revision = :revision, tasks = tasks + 1, updated_at = :now,
-    good_state = case when :restored then good_state else state end,
+    good_state = case when :restored then good_state else coalesce(:good, state) end,
     good_revision = case when :restored then good_revision else revision end
 where tenant = :tenant and agent = :agent and id = :session"""
+_SESSION_STATE = "select state from session where tenant = :tenant and agent = :agent and id = :session"
 
 
 async def finish(tx: Transaction, news: News, items: Sequence[Finish]) -> list[bool]:
@@ -74,7 +85,8 @@ async def finish(tx: Transaction, news: News, items: Sequence[Finish]) -> list[b
         is_stored.append(row is not None)
         if row is not None:
             ends.append((item, row))
-    await tx.execute_many(_FINISH, [_ending(item, row[_SEQ], tx.now_us) for item, row in ends])
+    await news.seals.take(tx, {row[_TENANT] for _, row in ends})
+    await tx.execute_many(_FINISH, [_ending(news, item, row, tx.now_us) for item, row in ends])
     for item, row in ends:
         if item.state in tasks.TERMINAL:
             await _note_end(tx, news, item, row)
@@ -83,26 +95,29 @@ async def finish(tx: Transaction, news: News, items: Sequence[Finish]) -> list[b
     return is_stored
 
 
-_SEQ, _ID, _EPOCH, _TENANT, _AGENT, _SESSION, _CACHE_KEY = (
-    Task.__struct_fields__.index(name) for name in ("seq", "id", "epoch", "tenant", "agent", "session", "cache_key")
+_SEQ, _ID, _EPOCH, _TENANT, _AGENT, _SESSION, _CACHE_KEY, _WEBHOOK = (
+    Task.__struct_fields__.index(name)
+    for name in ("seq", "id", "epoch", "tenant", "agent", "session", "cache_key", "webhook")
 )
 
 
-def _ending(item: Finish, seq: int, now_us: int) -> tuple[Any, ...]:
+def _ending(news: News, item: Finish, row: Row, now_us: int) -> tuple[Any, ...]:
     end: tuple[Any, ...] = item.state, None, None, item.due_at, None, None
     if item.state in tasks.TERMINAL:
-        end = item.state, item.output, item.error, None, now_us, item.reason
-    return *end, item.refund, item.input_tokens, item.output_tokens, seq, item.epoch
+        seal, tenant, place = news.seals.seal, row[_TENANT], (item.id,)
+        output = seal(tenant, "task", "output", place, item.output)
+        end = item.state, output, seal(tenant, "task", "error", place, item.error), None, now_us, item.reason
+    return *end, item.refund, item.input_tokens, item.output_tokens, row[_SEQ], item.epoch
 
 
 async def _note_end(tx: Transaction, news: News, item: Finish, row: Row) -> None:
     tenant, agent, session = row[_TENANT], row[_AGENT], row[_SESSION]
-    news.end(item.id, tenant, agent, item.state, lambda: _ended(row, item, tx.now_us))
+    news.end(item.id, tenant, agent, item.state, lambda: _ended(news, row, item, tx.now_us))
+    if row[_WEBHOOK] is not None:
+        news.hooked.append(item.id)
     if session is not None:
         if item.session_state is not None and item.state == "succeeded":
-            key = {"tenant": tenant, "agent": agent, "session": session, "now": tx.now_us}
-            saved = {"state": item.session_state, "revision": item.revision, "restored": item.is_restored}
-            await tx.execute_many(_SAVE_SESSION, [key | saved])
+            await _save_session(tx, news, item, {"tenant": tenant, "agent": agent, "session": session})
         await _unblock(tx, news, {(tenant, agent, session)})
     elif (key := row[_CACHE_KEY]) is not None:
         output = item.output if item.state == "succeeded" else None
@@ -111,9 +126,22 @@ async def _note_end(tx: Transaction, news: News, item: Finish, row: Row) -> None
         await _cancel_children(tx, news, item.id)
 
 
-def _ended(row: Row, item: Finish, now_us: int) -> Task:
-    """Return the task that *item* has made of *row*."""
-    task = Task(*row)
+async def _save_session(tx: Transaction, news: News, item: Finish, key: dict[str, Any]) -> None:
+    tenant, place = key["tenant"], (key["agent"], key["session"])
+    state, good = news.seals.seal(tenant, "session", "state", place, item.session_state), None
+    if news.seals.vault.is_used and not item.is_restored:  # sealed for another column, it would not open in this one
+        ((before,),) = await tx.fetch(_SESSION_STATE, key)
+        before = await news.seals.vault.opened(tenant, "session", "state", place, before)
+        good = news.seals.seal(tenant, "session", "good_state", place, before)
+    saved = {"state": state, "good": good, "revision": item.revision, "restored": item.is_restored}
+    await tx.execute_many(_SAVE_SESSION, [key | saved | {"now": tx.now_us}])
+
+
+def _ended(news: News, row: Row, item: Finish, now_us: int) -> Task | None:
+    """Return the task that *item* has made of *row*, if that can be read at once."""
+    task = news.seals.vault.task_at_hand(row)
+    if task is None:
+        return None
     return msgspec.structs.replace(
         task,
         state=item.state,
@@ -143,7 +171,7 @@ async def _note_requeue(tx: Transaction, news: News, task: Task, item: Finish) -
     events = [_event(task.id, task.event_seq + 1, task.epoch, tx.now_us, _encode(end))]
     if task.claim_seq is not None and task.claimed_at is not None:
         events.append(_event(task.id, task.claim_seq, task.epoch, task.claimed_at, _encode(rows.begin(task))))
-    await tx.execute_many(_INSERT_EVENT, events)
+    await _put_events(tx, news, task.tenant, events)
     await tx.execute_many(_UNCLAIM, [{"id": task.id, "kills": item.kills, "restores": item.restores}])
     news.changed.add(task.id)
     if task.kills + item.kills >= tasks.SUSPECT_KILLS:
@@ -178,7 +206,7 @@ async def _unblock(tx: Transaction, news: News, keys: set[SessionKey]) -> None:
 
 _APPEND = """
 update task set event_seq = event_seq + :count where id = :id and epoch = :epoch and state in ('running', 'waiting')
-returning event_seq"""
+returning event_seq, tenant"""
 
 
 async def append(tx: Transaction, news: News, items: Sequence[Event]) -> list[bool]:
@@ -186,18 +214,23 @@ async def append(tx: Transaction, news: News, items: Sequence[Event]) -> list[bo
     by_attempt: dict[tuple[str, int], list[int]] = {}
     for index, item in enumerate(items):
         by_attempt.setdefault((item.task, item.epoch), []).append(index)
-    is_stored, rows = [False] * len(items), []
+    is_stored = [False] * len(items)
+    stored: dict[str, list[dict[str, Any]]] = {}
     for (id, epoch), indices in by_attempt.items():
         answer = await tx.fetch(_APPEND, {"id": id, "epoch": epoch, "count": len(indices)})
         if not answer:
             continue
-        first = answer[0][0] - len(indices) + 1
+        last, tenant = answer[0]
+        first = last - len(indices) + 1
+        events = []
         for offset, index in enumerate(indices):
             item, is_stored[index] = items[index], True
-            rows.append(_event(id, first + offset, epoch, tx.now_us, item.data, item.type))
+            events.append(_event(id, first + offset, epoch, tx.now_us, item.data, item.type))
+        stored.setdefault(tenant, []).extend(events)
         news.changed.add(id)
-    if rows:
-        await tx.execute_many(_INSERT_EVENT, rows)
+    await news.seals.take(tx, stored.keys())
+    for tenant, events in stored.items():
+        await _put_events(tx, news, tenant, events)
     return is_stored
 
 
@@ -251,10 +284,10 @@ with recursive tree (id) as (
     select id from task where {root} union select task.id from task join tree on task.parent = tree.id)"""
 
 _CANCEL = f"""
-update task set state = 'cancelled', reason = 'cancelled', error = :error, finished_at = :now, owner = null,
+update task set state = 'cancelled', reason = 'cancelled', finished_at = :now, owner = null,
     lease_until = null, due_at = null, event_seq = event_seq + 1
 where id in (select id from tree) and {rows.IS_OPEN}
-returning id, tenant, agent, session, state, epoch, cache_key"""
+returning id, tenant, agent, session, state, epoch, cache_key, webhook"""
 
 _CANCEL_TREE = _TREE.format(root="id = :id and tenant = :tenant") + _CANCEL
 _CANCEL_BELOW = _TREE.format(root="parent = :id") + _CANCEL
@@ -285,16 +318,21 @@ async def _cancel_all(tx: Transaction, news: News, sql: str, params: dict[str, A
         pass
 
 
-_MAY_HAVE_RUN = "update task set error = :error where id = :id"
+_SAY_WHY = "update task set error = :error where id = :id"
 
 
 async def _end_all(tx: Transaction, news: News, sql: str, params: dict[str, Any], error: tasks.Error) -> list[str]:
     """Run a statement that ends tasks, which returns what `_CANCEL` does, and what follows from that."""
-    ended = await tx.fetch(sql, params | {"now": tx.now_us, "error": _encode(error)})
-    if claimed := [row[0] for row in ended if row[5]]:
-        after_run = _encode(msgspec.structs.replace(error, may_have_run=True))
-        await tx.execute_many(_MAY_HAVE_RUN, [{"id": id, "error": after_run} for id in claimed])
-    for id, tenant, agent, _, state, epoch, key in ended:
+    ended = await tx.fetch(sql, params | {"now": tx.now_us})
+    await news.seals.take(tx, {row[1] for row in ended})
+    plain, after_run = _encode(error), _encode(msgspec.structs.replace(error, may_have_run=True))
+    whys = []
+    for id, tenant, _, _, _, epoch, _, _ in ended:
+        why = news.seals.seal(tenant, "task", "error", (id,), after_run if epoch else plain)
+        whys.append({"error": why, "id": id})
+    await tx.execute_many(_SAY_WHY, whys)
+    news.hooked += [row[0] for row in ended if row[7] is not None]
+    for id, tenant, agent, _, state, epoch, key, _ in ended:
         news.end(id, tenant, agent, state)
         news.stopped.append(id)
         if state == tasks.State.EXPIRED or not epoch:  # of one that was begun nobody knows here whether it waited again
@@ -369,13 +407,13 @@ _EXPIRE = """
 with late as materialized (
     select seq from task where state = 'queued' and deadline_at is not null and deadline_at <= :now
     order by deadline_at limit :most for update skip locked)
-update task set state = 'expired', reason = 'timeout', error = :error, finished_at = :now, due_at = null,
+update task set state = 'expired', reason = 'timeout', finished_at = :now, due_at = null,
     event_seq = event_seq + 1
-from late where task.seq = late.seq returning id, tenant, agent, session, state, epoch, cache_key"""
+from late where task.seq = late.seq returning id, tenant, agent, session, state, epoch, cache_key, webhook"""
 _EXPIRE_ONE = """
-update task set state = 'expired', reason = 'timeout', error = :error, finished_at = :now, due_at = null,
+update task set state = 'expired', reason = 'timeout', finished_at = :now, due_at = null,
     event_seq = event_seq + 1
-where id = :id and state = 'queued' returning id, tenant, agent, session, state, epoch, cache_key"""
+where id = :id and state = 'queued' returning id, tenant, agent, session, state, epoch, cache_key, webhook"""
 _LATE = tasks.Error("timeout", "the task's time was over while it was queued")
 _NEXT_DUE = """
 select min(least_us) from (

@@ -14,6 +14,7 @@ from greenroom.core import rollouts, tasks
 class TaskAccepted(msgspec.Struct, frozen=True):
     agent: str
     count: int = 1
+    principal: str = ""
 
 
 class CacheAsked(msgspec.Struct, frozen=True):
@@ -72,6 +73,28 @@ class ReplicaRecycled(msgspec.Struct, frozen=True):
     agent: str
     replica: str
     reason: str
+
+
+class AgentsIsolated(msgspec.Struct, frozen=True):
+    """How far agents are kept from the node, its machine and each other."""
+
+    tier: str
+    how: str
+
+
+class AgentsNotIsolated(msgspec.Struct, frozen=True):
+    """Nothing keeps them from what the node's user may do."""
+
+    tier: str
+    how: str
+
+
+class AgentBlocked(msgspec.Struct, frozen=True):
+    """An agent has run into a wall of its room."""
+
+    agent: str
+    replica: str
+    what: str
 
 
 class EnvelopeHeld(msgspec.Struct, frozen=True):
@@ -218,6 +241,16 @@ class AgentDropped(msgspec.Struct, frozen=True):
     reason: str
 
 
+class RequestCrashed(msgspec.Struct, frozen=True):
+    """A request ended as it should not: a bug of Greenroom's own. *request* is the id that its caller was given."""
+
+    request: str
+    method: str
+    path: str
+    error: str
+    traceback: str
+
+
 class ServiceCrashed(msgspec.Struct, frozen=True):
     """A loop of the node raised what it should not: a bug of Greenroom's own."""
 
@@ -268,6 +301,151 @@ class BackupKeyMade(msgspec.Struct, frozen=True):
     advice: str = "copy this file to another machine: without it no backup can be restored"
 
 
+class PolicyChanged(msgspec.Struct, frozen=True):
+    """The policy file has changed, and its roles are these now."""
+
+    roles: str
+
+
+class PolicyRefused(msgspec.Struct, frozen=True):
+    """The policy file has changed and is wrong: the roles stay what they were."""
+
+    error: str
+
+
+class IssuerChanged(msgspec.Struct, frozen=True):
+    """The keys of an issuer of tokens cannot be fetched (``unreachable``), or can again (``ok``)."""
+
+    issuer: str
+    state: str
+    reason: str = ""
+
+
+class RateLimited(msgspec.Struct, frozen=True):
+    """A request was answered 429: *limit* is ``source``, ``principal``, ``tenant`` or ``credentials``."""
+
+    limit: str
+    name: str
+
+
+class CredentialsGuessed(msgspec.Struct, frozen=True):
+    """As many credentials were rejected in a minute as may be: *by* is ``source`` or ``key``, *name* its address or id.
+
+    Said once a minute of each.
+    """
+
+    by: str
+    name: str
+
+
+class CertificateChanged(msgspec.Struct, frozen=True):
+    """The node's certificate: *state* is ``loaded``, ``refused`` (the one before serves on) or ``expiring``."""
+
+    state: str
+    file: str
+    detail: str = ""
+
+
+class UrlRefused(msgspec.Struct, frozen=True):
+    """A request to *host* was not made, or will not be: it would not have gone to a public address."""
+
+    principal: str
+    tenant: str
+    host: str
+
+
+class WebhookTried(msgspec.Struct, frozen=True):
+    """A delivery was sent, or was not; *state* is what that has made of it: pending, delivered or failed."""
+
+    webhook: str
+    state: str
+
+
+class WebhookDisabled(msgspec.Struct, frozen=True):
+    webhook: str
+    reason: str
+
+
+class CredentialRejected(msgspec.Struct, frozen=True):
+    """A request came without a credential that is accepted. *key_id* as it was presented, if any; *why* is ``unknown``,
+    ``throttled`` (there were too many before it) or ``forged`` (a token that somebody has made up).
+    """
+
+    source: str
+    key_id: str = ""
+    why: str = "unknown"
+
+
+class RequestRefused(msgspec.Struct, frozen=True):
+    """Somebody who is known was answered *status*, an error of type *code*, at *path*: 403, 404 or 429."""
+
+    principal: str
+    tenant: str
+    source: str
+    status: int
+    code: str
+    method: str
+    path: str
+
+
+class RequestForged(msgspec.Struct, frozen=True):
+    """A request that no honest client makes: *what*. *principal* is "" where nobody is known."""
+
+    source: str
+    what: str
+    principal: str = ""
+
+
+class IntrusionFound(msgspec.Struct, frozen=True):
+    """A rule of intrusion detection has found something about *subject*; *done* says what it did."""
+
+    rule: str
+    subject: str
+    reason: str
+    done: str
+
+
+class AuditTrouble(msgspec.Struct, frozen=True):
+    """The audit log is not what was written, or its export does not take it."""
+
+    where: str
+    error: str
+
+
+class AuditRecovered(msgspec.Struct, frozen=True):
+    """The trouble that was said of *where* is over."""
+
+    where: str
+
+
+class EncryptionChanged(msgspec.Struct, frozen=True):
+    """How the store is encrypted now: *mode* is the vault's, *key* the id of its key-encryption key."""
+
+    mode: str
+    key: str
+    detail: str = ""
+
+
+class EncryptionLeft(msgspec.Struct, frozen=True):
+    """The store was encrypted, with the key *key*, and is not any more: what comes is stored as it is."""
+
+    key: str
+    advice: str = "set security.encryption_at_rest; what was encrypted is still read, with that key alone"
+
+
+class EncryptionKeyMade(msgspec.Struct, frozen=True):
+    """The store's first key was made. Without a copy of *key_file* on another machine all may be lost with this one."""
+
+    key_file: str
+    advice: str = "copy this file to another machine, apart from the backups: without it nothing stored can be read"
+
+
+class ValueDamaged(msgspec.Struct, frozen=True):
+    """Something stored does not open where it is: it was changed, moved, or put there by somebody else."""
+
+    what: str
+
+
 class NodeChanged(msgspec.Struct, frozen=True):
     """The node is ready, drains or has stopped."""
 
@@ -284,6 +462,9 @@ Fact = (
     | ReplicaReady
     | ReplicaExited
     | ReplicaRecycled
+    | AgentsIsolated
+    | AgentsNotIsolated
+    | AgentBlocked
     | EnvelopeHeld
     | EnvelopeWeak
     | EnvelopeMeasured
@@ -300,6 +481,7 @@ Fact = (
     | ReplicaEjected
     | RolloutMoved
     | AlertChanged
+    | RequestCrashed
     | ServiceCrashed
     | StoreTrouble
     | StoreRecovered
@@ -308,6 +490,25 @@ Fact = (
     | BackupsNotDeleted
     | NewestBackup
     | BackupKeyMade
+    | PolicyChanged
+    | PolicyRefused
+    | IssuerChanged
+    | RateLimited
+    | CredentialsGuessed
+    | RequestRefused
+    | CertificateChanged
+    | UrlRefused
+    | WebhookTried
+    | WebhookDisabled
+    | CredentialRejected
+    | RequestForged
+    | IntrusionFound
+    | AuditTrouble
+    | AuditRecovered
+    | EncryptionChanged
+    | EncryptionKeyMade
+    | EncryptionLeft
+    | ValueDamaged
     | NodeChanged
 )
 FACTS: tuple[type[Fact], ...] = get_args(Fact)

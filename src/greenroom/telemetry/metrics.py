@@ -20,16 +20,22 @@ from greenroom.telemetry.facts import (
     BackupMade,
     BreakerMoved,
     CacheAsked,
+    CredentialRejected,
     EnvelopeMeasured,
     Fact,
+    IntrusionFound,
     NewestBackup,
     ProbeAnswered,
+    RateLimited,
     ReplicaEjected,
     ReplicaExited,
     ReplicaGraded,
     ReplicaReady,
+    RequestRefused,
     ScalingDecided,
     TaskAccepted,
+    ValueDamaged,
+    WebhookTried,
 )
 
 _BREAKER_LEVELS: dict[str, int] = {breaker.State.CLOSED: 0, breaker.State.HALF_OPEN: 1, breaker.State.OPEN: 2}
@@ -98,6 +104,12 @@ class Metrics:
         BackupMade,
         BackupFailed,
         NewestBackup,
+        RateLimited,
+        WebhookTried,
+        CredentialRejected,
+        RequestRefused,
+        IntrusionFound,
+        ValueDamaged,
     )
 
     def __init__(self) -> None:
@@ -145,10 +157,24 @@ class Metrics:
         self._ejections = self._counter(
             "replica_ejections", "Replicas that failed where their peers did not", ["agent"]
         )
+        self._limited = self._counter("rate_limited", "Requests that were answered 429 for their rate", ["limit"])
         self._backups = self._counter("backups", "Backups made, and not made", ["result"])
         self._backup_at = prometheus.Gauge(
             "greenroom_backup_last_success_timestamp_seconds",
             "When the newest backup was made, in seconds since 1970",
+            registry=self.registry,
+        )
+        self._webhooks = self._counter(
+            "webhook_tries", "Deliveries of webhooks tried, by what became of them", ["state"]
+        )
+        self._rejected = self._counter(
+            "credentials_rejected", "Requests without a credential that is accepted", ["why"]
+        )
+        self._refused = self._counter("requests_refused", "Requests of known callers that were refused", ["status"])
+        self._intrusions = self._counter("intrusions", "What the rules of intrusion detection have found", ["rule"])
+        self._damaged = prometheus.Counter(
+            "greenroom_damaged_values",
+            "Times that something stored did not open where it is: it was changed or moved",
             registry=self.registry,
         )
         self._children: dict[tuple[Any, ...], Any] = {}  # labels() costs more than the counting
@@ -210,8 +236,20 @@ class Metrics:
                 self._child(self._backups, "made").inc()
             case BackupFailed():
                 self._child(self._backups, "failed").inc()
+            case CredentialRejected(why=why):
+                self._child(self._rejected, why).inc()
+            case RequestRefused(status=status):
+                self._child(self._refused, str(status)).inc()
+            case IntrusionFound(rule=rule):
+                self._child(self._intrusions, rule).inc()
             case NewestBackup(created_at):
                 self._backup_at.set(created_at.timestamp())
+            case RateLimited(limit):
+                self._child(self._limited, limit).inc()
+            case WebhookTried(_, state):
+                self._child(self._webhooks, state).inc()
+            case ValueDamaged():
+                self._damaged.inc()
             case _:
                 pass
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from greenroom import errors
 from greenroom.store import database, store
+from greenroom.store import vault as vaults
 from greenroom.testing.fakes import FakeClock
 
 SERVER_VARIABLE = "GREENROOM_TEST_POSTGRES"
@@ -32,10 +33,14 @@ create or replace function greenroom_now_us() returns bigint language sql volati
 
 @dataclass
 class Scratch:
-    """An empty database, and the clock that it goes by: `advance` moves both."""
+    """An empty database, and the clock that it goes by: `advance` moves both.
+
+    *vault* makes the vault of each store that is opened; by default nothing is encrypted.
+    """
 
     url: str
     clock: FakeClock = field(default_factory=FakeClock)
+    vault: Callable[[], vaults.Vault] = lambda: vaults.PLAIN
     opened: list[store.Store] = field(default_factory=list)
 
     async def open(
@@ -43,7 +48,7 @@ class Scratch:
     ) -> store.Store:
         """Open and start a store; *wrap* may put something between it and its database."""
         plain = store.open(self.url, clock=self.clock, owner=owner)
-        opened = store.Store(wrap(plain.db), owner=owner)
+        opened = store.Store(wrap(plain.db), owner=owner, vault=self.vault())
         self.opened.append(opened)
         await opened.start()
         await self._set_clock(opened)

@@ -1,4 +1,4 @@
-"""Fakes that tests move by hand: a clock, and a real database that fails on order."""
+"""Fakes that tests move by hand: a clock, a real database that fails on order, and keys that nobody else has."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from greenroom import errors
+from greenroom.security import vault
+from greenroom.security.key_sources import Found
+from greenroom.security.vault import KeyEncryptionKey
 from greenroom.store import database
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -120,6 +123,9 @@ class FaultyDatabase:
     async def check(self) -> None:
         await self._db.check()
 
+    async def truncate_log(self) -> None:
+        await self._db.truncate_log()
+
     async def close(self) -> None:
         await self._db.close()
 
@@ -144,3 +150,24 @@ class _FaultyTransaction:
     def _check(self, sql: str) -> None:
         if self._fault in sql:
             raise errors.StoreUnavailable(f"cannot run {self._fault!r}: a test said so")
+
+
+class FakeKeySource:
+    """A `greenroom.security.key_sources.Source` in memory: it knows each key that it has ever given."""
+
+    def __init__(self) -> None:
+        self._keys = [KeyEncryptionKey(vault.new_secret())]
+
+    async def first(self) -> Found:
+        return Found(self._keys[-1], None)
+
+    async def find(self, id: str, wrapped: bytes | None) -> KeyEncryptionKey:
+        for key in self._keys:
+            if key.id == id and wrapped is None:
+                return key
+        raise errors.StartRefused(f"cannot open the encrypted store: nobody here has its key {id}")
+
+    async def next(self, current: str) -> Found:
+        assert current in {key.id for key in self._keys}
+        self._keys.append(KeyEncryptionKey(vault.new_secret()))
+        return Found(self._keys[-1], None)

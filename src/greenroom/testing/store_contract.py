@@ -914,7 +914,7 @@ class StoreContract:
         claim = await node.claim_one()
         assert await node.store.tasks.append(Event(id, claim.epoch, "message", b"1"))
         with pytest.raises(Exception, match="events are append-only"):
-            await node.raw("update task_event set data = data where task = :id", id=id)
+            await node.raw("update task_event set data = :data where task = :id", id=id, data=b"2")
 
     async def test_the_database_lets_one_task_of_a_session_run(self, node: Node) -> None:
         await node.submit(session="s")
@@ -1082,7 +1082,12 @@ class StoreContract:
         assert (claim.state, claim.state_revision, claim.is_restored) == (b'"first"', 1, True)
         assert await node.finish(claim, session_state=b'"third"', is_restored=True)
         ((state, good),) = await node.raw("select state, good_state from session")
-        assert (state, good) == (b'"third"', b'"first"')
+        place = TENANT, "session"
+        opened = [
+            await node.store.vault.opened(*place, column, (AGENT, "s"), value)
+            for column, value in (("state", state), ("good_state", good))
+        ]
+        assert tuple(opened) == (b'"third"', b'"first"')
 
     async def test_failures_are_kept_for_each_agent_up_to_a_bound(
         self, node: Node, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,7 @@
 
 A line of the ledger is one run: ``key,task,epoch,attempt,pid,begun,ended``, written when it begins (without *ended*)
 and again when it ends, each by a single append, so that lines of many processes never mix and a killed run leaves its
-begin.
+begin. Whoever may deploy may deploy it: it writes such lines alone, and only into files that are called ``ledger``.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ import asyncio
 import ctypes
 import hashlib
 import os
+import re
 import time
 from typing import Any
 
 from greenroom.sdk.context import Context
 
+_KEY = re.compile(r"[\w/.-]{1,200}")
+
 
 async def perform(input: dict[str, Any], context: Context) -> dict[str, Any]:
     """Do what *input* says: ``nap`` for ``nap_s``, ``call`` the agent itself, ``exit``, or ``segfault``."""
+    if not _KEY.fullmatch(input["key"]) or os.path.basename(input["ledger"]) != "ledger":  # noqa: PTH119
+        raise ValueError("expected a key of letters and digits, and a file that is called ledger")
     task, begun = context.task, time.time()
     run = f"{input['key']},{task.id},{task.epoch},{task.attempt},{os.getpid()},{begun:.6f}"
     _append(input["ledger"], f"{run},\n")
@@ -45,7 +50,7 @@ def link(before: str, key: str) -> str:
 
 
 def _append(path: str, line: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         os.write(descriptor, line.encode())
     finally:

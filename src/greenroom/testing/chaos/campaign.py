@@ -160,9 +160,12 @@ def spec(*, replicas: int) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def deployed(client: AsyncClient, name: str, *, replicas: int) -> AsyncIterator[None]:
-    """The built-in agent for the length of the block, its replicas ready; then it is removed, with its open tasks."""
-    await client.put_agent(name, spec(replicas=replicas))
+async def deployed(client: AsyncClient, name: str, *, replicas: int, writes: Path) -> AsyncIterator[None]:
+    """The built-in agent for the length of the block, its replicas ready; then it is removed, with its open tasks.
+
+    *writes* is the folder of its ledger.
+    """
+    await client.put_agent(name, spec(replicas=replicas) | {"write_paths": [str(writes)]})
     try:
         await ready(client, name, replicas=replicas)
         yield
