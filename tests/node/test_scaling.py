@@ -83,8 +83,12 @@ async def test_an_agent_goes_to_sleep_and_the_first_task_wakes_it(tmp_path: Path
     agent = nodes.agent("echo", scaling=QUICK | {"min_replicas": 0})
     async with nodes.opened(tmp_path / "data", {"echo": agent}, cluster=ON, store_url=store_url) as api:
         await _wanted(api, "echo", 0)
-        shown = await api.get("/v1/agents/echo")
-        assert (shown["state"], "asleep" in shown["reason"]) == ("ready", True)
+
+        async def is_asleep() -> bool:  # the host says so after the number is set
+            shown = await api.get("/v1/agents/echo")
+            return (shown["state"], "asleep" in shown["reason"]) == ("ready", True)
+
+        await nodes.eventually(is_asleep)
         (told,) = (await api.get("/v1/status"))["agents"]
         assert (told["state"], "asleep" in told["reason"]) == ("ready", True)
         for _ in range(2):
