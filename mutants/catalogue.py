@@ -474,15 +474,15 @@ CATALOGUE = (
     _mutant(
         "the limit of a principal",
         "api/limits.py",
-        "            each.spend(principal.id, now_s, count)\n",
-        "            pass\n",
+        "each.take(principal.id, now_s, count)",
+        "0.0",
         "tests/api/test_limits.py::test_a_principal_is_limited_told_so_and_taken_again_after_retry_after",
     ),
     _mutant(
         "the limit of a tenant",
         "api/limits.py",
-        "            together.spend(principal.tenant, now_s, count)\n",
-        "            pass\n",
+        "together.take(principal.tenant, now_s, count)",
+        "0.0",
         "tests/api/test_limits.py::test_the_principals_of_a_tenant_share_its_rate_and_others_do_not",
     ),
     _mutant(
@@ -1722,8 +1722,8 @@ CATALOGUE = (
     _mutant(
         "the row in what a value is bound to",
         "security/vault.py",
-        '    return around[0] + len(key).to_bytes(4, "big") + key + around[1]\n',
-        "    return around[0] + around[1]\n",
+        "            part = row[0].encode()\n",
+        '            part = b""\n',
         CIPHER,
         f"{VAULT}::TestTampering::test_nothing_opens_in_another_row_column_or_tenant",
     ),
@@ -1738,15 +1738,15 @@ CATALOGUE = (
     _mutant(
         "the lengths in what a value is bound to",
         "security/vault.py",
-        'for part in (len(each).to_bytes(4, "big"), each)])',
+        'for part in (len(each).to_bytes(_LENGTH_BYTES, "big"), each)])',
         "for part in (each,)])",
         CIPHER,
     ),
     _mutant(
         "the columns that are sealed with a task",
         "store/submissions.py",
-        "        sealed[index] = seals.seal(",
-        "        sealed[index] = given[index] or seals.seal(",
+        "sealed[index] = seals.seal(",
+        "sealed[index] = value or seals.seal(",
         f"{VAULT}::TestWhatIsStored::test_no_payload_is_in_the_tables",
     ),
     _mutant(

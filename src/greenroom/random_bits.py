@@ -1,10 +1,11 @@
-"""Unpredictable bits for ids, by the kernel's generator, a page at a time: one system call for hundreds of ids.
+"""Unpredictable bits for ids and nonces, by the kernel's generator, a page at a time: one system call for hundreds.
 
-For ids, of which hundreds are made for each secret: keys and other secrets use `secrets` itself.
+Of these, hundreds are made for each secret: keys and other secrets use `secrets` itself.
 """
 
 from __future__ import annotations
 
+import io
 import os
 
 _PAGE_BYTES = 4096
@@ -15,17 +16,21 @@ class _Pool:
         self.forget()
 
     def forget(self) -> None:
-        self._page, self._used = "", 0
+        self._read = io.BytesIO().read
+
+    def token_bytes(self, count: int) -> bytes:
+        """Return *count* random bytes, which nobody has seen, nor will; at most a page."""
+        token = self._read(count)
+        if len(token) < count:
+            self._read = io.BytesIO(os.urandom(_PAGE_BYTES)).read
+            token = self._read(count)
+        return token
 
     def token_hex(self, count: int) -> str:
-        """Return *count* random bytes as hexadecimal digits, which nobody has seen, nor will; at most a page."""
-        start, end = self._used, self._used + 2 * count
-        if end > len(self._page):
-            self._page, start, end = os.urandom(_PAGE_BYTES).hex(), 0, 2 * count
-        self._used = end
-        return self._page[start:end]
+        """Return *count* of them as hexadecimal digits."""
+        return self.token_bytes(count).hex()
 
 
 _pool = _Pool()
 os.register_at_fork(after_in_child=_pool.forget)  # a child must not repeat what its parent says
-token_hex = _pool.token_hex
+token_bytes, token_hex = _pool.token_bytes, _pool.token_hex

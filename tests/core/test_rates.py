@@ -14,9 +14,9 @@ def _sent(limit: rates.RateLimit, name: str, now_s: float, count: int) -> int:
     """How many of *count* requests at once are taken."""
     taken = 0
     for _ in range(count):
-        if not limit.wait_s(name, now_s):
-            limit.spend(name, now_s)
-            taken += 1
+        is_due = not limit.wait_s(name, now_s)
+        assert (not limit.take(name, now_s)) == is_due
+        taken += is_due
     return taken
 
 
@@ -24,9 +24,9 @@ def _sent(limit: rates.RateLimit, name: str, now_s: float, count: int) -> int:
 def test_the_whole_quota_may_be_spent_at_once_and_not_one_more(per_minute: int) -> None:
     limit = rates.RateLimit(per_minute)
     limit.spend("x", 5.0, per_minute - 1)
-    assert limit.standing("x", 5.0).left == 1
+    assert limit.standing("x", 5.0)[0] == 1
     assert _sent(limit, "x", 5.0, 3) == 1
-    assert limit.standing("x", 5.0).left == 0
+    assert limit.standing("x", 5.0)[0] == 0
     assert limit.wait_s("x", 5.0) == pytest.approx(60 / per_minute)
     assert _sent(limit, "y", 5.0, 1) == 1
 
@@ -35,17 +35,15 @@ def test_it_comes_back_evenly() -> None:
     limit = rates.RateLimit(100)
     assert _sent(limit, "x", 0.0, 200) == 100
     assert _sent(limit, "x", 6.0, 200) == 10
-    left, full_in_s = limit.standing("x", 6.0)
-    assert (left, round(full_in_s, 6)) == (0, 60.0)
-    assert limit.standing("x", 67.0) == (100, 0.0)
+    assert limit.standing("x", 6.0) == (0, 60)
+    assert limit.standing("x", 67.0) == (100, 0)
 
 
 def test_whoever_waits_as_long_as_it_is_told_is_taken() -> None:
     limit, now_s = rates.RateLimit(7), 0.0
     for _ in range(100):
         now_s += limit.wait_s("x", now_s)
-        assert not limit.wait_s("x", now_s)
-        limit.spend("x", now_s)
+        assert not limit.take("x", now_s)
     assert now_s == pytest.approx((100 - 7) * 60 / 7)
 
 
@@ -57,11 +55,20 @@ def test_no_minute_has_more_than_twice_the_rate_and_no_hour_more_than_the_rate_a
     taken: deque[float] = deque()
     for pause_s in pauses_s:
         now_s += pause_s
-        if not limit.wait_s("x", now_s):
-            limit.spend("x", now_s)
+        if not limit.take("x", now_s):
             taken.append(now_s)
         assert sum(at_s > now_s - 60 for at_s in taken) <= 60
     assert len(taken) <= 30 + now_s / 60 * 30 + 1
+
+
+def test_more_than_is_left_is_not_taken_and_what_is_given_back_is_there_again() -> None:
+    limit = rates.RateLimit(10, is_shared=True)
+    assert limit.take("x", 0.0, 8) == 0.0
+    assert limit.take("x", 0.0, 3) == limit.wait_s("x", 0.0, 3) == pytest.approx(6)
+    assert limit.take("x", 0.0, 2) == 0.0
+    limit.give_back("x", 2)
+    assert limit.standing("x", 0.0) == (2, 48)
+    assert limit.take_unsettled() == {"x": 8}
 
 
 def test_the_table_is_bounded_and_who_was_quiet_longest_is_forgotten() -> None:

@@ -53,11 +53,11 @@ class Limits:
         self._sources = _limit(at_all, is_shared=False)
         self._principals = _limit(each, is_shared=ledger is not None)
         self._tenants = _limit(together, is_shared=ledger is not None)
-        policies = [("principal", self._principals), ("tenant", self._tenants)]
-        policy = ", ".join(
-            f'"{name}";q={limit.per_minute};w={rates.PERIOD_S:.0f}' for name, limit in policies if limit is not None
-        )
-        self._policy = f"ratelimit-policy: {policy}\r\nratelimit: ".encode()
+        kinds = {"principal": self._principals, "tenant": self._tenants}
+        told = {kind: limit.per_minute for kind, limit in kinds.items() if limit is not None}
+        policies = ", ".join(f'"{kind}";q={per_minute};w={rates.PERIOD_S:.0f}' for kind, per_minute in told.items())
+        standings = ", ".join(f'"{kind}";r=%d;t=%d' for kind in told)
+        self._lines = f"ratelimit-policy: {policies}\r\nratelimit: {standings}\r\n".encode()
 
     @property
     def per_minute(self) -> dict[str, int | None]:
@@ -69,15 +69,14 @@ class Limits:
         """Count a request of *source*, whoever it is; raises `errors.RateLimited`."""
         if self._sources is None or source in self.unlimited:
             return
-        name, now_s = networks.limited_as(source), self._clock.monotonic_s()
-        if wait_s := self._sources.wait_s(name, now_s):
+        name = networks.limited_as(source)
+        if wait_s := self._sources.take(name, self._clock.monotonic_s()):
             self._facts.emit(telemetry.RateLimited("source", name))
             raise errors.RateLimited(
                 f"cannot take more from {name}: {self._sources.per_minute} requests a minute are taken from one address"
                 f" (security.source_rate_limit_per_minute); try again in {math.ceil(wait_s)} s",
                 retry_after_s=wait_s,
             )
-        self._sources.spend(name, now_s)
 
     def reject(self, source: str, key_id: str | None, *, why: str = "unknown") -> errors.GreenroomError:
         """Count and tell a rejected credential of *source*, for the key *key_id* if it names one; return what to raise.
@@ -103,14 +102,12 @@ class Limits:
         if (each is None and together is None) or principal.id in self.unlimited:
             return
         now_s = self._clock.monotonic_s()
-        if each is not None and (wait_s := each.wait_s(principal.id, now_s, count)):
+        if each is not None and (wait_s := each.take(principal.id, now_s, count)):
             raise self._refusal("principal", principal.id, each, count, wait_s)
-        if together is not None and (wait_s := together.wait_s(principal.tenant, now_s, count)):
+        if together is not None and (wait_s := together.take(principal.tenant, now_s, count)):
+            if each is not None:
+                each.give_back(principal.id, count)
             raise self._refusal("tenant", principal.tenant, together, count, wait_s)
-        if each is not None:
-            each.spend(principal.id, now_s, count)
-        if together is not None:
-            together.spend(principal.tenant, now_s, count)
 
     def _refusal(self, kind: str, name: str, limit: rates.RateLimit, count: int, wait_s: float) -> errors.RateLimited:
         self._facts.emit(telemetry.RateLimited(kind, name))
@@ -126,16 +123,15 @@ class Limits:
 
     def headers(self, principal: Principal | None) -> bytes:
         """Return the lines that tell *principal* where it stands; none where nobody is limited."""
-        if principal is None or (self._principals is None and self._tenants is None) or principal.id in self.unlimited:
+        each, together = self._principals, self._tenants
+        if principal is None or (each is None and together is None) or principal.id in self.unlimited:
             return b""
-        now_s, fields = self._clock.monotonic_s(), []
-        if self._principals is not None:
-            left, full_in_s = self._principals.standing(principal.id, now_s)
-            fields.append(b'"principal";r=%d;t=%d' % (left, math.ceil(full_in_s)))
-        if self._tenants is not None:
-            left, full_in_s = self._tenants.standing(principal.tenant, now_s)
-            fields.append(b'"tenant";r=%d;t=%d' % (left, math.ceil(full_in_s)))
-        return self._policy + b", ".join(fields) + b"\r\n"
+        now_s, told = self._clock.monotonic_s(), tuple[int, ...]()
+        if each is not None:
+            told = each.standing(principal.id, now_s)
+        if together is not None:
+            told += together.standing(principal.tenant, now_s)
+        return self._lines % told
 
     async def step(self) -> float:
         """Tell the other nodes what was spent here, and hear what was spent there."""

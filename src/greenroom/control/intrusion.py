@@ -60,6 +60,7 @@ class Intrusion:
         self.found_at_s: dict[tuple[Rule, str], float] = {}
         """When each rule found something last, about each kind of subject: no flood pushes it out."""
         self._seen: dict[tuple[str, str], int] = {}  # requests since the last step, by principal and source
+        self._submitted: dict[str, int] = {}  # tasks since then, by principal
         self._alerts = Alerts(store, facts, KIND)
         self._refresh_at_s = clock.monotonic_s()
         self._pending: list[Finding] = []  # not yet written
@@ -78,7 +79,7 @@ class Intrusion:
     # --- what is noted
 
     def note_request(self, principal: str, source: str) -> None:
-        """Count a request that was let in. Each comes by here: what that means is asked once a second."""
+        """Count a request that was let in. As tasks, each comes by here: what that means is asked once a second."""
         pair = (principal, source)
         count = self._seen.get(pair)
         if count is not None:
@@ -109,8 +110,10 @@ class Intrusion:
         self.watch.blocked(fact.agent, fact.what, self._clock.monotonic_s())
 
     def _note_accepted(self, fact: telemetry.TaskAccepted) -> None:
-        if fact.principal:
-            self.watch.submitted(fact.principal, fact.count, self._clock.monotonic_s())
+        if fact.principal in self._submitted:
+            self._submitted[fact.principal] += fact.count
+        elif fact.principal and len(self._submitted) < MAX_PAIRS:
+            self._submitted[fact.principal] = fact.count
 
     def _note_trouble(self, fact: telemetry.AuditTrouble) -> None:
         if fact.where == "chain":
@@ -124,7 +127,7 @@ class Intrusion:
         if not self.is_on:
             self.watch.findings()
             return REFRESH_EVERY_S
-        self._count_requests(now_s)
+        self._count(now_s)
         self._compare_clocks(now_s)
         self._pending += self.watch.findings()
         while self._pending:
@@ -168,10 +171,13 @@ class Intrusion:
         self._measures.replace(standings)
         self._refresh_at_s = now_s + REFRESH_EVERY_S
 
-    def _count_requests(self, now_s: float) -> None:
+    def _count(self, now_s: float) -> None:
         seen, self._seen = self._seen, {}
         for (principal, source), count in seen.items():
             self.watch.requested(principal, source, count, now_s)
+        submitted, self._submitted = self._submitted, {}
+        for principal, count in submitted.items():
+            self.watch.submitted(principal, count, now_s)
 
     def _compare_clocks(self, now_s: float) -> None:
         wall_s = self._clock.now().timestamp()

@@ -7,21 +7,13 @@ is forgotten first.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
 PERIOD_S = 60.0
 MAX_NAMES = 10_000
 _ROUNDING_S = 1e-6  # a hundred steps of 0.6 s are a little more than a minute
-
-
-class Standing(NamedTuple):
-    """What a name has left of its quota, and in how many seconds it will have the whole of it."""
-
-    left: int
-    full_in_s: float
 
 
 class RateLimit:
@@ -48,20 +40,36 @@ class RateLimit:
 
     def spend(self, name: str, now_s: float, count: int = 1) -> None:
         """Charge *name*, whatever it has left."""
-        names = self._full_at_s
-        full_at_s = names.get(name, 0.0)
-        names[name] = max(full_at_s, now_s) + count * self._step_s
+        self.take(name, now_s, count, most_s=math.inf)
+
+    def take(self, name: str, now_s: float, count: int = 1, *, most_s: float = PERIOD_S + _ROUNDING_S) -> float:
+        """Charge *name* and return 0; or nothing, and return `wait_s`, where its debt would be more than *most_s*."""
+        names, full_at_s = self._full_at_s, self._full_at_s.get(name, now_s)
+        if full_at_s < now_s:
+            full_at_s = now_s
+        full_at_s += count * self._step_s
+        if full_at_s - now_s > most_s:
+            return full_at_s - now_s - PERIOD_S
+        names[name] = full_at_s
         names.move_to_end(name)
         if len(names) > self._most_names:
             names.popitem(last=False)
         if self._is_shared and (name in self._unsettled or len(self._unsettled) < self._most_names):
             self._unsettled[name] = self._unsettled.get(name, 0) + count
+        return 0.0
 
-    def standing(self, name: str, now_s: float) -> Standing:
-        debt_s = self._full_at_s.get(name, 0.0) - now_s
+    def give_back(self, name: str, count: int = 1) -> None:
+        """Undo a charge that was made just now."""
+        self._full_at_s[name] -= count * self._step_s
+        if name in self._unsettled:
+            self._unsettled[name] -= count
+
+    def standing(self, name: str, now_s: float) -> tuple[int, ...]:
+        """Return what *name* has left of its quota, and in how many whole seconds it will have all of it."""
+        debt_s = self._full_at_s.get(name, now_s) - now_s - _ROUNDING_S
         if debt_s <= 0.0:
-            return Standing(self.per_minute, 0.0)
-        return Standing(int((PERIOD_S - debt_s + _ROUNDING_S) / self._step_s) if debt_s < PERIOD_S else 0, debt_s)
+            return self.per_minute, 0
+        return int((PERIOD_S - debt_s) / self._step_s) if debt_s < PERIOD_S else 0, math.ceil(debt_s)
 
     # Between nodes: each decides by what it knows, and tells the others in the background.
 

@@ -13,12 +13,15 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+import struct
 from collections.abc import Iterable
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from greenroom import random_bits
 
 VERSION = b"\x01"
 """What a sealed value begins with; no JSON text does."""
@@ -27,11 +30,16 @@ ID_BYTES = 8
 NONCE_BYTES = 12
 TAG_BYTES = 16
 HEAD_BYTES = len(VERSION) + ID_BYTES  # which key: enough to tell by how a value is sealed
-OVERHEAD_BYTES = HEAD_BYTES + NONCE_BYTES + TAG_BYTES
+BODY_AT = HEAD_BYTES + NONCE_BYTES
+OVERHEAD_BYTES = BODY_AT + TAG_BYTES
 MAX_MESSAGES = 2**30
 """Of one data key: SP 800-38D allows 2^32 random nonces before two of them may be equal."""
 
 SEAL, INDEX = "seal", "index"  # what a data key is for: sealing, or keyed hashes of what has to be found again
+
+
+_LENGTH_BYTES = 4
+_LENGTHS = struct.Struct(">II").pack
 
 
 class Unopened(Exception):
@@ -53,51 +61,45 @@ def joined(parts: Iterable[bytes]) -> bytes:
     >>> joined([b"ab", b"c"]) == joined([b"a", b"bc"])
     False
     """
-    return b"".join([part for each in parts for part in (len(each).to_bytes(4, "big"), each)])
+    return b"".join([part for each in parts for part in (len(each).to_bytes(_LENGTH_BYTES, "big"), each)])
 
 
 class DataKey:
     """One tenant's key. *secret* is 32 bytes."""
 
-    __slots__ = ("_around", "_cipher", "_head", "id", "tenant")
+    __slots__ = ("_around", "_decrypt", "_encrypt", "_head", "id", "tenant")
 
     def __init__(self, id: bytes, tenant: str, secret: bytes | bytearray) -> None:
         self.id, self.tenant = id, tenant
-        self._cipher = AESGCM(bytes(secret))
+        cipher = AESGCM(bytes(secret))
+        self._encrypt, self._decrypt = cipher.encrypt, cipher.decrypt
         self._head = VERSION + id
         self._around: dict[tuple[str, str], tuple[bytes, bytes]] = {}
 
     def seal(self, value: bytes, table: str, column: str, row: tuple[str, ...]) -> bytes:
-        nonce = os.urandom(NONCE_BYTES)
-        return self._head + nonce + self._cipher.encrypt(nonce, value, self._place(table, column, row))
+        nonce = random_bits.token_bytes(NONCE_BYTES)
+        return self._head + nonce + self._encrypt(nonce, value, self.place(table, column, row))
 
     def open(self, value: bytes, table: str, column: str, row: tuple[str, ...]) -> bytes:
         """Return what was sealed; raises `Unopened`."""
-        nonce = value[HEAD_BYTES : HEAD_BYTES + NONCE_BYTES]
+        nonce = value[HEAD_BYTES:BODY_AT]
         try:
-            return self._cipher.decrypt(nonce, value[HEAD_BYTES + NONCE_BYTES :], self._place(table, column, row))
+            return self._decrypt(nonce, value[BODY_AT:], self.place(table, column, row))
         except (InvalidTag, ValueError):
             raise Unopened from None
 
-    def _place(self, table: str, column: str, row: tuple[str, ...]) -> bytes:
+    def place(self, table: str, column: str, row: tuple[str, ...]) -> bytes:
+        """Return the associated data of a value: version, tenant, table, row, column and key id, none ambiguous."""
         around = self._around.get((table, column))
         if around is None:
             around = self._around[table, column] = (
                 joined((VERSION, self.tenant.encode(), table.encode())),
                 joined((column.encode(), self.id)),
             )
-        return place(around, row)
-
-
-def place(around: tuple[bytes, bytes], row: tuple[str, ...]) -> bytes:
-    """Return the associated data of a value: version, tenant, table, row, column and key id, none of them ambiguous."""
-    key = joined([part.encode() for part in row]) if len(row) != 1 else _alone(row[0].encode())
-    return around[0] + len(key).to_bytes(4, "big") + key + around[1]
-
-
-def _alone(part: bytes) -> bytes:
-    """Return what `joined` does of one part, for the main path."""
-    return len(part).to_bytes(4, "big") + part
+        if len(row) == 1:  # as each task's: what `joined` does, at once
+            part = row[0].encode()
+            return around[0] + _LENGTHS(_LENGTH_BYTES + len(part), len(part)) + part + around[1]
+        return around[0] + joined((joined([part.encode() for part in row]),)) + around[1]
 
 
 class IndexKey:

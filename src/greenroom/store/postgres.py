@@ -174,11 +174,12 @@ class Postgres:
                     command_timeout=COMMAND_TIMEOUT_S,
                 )
             text, names = _positional(sql)
+            arguments = _arguments(params, names)
             try:
-                return await self._readers.fetch(text, *_arguments(params, names))  # type: ignore[no-any-return]
+                return await self._readers.fetch(text, *arguments)  # type: ignore[no-any-return]
             except _LOST:
                 await self._readers.expire_connections()  # the server that cut one has mostly cut all
-                raise
+            return await self._readers.fetch(text, *arguments)  # type: ignore[no-any-return] # a read changes nothing
 
     async def check(self) -> None:
         """PostgreSQL looks after its own files."""

@@ -256,9 +256,10 @@ def _sealed(seals: Seals, item: NewTask) -> Sequence[Any]:
     given = msgspec.structs.astuple(item)
     if not seals.vault.is_on:
         return given
-    sealed = list(given)
+    sealed, place = list(given), (item.id,)
     for index, name in _SEALED:
-        sealed[index] = seals.seal(item.tenant, "task", name, (item.id,), given[index])
+        if (value := given[index]) is not None:
+            sealed[index] = seals.seal(item.tenant, "task", name, place, value)
     sealed[_FINGERPRINT] = seals.fingerprint(item.tenant, item.fingerprint)
     return sealed
 

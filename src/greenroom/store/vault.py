@@ -189,11 +189,10 @@ class Vault:
         """Return a task's row as a value, opened."""
         if not self.is_used:
             return Task(*row)
-        values = list(row)
-        tenant, place = values[_TENANT], (values[_ID],)
+        values, tenant, place = list(row), row[_TENANT], (row[_ID],)
         for index, column in _TASK_COLUMNS:
-            if values[index] is not None:
-                values[index] = await self.opened(tenant, "task", column, place, values[index])
+            if (value := row[index]) is not None:
+                values[index] = await self.opened(tenant, "task", column, place, value)
         return Task(*values)
 
     async def task_or_damage(self, row: Row) -> Task:
@@ -207,12 +206,11 @@ class Vault:
         """Return a task's row as a value, opened; None where that cannot be done at once: read it then."""
         if not self.is_used:
             return Task(*row)
-        values = list(row)
-        tenant, place = values[_TENANT], (values[_ID],)
+        values, tenant, place = list(row), row[_TENANT], (row[_ID],)
         try:
             for index, column in _TASK_COLUMNS:
-                if values[index] is not None:
-                    values[index] = self.open(tenant, "task", column, place, values[index])
+                if (value := row[index]) is not None:
+                    values[index] = self.open(tenant, "task", column, place, value)
         except (_Unknown, errors.StoreDamaged):
             return None
         return Task(*values)
