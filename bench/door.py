@@ -61,7 +61,7 @@ def _parts() -> Iterator[Figure]:
     proxied = (*HEADERS, (b"x-forwarded-for", b"203.0.113.9, 10.0.0.7"))
     behind, plain = Sources(["10.0.0.0/8"]), Sources([])
     yield _each("limits of a request, with their headers", limited, aim="≤ 5 µs")
-    yield _each("the look at a head", lambda: heads.fault("POST", b"/v1/tasks?wait=30", "1.1", HEADERS), aim="≤ 3 µs")
+    yield _each("the look at a head", lambda: heads.fault(b"POST", b"/v1/tasks?wait=30", "1.1", HEADERS), aim="≤ 3 µs")
     yield _each("the source of a request", lambda: plain.of(("127.0.0.1", 1), HEADERS))
     yield _each("the source of a request, behind a proxy", lambda: behind.of(("10.0.0.7", 1), proxied))
     keys = json.dumps({str(number): number for number in range(80_000)}).encode()

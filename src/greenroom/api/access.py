@@ -25,17 +25,18 @@ def find_agent(call: Call, name: str, action: Action) -> Entry:
     Raises `errors.NotFound` naming the agents that the caller may know of, or `errors.Forbidden`.
     """
     rights, directory = call.principal.rights, call.store.directory
-    if name in directory.entries and rights.on_agent(action, name):  # as nearly all are
-        return directory.get(name)
+    entry = directory.entries.get(name)
+    if entry is not None and rights.on_agent(action, name):  # as nearly all are
+        return entry
 
     def is_known(each: str) -> bool:
         return rights.on_agent(action, each) or rights.on_agent(Action.AGENT_READ, each)
 
-    if name not in directory.entries or not is_known(name):
+    if entry is None or not is_known(name):
         known = ", ".join(filter(is_known, sorted(directory.entries))) or "none is deployed"
         raise errors.NotFound(f"cannot find the agent {name[:64]!r}; there are: {known}")
     require(call, action, name)
-    return directory.get(name)
+    return entry
 
 
 def check_object(call: Call, agent: str, *, read: Action, action: Action, missing: str) -> None:

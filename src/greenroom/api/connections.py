@@ -294,13 +294,13 @@ class Connection(HttpToolsProtocol):
         self.scope["extensions"] = {WHOLE: Whole(self.cycle, self)}  # type: ignore[dict-item]
 
     def _fault(self) -> errors.GreenroomError | None:
-        method, version = self.parser.get_method().decode("ascii"), self.parser.get_http_version()
-        if self._is_split and heads.size(self.url, self.headers) > MAX_HEAD_BYTES:
+        method, url, raw = self.parser.get_method(), self.url, self._raw
+        if self._is_split and heads.size(url, self.headers) > MAX_HEAD_BYTES:
             return heads.too_large()
-        line = b"%b %b HTTP/" % (self.parser.get_method(), self.url)
-        if not self._raw.startswith(line) and b"\n" + line not in self._raw:
+        line = b"%b %b HTTP/" % (method, url)
+        if not raw.startswith(line) and b"\n" + line not in raw:
             return heads.malformed("one space stands before its target, and one behind it")
-        return heads.fault(method, self.url, version, self.headers)
+        return heads.fault(method, url, self.parser.get_http_version(), self.headers)
 
     def on_body(self, body: bytes) -> None:
         self._dry_bytes -= len(body)

@@ -22,7 +22,8 @@ _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]
 _ONCE = frozenset(
     (b"host", b"authorization", b"content-length", b"content-type", b"idempotency-key", b"transfer-encoding")
 )
-_NEVER = ("CONNECT", "TRACE")
+_NEVER = (b"CONNECT", b"TRACE")
+_VERSIONS = ("1.1", "1.0")
 
 
 class RequestMalformed(errors.GreenroomError):
@@ -62,26 +63,25 @@ def malformed(why: str) -> RequestMalformed:
 
 
 def fault(
-    method: str, url: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]
+    method: bytes, url: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]
 ) -> errors.GreenroomError | None:
     """Return why a request is refused, None if it is not; the names of *headers* are in small letters."""
     if len(headers) > MAX_HEADERS:
         return too_large()
     if len(url) > MAX_URL_BYTES:
         return UrlTooLong(f"cannot take a URL of more than {MAX_URL_BYTES} bytes")
-    if version not in {"1.1", "1.0"}:
+    if version not in _VERSIONS:
         return malformed(f"HTTP/{version} is not spoken here; send HTTP/1.1")
     if method in _NEVER:
-        return MethodRefused(f"cannot {method}: it is not taken here")
+        return MethodRefused(f"cannot {method.decode()}: it is not taken here")
     found = dict(headers)
     if len(found) < len(headers) and (twice := _twice(headers)) is not None:
         return malformed(f"{twice.decode()} is there twice")
     host = found.get(b"host")
     if host is None or not _is_host(host):
         return malformed("send one Host header, of a name and a port")
-    if b"transfer-encoding" in found and (
-        found[b"transfer-encoding"].lower() != b"chunked" or version == "1.0" or b"content-length" in found
-    ):
+    encoding = found.get(b"transfer-encoding")
+    if encoding is not None and (encoding.lower() != b"chunked" or version == "1.0" or b"content-length" in found):
         return malformed("of transfer encodings chunked is taken, alone and without a content-length")
     return None if url[:1] == b"/" and url.isascii() and b"#" not in url else _fault_of_target(url, host)
 

@@ -222,7 +222,7 @@ def _both(conjunction: Conjunction, pattern: str) -> Conjunction | None:
 class Rights:
     """What a principal may do: what each of *layers* grants."""
 
-    __slots__ = ("_reach", "layers")
+    __slots__ = ("_everywhere", "_reach", "layers")
 
     def __init__(self, layers: Iterable[Layer]) -> None:
         self.layers = tuple(layers)
@@ -234,6 +234,7 @@ class Rights:
                 reach = reach.narrowed_to(each.get(action, ()))
             if reach.conjunctions:
                 self._reach[action] = reach
+        self._everywhere = frozenset(action for action, reach in self._reach.items() if reach.is_all)
 
     def allows(self, action: Action, resource: str | None = None) -> bool:
         """Tell whether *action* may be done on *resource*; None: on any at all."""
@@ -242,13 +243,11 @@ class Rights:
 
     def on_agent(self, action: Action, name: str) -> bool:
         """Tell whether *action* may be done on the agent *name*."""
-        reach = self._reach.get(action)
-        return reach is not None and (reach.is_all or reach.holds(AGENT + name))
+        return action in self._everywhere or self.allows(action, AGENT + name)
 
     def on_all(self, action: Action) -> bool:
         """Tell whether *action* may be done on whatever there is."""
-        reach = self._reach.get(action)
-        return reach is not None and reach.is_all
+        return action in self._everywhere
 
     def agents(self, action: Action) -> tuple[Conjunction, ...] | None:
         """Return the agents that *action* may be done on, as patterns of their names: each has to match all of one of
