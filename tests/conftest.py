@@ -1,12 +1,17 @@
-"""What holds for every test: no variable of the developer's is seen, and no example is drawn at random."""
+"""What holds for every test: no variable of the developer's is seen, no example is drawn at random, no disk waited for."""
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from greenroom.testing import memory
 
 # Before anybody imports them: their assertions are to be explained.
 pytest.register_assert_rewrite("greenroom.testing.store_contract", "greenroom.testing.rollouts_contract")
@@ -17,9 +22,26 @@ _FOREIGN = ("GREENROOM_", "LLAMA_ARG_", "OPENAI_")
 for name in [name for name in os.environ if name.startswith(_FOREIGN) and not name.startswith("GREENROOM_TEST_")]:
     del os.environ[name]
 os.environ["AUTOGEN_DISABLE_RUNTIME_TRACING"] = "true"
+if place := memory.place():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(place))  # of tmp_path
+
+# AutoGen imports jsonschema, which would compile the grammar of URIs (2 s) for a format that no test asks for.
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
 hypothesis.settings.register_profile("greenroom", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("greenroom")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Thousands of tests and all that they import are walked by the collector once, not again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture
