@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -22,7 +23,7 @@ _FOREIGN = ("GREENROOM_", "LLAMA_ARG_", "OPENAI_")
 for name in [name for name in os.environ if name.startswith(_FOREIGN) and not name.startswith("GREENROOM_TEST_")]:
     del os.environ[name]
 os.environ["AUTOGEN_DISABLE_RUNTIME_TRACING"] = "true"
-if place := memory.place():
+if (place := memory.place()) is not None:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(place))  # of tmp_path
 
 # AutoGen imports jsonschema, which would compile the grammar of URIs (2 s) for a format that no test asks for.
@@ -42,6 +43,14 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
         gc.collect()
         gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Give the memory back; not test by test, for an agent may still look for what the last one left it."""
+    is_worker, base = hasattr(session.config, "workerinput"), os.environ.get("PYTEST_DEBUG_TEMPROOT")
+    if exitstatus == 0 and not is_worker and place is not None and base == str(place):
+        shutil.rmtree(session.config._tmp_path_factory.getbasetemp(), ignore_errors=True)
 
 
 @pytest.fixture
