@@ -12,7 +12,14 @@ import nodes
 from greenroom.testing import databases
 
 # What these ask does not depend on the database: SQLite answers for both, but for `make long`.
-ALIKE = ("test_access.py", "test_login.py", "test_openapi.py")
+ALIKE = (
+    "test_access.py",
+    "test_login.py",
+    "test_matrix.py",
+    "test_openapi.py",
+    "test_rollouts.py",
+    "test_webhooks.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -68,7 +68,7 @@ async def test_with_a_credential_every_route_keeps_what_it_promises(
         url,
         tmp_path,
         *("-H", f"Authorization: {api.http.headers['authorization']}"),
-        *("--phases", "fuzzing", "--max-examples", "12", "--checks", ",".join(CHECKS)),
+        *("--phases", "fuzzing", "--max-examples", "8", "--checks", ",".join(CHECKS)),
     )
     assert f"Tested: {OPERATIONS - 1}" in told  # not its own document, which it has fetched
     assert api.running.failure is None
@@ -82,7 +82,7 @@ async def test_without_a_credential_every_route_is_closed(served: tuple[nodes.Ap
     told = await _fuzz(
         str(schema).removesuffix("/openapi.json"),
         tmp_path,
-        *("--url", url, "--phases", "fuzzing", "--max-examples", "4"),
+        *("--url", url, "--phases", "fuzzing", "--max-examples", "2"),
         *("--checks", "not_a_server_error,status_code_conformance,content_type_conformance"),
     )
     assert f"Tested: {OPERATIONS}" in told

@@ -179,18 +179,18 @@ async def test_sessions_stay_in_order_and_none_is_forgotten_while_two_nodes_race
     order: list[tuple[str, str]] = []  # session, id, as claimed
 
     async def submit(node: Node) -> None:
-        for _ in range(60):
+        for _ in range(30):
             id = await node.submit(session=f"s{chance.randrange(3)}")
             accepted.append(id)
 
     async def cancel(node: Node) -> None:
-        for _ in range(40):
+        for _ in range(20):
             await node.flush()
             with contextlib.suppress(errors.Conflict, IndexError):
                 await node.store.tasks.cancel(chance.choice(accepted), tenant=TENANT)
 
     async def work(node: Node) -> None:
-        for _ in range(60):
+        for _ in range(30):
             await _drain(node, order)
 
     async with asyncio.timeout(DEADLINE_S):
@@ -203,7 +203,7 @@ async def test_sessions_stay_in_order_and_none_is_forgotten_while_two_nodes_race
     for session in ("s0", "s1", "s2"):
         numbers = [seq[id] for name, id in order if name == session]
         assert numbers == sorted(numbers)
-    assert len(rows) == len(accepted) == 120
+    assert len(rows) == len(accepted) == 60
 
 
 async def _drain(node: Node, order: list[tuple[str, str]]) -> bool:

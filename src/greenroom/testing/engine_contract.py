@@ -250,6 +250,7 @@ class EngineContract:
         await bench.start(source)
         bench.send("r1", "t1")
         await bench.recorder.until(lambda: bench.recorder.alives == [("r1", 0)])
+        bench.engine.kill("r1", "killed")  # it would be given some time to leave
 
     async def test_a_kill_before_it_is_ready_still_ends_in_one_exit(self, bench: Bench) -> None:
         await bench.engine.start("r1", bench.revision(_ECHO))
@@ -335,7 +336,7 @@ class EngineContract:
                     for _ in range(4):
                         if os.fork() == 0:
                             time.sleep(60)
-                    time.sleep(2)
+                    time.sleep(1)  # some looks at memory
                     return "shared"
                 subprocess.run([sys.executable, "-c", HUNGRY])
         """
