@@ -267,14 +267,14 @@ def _run(policy: Policy, shape: Callable[[Sequence[int], int], float], levels: S
     return course
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(policies, shapes, loads)
 def test_it_never_flaps(policy: Policy, shape: Callable[[Sequence[int], int], float], levels: list[int]) -> None:
     turns = _run(policy, shape, levels, 300).turns_at_s
     assert all(after - before >= policy.stabilisation_s for before, after in itertools.pairwise(turns))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(policies, shapes, loads)
 def test_it_stays_within_its_bounds_and_goes_down_by_steps(
     policy: Policy, shape: Callable[[Sequence[int], int], float], levels: list[int]
