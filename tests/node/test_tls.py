@@ -346,7 +346,7 @@ async def test_no_environment_listens_in_plain_text_where_others_could(
 
 
 def _fields(options: node.Options) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in options.__slots__}
+    return {name: getattr(options, name) for name in options.__struct_fields__}
 
 
 @pytest.fixture

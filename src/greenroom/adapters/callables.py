@@ -13,8 +13,9 @@ import functools
 import inspect
 import types
 from collections.abc import AsyncGenerator, Callable, Generator
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from greenroom.adapters import contract
 from greenroom.sdk import context as sdk_context
@@ -61,8 +62,7 @@ class CallableObjects:
         return CallableInstance(agent.__call__, agent)
 
 
-@dataclass(frozen=True, slots=True)
-class _Convention:
+class _Convention(msgspec.Struct, frozen=True):
     """How a callable wants to be called; None: by position."""
 
     is_async: bool

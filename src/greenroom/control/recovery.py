@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import field
 from msgspec.structs import replace
 
 from greenroom import clock as clocks
@@ -28,20 +28,19 @@ BY = "recovery"  # who has begun a rollout that the ladder has led to
 _decode = msgspec.json.Decoder(Record).decode
 
 
-@dataclass(slots=True)
-class Case:
+class Case(msgspec.Struct):
     """An agent's record, that of its serving revision, and what has happened since it was last written.
 
     *others* are the records of revisions that stand beside it: of what becomes of those a rollout decides.
     """
 
     record: Record
-    others: dict[int, Record] = field(default_factory=dict)
+    others: dict[int, Record] = {}
     alarm: recovery.Alarm | None = None  # what the store was told
     bereaved: deque[tuple[str, int]] = field(default_factory=deque)  # dead replicas that none is started for yet
-    failures: list[NewFailure] = field(default_factory=list)
-    recovered: list[Recovered] = field(default_factory=list)
-    proven: set[int] = field(default_factory=set)
+    failures: list[NewFailure] = []
+    recovered: list[Recovered] = []
+    proven: set[int] = set()
     written: Record | None = None
 
     def take_up(self, revision: int, *, generation: int, fallback: int | None) -> None:
