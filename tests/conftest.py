@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from greenroom.testing.databases import Server
 
 # Before anybody imports them: their assertions are to be explained.
 pytest.register_assert_rewrite("greenroom.testing.store_contract", "greenroom.testing.rollouts_contract")
@@ -32,3 +37,12 @@ def ledger(tmp_path: Path) -> Path:
 def gate(tmp_path: Path) -> Path:
     """What agents wait for, until a test makes it."""
     return tmp_path / "gate"
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """One for each test process; a test has databases of its own on it."""
+    from greenroom.testing import databases  # not before its contracts are registered
+
+    with databases.postgres() as server:
+        yield server

@@ -89,7 +89,7 @@ class Host:
         await self._write_rows()  # first: an agent that is said to be ready has replicas that are
         await self._recovery.write()
         await self._write_agents(entries, states)
-        return STEP_EVERY_S
+        return min(STEP_EVERY_S, self._recovery.next_start_s())
 
     async def drain_all(self, *, grace_s: float) -> None:
         """Take no more work, let what runs end within *grace_s*, then stop every replica. For good."""

@@ -6,6 +6,7 @@ noted is written in the host's next step, a failure together with its consequenc
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -73,6 +74,13 @@ class Recovery:
         if case is None:
             return Record()
         return case.record if revision is None else case.others.get(revision, case.record)
+
+    def next_start_s(self) -> float:
+        """Return after how many seconds a start is due that waits; infinity where none does."""
+        now_s = self._clock.monotonic_s()
+        records = [record for case in self._cases.values() for record in (case.record, *case.others.values())]
+        waits_s = [record.start_not_before_s - now_s for record in records if not record.is_halted]
+        return min((wait_s for wait_s in waits_s if wait_s > 0), default=math.inf)
 
     async def judge(self, entries: Mapping[str, Entry]) -> None:
         """Take up what the store remembers, begin anew with what was deployed, scaled or released, forget the rest."""
