@@ -75,7 +75,7 @@ class CallableInstance:
     """One call. *owner* is the object that *function* belongs to, where it may keep its own state."""
 
     __slots__ = ("_context", "_convention", "_function", "_owner", "_restored", "_task")
-    usage = contract.Usage()
+    usage = contract.NO_USAGE
 
     def __init__(self, function: Callable[..., Any], owner: Any) -> None:
         self._function, self._owner = function, owner

@@ -30,7 +30,12 @@ class Usage(msgspec.Struct, frozen=True):
         msgspec.structs.force_setattr(self, "output_tokens", _count(self.output_tokens))
 
     def __add__(self, other: Usage) -> Usage:
+        if other is NO_USAGE:  # as plain functions have, each time
+            return self
         return Usage(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)
+
+
+NO_USAGE = Usage()
 
 
 def _count(given: object) -> int:
