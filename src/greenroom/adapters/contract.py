@@ -35,15 +35,15 @@ class Usage(msgspec.Struct, frozen=True):
         return Usage(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)
 
 
-NO_USAGE = Usage()
-
-
 def _count(given: object) -> int:
     """Read a count of tokens from a framework, where also None, floats and numpy's integers are met."""
     try:
         return min(max(int(given), 0), MAX_TOKENS)  # type: ignore[call-overload, no-any-return]
     except (TypeError, ValueError, OverflowError):
         return 0
+
+
+NO_USAGE = Usage()
 
 
 class Failure(Exception):
