@@ -149,6 +149,7 @@ def finish(
         revision=claim.revision,
         input_tokens=said.input_tokens,
         output_tokens=said.output_tokens,
+        input=claim.input,
     )
 
 

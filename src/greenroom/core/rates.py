@@ -46,9 +46,8 @@ class RateLimit:
 
     def take(self, name: str, now_s: float, count: int = 1, *, most_s: float = PERIOD_S + _ROUNDING_S) -> float:
         """Charge *name* and return 0; or nothing, and return `wait_s`, where its debt would be more than *most_s*."""
-        names, full_at_s = self._full_at_s, self._full_at_s.get(name, now_s)
-        full_at_s = max(full_at_s, now_s)
-        full_at_s += count * self._step_s
+        names = self._full_at_s
+        full_at_s = max(names.get(name, now_s), now_s) + count * self._step_s
         if full_at_s - now_s > most_s:
             return full_at_s - now_s - PERIOD_S
         names[name] = full_at_s
