@@ -186,13 +186,11 @@ def test_what_is_strict_json_is_read_exactly(body: bytes, value: Any) -> None:
     assert strict_json.is_valid(body)
 
 
-@pytest.fixture
-def small_heap() -> Iterator[None]:
+@pytest.fixture(scope="module")
+def small_heap() -> None:
     """The collector does not walk what other tests have left, again and again."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.usefixtures("small_heap")

@@ -16,6 +16,7 @@ import pytest
 
 import nodes
 from greenroom import errors
+from greenroom.api import access
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -127,7 +128,7 @@ async def test_a_key_finds_its_task_although_its_agent_is_gone(
     body = {"agent": "echo", "input": "once", "idempotency_key": secrets.token_hex(8)}
     sent = body if path == "/v1/tasks" else {"tasks": [body]}
     first = await _post(api, sent, path)
-    monkeypatch.setattr(api.running.store.directory, "get", _nobody)
+    monkeypatch.setattr(access, "find_agent", _nobody)
     again = await _post(api, sent, path)
     ids = [answer.json()["items"][0]["id"] if "batch" in path else answer.json()["id"] for answer in (first, again)]
     assert ids[0] == ids[1]
@@ -136,7 +137,8 @@ async def test_a_key_finds_its_task_although_its_agent_is_gone(
     assert (unknown["items"][0] if "batch" in path else unknown)["type"] == "not-found"
 
 
-def _nobody(name: str) -> Any:
+def _nobody(call: object, name: str, action: object) -> Any:
+    del call, action
     raise errors.NotFound(f"cannot find the agent {name}")
 
 

@@ -13,7 +13,7 @@ from greenroom.testing.simulation import core, nodes, runs, table
 from greenroom.testing.simulation.checks import Violation
 from greenroom.testing.simulation.faults import Fault
 
-SEEDS, PARTS = 5_000, 4
+SEEDS, PARTS = 2_000, 2
 ENOUGH = 3_000  # seeds: what is missing is found long before
 # Without a guard of the table or a habit of the nodes: the promises of which one is broken.
 LACKS = {

@@ -21,7 +21,7 @@ from greenroom.store.rows import Claim
 from greenroom.testing.simulation import loops, runs
 from greenroom.testing.simulation.virtual import VirtualLoop
 
-SEEDS, PARTS = 60, 2
+SEEDS, PARTS = 40, 2
 ENOUGH = 300  # seeds: what is missing is found before
 
 

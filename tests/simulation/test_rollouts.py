@@ -23,7 +23,7 @@ from greenroom.testing.simulation.strikes import Blow, Strike
 
 # Each strategy, each strike, each way to end; `make simulate` runs all scenarios.
 STRUCK = {
-    "rolling/good/2": rollout_runs.EVERY,
+    "rolling/good/2": {Strike.NODE_AFTER, Strike.ANSWER_LOST, Strike.NEW_KILLED},
     "rolling/errors/2": rollout_runs.EVERY,
     "rolling/aborted@1/2": {Strike.ANSWER_LOST},
     "blue-green/good/1": rollout_runs.EVERY,

@@ -27,7 +27,7 @@ from greenroom.engine import contract
 from greenroom.store import database, submissions
 from greenroom.store.deployments import Deployment
 from greenroom.store.rows import StoredEvent, Task
-from greenroom.testing import fakes
+from greenroom.testing import fakes, memory
 from greenroom.testing.simulation import checks, incarnations, replicas
 from greenroom.testing.simulation.checks import Checks, Violation
 from greenroom.testing.simulation.core import Run
@@ -563,9 +563,8 @@ def run(seed: int, *, is_traced: bool = False) -> Run:
     """Run one seed; what is not a violation is raised."""
     bits, latency = random.Random(f"{seed} ids"), random.Random(f"{seed} disk")
     violation = None
-    memory = Path("/dev/shm")  # a file in memory, where there is such a place: its fsync costs nothing
     with contextlib.ExitStack() as stack:
-        folder = tempfile.TemporaryDirectory(prefix="greenroom-", dir=memory if memory.is_dir() else None)
+        folder = tempfile.TemporaryDirectory(prefix="greenroom-", dir=memory.place())
         loop = VirtualLoop(lambda: latency.uniform(0.0005, 0.004))
         loop.set_task_factory(incarnations.in_its_node)
         world = World(seed, Path(stack.enter_context(folder)), loop, is_traced=is_traced)

@@ -26,6 +26,7 @@ from greenroom.engine import protocol
 from greenroom.store import database, submissions
 from greenroom.store.deployments import Deployment
 from greenroom.store.rollouts import Rollout
+from greenroom.testing import memory
 from greenroom.testing.fake_engine import FakeReplica
 from greenroom.testing.simulation import incarnations, loops, rollout_replicas
 from greenroom.testing.simulation.checks import Checks, Violation
@@ -463,9 +464,9 @@ class Run:
 def run(scenario: Scenario, blow: Blow | None = None, *, is_traced: bool = False) -> Run:
     """Run one scenario, struck once or not at all; what is not a violation is raised."""
     bits = random.Random(scenario.name)
-    violation, memory = None, Path("/dev/shm")
+    violation = None
     with contextlib.ExitStack() as stack:
-        folder = tempfile.TemporaryDirectory(prefix="greenroom-", dir=memory if memory.is_dir() else None)
+        folder = tempfile.TemporaryDirectory(prefix="greenroom-", dir=memory.place())
         loop = VirtualLoop(lambda: DISK_S)
         loop.set_task_factory(incarnations.in_its_node)
         world = World(scenario, blow, Path(stack.enter_context(folder)), loop, is_traced=is_traced)
