@@ -1,4 +1,4 @@
-"""What holds for every test: no variable of the developer's is seen, no example is drawn at random, no disk waited for."""
+"""What holds for every test: no variable of the developer's is seen, no example drawn at random, no disk waited for."""
 
 from __future__ import annotations
 
