@@ -601,7 +601,7 @@ CATALOGUE = (
     _mutant(
         "the one space around a target",
         "api/connections.py",
-        '        if not self._raw.startswith(line) and b"\\n" + line not in self._raw:\n',
+        '        if not raw.startswith(line) and b"\\n" + line not in raw:\n',
         "        if False:\n",
         "tests/api/test_connections.py",
     ),
