@@ -486,6 +486,20 @@ CATALOGUE = (
         "tests/api/test_limits.py::test_the_principals_of_a_tenant_share_its_rate_and_others_do_not",
     ),
     _mutant(
+        "what a principal is given back where its tenant has nothing left",
+        "api/limits.py",
+        "                each.give_back(principal.id, count)\n",
+        "                pass\n",
+        "tests/api/test_limits.py::test_the_principals_of_a_tenant_share_its_rate_and_others_do_not",
+    ),
+    _mutant(
+        "the second try of a read whose connection was cut",
+        "store/postgres.py",
+        "                await self._readers.expire_connections()  # the server that cut one has mostly cut all\n",
+        "                raise\n",
+        "tests/store/test_postgres.py::test_readers_outlive_killed_connections",
+    ),
+    _mutant(
         "the tasks of a batch in what it counts",
         "api/tasks.py",
         "    call.services.limits.spend(call.principal, len(batch.tasks) - 1)  # the request itself is one\n",

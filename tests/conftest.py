@@ -1,4 +1,4 @@
-"""What holds for every test: no variable of the developer's is seen, no example is drawn at random, no disk waited for."""
+"""What holds for every test: no variable of the developer's is seen, no example drawn at random, no disk waited for."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import gc
 import os
 import shutil
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 from greenroom.testing import memory
+
+if TYPE_CHECKING:
+    from greenroom.testing.databases import Server
 
 # Before anybody imports them: their assertions are to be explained.
 pytest.register_assert_rewrite("greenroom.testing.store_contract", "greenroom.testing.rollouts_contract")
@@ -63,3 +67,12 @@ def ledger(tmp_path: Path) -> Path:
 def gate(tmp_path: Path) -> Path:
     """What agents wait for, until a test makes it."""
     return tmp_path / "gate"
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """One for each test process; a test has databases of its own on it."""
+    from greenroom.testing import databases  # not before its contracts are registered
+
+    with databases.postgres() as server:
+        yield server

@@ -249,8 +249,8 @@ class Folder:
             process.kill()
         return process.returncode, output
 
-    def up(self, *words: str) -> Up:
-        """Start a node, and return when it is ready; what it says goes to `log`."""
+    def up(self, *words: str, is_settled: bool = True) -> Up:
+        """Start a node, and return when it is ready, or listens only; what it says goes to `log`."""
         place = self.path / ".greenroom" / "node.json"
         place.unlink(missing_ok=True)
         with self.log.open("a") as output:
@@ -263,7 +263,8 @@ class Folder:
         http = self._stack.enter_context(
             httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=90)
         )
-        wait_until(lambda: http.get("/readyz").status_code == 200)
+        if is_settled:
+            wait_until(lambda: http.get("/readyz").status_code == 200)
         return Up(process, self.path, http)
 
     def _end(self, process: subprocess.Popen[str]) -> None:

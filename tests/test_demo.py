@@ -59,9 +59,15 @@ def replicas_that_live(output: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_killed_agent_alone_runs_again_and_nothing_is_left(tmp_path: Path) -> None:
-    code, output = demonstrate(tmp_path)
-    assert code == 0, output
+def test_the_killed_agent_alone_runs_again_and_the_node_can_be_asked_until_ctrl_c(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    with running(tmp_path, "--keep", "--data-dir", str(folder)) as process:
+        output = read_until(process, "next, in another terminal")
+        ask = [sys.executable, "-c", COMMAND, "tasks", "ls", "--data-dir", str(folder)]
+        tasks = subprocess.run(ask, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
+        process.send_signal(signal.SIGINT)
+        output += process.communicate(timeout=TIMEOUT_S)[0]
+    assert process.returncode == 0, output
     assert "model: none: prepared answers are replayed" in output
     assert "its text fits research best" in output
     assert re.search(r"analysis runs again, on analysis-\w+, \d+ ms after the kill", output)
@@ -70,16 +76,20 @@ def test_the_killed_agent_alone_runs_again_and_nothing_is_left(tmp_path: Path) -
     assert re.search(r"tasks +3 succeeded", output)
     assert re.search(r"of 7 processes none is left", output)
     assert replicas_that_live(output) == []
-    assert list(tmp_path.iterdir()) == []
+    assert tasks.count("succeeded") == 3
+    assert (folder / "greenroom.db").exists()
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.slow
-def test_it_runs_on_the_real_local_model(tmp_path: Path) -> None:
+def test_it_runs_on_the_real_local_model_and_leaves_nothing(tmp_path: Path) -> None:
     code, output = demonstrate(tmp_path, env={models.CHOICE: "local"})
     assert code == 0, output
     assert f"model: {local_model.LocalModel.name} on this machine" in output
     assert re.search(r"writing +succeeded +1 +writing-\w+ +[1-9]\d* +[1-9]\d* ", output), "its tokens are counted"
     assert re.search(r"of 8 processes none is left", output)
+    assert replicas_that_live(output) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -91,21 +101,6 @@ def test_an_interrupted_demonstration_leaves_nothing(tmp_path: Path) -> None:
     assert process.returncode == 130, output
     assert replicas_that_live(output) == []
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_a_node_that_is_kept_can_be_asked_until_ctrl_c(tmp_path: Path) -> None:
-    folder = tmp_path / "kept"
-    with running(tmp_path, "--keep", "--data-dir", str(folder)) as process:
-        output = read_until(process, "next, in another terminal")
-        ask = [sys.executable, "-c", COMMAND, "tasks", "ls", "--data-dir", str(folder)]
-        tasks = subprocess.run(ask, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
-        process.send_signal(signal.SIGINT)
-        output += process.communicate(timeout=TIMEOUT_S)[0]
-    assert tasks.count("succeeded") == 3
-    assert process.returncode == 0, output
-    assert "none is left" in output
-    assert (folder / "greenroom.db").exists()
 
 
 @pytest.mark.slow

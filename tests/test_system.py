@@ -220,7 +220,7 @@ async def test_a_failed_deployment_raises_with_the_reasons_and_can_be_mended(tmp
         assert await running.result(task["task_id"]) == 1
 
 
-@pytest.mark.parametrize("strategy", ["rolling", "blue-green"])
+@pytest.mark.parametrize("strategy", [pytest.param("rolling", marks=pytest.mark.long), "blue-green"])
 async def test_a_next_revision_takes_over_by_the_strategy_that_is_asked_for(tmp_path: Path, strategy: str) -> None:
     async with system.ProductionMultiAgentSystem(data_dir=tmp_path / "data") as running:
         config = {"name": "echo", "factory": "agents:echo", "rollout": {"scale_down_delay_s": 0}}

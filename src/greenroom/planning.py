@@ -7,11 +7,11 @@ API. Trying a revision takes a replica and its time, so there is one trial at a 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import filecmp
 import itertools
 from pathlib import Path
 
+import msgspec
 from msgspec import structs
 
 from greenroom import deployments, errors, settings
@@ -99,7 +99,7 @@ class Planning:
                 plan.agent, plan.to_revision, spec, snapshot=snapshot.path, folder=self._folder
             )
             # An interpreter of its own: what is deployed under this number may have other settings.
-            apart = dataclasses.replace(revision, interpreter=-next(self._trials))
+            apart = msgspec.structs.replace(revision, interpreter=-next(self._trials))
             rehearsed = await self._rehearsal.run(apart, keeps_sessions=spec.sessions)
         is_sound = rehearsed.error is None and spec.sessions
         sessions = models.SessionsTried(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -39,12 +39,6 @@ AGENTS = {
     "queue": nodes.agent("gated", description="Finds and summarises sources", skills=["research"]),
 }
 SETTINGS: dict[str, Any] = {"server": {"accept_code": True}, "security": {"encryption_at_rest": True}}
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[databases.Server]:
-    with databases.postgres() as server:
-        yield server
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])

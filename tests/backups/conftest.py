@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from greenroom.testing import databases
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[databases.Server]:
-    with databases.postgres() as server:
-        yield server
 
 
 @pytest.fixture

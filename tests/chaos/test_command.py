@@ -72,7 +72,7 @@ def is_up_to(up: Up, doing: str) -> bool:
 @pytest.mark.slow
 def test_nothing_is_lost_and_nothing_is_left_behind(up: Up) -> None:
     kinds = "kill,slow,poison,disk-full,lock"
-    code, out, err = run(up, "--for", "6s", "--tasks", "120", "--faults", kinds, "--seed", "3", "--yes", "--json")
+    code, out, err = run(up, "--for", "4s", "--tasks", "120", "--faults", kinds, "--seed", "3", "--yes", "--json")
     assert code == 0, (out, err)
     document = json.loads(out)
     report: dict[str, Any] = document["report"]
@@ -105,7 +105,7 @@ def test_what_a_killed_run_has_left_behind_the_next_one_removes(up: Up) -> None:
 @pytest.mark.slow
 def test_an_agent_of_ones_own_gets_its_input_and_its_poison(up: Up) -> None:
     given = ("--agent", "stubborn", "--input", '{"how": "echo"}', "--poison", '{"how": "exit"}')
-    code, out, err = run(up, *given, "--for", "4s", "--rate", "10/s", "--faults", "kill,poison", "--yes")
+    code, out, err = run(up, *given, "--for", "2s", "--rate", "20/s", "--faults", "kill,poison", "--yes")
     assert code == 0, (out, err)
     assert "what agent stubborn does outside happens" in err
     assert "nothing was lost" in out
@@ -116,7 +116,7 @@ def test_an_agent_of_ones_own_gets_its_input_and_its_poison(up: Up) -> None:
 
 @pytest.mark.slow
 def test_what_cannot_be_injected_is_told_and_fails_the_run_that_asked_for_it(up: Up) -> None:
-    given = ("--agent", "stubborn", "--input", '{"how": "echo"}', "--for", "2s", "--tasks", "4", "--yes")
+    given = ("--agent", "stubborn", "--input", '{"how": "echo"}', "--for", "1s", "--tasks", "4", "--yes")
     code, out, err = run(up, *given, "--faults", "poison")
     assert code == 1, (out, err)
     assert "cannot be injected: no input of the agent is known" in err

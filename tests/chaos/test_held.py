@@ -184,9 +184,3 @@ async def test_a_process_that_is_not_what_was_meant_is_left_alone(victim: subpro
     assert state(victim.pid) in "SR"
     with pytest.raises(NotInjectable, match="not one of the node's"), processes.held(victim.pid, below=1_000_000):
         pass
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[databases.Server]:
-    with databases.postgres() as server:
-        yield server

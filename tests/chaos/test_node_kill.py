@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def server(request: pytest.FixtureRequest) -> Iterator[databases.Server | None]:
-    with contextlib.nullcontext() if request.param == "sqlite" else databases.postgres() as running:
-        yield running
+def server(request: pytest.FixtureRequest) -> databases.Server | None:
+    return None if request.param == "sqlite" else request.getfixturevalue("postgres_server")
 
 
 async def test_what_a_killed_node_ran_is_free_when_it_is_ready_again(

@@ -14,11 +14,11 @@ from greenroom.testing import databases
 pytestmark = pytest.mark.slow
 
 HOLDS_S = {
-    "slow": (1.0, 2.0),
-    "stop": (1.0, 3.0),
-    "lock": (0.5, 2.0),
-    "disk-full": (0.5, 1.5),
-    "node-freeze": (1.0, 3.0),
+    "slow": (1.0, 1.5),
+    "stop": (0.5, 1.5),
+    "lock": (0.5, 1.0),
+    "disk-full": (0.5, 1.0),
+    "node-freeze": (0.5, 1.5),
 }
 
 
@@ -38,7 +38,7 @@ def test_nothing_is_lost_while_everything_is_killed_stopped_and_filled(
     import asyncio
 
     kinds = tuple(dict.fromkeys(proving.kinds(on_postgres=server is not None)))
-    size = proving.Size(seed=20, for_s=11.0, tasks=600, faults=len(kinds), holds_s=HOLDS_S)
+    size = proving.Size(seed=20, for_s=7.0, tasks=600, faults=len(kinds), holds_s=HOLDS_S)
     proof = asyncio.run(proving.prove(tmp_path / "proof", server, size, kinds))
     assert proof.passed, msgspec.json.format(msgspec.json.encode(proof.report)).decode() + "\n".join(proof.deaths)
     assert proof.report.acknowledged >= 600

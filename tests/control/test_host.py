@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from greenroom import errors, settings, telemetry
+from greenroom.control import host
 from greenroom.core import failures, recovery, rollouts
 from greenroom.engine import contract, protocol
 from greenroom.store.deployments import Deployment
@@ -81,6 +82,20 @@ async def test_a_revision_that_has_succeeded_once_is_not_blamed_for_what_dies_at
         loops.engine.say(loops.replica_of(id), protocol.Ended(id, 2, cancelled=True))
         await loops.step(times=2)
     assert await _state(loops) == ("ready", "")
+
+
+async def test_a_start_that_waits_is_not_late_by_a_step(loops: Loops) -> None:
+    await loops.deploy()
+    loops.engine.is_eager = False
+    assert await loops.host.step() == host.STEP_EVERY_S
+    (replica,) = loops.engine.replicas
+    loops.engine.die(replica, "crashed", "broken")
+    wait_s = await loops.host.step()
+    assert 0 < wait_s <= recovery.BASE_S < host.STEP_EVERY_S
+    started = len(loops.engine.started)
+    await loops.scratch.advance(wait_s)
+    await loops.host.step()
+    assert len(loops.engine.started) == started + 1
 
 
 async def test_the_work_of_an_old_revision_does_not_excuse_a_new_one_that_never_gets_ready(loops: Loops) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 
 from greenroom.core.isolation import CAPABILITIES, Egress, Means, Powers, Tier, decide, egress, why_without_namespaces
@@ -31,7 +30,7 @@ def test_automatic_is_t1_where_it_can_be_had_and_no_more() -> None:
 
 @pytest.mark.parametrize("lack", LESS)
 def test_automatic_falls_back_to_t0_and_says_why(lack: str) -> None:
-    decision = decide("auto", dataclasses.replace(ALL, **LESS[lack]))  # type: ignore[arg-type]
+    decision = decide("auto", msgspec.structs.replace(ALL, **LESS[lack]))  # type: ignore[arg-type]
     assert decision.tier is Tier.T0
     assert len(decision.lacks) == 1
     assert decision.refusal is None
@@ -40,7 +39,7 @@ def test_automatic_falls_back_to_t0_and_says_why(lack: str) -> None:
 @pytest.mark.parametrize("asked", ["T1", "T2"])
 @pytest.mark.parametrize("lack", LESS)
 def test_what_was_named_and_cannot_be_had_is_refused(lack: str, asked: str) -> None:
-    decision = decide(asked, dataclasses.replace(ALL, **LESS[lack]))  # type: ignore[arg-type]
+    decision = decide(asked, msgspec.structs.replace(ALL, **LESS[lack]))  # type: ignore[arg-type]
     assert decision.refusal is not None
     assert decision.lacks[0] in decision.refusal
     assert 'take security.isolation = "auto"' in decision.refusal
@@ -48,7 +47,7 @@ def test_what_was_named_and_cannot_be_had_is_refused(lack: str, asked: str) -> N
 
 @pytest.mark.parametrize("lack", LESS_FOR_T2)
 def test_t2_needs_more_than_t1(lack: str) -> None:
-    powers = dataclasses.replace(ALL, **LESS_FOR_T2[lack])  # type: ignore[arg-type]
+    powers = msgspec.structs.replace(ALL, **LESS_FOR_T2[lack])  # type: ignore[arg-type]
     assert decide("T1", powers).refusal is None
     refusal = decide("T2", powers).refusal
     assert refusal is not None
@@ -57,18 +56,18 @@ def test_t2_needs_more_than_t1(lack: str) -> None:
 
 @pytest.mark.parametrize("lack", LESS_FOR_T2)
 def test_t2_is_had_by_namespaces_where_users_cannot_be_had(lack: str) -> None:
-    powers = dataclasses.replace(ALL, **LESS_FOR_T2[lack], without_namespaces=None)  # type: ignore[arg-type]
+    powers = msgspec.structs.replace(ALL, **LESS_FOR_T2[lack], without_namespaces=None)  # type: ignore[arg-type]
     decision = decide("T2", powers)
     assert (decision.tier, decision.means, decision.refusal) == (Tier.T2, Means.NAMESPACES, None)
     assert decide("T1", powers).means is None
 
 
 def test_users_are_preferred_to_namespaces() -> None:
-    assert decide("T2", dataclasses.replace(ALL, without_namespaces=None)).means is Means.USERS
+    assert decide("T2", msgspec.structs.replace(ALL, without_namespaces=None)).means is Means.USERS
 
 
 def test_the_refusal_of_t2_says_what_keeps_it_from_either_means() -> None:
-    powers = dataclasses.replace(ALL, capabilities=frozenset(), without_namespaces="the kernel says no")
+    powers = msgspec.structs.replace(ALL, capabilities=frozenset(), without_namespaces="the kernel says no")
     refusal = decide("T2", powers).refusal
     assert refusal is not None
     assert "started as root" in refusal

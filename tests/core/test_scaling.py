@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -339,7 +339,7 @@ def test_a_window_is_bounded_however_long_it_is() -> None:
 
 
 def test_other_windows_begin_anew_and_keep_the_direction() -> None:
-    memory = dataclasses.replace(Memory.empty(TEN), direction=-1, turned_at_s=3.0, set_at_s=4.0)
+    memory = msgspec.structs.replace(Memory.empty(TEN), direction=-1, turned_at_s=3.0, set_at_s=4.0)
     assert memory.resized(TEN) is memory
     other = memory.resized(Policy(stabilisation_s=10.0))
     assert (other.highest.window_s, other.direction, other.turned_at_s, other.set_at_s) == (10.0, -1, 3.0, 4.0)

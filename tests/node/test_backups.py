@@ -35,7 +35,7 @@ AGENTS = {
     "echo": nodes.agent("echo", concurrency=8),
     "failing": nodes.agent("failing", max_attempts=1),
 }
-COPIES = 60
+COPIES = 60  # with fewer of them, a node that does not check its file is not found out
 
 
 async def backed_up(api: nodes.Api) -> Any:

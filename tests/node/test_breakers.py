@@ -30,7 +30,7 @@ async def test_while_what_an_agent_calls_is_down_its_tasks_wait_and_then_all_of_
 ) -> None:
     ledger, down = tmp_path / "ledger", tmp_path / "down"
     down.touch()
-    spec = nodes.agent("calling", concurrency=4, max_attempts=10, retry_backoff_s=0.2, breaker={"open_s": 2.0})
+    spec = nodes.agent("calling", concurrency=4, max_attempts=10, retry_backoff_s=0.2, breaker={"open_s": 1.0})
     async with nodes.opened(data_dir, {"calling": spec}, store_url=store_url) as api:
         moves: list[telemetry.BreakerMoved] = []
         api.running.facts.subscribe(moves.append, telemetry.BreakerMoved)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,6 @@ AGENTS = {
     "plain": nodes.agent("echo"),
     "parent": nodes.agent("parent"),
 }
-
-
-@pytest.fixture(scope="module")
-def postgres_server() -> Iterator[databases.Server]:
-    with databases.postgres() as server:
-        yield server
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

@@ -51,7 +51,15 @@ async def _ended(client: AsyncClient, name: str) -> models.Rollout:
     return await nodes.eventually(ended)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("server", "strategy"),
+    [
+        *(("sqlite", strategy) for strategy in STRATEGIES),
+        ("postgresql", "rolling"),
+        *(pytest.param("postgresql", strategy, marks=pytest.mark.long) for strategy in ("blue-green", "canary")),
+    ],
+    indirect=["server"],
+)
 async def test_a_new_revision_takes_over_while_tasks_are_served(
     data_dir: Path, store_url: str | None, strategy: str
 ) -> None:
@@ -86,26 +94,30 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-async def test_a_bad_revision_is_rolled_back_and_its_rollout_says_why(data_dir: Path, name: str) -> None:
-    change, word = BAD[name]
+async def test_a_bad_revision_is_rolled_back_and_its_rollout_says_why(data_dir: Path) -> None:
     spec = nodes.agent("echo")
-    async with nodes.opened(data_dir, {"echo": spec}) as api:
+    agents = {name.replace(" ", "-"): bad for name, bad in BAD.items()}
+    async with nodes.opened(data_dir, dict.fromkeys(agents, spec)) as api:
         client = _client(api)
         told: list[telemetry.RolloutMoved] = []
         api.running.facts.subscribe(told.append, telemetry.RolloutMoved)
-        begun = await client.put_agent("echo", spec | {"timeout_s": 5} | change)
-        assert begun.rollout is not None
-        move = next(each for each in told if each.rollout == begun.rollout.id)
-        assert move == telemetry.RolloutMoved("echo", move.rollout, "progressing", 2, stage=1, weight_pct=0)
-        await _ended(client, "echo")
-        ended = await client.rollout(begun.rollout.id)
-        assert (ended.state, ended.from_revision, ended.to_revision) == ("rolled_back", 1, 2)
-        assert word in ended.reason
-        latest = (await client.rollouts("echo"))[0]
-        assert msgspec.structs.replace(latest, ready=0) == msgspec.structs.replace(ended, ready=0)  # its replicas go
-        assert (await client.agent("echo")).revision == 1
-        assert (await client.submit(1, "echo", wait_s=30)).revision == 1
+
+        async def is_rolled_back(name: str, change: dict[str, Any], word: str) -> None:
+            begun = await client.put_agent(name, spec | {"timeout_s": 5} | change)
+            assert begun.rollout is not None
+            move = next(each for each in told if each.rollout == begun.rollout.id)
+            assert move == telemetry.RolloutMoved(name, move.rollout, "progressing", 2, stage=1, weight_pct=0)
+            await _ended(client, name)
+            ended = await client.rollout(begun.rollout.id)
+            assert (ended.state, ended.from_revision, ended.to_revision) == ("rolled_back", 1, 2)
+            assert word in ended.reason
+            latest = (await client.rollouts(name))[0]
+            # Its replicas go.
+            assert msgspec.structs.replace(latest, ready=0) == msgspec.structs.replace(ended, ready=0)
+            assert (await client.agent(name)).revision == 1
+            assert (await client.submit(1, name, wait_s=30)).revision == 1
+
+        await asyncio.gather(*(is_rolled_back(name, *bad) for name, bad in agents.items()))
 
 
 async def test_a_good_check_lets_a_revision_pass(data_dir: Path) -> None:

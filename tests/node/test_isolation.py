@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import dataclasses
 import os
 import resource
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import nodes
@@ -88,7 +88,7 @@ async def test_no_value_of_a_secret_is_stored_or_shown(data_dir: Path, monkeypat
 
 
 async def test_a_tier_that_cannot_be_had_refuses_the_start(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    less = dataclasses.replace(POWERS, capabilities=frozenset())
+    less = msgspec.structs.replace(POWERS, capabilities=frozenset())
     monkeypatch.setattr(rooms, "powers", lambda *_, **__: less)
     data_dir.mkdir()
     with pytest.raises(errors.StartRefused, match=r"cannot isolate agents as security\.isolation = 'T2' says: "):

@@ -48,7 +48,7 @@ def test_a_node_that_was_stopped_blames_none_of_its_replicas(folder: Folder, led
     _lines(ledger, 2)
     for _ in range(2):
         up.process.send_signal(signal.SIGSTOP)
-        time.sleep(3)  # longer than the deadline: what is tested is the passing of time
+        time.sleep(2.5)  # longer than the deadline: what is tested is the passing of time
         up.process.send_signal(signal.SIGCONT)
         assert up.call("GET", "/v1/status").status_code == 200
     gate.touch()

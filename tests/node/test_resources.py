@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 
 import nodes
+from greenroom.control import resources
 from greenroom.engine import envelope
 from greenroom.store.commits import Operation
 from greenroom.store.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _attentive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured is seen soon."""
+    monkeypatch.setattr(resources, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(resources, "MEASURE_EVERY_S", 0.2)
 
 
 async def test_the_status_tells_what_all_replicas_may_use_what_holds_that_and_what_they_do_use(
@@ -66,7 +74,7 @@ async def test_reading_changes_nothing(data_dir: Path, monkeypatch: pytest.Monke
 async def test_an_agent_that_leaks_is_recycled_again_and_again_and_no_task_is_lost(data_dir: Path) -> None:
     leaking = nodes.agent("leaking", recycling={"memory_mb": 200}, scaling={"min_replicas": 2}, timeout_s=60)
     async with nodes.opened(data_dir, {"leaking": leaking}) as api:
-        tasks = [await api.submit("leaking", {"mb": 20, "for_s": 0.2}) for _ in range(100)]
+        tasks = [await api.submit("leaking", {"mb": 20, "for_s": 0.05}) for _ in range(100)]
         ended = [await api.end_of(task["id"]) for task in tasks]
         assert {task["state"] for task in ended} == {"succeeded"}
         assert {task["attempt"] for task in ended} == {1}

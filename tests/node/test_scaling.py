@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import nodes
+from greenroom.control import autoscaler
 
 QUICK: dict[str, Any] = {
     "min_replicas": 1,
@@ -17,11 +18,17 @@ QUICK: dict[str, Any] = {
     "target_queue_per_replica": 2,
     "stable_window_s": 1,
     "burst_window_s": 1,
-    "stabilisation_s": 1,
+    "stabilisation_s": 0.3,
     "cooldown_s": 0,
     "idle_s": 0.2,
 }
 ON: dict[str, Any] = {"autoscaling": True, "max_replicas": 8}
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What time alone decides is seen soon."""
+    monkeypatch.setattr(autoscaler, "STEP_EVERY_S", 0.1)
 
 
 async def _wanted(api: nodes.Api, name: str, count: int) -> None:

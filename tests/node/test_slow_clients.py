@@ -43,7 +43,7 @@ async def _slow(place: tuple[str, int], name: str) -> AsyncIterator[asyncio.Task
                 if again:
                     writer.write(again)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(reader.read(65_536), 0.1)
+                    await asyncio.wait_for(reader.read(65_536), 0.2)
         return time.monotonic() - begun_s
 
     task = asyncio.create_task(go_on())
@@ -58,8 +58,9 @@ async def _slow(place: tuple[str, int], name: str) -> AsyncIterator[asyncio.Task
 async def test_slow_clients_are_closed_in_time_and_delay_nobody(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 1.5)
-    monkeypatch.setattr(connections, "BODY_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(connections, "BODY_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(connections, "LINGER_S", 0.5)
     opened = nodes.opened(data_dir, {"echo": nodes.agent("echo")}, cluster={"max_connections": 1000})
     async with opened as api, node.listening(api.running) as url, contextlib.AsyncExitStack() as stack:
         headers = {"authorization": api.http.headers["authorization"]}

@@ -14,13 +14,14 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 import nodes
 from greenroom import node
 from greenroom.api import connections
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 AGENTS = {"talking": nodes.agent("talking"), "gated": nodes.agent("gated"), "echo": nodes.agent("echo")}
 
@@ -34,9 +35,10 @@ async def listening(data_dir: Path, **given: Any) -> AsyncIterator[tuple[nodes.A
             yield api, http
 
 
-@pytest.fixture
-async def live(data_dir: Path) -> AsyncIterator[tuple[nodes.Api, httpx.AsyncClient]]:
-    async with listening(data_dir) as opened:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[nodes.Api, httpx.AsyncClient]]:
+    """One for all tests: they name what is theirs."""
+    async with listening(tmp_path_factory.mktemp("live") / "data") as opened:
         yield opened
 
 
@@ -119,17 +121,16 @@ async def test_a_task_that_nobody_waits_for_any_more_is_cancelled(
 ) -> None:
     api, http = live
     task_input = {"ledger": str(ledger), "gate": str(gate)}
-    before = ""
     if how == "queued":
-        before = (await api.submit("gated", task_input))["id"]
-        await api.until(before, "running")
+        await api.until((await api.submit("gated", task_input))["id"], "running")
+    before = {item["id"] for item in (await api.get("/v1/tasks"))["items"]}
     wait_s = 60 if ends == "by leaving" else 0.3
     body = {"agent": "gated", "input": task_input}
     asking = asyncio.create_task(http.post(f"/v1/tasks?wait={wait_s}&or_cancel=true", json=body))
 
     async def its_id() -> str | None:
         items = (await api.get("/v1/tasks"))["items"]
-        found = [str(item["id"]) for item in items if item["id"] != before and item["state"] in (how, "cancelled")]
+        found = [str(item["id"]) for item in items if item["id"] not in before and item["state"] in (how, "cancelled")]
         return found[0] if found else None
 
     submitted = await nodes.eventually(its_id)
@@ -173,12 +174,13 @@ async def test_a_request_that_is_over_is_forgotten_without_the_garbage_collector
 ) -> None:
     _, http = live
     gc.collect()
+    held = [each for each in gc.get_objects() if isinstance(each, RequestResponseCycle)]  # of other connections
     gc.disable()
     try:
         for path in ("/v1/tasks?wait=30", "/v1/tasks", "/v1/none"):
             for _ in range(10):
                 await http.post(path, json={"agent": "echo", "input": 1})
-        left = sum(isinstance(each, RequestResponseCycle) for each in gc.get_objects())
+        left = sum(isinstance(each, RequestResponseCycle) and each not in held for each in gc.get_objects())
     finally:
         gc.enable()
     assert left <= 2  # the last one of the connection, and one that is ending
@@ -300,11 +302,12 @@ async def test_ambiguous_requests_are_refused_and_nothing_is_smuggled(
         http.headers["authorization"].encode()
     )
     behind = b"GET /v1/keys HTTP/1.1\r\nHost: x\r\n\r\n"
+    before = (await api.get("/v1/tasks?agent=echo"))["items"]
     answers = await asyncio.gather(*(_raw(http, head + rest + behind) for rest in SMUGGLED.values()))
     for name, answer in zip(SMUGGLED, answers, strict=True):
         assert answer.startswith(b"HTTP/1.1 4"), (name, answer[:200])
         assert answer.count(b"HTTP/1.1 ") == 1, name  # nothing behind it was taken for a request
-    assert (await api.get("/v1/tasks?agent=echo"))["items"] == []
+    assert (await api.get("/v1/tasks?agent=echo"))["items"] == before
     good = await _raw(http, head + b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(BODY), BODY))
     assert good.startswith(b"HTTP/1.1 202"), good
 
@@ -368,6 +371,7 @@ async def test_a_body_that_takes_too_long_is_cut_off_and_a_response_may_take_lon
     data_dir: Path, gate: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "BODY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connections, "LINGER_S", 0.3)
     async with listening(data_dir) as (api, http):
         task = await api.submit("gated", {"ledger": str(ledger), "gate": str(gate)})
         head = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 999\r\n"

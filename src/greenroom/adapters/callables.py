@@ -13,8 +13,9 @@ import functools
 import inspect
 import types
 from collections.abc import AsyncGenerator, Callable, Generator
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from greenroom.adapters import contract
 from greenroom.sdk import context as sdk_context
@@ -61,8 +62,7 @@ class CallableObjects:
         return CallableInstance(agent.__call__, agent)
 
 
-@dataclass(frozen=True, slots=True)
-class _Convention:
+class _Convention(msgspec.Struct, frozen=True):
     """How a callable wants to be called; None: by position."""
 
     is_async: bool
@@ -75,7 +75,7 @@ class CallableInstance:
     """One call. *owner* is the object that *function* belongs to, where it may keep its own state."""
 
     __slots__ = ("_context", "_convention", "_function", "_owner", "_restored", "_task")
-    usage = contract.Usage()
+    usage = contract.NO_USAGE
 
     def __init__(self, function: Callable[..., Any], owner: Any) -> None:
         self._function, self._owner = function, owner

@@ -9,8 +9,9 @@ shared. Standard library and msgspec only.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from greenroom.sdk import context as sdk_context
 
@@ -18,18 +19,19 @@ MAX_SHORTENED = 8192  # characters of an event that does not fit
 MAX_TOKENS = 10**15  # sums of many runs still fit 64 bits
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens of one run; sums with ``+``. What a model client counts as no whole number is 0: it harms no task."""
 
     input_tokens: int = 0
     output_tokens: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_tokens", _count(self.input_tokens))
-        object.__setattr__(self, "output_tokens", _count(self.output_tokens))
+        msgspec.structs.force_setattr(self, "input_tokens", _count(self.input_tokens))
+        msgspec.structs.force_setattr(self, "output_tokens", _count(self.output_tokens))
 
     def __add__(self, other: Usage) -> Usage:
+        if other is NO_USAGE:  # as plain functions have, each time
+            return self
         return Usage(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)
 
 
@@ -39,6 +41,9 @@ def _count(given: object) -> int:
         return min(max(int(given), 0), MAX_TOKENS)  # type: ignore[call-overload, no-any-return]
     except (TypeError, ValueError, OverflowError):
         return 0
+
+
+NO_USAGE = Usage()
 
 
 class Failure(Exception):

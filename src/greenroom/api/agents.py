@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from msgspec import structs
 
 from greenroom import errors, settings, strict_json
@@ -52,8 +52,7 @@ async def _documents(call: Call, entries: Sequence[Entry]) -> list[dict[str, Any
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class OpenCounts:
+class OpenCounts(msgspec.Struct, frozen=True):
     """How many tasks are open, by agent and state: of all tenants, for who may observe the agent, else their own."""
 
     rights: Rights

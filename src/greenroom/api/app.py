@@ -84,7 +84,7 @@ class App:
                 acting.actor.set(acting.Actor(principal.id, principal.tenant, source, request_id))
                 self._admit(principal, source)
                 answer = await self._answer(scope, headers, receive, whole, request_id, principal)
-            body = _encoded(answer) if type(answer) is Answer else b""
+            body = _encoded(answer) if isinstance(answer, Answer) else b""
         # An error has no other name here: this frame is in its traceback, and both would be left to the collector.
         except errors.GreenroomError as error:
             refusal = problems.response(
@@ -98,11 +98,10 @@ class App:
             await problems.response(fault, request_id, lines=services.limits.headers(principal))(scope, receive, send)
         else:
             limits = services.limits.headers(principal)
-            match answer:
-                case Answer():
-                    await _send_answer(answer, body, whole, send, limits)
-                case Stream():
-                    await _send_stream(answer, receive, send, limits)
+            if isinstance(answer, Answer):
+                await _send_answer(answer, body, whole, send, limits)
+            else:
+                await _send_stream(answer, receive, send, limits)
 
     def _refusal(
         self, scope: Scope, error: errors.GreenroomError, principal: Principal | None, *, source: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -30,8 +29,7 @@ from greenroom.core.permissions import Action
 from greenroom.sdk import models, security
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """``{items, next_cursor}`` of *item*."""
 
     item: type[msgspec.Struct]
@@ -40,8 +38,7 @@ class Page:
 Given = type[msgspec.Struct] | tuple[type[msgspec.Struct], ...] | Page | str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """*gives* is by status: JSON of a struct, of one of several, or of a page; another media type; None where there is
     no body. *body* is JSON of that type, and an archive where it is bytes.
     """

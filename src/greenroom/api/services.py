@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
@@ -91,8 +92,7 @@ class Deployments(Protocol):
         """Store the code that an archive holds."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Services:
+class Services(msgspec.Struct, kw_only=True):
     """What routes need.
 
     *restart* replaces a replica of this node; False if it has none of that id, or it goes already. *stopping* is set
@@ -125,7 +125,7 @@ class Services:
     tier: isolation.Tier = isolation.Tier.T0  # how far replicas are kept apart
     isolation: str = ""  # the tier, and what it is, in words
     ask_to_stop: Callable[[], None] | None = None  # as SIGTERM does; None: who has made the node stops it
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    stopping: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
     failure: str | None = None  # what ended the node's loops, for good
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -22,15 +21,14 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[list[Any]]).decode
 
 
-@dataclass(slots=True)
-class Cutter:
+class Cutter(msgspec.Struct):
     """Takes rows in the order of their keys; *key* is where the key's values stand in a row."""
 
     key: Sequence[int]
     rows: int = 0
-    _parts: list[bytes] = field(default_factory=list)
+    _parts: list[bytes] = []
     _bytes: int = 0
-    _digest: Any = field(default_factory=hashlib.sha256)
+    _digest: Any = msgspec.field(default_factory=hashlib.sha256)
 
     def add(self, row: Sequence[Any]) -> bytes | None:
         """Return the chunk that *row* ends, if it ends one."""

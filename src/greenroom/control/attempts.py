@@ -25,7 +25,7 @@ class Attempt(msgspec.Struct, eq=False):
     deadline_s: float  # monotonic
     holds_slot: bool = True
     waiting_for: int = 0  # sub-tasks
-    calls: set[int] = msgspec.field(default_factory=set)  # ordinals
+    calls: set[int] = set()  # ordinals
     kill_at_s: float | None = None  # its end is recorded; when its process has to go if it does not stop by itself
     events_left: int = MAX_EVENTS
     event_bytes_left: int = MAX_EVENT_BYTES
@@ -149,6 +149,7 @@ def finish(
         revision=claim.revision,
         input_tokens=said.input_tokens,
         output_tokens=said.output_tokens,
+        input=claim.input,
     )
 
 

@@ -10,10 +10,8 @@ Where scaling is manual it decides nothing, and only records the load, as it doe
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -39,8 +37,7 @@ QUIET_EVERY_S, TELL_EVERY_S = 60.0, 10.0  # between two notes of an agent that k
 _QUIET = frozenset({Rule.ENOUGH, Rule.STABILISING})
 
 
-@dataclass(slots=True)
-class _Case:
+class _Case(msgspec.Struct):
     """An agent, as it is remembered while the node lives."""
 
     memory: Memory
@@ -67,8 +64,7 @@ class _Case:
         self.replicas = replicas
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
+class _Look(msgspec.Struct, frozen=True):
     """What is seen of an agent in one step."""
 
     entry: Entry
@@ -211,7 +207,7 @@ class Autoscaler:
         caps = bounds.caps(look.entry, look.sample, limit=self._store.board.limit_of(name))
         if shares is not None and wants is not None and shares[name] < wants[name][1]:
             told = sharing(name, shares[name], wants, most=self._cluster.max_replicas)
-            caps = dataclasses.replace(caps, allotment=shares[name], sharing=told)
+            caps = msgspec.structs.replace(caps, allotment=shares[name], sharing=told)
         decision, _ = scaling.decide(look.policy, case.memory, look.sample, case.replicas, caps)
         bounds.take(look.entry, decision.replicas - decision.before)
         return decision
@@ -239,7 +235,9 @@ class Autoscaler:
             if answer is True:
                 self._note(look, decision)
             elif isinstance(answer, errors.Conflict):  # there is no room before another one has given some up
-                held = dataclasses.replace(decision, replicas=decision.before, rule=Rule.CLUSTER, sentence=str(answer))
+                held = msgspec.structs.replace(
+                    decision, replicas=decision.before, rule=Rule.CLUSTER, sentence=str(answer)
+                )
                 decided[look.name] = held
                 if self._is_due(held, self._cases[look.name], look.sample.at_s):
                     await self._store.scaling.decide([self._item(look.name, held)])

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
@@ -17,8 +19,7 @@ from greenroom.sdk import models
 LONGEST_NAP_S = 3600.0
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """*last* is the newest there is; *error* why the last try failed, None if it did not."""
 
     is_running: bool = False

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import timedelta
+
+import msgspec
 
 from greenroom import clock as clocks
 from greenroom import settings, telemetry
@@ -29,8 +30,7 @@ STEP_EVERY_S = 1.0
 _KIND = "breaker"
 
 
-@dataclass(slots=True, eq=False)
-class _Guarded:
+class _Guarded(msgspec.Struct, eq=False):
     """An agent. Without a *policy* its breaker is off."""
 
     policy: breaker.Policy | None
@@ -38,7 +38,7 @@ class _Guarded:
     max_running: int | None
     timeout_s: float
     revisions: frozenset[int]  # that get its tasks
-    breaker: Breaker = field(default_factory=Breaker)
+    breaker: Breaker = msgspec.field(default_factory=Breaker)
     before: int = 0  # of the tasks that run, those that began before it was half-open; at most
 
 

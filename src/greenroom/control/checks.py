@@ -11,7 +11,8 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from greenroom import clock as clocks
 from greenroom import telemetry
@@ -19,8 +20,7 @@ from greenroom.core import failures, health
 from greenroom.engine import contract, protocol
 
 
-@dataclass(slots=True, eq=False)
-class _Watched:
+class _Watched(msgspec.Struct, eq=False):
     """A replica that is ready or drains."""
 
     id: str
@@ -31,9 +31,9 @@ class _Watched:
     asked_s: float | None = None  # nothing was heard since a probe was sent then
     probe: int = 0  # the number that is out; 0: none, or its time says nothing any more
     probed_s: float = 0.0
-    trips: deque[health.Trip] = field(default_factory=lambda: deque(maxlen=health.MAX_TRIPS))
-    outcomes: deque[health.Outcome] = field(default_factory=lambda: deque(maxlen=health.MAX_OUTCOMES))
-    standing: health.Standing = field(default_factory=health.Standing)
+    trips: deque[health.Trip] = msgspec.field(default_factory=lambda: deque(maxlen=health.MAX_TRIPS))
+    outcomes: deque[health.Outcome] = msgspec.field(default_factory=lambda: deque(maxlen=health.MAX_OUTCOMES))
+    standing: health.Standing = msgspec.field(default_factory=health.Standing)
 
 
 class Checks:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
 
+import msgspec
 from msgspec.structs import replace
 
 from greenroom import telemetry
@@ -22,15 +22,14 @@ _Cost = tuple[float, int]  # of an attempt: seconds and tokens
 MAX_SAMPLES = 100  # of each agent's serving revision, which limits are learnt from
 
 
-@dataclass(slots=True)
-class _Account:
+class _Account(msgspec.Struct):
     """What is known of an agent's revisions since its rollout has the weight that it has."""
 
     key: tuple[int, int]  # the rollout, and how many weights it has had
     serving: int
     tallies: dict[int, analysis.Tally]
     limits: analysis.Limits
-    running: dict[tuple[str, int], int] = field(default_factory=dict)  # attempts that began since then: their revisions
+    running: dict[tuple[str, int], int] = {}  # attempts that began since then: their revisions
 
 
 class Evidence:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import random
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+import msgspec
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
@@ -88,7 +89,7 @@ class Host:
         await self._write_rows()  # first: an agent that is said to be ready has replicas that are
         await self._recovery.write()
         await self._write_agents(entries, states)
-        return STEP_EVERY_S
+        return min(STEP_EVERY_S, self._recovery.next_start_s())
 
     async def drain_all(self, *, grace_s: float) -> None:
         """Take no more work, let what runs end within *grace_s*, then stop every replica. For good."""
@@ -319,7 +320,7 @@ class Host:
     async def _revision(self, entry: Entry, number: int) -> contract.Revision:
         """Return what the engine is to run: from a fresh interpreter, where recovery wants one."""
         interpreter = self._recovery.record(entry.agent.name, number).interpreter
-        return dataclasses.replace(await self._revision_of(entry, number), interpreter=interpreter)
+        return msgspec.structs.replace(await self._revision_of(entry, number), interpreter=interpreter)
 
     def _may_start(self, record: recovery.Record) -> bool:
         is_time = self._clock.monotonic_s() >= record.start_not_before_s

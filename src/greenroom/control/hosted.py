@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from greenroom.core import health
 from greenroom.store.agents import Replica
 
 
-@dataclass(slots=True, eq=False)
-class Hosted:
+class Hosted(msgspec.Struct, eq=False):
     """A replica of this node."""
 
     id: str

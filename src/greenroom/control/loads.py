@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from greenroom import clock as clocks
 from greenroom import telemetry
@@ -17,8 +18,7 @@ from greenroom.store import scaling as rows
 from greenroom.store.store import Store
 
 
-@dataclass(slots=True)
-class _Sum:
+class _Sum(msgspec.Struct):
     """What was seen of an agent since the last record."""
 
     ends: int = 0

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+import msgspec
+from msgspec import field
 
 from greenroom import clock as clocks
 from greenroom import settings, telemetry
@@ -41,8 +43,7 @@ class Drawn(Generic[T]):
         self._offered += 1
 
 
-@dataclass(slots=True, eq=False)
-class _Bucket:
+class _Bucket(msgspec.Struct, eq=False):
     """What happened between two looks."""
 
     attempts: int = 0
@@ -56,8 +57,7 @@ class _Bucket:
     misses: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class _Account:
+class _Account(msgspec.Struct, eq=False):
     last_end_s: float
     now: _Bucket = field(default_factory=_Bucket)
     past: deque[_Bucket] = field(default_factory=lambda: deque(maxlen=BUCKETS))
@@ -65,8 +65,7 @@ class _Account:
     queued: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
+class Sources(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked at each look."""
 
     replicas: Callable[[], Sequence[measurements.Replica]]

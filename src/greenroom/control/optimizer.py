@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import assert_never
+
+import msgspec
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
@@ -28,8 +29,7 @@ from greenroom.store.store import Store
 BROKEN = "rule_broken"  # the kind of their alerts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Actions:
+class Actions(msgspec.Struct, frozen=True, kw_only=True):
     """What can be done here; None: nobody can, and it stays advice. Each says whether it did it."""
 
     restart: Callable[[str, str], bool] | None = None  # a replica, and why

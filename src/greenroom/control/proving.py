@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from greenroom import settings
 from greenroom.control.trials import ReplicaGone, Trials
@@ -18,8 +19,7 @@ from greenroom.core.rollouts import Proof
 Trial = asyncio.Task[str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """What a stage has to prove: on *replicas* of the new revision, by *checks* too where there are any."""
 
     stage: int

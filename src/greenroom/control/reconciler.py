@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from greenroom import clock as clocks
 from greenroom import telemetry
@@ -31,8 +32,7 @@ WRITE_EVERY_S = 5.0  # what waiting and counting alone have changed
 MAX_DEATHS = 50  # looked at, of one agent
 
 
-@dataclass(slots=True)
-class _Course:
+class _Course(msgspec.Struct):
     """A rollout on its way, as this node knows it beyond what is stored."""
 
     proving: Proving

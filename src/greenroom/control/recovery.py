@@ -6,12 +6,13 @@ noted is written in the host's next step, a failure together with its consequenc
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import field
 from msgspec.structs import replace
 
 from greenroom import clock as clocks
@@ -28,20 +29,19 @@ BY = "recovery"  # who has begun a rollout that the ladder has led to
 _decode = msgspec.json.Decoder(Record).decode
 
 
-@dataclass(slots=True)
-class Case:
+class Case(msgspec.Struct):
     """An agent's record, that of its serving revision, and what has happened since it was last written.
 
     *others* are the records of revisions that stand beside it: of what becomes of those a rollout decides.
     """
 
     record: Record
-    others: dict[int, Record] = field(default_factory=dict)
+    others: dict[int, Record] = {}
     alarm: recovery.Alarm | None = None  # what the store was told
     bereaved: deque[tuple[str, int]] = field(default_factory=deque)  # dead replicas that none is started for yet
-    failures: list[NewFailure] = field(default_factory=list)
-    recovered: list[Recovered] = field(default_factory=list)
-    proven: set[int] = field(default_factory=set)
+    failures: list[NewFailure] = []
+    recovered: list[Recovered] = []
+    proven: set[int] = set()
     written: Record | None = None
 
     def take_up(self, revision: int, *, generation: int, fallback: int | None) -> None:
@@ -74,6 +74,13 @@ class Recovery:
         if case is None:
             return Record()
         return case.record if revision is None else case.others.get(revision, case.record)
+
+    def next_start_s(self) -> float:
+        """Return after how many seconds a start is due that waits; infinity where none does."""
+        now_s = self._clock.monotonic_s()
+        records = [record for case in self._cases.values() for record in (case.record, *case.others.values())]
+        waits_s = [record.start_not_before_s - now_s for record in records if not record.is_halted]
+        return min((wait_s for wait_s in waits_s if wait_s > 0), default=math.inf)
 
     async def judge(self, entries: Mapping[str, Entry]) -> None:
         """Take up what the store remembers, begin anew with what was deployed, scaled or released, forget the rest."""

@@ -7,7 +7,8 @@ of the agent's stored sessions, and none of what it makes of them is kept. Asked
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+
+import msgspec
 
 from greenroom import clock as clocks
 from greenroom import errors
@@ -25,15 +26,14 @@ PAGE = 100
 AT_ONCE = 8
 
 
-@dataclass(slots=True)
-class Rehearsed:
+class Rehearsed(msgspec.Struct):
     """*error* says why the revision cannot run at all. *tried* of *stored* sessions were given to it."""
 
     error: str | None = None
     stored: int = 0
     tried: int = 0
     failed: int = 0
-    failures: list[tuple[str, str]] = field(default_factory=list)  # sessions, and what is wrong with them
+    failures: list[tuple[str, str]] = []  # sessions, and what is wrong with them
 
     def note(self, session: str, wrong: str | None) -> None:
         self.tried += 1

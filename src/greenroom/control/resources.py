@@ -11,8 +11,10 @@ import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from greenroom import clock as clocks
 from greenroom import telemetry
@@ -25,8 +27,7 @@ LOOK_EVERY_S = 1.0  # at the sizes of replicas that have a bound
 MEASURE_EVERY_S = 5.0  # all processes; where memory is short, at each look
 
 
-@dataclass(slots=True, eq=False)
-class _Watched:
+class _Watched(msgspec.Struct, eq=False):
     """What is known of a replica."""
 
     tasks: int = 0
@@ -34,7 +35,7 @@ class _Watched:
     cpu: float = 0.0
     held: contract.Held | None = None
     new_mb: float | None = None  # its size when it became ready
-    trend: resources.Trend = field(default_factory=resources.Trend)
+    trend: resources.Trend = msgspec.field(default_factory=resources.Trend)
 
 
 class Engine(contract.Engine, contract.Meter, Protocol):

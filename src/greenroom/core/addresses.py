@@ -12,7 +12,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+
+import msgspec
 
 HTTPS_PORT, HTTP_PORT = 443, 80
 MAX_URL = 2_000  # characters
@@ -115,16 +116,14 @@ def _within(networks: tuple[tuple[int, int, str], ...], number: int) -> str | No
     return next((words for first, last, words in networks if first <= number <= last), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True):
     """*ports* may be used beside 443; *inner_hosts* may be inner addresses, and be spoken to by plain HTTP."""
 
     ports: Collection[int] = ()
     inner_hosts: Collection[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """A URL that was judged. *host* is a name in lower case, or an address; *path* has the query.
 
     *is_inner*: whatever address it has may be used.

@@ -12,7 +12,6 @@ import bisect
 import enum
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -38,8 +37,7 @@ class Sample(msgspec.Struct, frozen=True, gc=False):
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """Over what a task is slow or costly; None: cannot be told."""
 
     slow_s: float | None = None
@@ -79,8 +77,7 @@ def _p90(values: Iterable[float]) -> float:
 # --- counts of them
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(msgspec.Struct, frozen=True):
     """*bad* ones of those that were *judged*; fractions where they are foretold."""
 
     bad: float
@@ -302,8 +299,7 @@ _Z: Final = 1.6448536269514722  # one-sided 95 %
 _FORESEEN: Final = 100_000  # tasks: who needs more waits for very long anyway
 
 
-@dataclass(frozen=True, slots=True)
-class _Comparison:
+class _Comparison(msgspec.Struct, frozen=True):
     kind: Kind
     candidate: Share
     serving: Share

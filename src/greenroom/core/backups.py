@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date, datetime
+
+import msgspec
 
 FIRST_RETRY_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
+class Retention(msgspec.Struct, frozen=True):
     """Keep the *keep_last* newest backups, and the newest of each of the last *keep_days* days that have one."""
 
     keep_last: int

@@ -14,7 +14,8 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 LOWER_EVERY = 8  # an eighth of a tenant's turns: enough to see that a class moves, too little to notice above it
 
@@ -44,8 +45,7 @@ def share_out(
     return shares
 
 
-@dataclass(frozen=True, slots=True)
-class Turns:
+class Turns(msgspec.Struct, frozen=True):
     """What a tenant's priorities have had of an agent. *count*: turns since the last one of a lower priority.
 
     *last*: the priority that had that one.

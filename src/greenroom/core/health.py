@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -23,8 +22,7 @@ MAX_GAP_S = 2.0  # between two looks; after more it was the node that stood stil
 MOST_PROBE_EVERY_S = 5.0  # however long an agent may be silent: grades need evidence
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(msgspec.Struct, frozen=True):
     """A look of the node at its replicas, and when the one before was."""
 
     now_s: float
@@ -97,8 +95,7 @@ class Trip(msgspec.Struct, frozen=True, gc=False):
     took_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(msgspec.Struct, frozen=True):
     """The evidence of one replica that is not stale."""
 
     outcomes: int = 0
@@ -151,8 +148,7 @@ SLOW_RATIO, SLOW_BY_S = 3.0, 0.5  # of the siblings' median; by less than the la
 WORSEN_AFTER, IMPROVE_AFTER = 3, 5  # looks in a row, so 6 and 10 s: trust is lost faster than it is won
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """What one look at the evidence says. *cause* tells reasons apart whose numbers differ. *is_urgent*: it stands."""
 
     grade: Grade
@@ -203,8 +199,7 @@ def _errors(own: Summary, siblings: Sequence[Summary]) -> Finding:
     return Finding(Grade.DEGRADED, f"{told}: it is the agent's code or its input", "errors")
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """The grade that holds, and what *looks* in a row have found instead: the one of them that is nearest to it."""
 
     finding: Finding = NO_EVIDENCE
@@ -232,8 +227,7 @@ def settle(standing: Standing, found: Finding) -> Standing:
     return Standing(held, nearest, looks)
 
 
-@dataclass(frozen=True, slots=True)
-class Graded:
+class Graded(msgspec.Struct, frozen=True):
     """A ready replica."""
 
     id: str

@@ -11,8 +11,9 @@ import enum
 import ipaddress
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+import msgspec
 
 from greenroom.core.networks import limited_as
 
@@ -42,8 +43,7 @@ SERIOUS = frozenset({Rule.MANY_NETWORKS, Rule.FORGED_REQUESTS, Rule.BLOCKED_AGEN
 """What is never an accident, and nobody's knocking: see `is_serious`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(msgspec.Struct, frozen=True):
     """*kind* is source, key, principal, agent or node."""
 
     kind: str
@@ -63,8 +63,7 @@ def is_serious(rule: Rule, kind: str) -> bool:
     return rule in SERIOUS and kind != "source"
 
 
-@dataclass(frozen=True, slots=True)
-class Threshold:
+class Threshold(msgspec.Struct, frozen=True):
     """*count* marks within *window_s*."""
 
     count: int
@@ -88,8 +87,7 @@ LOAD_KNOWN = 10  # windows of which a principal's usual load is known
 CLOCK_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     rule: Rule
     subject: Subject
     reason: str
@@ -125,11 +123,10 @@ class _Table(Generic[Key, Value]):
         return list(self._values.items())
 
 
-@dataclass(slots=True)
-class _Marks:
+class _Marks(msgspec.Struct):
     """When something happened last, of each different *what*: instants that only grow."""
 
-    at_s: OrderedDict[Hashable, float] = field(default_factory=OrderedDict)
+    at_s: OrderedDict[Hashable, float] = msgspec.field(default_factory=OrderedDict)
 
     def add(self, what: Hashable, now_s: float, window_s: float) -> int:
         """Note *what*, and return how many different ones there are in the window."""
@@ -186,8 +183,7 @@ class Rates:
         return sorted(((subject, count) for subject, count in found if count), key=lambda each: -each[1])
 
 
-@dataclass(slots=True)
-class _Load:
+class _Load(msgspec.Struct):
     """A principal's load: this window's, and what it used to be in those before."""
 
     since_s: float | None = None

@@ -9,9 +9,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
+
+import msgspec
 
 LEAST_ABI = 6  # of Landlock: from here on it closes abstract sockets and signals, too
 MACHINES = ("x86_64", "aarch64")  # whose system calls the filter knows
@@ -36,8 +37,7 @@ class Means(StrEnum):
     NAMESPACES = "namespaces"
 
 
-@dataclass(frozen=True, slots=True)
-class Powers:
+class Powers(msgspec.Struct, frozen=True):
     """What the kernel and the user permit. *landlock_abi* is 0 where there is none; *unreachable* are folders that
     every replica needs and that other users cannot enter; *are_uids_mapped*: the users of `T2` exist here.
     *without_namespaces* says why agents cannot have namespaces, None: they can.
@@ -52,8 +52,7 @@ class Powers:
     without_namespaces: str | None = "nobody has tried"
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """*lacks* says what keeps the machine from each higher tier; *refusal* that what was asked for cannot be had.
 
     *means* are those of T2: users where they can be had, which hold also where a namespace leaks.
@@ -141,8 +140,7 @@ def _without_users(powers: Powers) -> Iterator[str]:
 # --- egress
 
 
-@dataclass(frozen=True, slots=True)
-class Egress:
+class Egress(msgspec.Struct, frozen=True):
     """What of the network is open. *ports* are those of TCP that may be connected to, on any host; None: all, and UDP.
 
     *resolves*: names are looked up, by TCP.

@@ -7,15 +7,15 @@ valid one is not to suffer for its neighbours.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from greenroom import errors
 
 THROTTLED_EVERY_S = 6.0  # one request
 
 
-@dataclass(slots=True)
-class Standing:
+class Standing(msgspec.Struct):
     """*kind* is throttle or lock; *until_s* and *next_s* are instants of the node's life."""
 
     kind: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 from msgspec.structs import replace
@@ -76,8 +75,7 @@ class Found(msgspec.Struct, frozen=True):
         return self.rule, self.agent or ""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """*condition*, *action* and *gain* are for people. *find* is given what each threshold is to be multiplied with."""
 
     name: str

@@ -18,7 +18,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from greenroom.core import health
 
@@ -31,8 +33,7 @@ STREAK = 5  # failures in a row that make a replica distrusted (Envoy's outlier 
 LARGEST_PART = 3  # of the ready replicas at most a third is ejected in a window
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How attempts of *replica* ended; *count* failures with nothing of its peers in between are one outcome."""
 
     at_s: float
@@ -74,14 +75,12 @@ class Evidence:
         self._successes.pop(replica, None)
 
 
-@dataclass(frozen=True, slots=True)
-class Outlier:
+class Outlier(msgspec.Struct, frozen=True):
     replica: str
     reason: str
 
 
-@dataclass(slots=True)
-class _Tally:
+class _Tally(msgspec.Struct):
     """What is compared."""
 
     ended: int = 0

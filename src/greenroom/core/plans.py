@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """What an agent should have."""
 
     agent: str
@@ -17,8 +17,7 @@ class Wanted:
     one_by_one: bool = False  # no other is started before the last one is ready
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """A replica that exists."""
 
     id: str
@@ -30,14 +29,12 @@ class Seen:
     started_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class StartReplica:
+class StartReplica(msgspec.Struct, frozen=True):
     agent: str
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class DrainReplica:
+class DrainReplica(msgspec.Struct, frozen=True):
     """Let it go when its tasks are done, or at once: they are handed over."""
 
     id: str

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
+
 PERIOD_S = 60.0
 MAX_NAMES = 10_000
 _ROUNDING_S = 1e-6  # a hundred steps of 0.6 s are a little more than a minute
@@ -44,10 +46,8 @@ class RateLimit:
 
     def take(self, name: str, now_s: float, count: int = 1, *, most_s: float = PERIOD_S + _ROUNDING_S) -> float:
         """Charge *name* and return 0; or nothing, and return `wait_s`, where its debt would be more than *most_s*."""
-        names, full_at_s = self._full_at_s, self._full_at_s.get(name, now_s)
-        if full_at_s < now_s:
-            full_at_s = now_s
-        full_at_s += count * self._step_s
+        names = self._full_at_s
+        full_at_s = max(names.get(name, now_s), now_s) + count * self._step_s
         if full_at_s - now_s > most_s:
             return full_at_s - now_s - PERIOD_S
         names[name] = full_at_s
@@ -93,9 +93,8 @@ class RateLimit:
                 self._full_at_s[name] = now_s + debt_s + self._unsettled.get(name, 0) * self._step_s
 
 
-@dataclass(slots=True)
-class _Recent:
-    times: list[float] = field(default_factory=list)
+class _Recent(msgspec.Struct):
+    times: list[float] = []
     told_at_s: float = -PERIOD_S
 
 

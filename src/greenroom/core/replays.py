@@ -11,7 +11,8 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from greenroom.core import scaling
 from greenroom.core.scaling import Memory, Policy, Sample
@@ -21,8 +22,7 @@ LONGEST_GAP_S = 600.0  # of a time without load; the rest of a longer one is ski
 LONGEST_END_S = 3600.0  # after what was recorded: what waits longer than that is not counted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bucket:
+class Bucket(msgspec.Struct, frozen=True, kw_only=True):
     """What was recorded from *at_s* on. *start_s* is how long replicas took to start, if any did."""
 
     at_s: float
@@ -35,8 +35,7 @@ class Bucket:
     replicas: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(msgspec.Struct, frozen=True):
     """One bucket's time as it would have been: the most that waited, the mean of the rest."""
 
     at_s: float
@@ -46,8 +45,7 @@ class Point:
     replicas: float
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(msgspec.Struct, frozen=True):
     points: tuple[Point, ...]
     most_replicas: int
     mean_replicas: float
@@ -58,18 +56,17 @@ class Replay:
     changes: int
 
 
-@dataclass(slots=True)
-class _World:
+class _World(msgspec.Struct):
     """The queue and the replicas."""
 
     policy: Policy
     memory: Memory
     replicas: int  # that there should be
     now_s: float = 0.0
-    starting: list[float] = field(default_factory=list)  # when each will be ready
-    queue: deque[tuple[float, int]] = field(default_factory=deque)  # since when, how many
-    running: list[tuple[float, int]] = field(default_factory=list)  # until when, how many
-    waits: list[tuple[float, int]] = field(default_factory=list)
+    starting: list[float] = []  # when each will be ready
+    queue: deque[tuple[float, int]] = msgspec.field(default_factory=deque)  # since when, how many
+    running: list[tuple[float, int]] = []  # until when, how many
+    waits: list[tuple[float, int]] = []
     owed: float = 0.0  # arrivals that do not come out even
     carried: float = 0.0  # so of what a slot does in a step
     changes: int = 0

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 from msgspec.structs import replace
@@ -122,8 +121,7 @@ class Proof(enum.Enum):
     PASSED = enum.auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """What there is of the new revision. *failure* says why it can never be promoted, if something does."""
 
     desired: int  # replicas that the agent should have
@@ -381,8 +379,7 @@ def promote(rollout: Rollout) -> Rollout:
 # --- evidence
 
 
-@dataclass(frozen=True, slots=True)
-class Death:
+class Death(msgspec.Struct, frozen=True):
     """A replica that died, as a word of `core.failures`, and for people."""
 
     kind: str

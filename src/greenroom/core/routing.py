@@ -12,8 +12,10 @@ agents have in common counts more. The matches add up to an agent's evidence *e*
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
+
+import msgspec
+from msgspec.structs import replace
 
 from greenroom.core import words
 
@@ -42,8 +44,7 @@ REASONS: Final = 3  # that a score names
 LISTED: Final = 10  # candidates that a message names
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """An agent as its manifest describes it. Names are unique in an index."""
 
     name: str
@@ -52,8 +53,7 @@ class Candidate:
     examples: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(msgspec.Struct, frozen=True):
     """How well an agent fits, in [0, 1], and the strongest reasons in words; no reasons, no match."""
 
     agent: str
@@ -61,16 +61,14 @@ class Score:
     reasons: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """The agent that fits; *scores* are of all candidates, best first."""
 
     agent: str
     scores: tuple[Score, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class NoRoute:
+class NoRoute(msgspec.Struct, frozen=True):
     """No agent was chosen; *scores* are of all candidates, best first."""
 
     reason: str
@@ -90,8 +88,7 @@ class NoRoute:
 Similarity: TypeAlias = Callable[[str, Sequence[str]], Sequence[float]]
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(msgspec.Struct, frozen=True):
     """A term leads to an agent: what that is worth, and why in words."""
 
     agent: int
@@ -99,8 +96,7 @@ class Match:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
+class Example(msgspec.Struct, frozen=True):
     """A request that an agent declares as its own."""
 
     agent: int
@@ -108,8 +104,7 @@ class Example:
     terms: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(msgspec.Struct, frozen=True):
     """A set of agents, prepared for `choose`; immutable, so it may be shared between threads."""
 
     candidates: tuple[Candidate, ...]

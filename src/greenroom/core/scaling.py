@@ -17,7 +17,9 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from greenroom.core import windows
 
@@ -57,8 +59,7 @@ EXEMPT = frozenset({Rule.BURST, Rule.WAKE, Rule.SET, Rule.MIN, Rule.MAX})
 """Changes by these rules are no change of direction."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent's manifest says; *slots* of one replica."""
 
     min_replicas: int = 1
@@ -78,8 +79,7 @@ class Policy:
         return max(1, self.min_replicas)
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True):
     """What is seen at one instant: tasks that wait and may be claimed, and what the ready replicas have and do."""
 
     at_s: float
@@ -92,8 +92,7 @@ class Sample:
         return not (self.waiting or self.busy)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caps:
+class Caps(msgspec.Struct, frozen=True, kw_only=True):
     """What bounds an agent from outside; None: nothing does. *room* is of replicas more than there are; less than 0: so
     many have to go.
     """
@@ -108,8 +107,7 @@ class Caps:
     failing: str = ""  # none of its replicas works
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(msgspec.Struct, frozen=True):
     """What is remembered of an agent between two decisions."""
 
     short: windows.Mean
@@ -144,8 +142,7 @@ class Memory:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """*before* replicas become *replicas*, which may be the same: then *rule* is what holds them."""
 
     before: int
@@ -153,15 +150,14 @@ class Decision:
     rule: Rule
     sentence: str
     wanted: int  # by the load alone
-    inputs: Mapping[str, float] = field(default_factory=dict)
+    inputs: Mapping[str, float] = {}
 
     @property
     def has_changed(self) -> bool:
         return self.replicas != self.before
 
 
-@dataclass(frozen=True, slots=True)
-class _Wish:
+class _Wish(msgspec.Struct, frozen=True):
     """How many replicas the load asks for now, by which rule, and because of what."""
 
     replicas: int

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -26,8 +25,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     needs_promotion: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Strategy:
+class Strategy(msgspec.Struct, frozen=True, kw_only=True):
     """What is wanted of a rollout. *surge* and *unavailable* are numbers of replicas."""
 
     kind: str  # "rolling", "blue-green" or "canary"

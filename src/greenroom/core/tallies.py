@@ -7,14 +7,14 @@ told together.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import msgspec
 
 Kind = TypeVar("Kind", bound=Hashable)
 
 
-@dataclass(slots=True)
-class _Count:
+class _Count(msgspec.Struct):
     waiting: int = 0
     first: str = ""  # of those that wait
     told_s: float | None = None

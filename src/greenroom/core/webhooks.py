@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from dataclasses import dataclass
+
+import msgspec
 
 from greenroom.core import tasks
 
@@ -48,18 +49,15 @@ def sign(secret: bytes, *, id: str, timestamp_s: int, body: bytes) -> str:
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(msgspec.Struct, frozen=True):
     """The receiver has it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(msgspec.Struct, frozen=True):
     delay_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class GivenUp:
+class GivenUp(msgspec.Struct, frozen=True):
     """It will not be sent again; *is_gone*: the receiver wants nothing more at all (410)."""
 
     is_gone: bool = False

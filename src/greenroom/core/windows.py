@@ -5,14 +5,13 @@ Instants are seconds of the node's life. Used by `core.scaling`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 BUCKETS = 60  # of a window: what is older leaves it by that fraction
 FINEST_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Mean:
+class Mean(msgspec.Struct, frozen=True):
     """The mean of a window of *window_s*. Each bucket weighs the same, however often somebody looked in it."""
 
     window_s: float
@@ -34,8 +33,7 @@ class Mean:
         return Mean(self.window_s, (*kept, (at_s, value, 1)))
 
 
-@dataclass(frozen=True, slots=True)
-class Highest:
+class Highest(msgspec.Struct, frozen=True):
     """The highest of a window of *window_s*: of each value, when it was seen last, while nothing later is as high."""
 
     window_s: float

@@ -11,8 +11,9 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 # Of a longer text these are read: people put what they want first or last, around what they paste.
 HEAD_CHARS: Final = 1500
@@ -37,8 +38,7 @@ _ENDINGS: Final = """
 _LONGEST_FIRST: Final = tuple(sorted(_ENDINGS.split(), key=len, reverse=True))
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(msgspec.Struct, frozen=True):
     """A word or phrase as it was written, folded to lower case without accents, and its stem."""
 
     text: str
@@ -88,8 +88,7 @@ def stem(token: str) -> str:
     return token
 
 
-@dataclass(frozen=True, slots=True)
-class Spellings:
+class Spellings(msgspec.Struct, frozen=True):
     """Finds the term that a misspelt or inflected one stands for.
 
     Terms are filed under themselves, under themselves without one letter (a slip of one letter or a swap of

@@ -8,24 +8,24 @@ every engine must show.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+import msgspec
 
 from greenroom.engine import failures, protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Revision:
+class Revision(msgspec.Struct, frozen=True):
     """What an engine needs to run an agent's revision; content-addressed, so equal digests are equal code."""
 
     agent: str
     number: int
     snapshot: Path  # the folder of code; replicas have it as working directory and first on sys.path
     factory: str  # "module:attribute", or "file.py:attribute" for code of a script that was running
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = {}
     env: tuple[str, ...] = ()  # the only variables of the node that the replica sees
-    secrets: Mapping[str, str] = field(default_factory=dict)  # variable -> "file:PATH" or "env:NAME"
+    secrets: Mapping[str, str] = {}  # variable -> "file:PATH" or "env:NAME"
     read_paths: tuple[Path, ...] = ()  # absolute; beside what every replica may read
     write_paths: tuple[Path, ...] = ()
     egress: tuple[str, ...] = ("any",)  # see `core.isolation.egress`
@@ -37,8 +37,7 @@ class Revision:
     interpreter: int = 0  # another number: a fresh interpreter, which imports the code anew
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(msgspec.Struct, frozen=True):
     """How a replica ended. *reason*: stopped, or one of `core.failures`; *detail* is for people.
 
     A replica may have written the detail: what is kept of it is bounded, and of a kind that every store takes.
@@ -51,7 +50,7 @@ class Exit:
     is_certain: bool = True  # else *reason* is the likeliest one, and somebody may have ended it
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "detail", failures.bounded(self.detail, failures.MAX_MESSAGE_BYTES))
+        msgspec.structs.force_setattr(self, "detail", failures.bounded(self.detail, failures.MAX_MESSAGE_BYTES))
 
     @property
     def is_its_own(self) -> bool:
@@ -62,8 +61,7 @@ class Exit:
 _ITS_OWN = frozenset({"crashed", "oom", "hung", "protocol"})
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(msgspec.Struct, frozen=True):
     """What the engine sees of a replica right now."""
 
     replica: str
@@ -73,8 +71,7 @@ class Observation:
     cpu_s: float  # of the whole process so far
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """What a replica and all that it has started hold.
 
     *memory_mb* is what its limit is compared with: pages that it shares with its zygote count in full. Of *share_mb*
@@ -86,8 +83,7 @@ class Held:
     cpu_s: float  # so far
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """What all replicas hold together, with the interpreters that they are forked from.
 
     *memory_mb* is exact above what was enough to know, and may be too much below. *cpu_s* is by the process at the root

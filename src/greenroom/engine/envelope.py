@@ -14,8 +14,9 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from greenroom.engine import processes
 
@@ -36,16 +37,14 @@ class How(enum.StrEnum):
     OFF = "off"
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """None: no limit."""
 
     cpu: float | None = None
     memory_mb: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Enforcement:
+class Enforcement(msgspec.Struct, frozen=True):
     """How each limit is held; *warnings* tell people where that is less than what was asked for."""
 
     cpu: How = How.OFF
@@ -53,16 +52,14 @@ class Enforcement:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """What a zygote does to be inside: write itself into the files *groups*, and keep to *cpus* where there are any."""
 
     groups: tuple[str, ...] = ()
     cpus: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where this process is in the hierarchy of a controller."""
 
     folder: Path

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Set
-from dataclasses import dataclass
+
+import msgspec
 
 from greenroom.adapters import contract
 
@@ -19,8 +20,7 @@ _MAX_WORDS_BYTES = 1024
 _MAX_FRAMES = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
+class Description(msgspec.Struct, frozen=True):
     type: str
     message: str
     retryable: bool

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from greenroom.adapters import contract
 from greenroom.engine import advice, factories, failures, values
@@ -18,8 +19,7 @@ from greenroom.engine import advice, factories, failures, values
 MAX_STATE_BYTES = 4 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Migrate:
+class Migrate(msgspec.Struct, frozen=True):
     """A function of the agent's code, plain (it runs in a thread) or a coroutine function."""
 
     name: str  # for people: where it was found

@@ -17,8 +17,9 @@ import select
 import signal
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from greenroom.engine import kernel, zygote
 
@@ -32,8 +33,7 @@ _engines = itertools.count()
 Environment = frozenset[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     rss_mb: float
     cpu_s: float
 

@@ -15,9 +15,10 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+import msgspec
 
 from greenroom import errors
 from greenroom.engine import archives, definitions
@@ -27,8 +28,7 @@ MAX_BYTES = 64 * 1024 * 1024
 _NEVER = frozenset({"__pycache__", "node_modules"})
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     digest: str
     path: Path
 

@@ -62,7 +62,7 @@ class TaskContext:
             metadata={} if invoke.metadata is None else values.read(invoke.metadata),
         )
         self._state: dict[str, Any] = {}
-        self.usage = contract.Usage()  # of the agents that `run` ran
+        self.usage = contract.NO_USAGE  # of the agents that `run` ran
         self.threads: set[Future[Any]] = set()
         self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._send = send

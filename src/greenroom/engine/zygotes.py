@@ -13,7 +13,6 @@ import socket
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -30,8 +29,7 @@ _FORK_DEADLINE_S = 10.0
 _EXIT_DEADLINE_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(msgspec.Struct, frozen=True):
     """One replica to make. The descriptors are the child's ends, closed here once they are passed on."""
 
     replica: str
@@ -47,8 +45,7 @@ class Order:
             os.close(fd)
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(msgspec.Struct, frozen=True):
     """How a revision's zygote is started."""
 
     plan: zygote.Plan

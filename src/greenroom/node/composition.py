@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -56,8 +55,7 @@ LOOK_EVERY_S = 1.0  # wakeups are hints; this is the guarantee
 TENANT = HOME
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(msgspec.Struct, frozen=True, kw_only=True):
     """*folder* holds the agents' code; *data_dir* the store, the keys and the snapshots. *port* 0 is any free port."""
 
     settings: settings.Settings

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -50,12 +49,11 @@ class Head(msgspec.Struct, frozen=True):
     checkpoint_hash: str = BEGIN
 
 
-@dataclass(frozen=True, slots=True)
-class Anchor:
+class Anchor(msgspec.Struct, frozen=True):
     """What was exported: the hashes of entries, and checkpoints by their number."""
 
-    hashes: Mapping[int, str] = field(default_factory=dict)
-    checkpoints: Mapping[int, Checkpoint] = field(default_factory=dict)
+    hashes: Mapping[int, str] = {}
+    checkpoints: Mapping[int, Checkpoint] = {}
     unread: int = 0
     """Lines that are none of ours: torn by a power cut, or something else."""
 

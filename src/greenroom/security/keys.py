@@ -11,14 +11,14 @@ import hmac
 import re
 import secrets
 import zlib
-from dataclasses import dataclass
+
+import msgspec
 
 _FORM = re.compile(r"gr_([a-z]{2,12})_([0-9a-f]{16})_([A-Za-z0-9~-]{43})_([0-9a-f]{8})")
 _DUMMY_HASH = bytes(32)
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(msgspec.Struct, frozen=True):
     """A key that was just minted: *text* is shown once, *secret_hash* is stored."""
 
     id: str
@@ -26,8 +26,7 @@ class Key:
     secret_hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Presented:
+class Presented(msgspec.Struct, frozen=True):
     """A well-formed key that somebody presents."""
 
     id: str

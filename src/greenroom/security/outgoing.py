@@ -13,8 +13,9 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from greenroom.core import addresses
 from greenroom.core.addresses import Policy, Target
@@ -32,8 +33,7 @@ RESOLVERS = 64
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What came of a request: a *status*, or an *error*, a few words that tell nothing of the inner network.
 
     *is_refused*: nothing was sent, because of where it would have gone.

@@ -12,10 +12,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jwt
+import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -47,8 +47,7 @@ class KeysRefused(errors.GreenroomError):
     code = "keys-refused"
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(msgspec.Struct, frozen=True):
     """A key, bound to each of the algorithms that it may be used with."""
 
     kid: str | None
@@ -56,8 +55,7 @@ class Key:
     fingerprint: bytes  # of all that was published of it
 
 
-@dataclass(frozen=True, slots=True)
-class KeySet:
+class KeySet(msgspec.Struct, frozen=True):
     """Keys by their ``kid``. *refused* says what was left out of the set, and why."""
 
     keys: Mapping[str | None, Key]

@@ -13,9 +13,10 @@ import keyword
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Generic, TypeVar
+
+import msgspec
 
 from greenroom.core import isolation
 from greenroom.settings import addresses
@@ -33,8 +34,7 @@ MAX_GROUPS = 100  # Python's compiler takes three calls for each level of nestin
 Subject = TypeVar("Subject")
 
 
-@dataclass(frozen=True, slots=True)
-class Rule(Generic[Subject]):
+class Rule(msgspec.Struct, Generic[Subject], frozen=True):
     """*broken* answers with the message, or None where the rule is kept."""
 
     needs: tuple[KeyPath, ...]

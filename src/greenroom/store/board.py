@@ -13,7 +13,8 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from greenroom.store.database import RetryTransaction
 from greenroom.store.rows import SessionKey
@@ -29,8 +30,7 @@ STRIDE = 61_803  # about BUCKETS by the golden ratio: a task's number by this, m
 # run of tasks is spread evenly, whatever the period of what comes in (Weyl's sequence)
 
 
-@dataclass(slots=True)
-class Line:
+class Line(msgspec.Struct):
     """A replica's slots."""
 
     queue: Queue
@@ -41,7 +41,7 @@ class Line:
     turn: int = 0  # when it was given a task last: of those that are loaded alike, the one that has waited longest goes
     is_distrusted: bool = False  # it fails, and its peers do not: it gets one task at a time
     is_resting: bool = False  # and now none
-    held: dict[str, int] = field(default_factory=dict)  # slots, by tenant
+    held: dict[str, int] = {}  # slots, by tenant
 
     @property
     def free(self) -> int:
@@ -58,8 +58,7 @@ class Line:
         self.attempts += 1
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(msgspec.Struct, frozen=True):
     """How many tasks of *agent* this node would take now, for replicas of *revision*; suspects to *run_alone*.
 
     Of those that no session keeps to a revision, it takes what is in the buckets from *low* to below *high*.
@@ -77,8 +76,7 @@ class Demand:
         return self.agent, self.run_alone, self.revision
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """What this node's ready replicas of an agent have and do; those that drain or are for suspects not counted."""
 
     replicas: int = 0
@@ -86,8 +84,7 @@ class Usage:
     busy: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Traffic:
+class Traffic(msgspec.Struct, frozen=True):
     """How many of a hundred tasks each revision of an agent gets; what has a higher *version* was written later.
 
     What another one than *serving* cannot take goes to that; what is its own waits for it.

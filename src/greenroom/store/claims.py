@@ -7,12 +7,11 @@ which priority, `core.fairness` decides; this module finds them: of each tenant,
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from greenroom import errors
@@ -256,8 +255,7 @@ class Claims:
             self._homes.popitem(last=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
+class _State(msgspec.Struct, frozen=True):
     """What a session's tasks begin with: its last state or, where they have to, its last good one."""
 
     last: bytes | None = None
@@ -327,8 +325,8 @@ async def _state(tx: Transaction, vault: Vault, session: SessionKey | None) -> _
         last = await vault.opened(tenant, "session", "state", tuple(place), state.last)
         good = await vault.opened(tenant, "session", "good_state", tuple(place), state.good)
     except errors.StoreDamaged as error:
-        return dataclasses.replace(state, last=None, good=None, damage=str(error))
-    return dataclasses.replace(state, last=last, good=good)
+        return msgspec.structs.replace(state, last=None, good=None, damage=str(error))
+    return msgspec.structs.replace(state, last=last, good=good)
 
 
 async def _opened(vault: Vault, claim: Claim) -> Claim:

@@ -14,9 +14,10 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+
+import msgspec
 
 from greenroom import errors
 from greenroom.store import acting, database
@@ -29,8 +30,7 @@ MAX_ITEMS = 1_000  # of one commit: bounds how long it holds the event loop
 Operation = Callable[[database.Transaction, News, Sequence[Any]], Awaitable[Sequence[Any]]]
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
+class _Entry(msgspec.Struct, eq=False):
     """What was written together, and the future that has the result of each item."""
 
     operation: Operation

@@ -8,7 +8,6 @@ counts too many, never too few.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -43,8 +42,7 @@ select tenant, cast(sum(case when retired_at is null then 0 else 1 end) as bigin
 from data_key where purpose = 'seal' group by tenant order by tenant limit 1000"""
 
 
-@dataclass(slots=True)
-class Lease:
+class Lease(msgspec.Struct):
     """Leave to seal *left* messages with *key*."""
 
     key: DataKey

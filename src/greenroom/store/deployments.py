@@ -6,11 +6,9 @@ is begun. Called by `greenroom.deployments`; what happens to the rollout afterwa
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import msgspec
@@ -81,8 +79,7 @@ class Deployed(msgspec.Struct, frozen=True):
         return self.action in (Action.BEGIN, Action.JOIN)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """*last* is the last rollout of *agent*; *state* is the one to begin, if there is no *refusal*."""
 
     action: Action
@@ -138,18 +135,18 @@ async def decide(tx: Reading, item: Deployment) -> Decision:
     is_served = False
     if last is not None and is_known:
         if last.state.is_open and number == last.to_revision:
-            return dataclasses.replace(decision, action=Action.JOIN, refusal=await _shortage(tx, item, decision))
+            return msgspec.structs.replace(decision, action=Action.JOIN, refusal=await _shortage(tx, item, decision))
         is_left = before is not None and (number != before or last.state.is_open)  # nothing newer has taken its place
         if not item.judged_anew and is_left and number == await _highest(tx, item.agent):
-            return dataclasses.replace(decision, action=Action.LEAVE)
+            return msgspec.structs.replace(decision, action=Action.LEAVE)
         is_served = number == before
         if is_served and last.state.phase is not rollouts.Phase.FAILED:
-            return dataclasses.replace(decision, action=Action.STAY, refusal=await _shortage(tx, item, decision))
+            return msgspec.structs.replace(decision, action=Action.STAY, refusal=await _shortage(tx, item, decision))
         if is_served:
             before = None  # it has failed as the first one, and is tried again
     state = _planned(item, before, decision, is_served=is_served)
     refusal = await _shortage(tx, item, decision) or await _crowding(tx, item, decision, state)
-    return dataclasses.replace(decision, state=state, refusal=refusal)
+    return msgspec.structs.replace(decision, state=state, refusal=refusal)
 
 
 async def _number(tx: Reading, item: Deployment) -> tuple[int, bool]:
@@ -377,8 +374,7 @@ async def _stay(tx: Transaction, news: News, item: Deployment, decision: Decisio
         await rows.calm(tx, item.agent)
 
 
-@dataclass(frozen=True, slots=True)
-class _Outside:
+class _Outside(msgspec.Struct, frozen=True):
     """Reads outside any transaction: what is found may have changed when it is acted upon."""
 
     db: database.Database

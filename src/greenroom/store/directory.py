@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import msgspec
 
@@ -21,8 +20,7 @@ from greenroom.store.rollouts import Rollout, spec_of
 MAX_INDEXES = 32  # of callers who may submit to some agents only
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     agent: Agent
     spec: settings.AgentSettings
     rollout: Rollout | None = None

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
+from msgspec import field
 
 from greenroom.store.board import Demand, Traffic
 from greenroom.store.rows import Claim, Task
 from greenroom.store.vault import PLAIN, Seals
 
 
-@dataclass(frozen=True, slots=True)
-class KeyedEnd:
+class KeyedEnd(msgspec.Struct, frozen=True):
     """The end of a task that has a key of the result cache; *output* is None unless it succeeded."""
 
     tenant: str
@@ -24,30 +25,29 @@ class KeyedEnd:
     output: bytes | None = None
 
 
-@dataclass(slots=True)
-class News:
+class News(msgspec.Struct):
     """Facts of one commit, by the ids of those whom they concern; and the seals that it writes with."""
 
     seals: Seals = field(default_factory=lambda: Seals(PLAIN))
-    ended: dict[str, Callable[[], Task | None] | None] = field(default_factory=dict)  # tasks now in a terminal state
+    ended: dict[str, Callable[[], Task | None] | None] = {}  # tasks now in a terminal state
     endings: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # how many, by tenant, agent and state
-    keyed: list[KeyedEnd] = field(default_factory=list)  # ends that the result cache has to look at
+    keyed: list[KeyedEnd] = []  # ends that the result cache has to look at
     cache: Counter[tuple[str, str]] = field(default_factory=Counter)  # submissions to it: agent, and how they met it
-    stopped: list[str] = field(default_factory=list)  # tasks that ended although an attempt of theirs may still run
-    changed: set[str] = field(default_factory=set)  # tasks with new events
-    ready: set[tuple[str, str]] = field(default_factory=set)  # agents and tenants with tasks that may be claimed
+    stopped: list[str] = []  # tasks that ended although an attempt of theirs may still run
+    changed: set[str] = set()  # tasks with new events
+    ready: set[tuple[str, str]] = set()  # agents and tenants with tasks that may be claimed
     left: Counter[str] = field(default_factory=Counter)  # how many tasks have left the queue, by tenant
-    suspects: set[str] = field(default_factory=set)  # agents with tasks that are to run alone
+    suspects: set[str] = set()  # agents with tasks that are to run alone
     due_at_us: int | None = None  # the earliest new due time
-    named: dict[str, str] = field(default_factory=dict)  # new tasks whose callers want to be told, and by which webhook
-    hooked: list[str] = field(default_factory=list)  # such tasks that have ended
-    deliveries: dict[str, str] = field(default_factory=dict)  # webhooks with something to tell, and their tenants
-    claims: list[Claim] = field(default_factory=list)  # attempts that begin
-    traffic: dict[str, Traffic] = field(default_factory=dict)  # of agents whose rollouts have moved
-    replicas: set[str] = field(default_factory=set)  # agents whose replicas have changed
-    scaled: set[str] = field(default_factory=set)  # agents of which there should be another number
+    named: dict[str, str] = {}  # new tasks whose callers want to be told, and by which webhook
+    hooked: list[str] = []  # such tasks that have ended
+    deliveries: dict[str, str] = {}  # webhooks with something to tell, and their tenants
+    claims: list[Claim] = []  # attempts that begin
+    traffic: dict[str, Traffic] = {}  # of agents whose rollouts have moved
+    replicas: set[str] = set()  # agents whose replicas have changed
+    scaled: set[str] = set()  # agents of which there should be another number
     audited: int = 0  # new entries of the audit log
-    demands: list[Demand] = field(default_factory=list)  # what was reserved on the board to find them
+    demands: list[Demand] = []  # what was reserved on the board to find them
 
     def due(self, at_us: int) -> None:
         self.due_at_us = at_us if self.due_at_us is None else min(self.due_at_us, at_us)

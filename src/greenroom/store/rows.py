@@ -110,6 +110,7 @@ class Finish(msgspec.Struct, frozen=True):
     revision: int | None = None
     input_tokens: int = 0
     output_tokens: int = 0
+    input: bytes | None = None  # the task's, where it is at hand: who waits for its end is shown it
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -104,9 +104,12 @@ _SEQ, _ID, _EPOCH, _TENANT, _AGENT, _SESSION, _CACHE_KEY, _WEBHOOK = (
 def _ending(news: News, item: Finish, row: Row, now_us: int) -> tuple[Any, ...]:
     end: tuple[Any, ...] = item.state, None, None, item.due_at, None, None
     if item.state in tasks.TERMINAL:
-        seal, tenant, place = news.seals.seal, row[_TENANT], (item.id,)
-        output = seal(tenant, "task", "output", place, item.output)
-        end = item.state, output, seal(tenant, "task", "error", place, item.error), None, now_us, item.reason
+        output, error = item.output, item.error
+        if news.seals.vault.is_on:
+            seal, tenant, place = news.seals.seal, row[_TENANT], (item.id,)
+            output = seal(tenant, "task", "output", place, output)
+            error = seal(tenant, "task", "error", place, error)
+        end = item.state, output, error, None, now_us, item.reason
     return *end, item.refund, item.input_tokens, item.output_tokens, row[_SEQ], item.epoch
 
 
@@ -139,7 +142,7 @@ async def _save_session(tx: Transaction, news: News, item: Finish, key: dict[str
 
 def _ended(news: News, row: Row, item: Finish, now_us: int) -> Task | None:
     """Return the task that *item* has made of *row*, if that can be read at once."""
-    task = news.seals.vault.task_at_hand(row)
+    task = news.seals.vault.task_at_hand(row, input=item.input)
     if task is None:
         return None
     return msgspec.structs.replace(

@@ -202,13 +202,19 @@ class Vault:
         except errors.StoreDamaged as error:
             return without_payload(Task(*row), error)
 
-    def task_at_hand(self, row: Row) -> Task | None:
-        """Return a task's row as a value, opened; None where that cannot be done at once: read it then."""
+    def task_at_hand(self, row: Row, *, input: bytes | None) -> Task | None:
+        """Return a task's row as a value, opened; None where that cannot be done at once: read it then.
+
+        *input* is the task's, which need not be opened again where somebody has it in the clear.
+        """
         if not self.is_used:
             return Task(*row)
         values, tenant, place = list(row), row[_TENANT], (row[_ID],)
+        columns = _TASK_COLUMNS
+        if input is not None:
+            values[_INPUT], columns = input, _BESIDE_INPUT
         try:
-            for index, column in _TASK_COLUMNS:
+            for index, column in columns:
                 if (value := row[index]) is not None:
                     values[index] = self.open(tenant, "task", column, place, value)
         except (_Unknown, errors.StoreDamaged):
@@ -342,8 +348,9 @@ def damage(error: errors.StoreDamaged) -> dict[str, str]:
     return {"type": "store_damaged", "message": str(error)}
 
 
-_ID, _TENANT = (Task.__struct_fields__.index(name) for name in ("id", "tenant"))
+_ID, _TENANT, _INPUT = (Task.__struct_fields__.index(name) for name in ("id", "tenant", "input"))
 _TASK_COLUMNS = tuple((Task.__struct_fields__.index(name), name) for name in SEALED["task"].columns)
+_BESIDE_INPUT = tuple(column for column in _TASK_COLUMNS if column[0] != _INPUT)
 _PAUSES = (b'{"state":"waiting",', b'{"state":"running"}')
 
 

@@ -1,4 +1,4 @@
-"""A place in memory for what tests store: what they kill is processes, never the machine, so that no disk has to wait."""
+"""A place in memory for what tests store: they kill processes, never the machine, so that no disk has to wait."""
 
 from __future__ import annotations
 

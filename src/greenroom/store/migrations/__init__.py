@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib.resources
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from greenroom import errors
 
@@ -28,8 +29,7 @@ _TYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Migration:
+class Migration(msgspec.Struct, frozen=True):
     number: int
     name: str
     script: str
