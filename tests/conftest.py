@@ -54,7 +54,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Give the memory back; not test by test, for an agent may still look for what the last one left it."""
     is_worker, base = hasattr(session.config, "workerinput"), os.environ.get("PYTEST_DEBUG_TEMPROOT")
     if exitstatus == 0 and not is_worker and place is not None and base == str(place):
-        shutil.rmtree(session.config._tmp_path_factory.getbasetemp(), ignore_errors=True)
+        shutil.rmtree(session.config._tmp_path_factory.getbasetemp(), ignore_errors=True)  # type: ignore[attr-defined]
 
 
 @pytest.fixture

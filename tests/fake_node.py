@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -200,8 +200,8 @@ class FakeNode:
 
 
 def _serve(loop: asyncio.AbstractEventLoop, config: uvicorn.Config, sock: socket.socket, stop: asyncio.Event) -> None:
-    """Serve until *stop*: without the signals of uvicorn's server, and its looks at the clock, which take 0.2 s to end."""
-    state, protocol = ServerState(), config.http_protocol_class
+    """Serve until *stop*: uvicorn's own server looks at the clock, which takes it 0.2 s to end."""
+    state, protocol = ServerState(), cast("Any", config.http_protocol_class)
 
     def connection() -> asyncio.Protocol:
         made: asyncio.Protocol = protocol(config=config, server_state=state, app_state={}, _loop=loop)

@@ -396,7 +396,7 @@ class Trial:
         return self.start_us + int(at_s * 1e6)
 
     async def _visible(self) -> list[tuple[object, ...]]:
-        """Events are shown up to the last that the row knows of: those of a row that is as it was are read at the end."""
+        """Events are shown up to the last that their row knows of; where it is as it was, they are read at the end."""
         tasks, shown = self.node.store.tasks, {}
         for row in reversed(await tasks.list(tenant=TENANT, limit=200)):
             known, view = self.shown.get(row.id, (None, ()))
