@@ -21,11 +21,13 @@ endif
 locked  := --require-hashes --no-deps --only-binary :all: -r
 lock     = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --only-binary :all: \
            --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(LOCK_ARGS)
+# What the tests need that no wheel brings: a command, and Debian's package that has it.
+tools   := promtool:prometheus
 sources := src tests bench examples mutants supply
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test simulate check format bench long timing chaos mutants sbom audit lock clean
+.PHONY: help demo tools test simulate check format bench long timing chaos mutants sbom audit lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,7 +35,21 @@ help: ## Show this list
 demo: $(VENV)/.demo ## Install what the demonstration needs, and run it
 	$(BIN)/greenroom demo
 
-test: $(VENV)/.test ## Run every test (WORKERS=2, PYTEST_ARGS="-k queue")
+tools: ## Install what the tests need of Debian's packages, where it is missing (as root)
+	@missing=; for tool in $(tools); do \
+		command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool##*:}"; \
+	done; \
+	test -n "$$missing" || exit 0; \
+	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get install --quiet --quiet --yes --no-install-recommends $$missing >/dev/null 2>&1 || { \
+			apt-get update --quiet --quiet && \
+			apt-get install --quiet --quiet --yes --no-install-recommends $$missing >/dev/null; }; \
+	else \
+		echo "some tests will fail without$$missing; on Debian: sudo apt install$$missing" >&2; \
+	fi
+
+test: $(VENV)/.test tools ## Run every test (WORKERS=2, PYTEST_ARGS="-k queue")
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 simulate: $(VENV)/.test ## Inject faults from SEEDS=100000 seeds, and strike rollouts at every commit

@@ -73,13 +73,15 @@ def test_what_ends_is_counted_by_agent_and_its_time_falls_into_buckets() -> None
     metrics(telemetry.AttemptEnded("b", "failed", "agent_error", 0.02, "r"))
     lines = metrics.render().decode().splitlines()
     assert 'greenroom_tasks_accepted_total{agent="a"} 3.0' in lines
-    assert 'greenroom_attempts_total{agent="a",reason="ok",state="succeeded"} 4.0' in lines
-    assert 'greenroom_attempts_total{agent="b",reason="agent_error",state="failed"} 1.0' in lines
+    assert 'greenroom_attempts_total{agent="a",reason="ok",revision="0",state="succeeded"} 4.0' in lines
+    assert 'greenroom_attempts_total{agent="b",reason="agent_error",revision="0",state="failed"} 1.0' in lines
     found = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if "attempt_seconds_" in line}
-    buckets = {bound: found[f'greenroom_attempt_seconds_bucket{{agent="a",le="{bound}"}}'] for bound in _BOUNDS}
+    buckets = {
+        bound: found[f'greenroom_attempt_seconds_bucket{{agent="a",le="{bound}",revision="0"}}'] for bound in _BOUNDS
+    }
     assert buckets == {"0.005": 2, "0.01": 2, "0.1": 2, "0.5": 3, "1.0": 3, "300.0": 3, "+Inf": 4}
-    assert found['greenroom_attempt_seconds_count{agent="a"}'] == 4
-    assert found['greenroom_attempt_seconds_sum{agent="a"}'] == pytest.approx(1000.206)
+    assert found['greenroom_attempt_seconds_count{agent="a",revision="0"}'] == 4
+    assert found['greenroom_attempt_seconds_sum{agent="a",revision="0"}'] == pytest.approx(1000.206)
 
 
 _BOUNDS = ("0.005", "0.01", "0.1", "0.5", "1.0", "300.0", "+Inf")

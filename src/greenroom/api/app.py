@@ -29,6 +29,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MAX_TRACEBACK = 16_384  # characters
 UNREADABLE = (UnicodeDecodeError, msgspec.DecodeError, OverflowError)
+_ROUTE = "greenroom.route"  # in the scope: where its answers are counted
 _ID = f"({sessions.NAME_PATTERN})"
 _CHARSET = re.compile(rb"\bcharset=\"?utf-?8\"?(?=\s*(?:;|$))")
 _encode = msgspec.json.Encoder().encode
@@ -40,6 +41,11 @@ class App:
         self._services = services
         self._plain: dict[str, dict[str, Route]] = {}
         self._patterns: list[tuple[re.Pattern[str], tuple[str, ...], dict[str, Route]]] = []
+        requests = services.metrics.requests
+        self._requests = {
+            (each.method, each.path): requests(each.method, each.path) for each in (*ROUTES, openapi.ROUTE)
+        }
+        self._unrouted = requests("", "")
         by_path: dict[str, dict[str, Route]] = {}
         for route in (*ROUTES, openapi.ROUTE):
             by_path.setdefault(route.path, {})[route.method] = route
@@ -65,6 +71,7 @@ class App:
             await self._probe(scope, receive, send)
             return
         request_id, services = random_bits.token_hex(8), self._services
+        begun_s, status = services.clock.monotonic_s(), 200
         principal: Principal | None = None
         acting.actor.set(None)  # inside a program one task may make many requests
         headers, source = dict(scope["headers"]), services.sources.of(scope.get("client"), scope["headers"])
@@ -84,24 +91,32 @@ class App:
                 acting.actor.set(acting.Actor(principal.id, principal.tenant, source, request_id))
                 self._admit(principal, source)
                 answer = await self._answer(scope, headers, receive, whole, request_id, principal)
-            body = _encoded(answer) if isinstance(answer, Answer) else b""
+            body = b""
+            if isinstance(answer, Answer):
+                body, status = _encoded(answer), answer.status
         # An error has no other name here: this frame is in its traceback, and both would be left to the collector.
         except errors.GreenroomError as error:
-            refusal = problems.response(
-                self._refusal(scope, error, principal, source=source),
-                request_id,
-                lines=services.limits.headers(principal),
-            )
+            told = self._refusal(scope, error, principal, source=source)
+            self._count(scope, told.status, begun_s)
+            refusal = problems.response(told, request_id, lines=services.limits.headers(principal))
+            del told  # as above
             await refusal(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - what no caller is to see, and the log is to hold
             fault = self._fault(scope, error, request_id)  # another error than the one that it tells of
+            self._count(scope, fault.status, begun_s)
             await problems.response(fault, request_id, lines=services.limits.headers(principal))(scope, receive, send)
         else:
+            self._count(scope, status, begun_s)
             limits = services.limits.headers(principal)
             if isinstance(answer, Answer):
                 await _send_answer(answer, body, whole, send, limits)
             else:
                 await _send_stream(answer, receive, send, limits)
+
+    def _count(self, scope: Scope, status: int, begun_s: float) -> None:
+        """Count an answer, where it is made: how fast it is read is the caller's."""
+        seen = scope.get(_ROUTE) or self._unrouted
+        seen.add(status, self._services.clock.monotonic_s() - begun_s)
 
     def _refusal(
         self, scope: Scope, error: errors.GreenroomError, principal: Principal | None, *, source: str
@@ -147,6 +162,7 @@ class App:
     ) -> Answer | Stream:
         services = self._services
         route, path_params = self._match(scope["path"], scope["method"])
+        scope[_ROUTE] = self._requests[route.method, route.path]
         if not principal.rights.allows(route.action):
             raise errors.Forbidden(f"cannot {route.method} {route.path}: {principal.rights.why(route.action)}")
         if route.method != "GET" and (refusal := services.refusal) is not None:

@@ -89,7 +89,10 @@ def _state(services: Services) -> str:
 
 async def metrics(call: Call) -> Answer:
     """Metrics in Prometheus' text format."""
-    return Answer(call.services.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    services = call.services
+    return Answer(
+        services.metrics.render(await services.scrapes.look()), media_type="text/plain; version=0.0.4; charset=utf-8"
+    )
 
 
 async def list_backups(call: Call) -> Answer:

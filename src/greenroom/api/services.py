@@ -14,6 +14,7 @@ from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.api.keys import Keys
 from greenroom.api.limits import Limits
+from greenroom.api.scrapes import Scrapes
 from greenroom.api.sources import Sources
 from greenroom.core import isolation, routing
 from greenroom.core.measures import Measures
@@ -108,6 +109,7 @@ class Services(msgspec.Struct, kw_only=True):
     clock: clocks.Clock
     facts: telemetry.Telemetry
     metrics: telemetry.Metrics
+    scrapes: Scrapes
     node: str
     started_at_us: int
     deployments: Deployments

@@ -171,6 +171,9 @@ def ended(
         claim.epoch,
         tokens,
         output,
+        claim.revision,
+        claim.wait_us if claim.wait_us is None else claim.wait_us / 1e6,
+        0 if message is None else message.input_tokens,
     )
 
 

@@ -170,6 +170,7 @@ class Host:
         hosted.state = "ready"
         hosted.ready_at_s = self._clock.monotonic_s()
         self._unwritten.add(hosted)
+        is_cold = not self._store.board.usage(hosted.agent).replicas
         self._adapters[hosted.agent] = failures.told(ready.took)
         self._store.board.open(
             replica,
@@ -182,7 +183,9 @@ class Host:
         self._recovery.on_ready(hosted.agent, replica, replaces=hosted.replaces)
         self._measure_at_s = 0.0  # its memory is not known yet
         start_s = hosted.ready_at_s - hosted.started_s
-        self._facts.emit(telemetry.ReplicaReady(hosted.agent, replica, start_s))
+        self._facts.emit(
+            telemetry.ReplicaReady(hosted.agent, replica, start_s, is_cold, is_restart=bool(hosted.replaces))
+        )
         self.checks.open(replica, agent=hosted.agent, revision=hosted.revision, hang_after_s=hosted.hang_after_s)
         self.wakeup.set()
 

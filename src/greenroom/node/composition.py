@@ -14,6 +14,7 @@ from greenroom import __version__, deployments, embeddings, errors, planning, re
 from greenroom import clock as clocks
 from greenroom.api.app import App
 from greenroom.api.backlog import Backlog
+from greenroom.api.scrapes import Scrapes
 from greenroom.api.services import Services
 from greenroom.backups import restoring
 from greenroom.control import supervisor
@@ -164,6 +165,7 @@ class Node:
             clock=clock,
             facts=self.facts,
             metrics=self.metrics,
+            scrapes=Scrapes(self.store, clock, queue_limit=options.settings.server.max_queued_tasks),
             node=self.id,
             started_at_us=database.microseconds(clock.now()),
             deployments=self,
@@ -191,6 +193,7 @@ class Node:
         self.app = App(self.services)
         self._moved = asyncio.Event()  # a rollout has
         self.store.hub.subscribe(self._hear)
+        self.store.commits.time(clock.monotonic_s, self.metrics.committed)
         self.ready = asyncio.Event()  # every agent has settled, and what has changed since the node's last life serves
         self.failure: BaseException | None = None  # what ended the loops; nothing runs without them
         self._loops: asyncio.Task[None] | None = None
@@ -388,6 +391,8 @@ class Node:
             self._moved = asyncio.Event()
         for (agent, result), count in news.cache.items():
             self.facts.emit(telemetry.CacheAsked(agent, result, count))
+        for (_, agent, outcome), count in news.endings.items():
+            self.metrics.tasks_ended(agent, outcome, count)
 
     async def _revision_of(self, entry: Entry, number: int) -> contract.Revision:
         """Return what the engine needs to run a revision of *entry* that stands."""

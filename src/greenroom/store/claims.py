@@ -20,7 +20,7 @@ from greenroom.store import submissions, tenants, transitions
 from greenroom.store.board import BUCKETS, STRIDE, Board, Demand
 from greenroom.store.database import Row, Transaction
 from greenroom.store.news import News
-from greenroom.store.rows import IS_SUSPECT, RANK, Accepted, Claim, NewTask, SessionKey
+from greenroom.store.rows import IS_SUSPECT, RANK, READY_AT, Accepted, Claim, NewTask, SessionKey
 from greenroom.store.submissions import QUEUED, Placing
 from greenroom.store.vault import Vault
 
@@ -31,7 +31,8 @@ _IS_READY = "state = 'queued' and due_at is null and not blocked"  # as the part
 # Statements for one tenant at a time: what there is of the others, no claim reads.
 _READY = f"""
 select seq, id, epoch, tenant, session, input, metadata, attempts_charged, max_attempts, on_replica_loss,
-    retry_backoff_us, run_timeout_us, deadline_at, submitted_by, depth, priority, kills, restores
+    retry_backoff_us, run_timeout_us, deadline_at, submitted_by, depth, priority, kills, restores,
+    case when started_at is null then {READY_AT} end
 from task where agent = :agent and tenant = :tenant and {_IS_READY} and {{whose}}
 order by priority desc, {RANK} limit :slots for update skip locked"""
 _TO_SHARE, _TO_RUN_ALONE = _READY.format(whose=f"not ({IS_SUSPECT}) {{}}"), _READY.format(whose=IS_SUSPECT)
@@ -371,6 +372,7 @@ def _first_claim(item: NewTask, placing: Placing, now_us: int) -> Claim:
         claimed_at=now_us,
         submitted_by=item.submitted_by,
         depth=item.depth,
+        wait_us=0,
     )
 
 
@@ -379,7 +381,7 @@ def _claim(row: Row, demand: Demand, replica: str, state: _State, now_us: int) -
         :_PRIORITY
     ]
     max_attempts, on_replica_loss, retry_backoff_us, run_timeout_us = policy
-    kills, restores = row[-2:]
+    kills, restores, ready_at = row[-3:]
     is_restored = bool(restores) and state.has_good
     return Claim(
         id=id,
@@ -407,4 +409,5 @@ def _claim(row: Row, demand: Demand, replica: str, state: _State, now_us: int) -
         state_revision=state.good_revision if is_restored else state.revision,
         is_restored=is_restored,
         damage=state.damage,
+        wait_us=None if ready_at is None else max(0, now_us - ready_at),
     )

@@ -85,6 +85,12 @@ class Commits:
         self._runner: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # kept: to ask for it costs a system call
         self._closed = False
+        self._now_s: Callable[[], float] = lambda: 0.0
+        self._tell: Callable[[float, int], None] | None = None
+
+    def time(self, now_s: Callable[[], float], tell: Callable[[float, int], None]) -> None:
+        """Have *tell* called after each commit: with its duration, by *now_s*, and how many items went into it."""
+        self._now_s, self._tell = now_s, tell
 
     def start(self) -> None:
         self._runner = asyncio.create_task(self._run(), name="store-commits")
@@ -150,7 +156,10 @@ class Commits:
             await asyncio.sleep(0)  # no delay, but whoever is ready in this turn of the loop joins the commit
             batch = self._in_flight = self._take()
             if batch or self._has_demand():
+                begun_s = self._now_s()
                 await self._commit(batch)
+                if self._tell is not None:
+                    self._tell(self._now_s() - begun_s, sum(len(entry.items) for entry in batch))
             self._in_flight = []
             if self._pending:
                 self._wakeup.set()

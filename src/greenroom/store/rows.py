@@ -17,6 +17,9 @@ IS_OPEN = "finished_at is null"
 # that it got when its session let it go, behind what waited then. Between two numbers there is room for a million.
 RANK = "coalesce(rank, seq * 1048576)"
 
+# Since when a task waits for its first attempt: it was accepted, or may begin.
+READY_AT = "case when not_before > created_at then not_before else created_at end"
+
 SessionKey = tuple[str, str, str]  # tenant, agent, name
 
 # As the partial index has it, to the letter; the number is `core.tasks.SUSPECT_KILLS`.
@@ -89,6 +92,7 @@ class Claim(msgspec.Struct, frozen=True):
     state_revision: int | None = None
     is_restored: bool = False  # the state is the last that is known to be good, not the last
     damage: str | None = None  # why what it would run with cannot be read: it is to fail
+    wait_us: int | None = None  # of its first attempt: since the task was accepted, or might begin
 
 
 class Finish(msgspec.Struct, frozen=True):

@@ -53,6 +53,9 @@ _OWN_OPEN_COUNTS = f"""
 select agent, state, count(*) from task where tenant = :tenant and {rows.IS_OPEN} group by agent, state"""
 _QUEUED = f"select tenant, count(*) from task where state = 'queued' and {rows.IS_OPEN} group by tenant"
 _CLAIMABLE = "select agent, count(*) from task where state = 'queued' and due_at is null and not blocked group by agent"
+_WAITING = f"""
+select agent, count(*), min({rows.READY_AT}) from task where state = 'queued' and due_at is null and not blocked
+group by agent"""
 _ALONE = f"""
 select agent, count(*) from task where state = 'queued' and {rows.IS_SUSPECT} and due_at is null and not blocked
 group by agent"""
@@ -233,6 +236,10 @@ class Tasks:
         for agent, alone in await self._db.lookup(_ALONE, {}):
             counts[agent] = max(0, counts.get(agent, 0) - alone)
         return counts
+
+    async def waiting(self) -> dict[str, tuple[int, int]]:
+        """Return how many tasks of each agent a free slot would take now, and since when the oldest waits, in µs."""
+        return {row[0]: (row[1], row[2]) for row in await self._db.read(_WAITING, {})}
 
     async def open_counts(self, *, tenant: str | None = None) -> dict[tuple[str, str], int]:
         """Return how many tasks are open, by agent and state: of *tenant*, or of all."""

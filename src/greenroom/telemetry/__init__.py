@@ -61,7 +61,7 @@ from greenroom.telemetry.facts import (
     WebhookTried,
 )
 from greenroom.telemetry.log import Log
-from greenroom.telemetry.metrics import Metrics
+from greenroom.telemetry.metrics import Metrics, Seen
 
 __all__ = [
     "FACTS",
@@ -115,6 +115,7 @@ __all__ = [
     "RequestRefused",
     "RolloutMoved",
     "ScalingDecided",
+    "Seen",
     "ServiceCrashed",
     "StoreRecovered",
     "StoreTrouble",

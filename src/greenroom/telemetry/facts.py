@@ -32,6 +32,7 @@ class AttemptEnded(msgspec.Struct, frozen=True, gc=False):
     """*state* is the task's afterwards; *duration_s* the attempt's. *end* is None where it was cancelled.
 
     Each attempt tells one of these to many. Never logged: *output*, JSON, and the text of *end* are its caller's.
+    *tokens* are input and output; *wait_s* is how long the task had waited, where it was its first attempt.
     """
 
     agent: str
@@ -45,6 +46,9 @@ class AttemptEnded(msgspec.Struct, frozen=True, gc=False):
     epoch: int = 0
     tokens: int = 0
     output: bytes | None = None
+    revision: int = 0
+    wait_s: float | None = None
+    input_tokens: int = 0
 
 
 class AttemptBegan(msgspec.Struct, frozen=True, gc=False):
@@ -55,9 +59,13 @@ class AttemptBegan(msgspec.Struct, frozen=True, gc=False):
 
 
 class ReplicaReady(msgspec.Struct, frozen=True):
+    """*is_cold*: its agent had none that was ready; *is_restart*: it takes a dead one's place."""
+
     agent: str
     replica: str
     start_s: float
+    is_cold: bool = False
+    is_restart: bool = False
 
 
 class ReplicaExited(msgspec.Struct, frozen=True):
