@@ -43,11 +43,9 @@ tools: ## Install what the tests need of Debian's packages, where it is missing 
 	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
 		export DEBIAN_FRONTEND=noninteractive; \
 		apt-get install --quiet --quiet --yes --no-install-recommends $$missing >/dev/null 2>&1 || { \
-			apt-get update --quiet --quiet && \
+			apt-get update --quiet --quiet; \
 			apt-get install --quiet --quiet --yes --no-install-recommends $$missing >/dev/null; }; \
-	else \
-		echo "some tests will fail without$$missing; on Debian: sudo apt install$$missing" >&2; \
-	fi
+	else false; fi || echo "some tests will fail without$$missing; on Debian: apt install$$missing (as root)" >&2
 
 test: $(VENV)/.test tools ## Run every test (WORKERS=2, PYTEST_ARGS="-k queue")
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

@@ -579,6 +579,14 @@ async def test_who_drains_goes_as_soon_as_its_last_task_has_ended(loops: Loops) 
     assert replica not in loops.engine.replicas
 
 
+async def test_a_cold_start_and_a_restart_are_told_apart_from_one_more(loops: Loops) -> None:
+    await loops.deploy(replicas=2)
+    loops.engine.die(next(iter(loops.engine.replicas)), "oom")
+    await loops.advance(60)
+    told = [(fact.is_cold, fact.is_restart) for fact in loops.facts if isinstance(fact, telemetry.ReplicaReady)]
+    assert told == [(True, False), (False, False), (False, True)]
+
+
 async def test_a_restarted_replica_is_drained_and_replaced(loops: Loops) -> None:
     await loops.deploy()
     (old,) = loops.engine.replicas

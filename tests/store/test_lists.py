@@ -39,6 +39,14 @@ async def test_every_filter_finds_what_it_names(node: Node) -> None:
         assert id not in {task.id for task in await tasks.list(tenant=TENANT, state=state, before_seq=row.seq)}
 
 
+async def test_every_commit_is_timed_with_how_much_went_into_it(node: Node) -> None:
+    instants, told = iter([1.0, 1.5, 2.0, 4.0]), list[tuple[float, int]]()
+    node.store.commits.time(lambda: next(instants), lambda duration_s, items: told.append((duration_s, items)))
+    await node.store.tasks.submit_all([new_task() for _ in range(3)])
+    await node.submit()
+    assert told == [(0.5, 3), (2.0, 1)]
+
+
 async def test_one_tick_promotes_a_bounded_number(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transitions, "MAX_MOVED", 2)
     for _ in range(3):

@@ -193,7 +193,9 @@ class StoreContract:
         node.store.board.open("r", agent=AGENT, revision=7, slots=2)
         await node.flush()
         seated = await node.submit(metadata=b"1", timeout_us=5_000_000)
-        first, second = (msgspec.structs.replace(claim, id="", claimed_at=0, deadline_at=None) for claim in node.claims)
+        first, second = (
+            msgspec.structs.replace(claim, id="", claimed_at=0, deadline_at=None, wait_us=0) for claim in node.claims
+        )
         assert first == second
         rows = [await node.store.tasks.get(id, tenant=TENANT) for id in (queued, seated)]
         for row, claim in zip(rows, node.claims, strict=True):
@@ -1238,6 +1240,29 @@ class StoreContract:
             await node.submit(**changes)
         for is_large in (False, True):
             assert await node.store.tasks.claimable_counts(is_large=is_large) == {AGENT: 3, "other": 1}
+
+    async def test_how_long_a_task_waited_for_its_first_attempt_is_told_with_its_claim(
+        self, scratch: Scratch, node: Node
+    ) -> None:
+        await scratch.stop_clock()
+        now_us = int(scratch.clock.now().timestamp() * 1e6)
+        await node.submit()
+        await scratch.advance(2)
+        await node.submit(agent="other", not_before=now_us + 3_000_000)
+        await node.submit(agent="later", not_before=2**61)
+        await scratch.advance(2)
+        await node.store.tasks.tick()
+        waiting = await node.store.tasks.waiting()
+        assert waiting == {AGENT: (1, now_us), "other": (1, now_us + 3_000_000)}
+        claim = await node.claim_one()
+        assert claim.wait_us == 4_000_000
+        assert (await node.claim_one(agent="other")).wait_us == 1_000_000
+        await node.finish(claim, "queued", due_at=None)
+        assert (await node.claim_one()).wait_us is None
+        node.store.board.open("free", agent="third", revision=1, slots=1)
+        await node.submit(agent="third")
+        await node.flush()
+        assert node.claims[-1].wait_us == 0
 
     async def test_the_load_is_kept_by_the_time_of_the_store(self, node: Node) -> None:
         load = scaling.Load(agent=AGENT, arrivals=2, ends=1, run_us=7, waiting=3, busy=0.5, replicas=1, start_us=None)
