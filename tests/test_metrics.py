@@ -130,10 +130,10 @@ def test_requests_are_counted_by_route_and_class_of_status() -> None:
 
 def test_starts_are_told_apart() -> None:
     metrics = telemetry.Metrics()
-    for is_cold, is_restart in ((True, False), (False, True), (False, False)):
+    for is_cold, is_restart in ((True, False), (True, False), (False, True), (False, False)):
         metrics(telemetry.ReplicaReady("a", "r", 0.1, is_cold, is_restart))
-    assert _value(metrics, "greenroom_replica_start_seconds_count", agent="a") == 3
-    assert _value(metrics, "greenroom_cold_starts_total", agent="a") == 1
+    assert _value(metrics, "greenroom_replica_start_seconds_count", agent="a") == 4
+    assert _value(metrics, "greenroom_cold_starts_total", agent="a") == 2
     assert _value(metrics, "greenroom_replica_restarts_total", agent="a") == 1
 
 
@@ -196,6 +196,7 @@ def test_an_agent_that_is_gone_is_forgotten_and_makes_room() -> None:
         text = metrics.render(telemetry.Seen(agents=agents)).decode()
         assert set(re.findall(r'agent="([^"]+)"', text)) == set(agents)
         assert _series(metrics, telemetry.Seen()) == before
+    assert all(len(family._heads) <= len(family._values()) for family in metrics.families)  # nor are its lines kept
 
 
 def test_only_the_latest_revisions_of_an_agent_have_series() -> None:

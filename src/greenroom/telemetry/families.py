@@ -1,6 +1,6 @@
 """Families of metrics whose counting costs a dictionary's addition: prometheus' own take a lock and check, each time.
 
-They write themselves down, a twentieth as long as `prometheus_client` takes, and to the letter what it would write.
+They write themselves down to the letter as `prometheus_client` would, in a twentieth of its time.
 
 A family has at most `MAX_SERIES` series; what would be more goes to one with `OTHER` for each label, or, where a sum of
 it says nothing, is left out. `forget` drops the series of an agent that is gone. All on the event loop's thread.
