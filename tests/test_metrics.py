@@ -193,8 +193,10 @@ def test_an_agent_that_is_gone_is_forgotten_and_makes_room() -> None:
             metrics(_end(agent))
             metrics(telemetry.ReplicaExited(agent, "r", "oom"))
             metrics(telemetry.BreakerMoved(agent, "open"))
+        metrics.render(telemetry.Seen(agents=agents[:50]))  # asked before the last ones came: they are kept
         text = metrics.render(telemetry.Seen(agents=agents)).decode()
         assert set(re.findall(r'agent="([^"]+)"', text)) == set(agents)
+        metrics.render(telemetry.Seen())
         assert _series(metrics, telemetry.Seen()) == before
     assert all(len(family._heads) <= len(family._values()) for family in metrics.families)  # nor are its lines kept
 

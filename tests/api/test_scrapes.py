@@ -69,6 +69,7 @@ async def test_answers_are_counted_by_route_and_never_by_what_a_stranger_has_ask
         await api.http.get("/v1/tasks/unknown")
         await api.http.get("/v1/strange/path")
         await api.of("gr_bad").http.get("/v1/tasks")
+        await api.of(None).http.get("/login")
         after = await _counts(api)
     moved = {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
     assert moved == {
@@ -76,6 +77,7 @@ async def test_answers_are_counted_by_route_and_never_by_what_a_stranger_has_ask
         ("GET", "/v1/tasks/{id}", "2xx"): 1,
         ("GET", "/v1/tasks/{id}", "4xx"): 1,
         ("", "", "4xx"): 2,
+        ("GET", "/login", "2xx"): 1,
         ("GET", "/metrics", "2xx"): 1,
     }
 

@@ -41,11 +41,10 @@ class App:
         self._services = services
         self._plain: dict[str, dict[str, Route]] = {}
         self._patterns: list[tuple[re.Pattern[str], tuple[str, ...], dict[str, Route]]] = []
-        requests = services.metrics.requests
-        self._requests = {
-            (each.method, each.path): requests(each.method, each.path) for each in (*ROUTES, openapi.ROUTE)
-        }
-        self._unrouted = requests("", "")
+        counted = [(route.method, route.path) for route in (*ROUTES, openapi.ROUTE)]
+        counted += [("GET", login.PATH), ("POST", login.PATH)]
+        self._requests = {route: services.metrics.requests(*route) for route in counted}
+        self._unrouted = services.metrics.requests("", "")
         by_path: dict[str, dict[str, Route]] = {}
         for route in (*ROUTES, openapi.ROUTE):
             by_path.setdefault(route.path, {})[route.method] = route
@@ -81,6 +80,7 @@ class App:
             is_tls = scope.get("scheme") == "https"
             if scope["path"] == login.PATH:
                 acting.actor.set(acting.Actor("nobody", HOME, source, request_id))  # until the login has begun
+                scope[_ROUTE] = self._requests.get((scope["method"], login.PATH))
                 answer = await self._log_in(scope, receive, whole, headers, source=source, is_tls=is_tls)
             else:
                 principal = await services.auth.authenticate(

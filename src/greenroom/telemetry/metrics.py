@@ -82,6 +82,8 @@ class Metrics(Collector):
         self._agents: set[str] = set()  # those with series of their own
         self._routes: dict[tuple[str, str], Requests] = {}
         self._measured: set[str] = set()  # agents
+        self._seen: Seen | None = None  # what was rendered last
+        self._missing: set[str] = set()  # agents that were not among it
         self.families: list[Family] = []
         self._accepted = self._total("tasks_accepted", "Tasks accepted", "agent")
         self._ended = self._total("tasks", "Tasks that ended, by the final state", "agent", "outcome")
@@ -254,6 +256,14 @@ class Metrics(Collector):
         for family in self.families:
             family.forget(agent)
 
+    def _forget_missing(self, seen: Seen) -> None:
+        """Forget who is not there, and was not when the store was asked before: what is new may be told of first."""
+        if seen is not self._seen:
+            missing = self._agents - set(seen.agents)
+            for agent in missing & self._missing:
+                self._forget(agent)
+            self._seen, self._missing = seen, missing
+
     # --- what is told
 
     def __call__(self, fact: Fact) -> None:
@@ -325,8 +335,7 @@ class Metrics(Collector):
         if seen is None:
             seen = Seen()
         else:
-            for agent in self._agents - set(seen.agents):
-                self._forget(agent)
+            self._forget_missing(seen)
             self._queue_limit.set(seen.queue_limit)
         named = {agent: self._named(agent) for agent in seen.agents}
         self._open.replace(((named.get(of, OTHER), state), count) for (of, state), count in seen.open.items())
