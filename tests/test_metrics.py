@@ -54,7 +54,7 @@ def _filled() -> tuple[telemetry.Metrics, telemetry.Seen]:
                 family.set(1.0, *labels)
             case families.Histogram():
                 family.add(0.1, *labels)
-    metrics(_end(tokens=7, input_tokens=5, wait_s=0.1))
+    metrics(_end(tokens=7, input_tokens=5, wait_us=100_000))
     metrics(_end(state="queued", reason="oom"))
     metrics.requests("GET", "/v1/tasks").add(200, 0.01)
     seen = telemetry.Seen(
@@ -74,8 +74,8 @@ def _filled() -> tuple[telemetry.Metrics, telemetry.Seen]:
 
 def test_an_attempt_is_counted_by_agent_revision_and_what_became_of_it() -> None:
     metrics = telemetry.Metrics()
-    metrics(_end(revision=1, tokens=7, input_tokens=5, wait_s=3.0))
-    metrics(_end(revision=2, state="queued", reason="oom", wait_s=0.0))
+    metrics(_end(revision=1, tokens=7, input_tokens=5, wait_us=3_000_000))
+    metrics(_end(revision=2, state="queued", reason="oom", wait_us=0))
     metrics(_end(revision=2, state="failed", reason="agent_error"))
     ended = "greenroom_attempts_total"
     assert _value(metrics, ended, agent="a", revision="1", state="succeeded", reason="ok") == 1
@@ -230,7 +230,7 @@ def test_a_name_that_is_hostile_is_inert() -> None:
 def test_what_is_written_is_to_the_letter_what_prometheus_own_client_writes() -> None:
     metrics, seen = _filled()
     for name in ('a"} 9\ngreenroom_store_up 7 # \\', "a\\n", "ä", ""):
-        metrics(_end(name, tokens=3_000_000_000, wait_s=1e-7))
+        metrics(_end(name, tokens=3_000_000_000, wait_us=1))
         metrics(telemetry.EnvelopeMeasured({name: 1234567.25}, {name: 12.5}, {"cpu": 33.3}))
         metrics(telemetry.TaskAccepted(name, 1_000_000))
     for _ in range(2):  # the second time with what it remembers
@@ -318,7 +318,7 @@ def _queries() -> Iterator[tuple[str, str]]:
 
 
 def test_every_query_of_the_dashboard_is_one_and_names_only_what_there_is(tmp_path: Path) -> None:
-    known, rules = _known(), []
+    known, rules = _known(), list[dict[str, str]]()
     for title, query in _queries():
         assert _names(query), title
         assert _names(query) <= known, title

@@ -11,6 +11,7 @@ from prometheus_client import parser
 import nodes
 from greenroom import telemetry
 from greenroom.api import scrapes
+from greenroom.store import database
 from greenroom.store.recovery import Raised
 from greenroom.testing import databases, fakes
 
@@ -37,7 +38,7 @@ async def test_the_store_is_asked_once_a_second_however_many_scrape(scratch: dat
 async def test_a_store_that_does_not_answer_is_no_error_of_the_scrape(scratch: databases.Scratch) -> None:
     faulty: list[fakes.FaultyDatabase] = []
 
-    def wrap(db: fakes.database.Database) -> fakes.FaultyDatabase:
+    def wrap(db: database.Database) -> fakes.FaultyDatabase:
         faulty.append(fakes.FaultyDatabase(db))
         return faulty[0]
 

@@ -38,7 +38,7 @@ _JSON, _JSON_HEADERS = "application/json", b"cache-control: no-store\r\ncontent-
 
 class App:
     def __init__(self, services: Services) -> None:
-        self._services = services
+        self._services, self._now_s = services, services.clock.monotonic_s
         self._plain: dict[str, dict[str, Route]] = {}
         self._patterns: list[tuple[re.Pattern[str], tuple[str, ...], dict[str, Route]]] = []
         counted = [(route.method, route.path) for route in (*ROUTES, openapi.ROUTE)]
@@ -70,7 +70,7 @@ class App:
             await self._probe(scope, receive, send)
             return
         request_id, services = random_bits.token_hex(8), self._services
-        begun_s, status = services.clock.monotonic_s(), 200
+        begun_s, status = self._now_s(), 200
         principal: Principal | None = None
         acting.actor.set(None)  # inside a program one task may make many requests
         headers, source = dict(scope["headers"]), services.sources.of(scope.get("client"), scope["headers"])
@@ -116,7 +116,7 @@ class App:
     def _count(self, scope: Scope, status: int, begun_s: float) -> None:
         """Count an answer, where it is made: how fast it is read is the caller's."""
         seen = scope.get(_ROUTE) or self._unrouted
-        seen.add(status, self._services.clock.monotonic_s() - begun_s)
+        seen.add(status, self._now_s() - begun_s)
 
     def _refusal(
         self, scope: Scope, error: errors.GreenroomError, principal: Principal | None, *, source: str

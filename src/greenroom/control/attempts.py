@@ -172,7 +172,7 @@ def ended(
         tokens,
         output,
         claim.revision,
-        claim.wait_us if claim.wait_us is None else claim.wait_us / 1e6,
+        claim.wait_us,
         0 if message is None else message.input_tokens,
     )
 

@@ -32,7 +32,7 @@ class AttemptEnded(msgspec.Struct, frozen=True, gc=False):
     """*state* is the task's afterwards; *duration_s* the attempt's. *end* is None where it was cancelled.
 
     Each attempt tells one of these to many. Never logged: *output*, JSON, and the text of *end* are its caller's.
-    *tokens* are input and output; *wait_s* is how long the task had waited, where it was its first attempt.
+    *tokens* are input and output; *wait_us* is how long the task had waited, where it was its first attempt.
     """
 
     agent: str
@@ -47,7 +47,7 @@ class AttemptEnded(msgspec.Struct, frozen=True, gc=False):
     tokens: int = 0
     output: bytes | None = None
     revision: int = 0
-    wait_s: float | None = None
+    wait_us: int | None = None
     input_tokens: int = 0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import core
@@ -20,6 +20,7 @@ MAX_SERIES = 2_000  # of one family; a histogram's are one here
 OTHER = "_other"  # no name of an agent begins so
 
 Labels = tuple[str, ...]
+_as_go: Callable[[float], str] = floatToGoString
 _ESCAPED = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
@@ -160,7 +161,7 @@ class Histogram(Family):
     def __init__(self, name: str, help: str, labels: Sequence[str] = (), *, bounds: Sequence[float]) -> None:
         super().__init__(name, help, labels)
         self.bounds = tuple(bounds)
-        self._ends = [*map(floatToGoString, self.bounds), "+Inf"]
+        self._ends = [*map(_as_go, self.bounds), "+Inf"]
         self.values: dict[Labels, Spread] = {} if labels else {(): Spread(self.bounds)}
 
     def of(self, *labels: str) -> Spread:
@@ -202,7 +203,7 @@ class Histogram(Family):
 
 def _number(value: float) -> str:
     """Return *value* as Go writes it."""
-    return f"{value}.0" if type(value) is int and value < 1_000_000 else floatToGoString(value)
+    return f"{value}.0" if type(value) is int and value < 1_000_000 else _as_go(value)
 
 
 def _forget(family: Family, values: dict[Labels, float] | dict[Labels, Spread], agent: str) -> None:

@@ -7,6 +7,7 @@ docs/metrics.md lists them all.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -52,12 +53,13 @@ class Seen(msgspec.Struct, frozen=True):
 class _Work:
     """What has become of the attempts of one revision."""
 
-    __slots__ = ("ends", "input_tokens", "output_tokens", "run", "wait")
+    __slots__ = ("at_once", "ends", "input_tokens", "output_tokens", "run", "wait")
 
     def __init__(self) -> None:
         self.ends: dict[tuple[str, str], int] = {}  # by the task's state afterwards, and the reason
         self.run, self.wait = Spread(_RUN_S), Spread(_WAIT_S)
         self.input_tokens = self.output_tokens = 0
+        self.at_once = 0  # that did not wait, and are not yet among *wait*
 
 
 class Requests:
@@ -70,7 +72,9 @@ class Requests:
 
     def add(self, status: int, duration_s: float) -> None:
         self.statuses[status // 100] += 1
-        self.duration.add(duration_s)
+        duration = self.duration
+        duration.counts[bisect.bisect_left(_QUICK_S, duration_s)] += 1
+        duration.sum += duration_s
 
 
 class Metrics(Collector):
@@ -266,6 +270,11 @@ class Metrics(Collector):
 
     # --- what is told
 
+    def listen(self, told: facts.Telemetry) -> None:
+        """Count what is told from now on, in one step where `__call__` takes two."""
+        for kind, hear in self._hearers.items():
+            told.subscribe(hear, kind)
+
     def __call__(self, fact: Fact) -> None:
         self._hearers[type(fact)](fact)
 
@@ -274,9 +283,13 @@ class Metrics(Collector):
         work = self._work.get((fact.agent, fact.revision)) or self._admitted(fact.agent, fact.revision)
         end = fact.state, fact.reason
         work.ends[end] = work.ends.get(end, 0) + 1
-        work.run.add(fact.duration_s)
-        if fact.wait_s is not None:
-            work.wait.add(fact.wait_s)
+        run, duration_s = work.run, fact.duration_s
+        run.counts[bisect.bisect_left(_RUN_S, duration_s)] += 1
+        run.sum += duration_s
+        if fact.wait_us == 0:
+            work.at_once += 1
+        elif fact.wait_us is not None:
+            work.wait.add(fact.wait_us / 1e6)
         if fact.tokens:
             work.input_tokens += fact.input_tokens
             work.output_tokens += fact.tokens - fact.input_tokens
@@ -367,6 +380,8 @@ class Metrics(Collector):
             for type, tokens in (("input", work.input_tokens), ("output", work.output_tokens)):
                 if tokens:
                     self._tokens.add(agent, revision, type, count=tokens)
+            work.wait.counts[0] += work.at_once
+            work.at_once = 0
             self._run.values[agent, revision], self._wait.values[agent, revision] = work.run, work.wait
         for (method, route), requests in self._routes.items():
             for hundreds, count in enumerate(requests.statuses):
