@@ -174,14 +174,16 @@ async def test_while_the_store_takes_none_it_holds_the_newest_up_to_a_bound(
     faulty: tuple[Kept, FaultyDatabase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, db = faulty
-    monkeypatch.setattr(loops_history, "MOST", 4)
+    monkeypatch.setattr(loops_history, "MOST", 6)
     for number in range(6):
         db.faults = [Fault.AT_COMMIT]
         kept.end(1, agent=f"agent-{number}")
+        kept.end(1, agent="busy")
         with pytest.raises(errors.StoreUnavailable):
             await kept.loop.step()
     await kept.loop.step()
     assert [await kept.attempts(agent=f"agent-{number}") for number in range(6)] == [[], [], [], [], [1], [1]]
+    assert await kept.attempts(agent="busy") == [6]
 
 
 async def test_buckets_go_when_they_were_kept_for_long_enough(kept: Kept) -> None:
