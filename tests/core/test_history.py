@@ -67,14 +67,12 @@ def test_the_order_in_which_parts_come_changes_nothing(parts: list[tuple[int, li
             made.run.add(count / 8)
         return made
 
-    found = history.rolled([(at_us, counts(ends)) for at_us, ends in parts], history.MINUTE_S)
-    back = history.rolled([(at_us, counts(ends)) for at_us, ends in reversed(parts)], history.MINUTE_S)
+    records = [(at_us, history.encode(counts(ends))) for at_us, ends in parts]
+    found, back = history.rolled(records, history.MINUTE_S), history.rolled(records[::-1], history.MINUTE_S)
     assert found == back
     assert list(found) == sorted(found)
-    hours = [history.rolled([*each.items()], history.HOUR_S) for each in (found, history.rolled([], 60))]
-    direct = history.rolled([(at_us, counts(ends)) for at_us, ends in parts], history.HOUR_S)
-    assert {at: each.ends for at, each in hours[0].items()} == {at: each.ends for at, each in direct.items()}
-    assert hours[1] == {}
+    minutes = [(at_us, history.encode(each)) for at_us, each in found.items()]
+    assert history.rolled(minutes, history.HOUR_S) == history.rolled(records, history.HOUR_S)
 
 
 def test_who_was_stopped_speaks_against_nobody() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 from greenroom import errors
 from greenroom.api import access, views
 from greenroom.api.request import Answer, Call
 from greenroom.core import history
 from greenroom.core.permissions import Action
+from greenroom.sdk import models
 from greenroom.store import database
 
 SINCE_S = 3600  # where nobody says
@@ -29,7 +33,10 @@ async def show(call: Call) -> Answer:
         )
     await call.store.directory.refresh()
     name = access.find_agent(call, call.path("name"), Action.AGENT_OBSERVE).agent.name
-    parts = await call.store.history.read(name, history.source_s(step_s), since_us=since_us)
-    buckets = history.rolled(parts, step_s).items()
-    items = [views.history_bucket(at_us, step_s, counts) for at_us, counts in buckets]
+    records = await call.store.history.read(name, history.source_s(step_s), since_us=since_us)
+    items = await asyncio.to_thread(_items, records, step_s)  # a day of minutes takes longer than the loop may be held
     return Answer({"items": items, "next_cursor": None})
+
+
+def _items(records: Sequence[tuple[int, bytes]], step_s: int) -> list[models.HistoryBucket]:
+    return [views.history_bucket(at_us, step_s, counts) for at_us, counts in history.rolled(records, step_s).items()]

@@ -27,6 +27,11 @@ _OF_AN_OCTAVE = 4
 BOUNDS_S = tuple(2 ** (place / _OF_AN_OCTAVE) for place in range(-13 * _OF_AN_OCTAVE, 20 * _OF_AN_OCTAVE + 1))
 """From an eighth of a millisecond to twelve days: a task may take seven."""
 ERROR_PCT = 10  # 2 ** (1/8) is 1.09: a value is read as the middle of its bounds
+_READ_S = (
+    0.0,
+    *(float(f"{math.sqrt(low * high):.4g}") for low, high in itertools.pairwise(BOUNDS_S)),  # more digits say nothing
+    BOUNDS_S[-1],
+)
 
 
 class Histogram(msgspec.Struct):
@@ -59,17 +64,18 @@ class Histogram(msgspec.Struct):
         count = sum(self.bins.values())
         if not count:
             return None
-        return Spread(self.sum_s / count, self._quantile(0.5, count), self._quantile(0.95, count), count)
+        p50, p95 = self._read(math.ceil(0.5 * count), math.ceil(0.95 * count))
+        return Spread(self.sum_s / count, p50, p95, count)
 
-    def _quantile(self, share: float, count: int) -> float:
-        rank, places = math.ceil(share * count), sorted(self.bins)
-        below = itertools.accumulate(self.bins[place] for place in places)
-        place = next(place for place, up_to in zip(places, below, strict=True) if up_to >= rank)
-        if place == 0:
-            return 0.0
-        if place == len(BOUNDS_S):
-            return BOUNDS_S[-1]
-        return float(f"{math.sqrt(BOUNDS_S[place - 1] * BOUNDS_S[place]):.4g}")  # more digits would say nothing
+    def _read(self, *ranks: int) -> list[float]:
+        """Return the values of *ranks*, which rise."""
+        found: list[float] = []
+        up_to = 0
+        for place in sorted(self.bins):
+            up_to += self.bins[place]
+            while len(found) < len(ranks) and ranks[len(found)] <= up_to:
+                found.append(_READ_S[place])
+        return found
 
 
 class Counts(msgspec.Struct):
@@ -145,11 +151,15 @@ def source_s(step_s: int) -> int:
     return HOUR_S if step_s % HOUR_S == 0 else MINUTE_S
 
 
-def rolled(parts: Iterable[tuple[int, Counts]], step_s: int) -> dict[int, Counts]:
-    """Add *parts*, each with its begin, up to buckets of *step_s*, in order of time; those without any are left out."""
+def rolled(records: Iterable[tuple[int, bytes]], step_s: int) -> dict[int, Counts]:
+    """Add *records*, each with its begin, up to buckets of *step_s*, in order of time; empty ones are left out."""
     buckets: dict[int, Counts] = {}
-    for at_us, counts in sorted(parts, key=lambda part: part[0]):
-        buckets.setdefault(begin_us(at_us, step_s), Counts()).merge(counts)
+    for at_us, record in sorted(records):
+        begun_us, counts = begin_us(at_us, step_s), decode(record)
+        if begun_us in buckets:
+            buckets[begun_us].merge(counts)
+        else:
+            buckets[begun_us] = counts
     return buckets
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from greenroom.core import history
 from greenroom.store import database
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
@@ -81,12 +80,12 @@ class History:
 
     async def read(
         self, agent: str, step_s: int, *, since_us: int, until_us: int = 2**62
-    ) -> Sequence[tuple[int, history.Counts]]:
-        """Return the parts of the kept buckets that began in that time, each with its begin: the latest, if they are
-        more than `MAX_READ`.
+    ) -> Sequence[tuple[int, bytes]]:
+        """Return the records of the kept buckets that began in that time, each with its begin: the latest, if they are
+        more than `MAX_READ`. A bucket has one for each life of a node: see `core.history.rolled`.
         """
         params = {"agent": agent, "step_s": step_s, "since": since_us, "until": until_us, "most": MAX_READ}
-        return [(at, history.decode(record)) for at, record in await self._db.read(_READ, params)]
+        return [(at, bytes(record)) for at, record in await self._db.read(_READ, params)]
 
 
 ORDER = (put, expire)
