@@ -8,23 +8,24 @@ was told since the last step that was stored.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections import defaultdict, deque
+from collections.abc import Iterable
 
 import msgspec
 from msgspec import field
 
 from greenroom import clock as clocks
 from greenroom import settings, telemetry
-from greenroom.control.measurements import Drawn
 from greenroom.core import history
+from greenroom.core.history import BOUNDS_S
 from greenroom.store import database
 from greenroom.store import history as rows
 from greenroom.store.store import Store
 
 WRITE_EVERY_S = 5.0
 EXPIRE_EVERY_S = 60.0
-DRAWN = 10  # tasks of an agent whose rows a step reads
+DRAWN = 10  # tasks of an agent whose rows a step reads: the latest, which cost least to know
 AT_ONCE = 400  # parts that one commit writes
 MOST = 10_000  # parts that are held while the store takes none
 
@@ -32,16 +33,17 @@ Key = tuple[str, int, int, str]  # agent, step_s, at, part
 
 
 class _Seen(msgspec.Struct, eq=False):
-    """What was told of an agent since the last step."""
+    """What was told of an agent since the last step: each attempt comes by here, and is to cost little."""
 
     ends: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     tokens: int = 0
-    run: history.Histogram = field(default_factory=history.Histogram)
-    drawn: Drawn[str] = field(default_factory=lambda: Drawn(DRAWN))
+    bins: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    run_s: float = 0.0
+    latest: deque[str] = field(default_factory=lambda: deque(maxlen=DRAWN))  # tasks
 
     @property
     def counts(self) -> history.Counts:
-        made = history.Counts(tokens=self.tokens, run=self.run)
+        made = history.Counts(tokens=self.tokens, run=history.Histogram(self.bins, self.run_s))
         for (state, reason), count in self.ends.items():
             made.end(state, reason, count)
         return made
@@ -69,7 +71,7 @@ class History:
 
     async def step(self) -> float:
         for keys, drawn in self._take():
-            for response_s, wait_s in await self._store.tasks.times(drawn):
+            for response_s, wait_s in await self._store.tasks.times(list(drawn)):
                 for counts in filter(None, map(self._held.get, keys)):
                     counts.response.add(response_s)
                     counts.wait.add(wait_s)
@@ -89,10 +91,12 @@ class History:
             seen = self._seen[ended.agent] = _Seen()
         seen.ends[ended.state, ended.reason] += 1
         seen.tokens += ended.tokens
-        seen.run.add(ended.duration_s)
-        seen.drawn.offer(ended.task)
+        duration_s = ended.duration_s
+        seen.bins[bisect_left(BOUNDS_S, duration_s)] += 1
+        seen.run_s += duration_s
+        seen.latest.append(ended.task)
 
-    def _take(self) -> list[tuple[list[Key], Sequence[str]]]:
+    def _take(self) -> list[tuple[list[Key], Iterable[str]]]:
         """Add what was told to the buckets in which this step began; return which these are, and the drawn tasks."""
         now_us = database.microseconds(self._clock.now())
         if now_us < self._began_us:
@@ -101,7 +105,7 @@ class History:
             self._began_us = now_us
         began_us, self._began_us = self._began_us, now_us
         told, self._seen = self._seen, {}
-        taken: list[tuple[list[Key], Sequence[str]]] = []
+        taken: list[tuple[list[Key], Iterable[str]]] = []
         for agent, seen in told.items():
             counts = seen.counts
             keys = [self._key(agent, step_s, began_us) for step_s in history.KEPT_S]
@@ -109,7 +113,7 @@ class History:
                 self._held.setdefault(key, history.Counts()).merge(counts)
                 self._unwritten.pop(key, None)
                 self._unwritten[key] = None
-            taken.append((keys, seen.drawn.items))
+            taken.append((keys, seen.latest))
         while len(self._unwritten) > MOST:
             oldest = next(iter(self._unwritten))
             del self._unwritten[oldest], self._held[oldest]

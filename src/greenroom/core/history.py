@@ -81,8 +81,8 @@ class Histogram(msgspec.Struct):
 class Counts(msgspec.Struct):
     """A bucket. *ends* counts attempts by ``state reason``: the state is the task's afterwards.
 
-    *run* is of all attempts. *wait* and *response* are of a few tasks that have ended, drawn evenly, and are what their
-    rows say: until a slot was theirs, and from acceptance to the end.
+    *run* is of all attempts. *wait* and *response* are of some of the tasks that have ended, and are what their rows
+    say: until a slot was theirs, and from acceptance to the end.
     """
 
     ends: dict[str, int] = field(default_factory=dict)

@@ -310,7 +310,7 @@ class Node:
             await asyncio.wait([self._loops])
         try:
             await self.history.close()
-        except errors.StoreUnavailable as error:
+        except errors.GreenroomError as error:  # as with the audit log, below
             self.facts.emit(telemetry.StoreTrouble(self.history.name, str(error)))
         await self.webhooks.close()
         await self.outgoing.close()

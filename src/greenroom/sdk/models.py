@@ -405,8 +405,8 @@ class HistoryBucket(msgspec.Struct, frozen=True, kw_only=True):
     *reasons* by why they ended.
 
     *errors* are those of *judged* that speak against the agent: who was cancelled, or whose replica was drained, says
-    nothing. *run* is of all attempts; *wait*, for a slot, and *response*, from acceptance to the end, are of tasks that
-    were drawn from those that have ended. None where there were none.
+    nothing. *run* is of all attempts; *wait*, for a slot, and *response*, from acceptance to the end, are of the last
+    ten tasks of each five seconds. None where there were none.
     """
 
     at: Instant | None = None
