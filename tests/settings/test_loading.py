@@ -226,6 +226,8 @@ def test_a_file_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
             "11 is more than max_queued_tasks, 10",
         ),
         ({"optimizer": {"target_response_s": 0}}, "optimizer.target_response_s", "got 0"),
+        ({"history": {"keep_minutes_days": 8}}, "history.keep_minutes_days", "expected a whole number from 1 to 7, got 8"),
+        ({"history": {"keep_hours_days": 0}}, "history.keep_hours_days", "expected a whole number from 1 to 3650, got 0"),
         ({"cluster": {"tracing": True}}, "cluster.tracing", "not yet built"),
         ({"cluster": {"max_surge": -1}}, "cluster.max_surge", "expected a whole number from 0 to 10000, got -1"),
         ({"cluster": {"max_surge": "25%"}}, "cluster.max_surge", 'got "25%"'),
