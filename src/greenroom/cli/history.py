@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from greenroom.sdk import models
 
 COLUMNS = (
-    Column("SINCE", whole=False),
+    Column("SINCE"),
     *(Column(title, right=True) for title in ("ENDED", "ERRORS", "AGAIN")),
-    *(Column(title, right=True) for title in ("RUN p50", "p95", "WAIT p95", "RESPONSE p95", "TOKENS")),
+    *(Column(title, right=True) for title in ("RUN p50", "p95", "WAIT", "RESPONSE", "TOKENS")),
 )
 MOST_HOURS = 10 * 365 * 24
 
@@ -50,7 +50,10 @@ def history(
         return
     render.table(COLUMNS, map(_row, found), empty=f"{agent}: no attempt has ended in that time; give more --hours")
     if found:
-        render.say(f"each row is {render.span(wanted_s)}; quantiles are within 10 %, waits and responses of some tasks")
+        render.say(
+            f"each row is {render.span(wanted_s)}; WAIT and RESPONSE are the 95th percentile of its latest tasks; "
+            "quantiles are within 10 %"
+        )
 
 
 def _step_s(hours: int) -> int:
@@ -81,4 +84,6 @@ def _quantile(seen: models.Durations | None, which: Literal["p50_s", "p95_s"]) -
     if seen is None:
         return ""
     value_s: float = getattr(seen, which)
-    return render.span(value_s) if value_s >= 60 else f"{value_s:.3g}s"
+    if value_s >= 60:
+        return render.span(value_s)
+    return f"{value_s:.3g}s" if value_s >= 1 or not value_s else f"{1000 * value_s:.3g}ms"
