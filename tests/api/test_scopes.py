@@ -59,6 +59,7 @@ async def test_an_agent_that_one_may_not_know_of_is_answered_as_one_that_is_not_
             ("GET", ""),
             ("GET", "/scaling"),
             ("GET", "/load"),
+            ("GET", "/history"),
             ("GET", "/revisions"),
             ("GET", "/rollouts"),
             ("POST", "/release"),
