@@ -68,8 +68,8 @@ format: $(VENV)/.test ## Format the code, and mend what lint can mend
 bench: $(VENV)/.test ## Measure speed and memory against bare loops
 	$(BIN)/python -m bench.run
 
-long: $(VENV)/.test ## Run the tests that make test leaves out, for shorter ones show it as well
-	$(BIN)/python -m pytest -n $(WORKERS) -m long
+long: $(VENV)/.test ## Run the tests that make test leaves out, for shorter ones show it as well; these on a disk
+	TMPDIR=$${TMPDIR:-/var/tmp} $(BIN)/python -m pytest -n $(WORKERS) -m long
 
 timing: $(VENV)/.test ## Look for what can be learnt, or held up, by how long things take (a quiet machine; SAMPLES=20000)
 	GREENROOM_TEST_SAMPLES=$(SAMPLES) $(BIN)/python -m pytest -n 0 -m timed

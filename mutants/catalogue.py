@@ -37,6 +37,7 @@ CONTRACT, DISPATCHER, HOST = (
     "tests/control/test_host.py",
 )
 TRANSITIONS = "store/transitions.py"
+HISTORY = "tests/control/test_history.py"
 ISOLATION = "tests/engine/test_isolation.py"
 NAMESPACES = "tests/engine/test_namespaces.py"
 RESULTS = "tests/store/test_results.py"
@@ -1870,5 +1871,47 @@ CATALOGUE = (
         "        if claim.damage is not None:\n",
         "        if claim.damage == '':\n",
         "tests/node/test_encryption.py::test_a_task_whose_input_was_tampered_with_fails_and_is_told",
+    ),
+    _mutant(
+        "the part of a bucket that a clock begins that goes back",
+        "control/history.py",
+        "            self._turns_back += 1\n",
+        "            self._turns_back += 0\n",
+        HISTORY,
+    ),
+    _mutant(
+        "the step that ends with its minute",
+        "control/history.py",
+        "        return min(WRITE_EVERY_S, left_us / 1e6)\n",
+        "        return WRITE_EVERY_S\n",
+        HISTORY,
+    ),
+    _mutant(
+        "the counts of a bucket that are held while it may grow",
+        "control/history.py",
+        "                self._held.setdefault(key, history.Counts()).merge(counts)\n",
+        "                self._held[key] = counts\n",
+        HISTORY,
+    ),
+    _mutant(
+        "what a node that stops has not written of its history",
+        "control/history.py",
+        "        self._take()\n        await self._write()\n\n",
+        "        self._take()\n\n",
+        HISTORY,
+    ),
+    _mutant(
+        "the part of a bucket that a node writes again",
+        "store/history.py",
+        "do update set record = :record",
+        "do nothing",
+        CONTRACT,
+    ),
+    _mutant(
+        "the order in which history is dropped",
+        "store/history.py",
+        "order by at limit :most",
+        "order by at desc limit :most",
+        CONTRACT,
     ),
 )

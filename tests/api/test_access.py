@@ -53,6 +53,7 @@ LOWEST_ROLE = {
     "PATCH /v1/agents/{name}/scale": "operator",
     "GET /v1/agents/{name}/scaling": "viewer",
     "GET /v1/agents/{name}/load": "viewer",
+    "GET /v1/agents/{name}/history": "viewer",
     "POST /v1/agents/{name}/release": "operator",
     "GET /v1/agents/{name}/revisions": "viewer",
     "GET /v1/agents/{name}/rollouts": "viewer",

@@ -16,9 +16,12 @@ import pytest
 
 import nodes
 from greenroom.api import openapi, routes
+from greenroom.core import history
 from greenroom.core.optimizer import Found
 from greenroom.engine import archives
 from greenroom.security import audit
+from greenroom.store import database
+from greenroom.store.history import Part
 from greenroom.store.measures import Measure
 from greenroom.store.recovery import Noted, Raised
 from greenroom.store.scaling import Load
@@ -176,6 +179,12 @@ async def test_every_route_answers_as_it_is_described(
     load = Load(agent="described", arrivals=1, ends=1, run_us=2, waiting=3, busy=1.0, replicas=1, start_us=None)
     await api.running.store.scaling.record([load])
     assert (await call("GET /v1/agents/{name}/load", None, "?hours=1", name="described")).json()["items"]
+    await api.running.history.step()
+    tenfold = history.Counts(ends={"failed agent_error": 10}, run=history.Histogram({60: 10}, 10.0))
+    now_us = database.microseconds(api.running.clock.now())
+    part = Part("described", 60, history.begin_us(now_us, 60), "another", history.encode(tenfold))
+    await api.running.store.history.put([part])
+    assert (await call("GET /v1/agents/{name}/history", name="described")).json()["items"]
     await call("GET /v1/agents")
 
     async def both() -> list[Any] | None:

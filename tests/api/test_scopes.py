@@ -59,6 +59,7 @@ async def test_an_agent_that_one_may_not_know_of_is_answered_as_one_that_is_not_
             ("GET", ""),
             ("GET", "/scaling"),
             ("GET", "/load"),
+            ("GET", "/history"),
             ("GET", "/revisions"),
             ("GET", "/rollouts"),
             ("POST", "/release"),
@@ -96,7 +97,7 @@ async def test_lists_are_whole_pages_of_what_may_be_read(api: nodes.Api) -> None
     mine = await _with(api, "task:read on agent:ech*", "session:read on agent:chained", tenant=tenant)
     wanted = []
     for number in range(5):
-        wanted.append((await admin.submit("echo", number))["id"])
+        wanted.append((await admin.run("echo", number))["id"])
         await admin.submit("talking", {"count": 0})
     pages: list[list[str]] = []
     cursor: str | None = ""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -412,6 +413,11 @@ def put_lists(fake: FakeNode) -> None:
     fake.put("GET /v1/alerts", {"items": [alert | {"reason": "it died " * 20}]})
     advice = {"id": 7, "rule": "more-replicas", "agent": "research", "state": "open", "opened_at": AT, "before": 9.5}
     fake.put("GET /v1/advice", {"items": [advice | {"what": "have more " * 20, "why": "w" * 99, "expected": "much"}]})
+    seen = {"count": 123_456, "mean_s": 1.5, "p50_s": 1.234, "p95_s": 7_200.0}
+    bucket = {"at": AT, "attempts": 123_456, "judged": 100_000, "errors": 50_000, "retries": 9, "tokens": 10**9}
+    seen_too = {**seen, "p50_s": 0.0287, "p95_s": 0.0}
+    bucket |= {"run": seen, "wait": seen_too, "response": seen}
+    fake.put("GET /v1/agents/research/history", {"items": [bucket, bucket | {"run": seen_too, "wait": None}]})
     fake.put("GET /v1/sessions", {"items": [{"id": "s-1", "agent": "research", "tasks": 3, "updated_at": AT}]})
     fake.put("GET /v1/sessions/s-1", {"id": "s-1", "agent": "research", "state": {"n": 1}})
     fake.put("GET /v1/keys", {"items": [{"id": "k1", "name": "ci", "role": "user", "created_at": AT}]})
@@ -454,6 +460,7 @@ READ_VERBS: list[list[str]] = [
     ["failures"],
     ["alerts", "ls"],
     ["advice"],
+    ["history", "research"],
     ["sessions", "ls"],
     ["sessions", "show", "s-1"],
     ["keys", "ls"],
@@ -507,6 +514,30 @@ def test_the_status_tells_on_a_line_what_replicas_use_and_what_to_do_about_advic
     assert "0.25 of 1.5 CPUs (affinity), ? MB\n" in out
     assert "warning: cluster.cpu = 1.5 is enforced as 2" in out
     assert "2 open; next: greenroom advice" in out
+
+
+@pytest.mark.parametrize(("hours", "step_s"), [(1, 60), (2, 300), (24, 900), (25, 3600), (720, 86_400)])
+def test_history_is_asked_for_in_steps_that_fit_a_screen(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str], hours: int, step_s: int
+) -> None:
+    put_lists(fake)
+    out, err = run(capsys, "history", "research", "--hours", str(hours))[1:]
+    assert re.search(r"^\d\d-\d\d \d\d:\d\d  123456", out, re.MULTILINE), out
+    for words in ("50000 (50 %)", "1.23s", "28.7ms", " 0s ", "2h", "1000000000"):
+        assert words in out
+    assert "quantiles are within 10 %" in err
+    assert fake.last.query_params["step_s"] == str(step_s)
+    since = datetime.fromisoformat(fake.last.query_params["since"])
+    assert abs((datetime.now(UTC) - since).total_seconds() - hours * 3600) < 60
+    run(capsys, "history", "research", "--hours", str(hours), "--step-s", "86400")
+    assert fake.last.query_params["step_s"] == "86400"
+
+
+def test_an_agent_that_has_done_nothing_says_what_to_do(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.put("GET /v1/agents/research/history", {"items": []})
+    code, out, err = run(capsys, "history", "research")
+    assert (code, out, "give more --hours" in err) == (0, "", True)
+    assert run(capsys, "history", "research", "--step-s", "61")[0] == 2
 
 
 def test_advice_says_what_to_do_next_and_what_was_measured(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:

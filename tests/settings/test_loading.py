@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from greenroom import errors, settings
-from greenroom.settings import SettingsInvalid, showing, sources
+from greenroom.settings import SettingsInvalid, loading, showing, sources
 
 Write = Callable[[str], Path]
 AGENT = '[agents.research]\nfactory = "agents:research"\n'
@@ -226,6 +226,16 @@ def test_a_file_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
             "11 is more than max_queued_tasks, 10",
         ),
         ({"optimizer": {"target_response_s": 0}}, "optimizer.target_response_s", "got 0"),
+        (
+            {"history": {"keep_minutes_days": 8}},
+            "history.keep_minutes_days",
+            "expected a whole number from 1 to 7, got 8",
+        ),
+        (
+            {"history": {"keep_hours_days": 0}},
+            "history.keep_hours_days",
+            "expected a whole number from 1 to 3650, got 0",
+        ),
         ({"cluster": {"tracing": True}}, "cluster.tracing", "not yet built"),
         ({"cluster": {"max_surge": -1}}, "cluster.max_surge", "expected a whole number from 0 to 10000, got -1"),
         ({"cluster": {"max_surge": "25%"}}, "cluster.max_surge", 'got "25%"'),
@@ -413,3 +423,10 @@ def test_a_diff_has_what_changed_and_nothing_else() -> None:
     assert [change for change in changes if change.key == "agents.gone.arguments"] == []
     assert not [change for change in changes if change.before == change.after and change.after is not None]
     assert settings.diff(old, old) == []
+
+
+def test_every_section_can_be_set_by_variables() -> None:
+    assert {*sources.SECTIONS, "environment", "agents"} == set(loading.TOP_KEYS)
+    environ = {"GREENROOM_OPTIMIZER__APPLY": "true", "GREENROOM_HISTORY__KEEP_HOURS_DAYS": "7"}
+    found = settings.load(None, environ)
+    assert (found.optimizer.apply, found.history.keep_hours_days) == (True, 7)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import msgspec
 
 from greenroom import errors
@@ -28,7 +26,7 @@ async def list_entries(call: Call) -> Answer:
         actor=call.query("actor"),
         action=call.query("action"),
         object=call.query("object"),
-        since=_since(call),
+        since=call.instant("since"),
     )
     after = call.query("after")
     entries = await call.store.audit.list(
@@ -76,15 +74,3 @@ def _shown(entry: Entry) -> security.AuditEntry:
         is_erased=bool(entry.erased),
         hash=entry.hash,
     )
-
-
-def _since(call: Call) -> int | None:
-    text = call.query("since")
-    if text is None:
-        return None
-    try:
-        since = msgspec.convert(text.replace(" ", "+"), schemas.Instant, strict=False)
-        return database.microseconds(since)
-    except (msgspec.ValidationError, OverflowError):
-        example = datetime(2030, 1, 1).isoformat()  # noqa: DTZ001 - a text
-        raise errors.QueryInvalid(f"cannot take ?since={text[:40]}: give an instant, for example {example}Z") from None

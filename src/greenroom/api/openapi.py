@@ -17,7 +17,7 @@ from greenroom import settings
 from greenroom.api import problems, routes, schemas
 from greenroom.api.request import Answer, Call
 from greenroom.api.routes import Given, Page, Route
-from greenroom.core import agents, breaker, health, rollouts, tasks
+from greenroom.core import agents, breaker, health, history, rollouts, tasks
 from greenroom.core.permissions import Action
 from greenroom.engine import protocol
 from greenroom.sdk import models
@@ -84,6 +84,7 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
     "sessions": (_SWITCH, "With dry_run: try the revision, on the agent's stored sessions too; one at a time."),
     "since": ({"type": "string", "format": "date-time"}, "Only what is not older."),
     "state": ({"type": "string", "enum": list(tasks.State)}, "Only what is in this state."),
+    "step_s": ({"type": "integer", "enum": list(history.STEPS_S), "default": history.MINUTE_S}, "How long each is."),
     "strategy": (
         {"type": "string", "enum": ["rolling", "blue-green", "canary"]},
         "In place of the spec's for this time.",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from greenroom import errors
+from greenroom.api import schemas
 from greenroom.api.services import Services
 from greenroom.core.permissions import Principal
+from greenroom.store import database
 from greenroom.store.audit import Act
 from greenroom.store.store import Store
 
@@ -110,6 +113,19 @@ class Call(msgspec.Struct, frozen=True, eq=False):
         if text not in {None, "true", "false"}:
             raise errors.QueryInvalid(f"cannot take ?{name}={text[:40]}: give true or false")
         return text == "true"
+
+    def instant(self, name: str) -> int | None:
+        """Return the microseconds of an instant with a time zone."""
+        text = self.query(name)
+        if text is None:
+            return None
+        try:
+            return database.microseconds(msgspec.convert(text.replace(" ", "+"), schemas.Instant, strict=False))
+        except (msgspec.ValidationError, OverflowError):
+            example = datetime(2030, 1, 1).isoformat()  # noqa: DTZ001 - a text
+            raise errors.QueryInvalid(
+                f"cannot take ?{name}={text[:40]}: give an instant, for example {example}Z"
+            ) from None
 
     def seconds(self, name: str, *, most: float) -> float:
         text = self.query(name)

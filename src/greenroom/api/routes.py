@@ -12,6 +12,7 @@ from greenroom.api import (
     audit,
     code,
     encryption,
+    history,
     login,
     operations,
     principals,
@@ -135,6 +136,15 @@ ROUTES = (
     ),
     Route(
         "GET", "/v1/agents/{name}/load", scaling.load, Action.AGENT_OBSERVE, {200: Page(models.Load)}, None, ("hours",)
+    ),
+    Route(
+        "GET",
+        "/v1/agents/{name}/history",
+        history.show,
+        Action.AGENT_OBSERVE,
+        {200: Page(models.HistoryBucket)},
+        None,
+        ("since", "step_s"),
     ),
     Route("POST", "/v1/agents/{name}/release", agents.release, Action.AGENT_OPERATE, {200: AGENT}),
     Route("GET", "/v1/agents/{name}/revisions", agents.revisions, Action.AGENT_OBSERVE, {200: Page(REVISION)}),

@@ -10,7 +10,7 @@ import msgspec
 
 from greenroom import redaction, settings
 from greenroom.api import schemas
-from greenroom.core import agents, health, rollouts, strategies
+from greenroom.core import agents, health, history, rollouts, strategies
 from greenroom.sdk import models
 from greenroom.store import database
 from greenroom.store.advice import Advice
@@ -380,6 +380,30 @@ def load(row: Load) -> models.Load:
         replicas=row.replicas,
         start_s=None if row.start_us is None else row.start_us / 1e6,
     )
+
+
+def history_bucket(at_us: int, step_s: int, counts: history.Counts) -> models.HistoryBucket:
+    return models.HistoryBucket(
+        at=database.instant(at_us),
+        step_s=step_s,
+        attempts=counts.attempts,
+        judged=counts.judged,
+        errors=counts.errors,
+        retries=counts.retries,
+        tokens=counts.tokens,
+        states=counts.states,
+        reasons=counts.reasons,
+        run=_durations(counts.run),
+        wait=_durations(counts.wait),
+        response=_durations(counts.response),
+    )
+
+
+def _durations(seen: history.Histogram) -> models.Durations | None:
+    spread = seen.spread()
+    if spread is None:
+        return None
+    return models.Durations(count=spread.count, mean_s=round(spread.mean, 6), p50_s=spread.p50, p95_s=spread.p95)
 
 
 def failure(row: Failure) -> dict[str, Any]:

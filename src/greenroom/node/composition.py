@@ -21,6 +21,7 @@ from greenroom.control import supervisor
 from greenroom.control.autoscaler import Autoscaler
 from greenroom.control.breakers import Breakers
 from greenroom.control.dispatcher import Dispatcher
+from greenroom.control.history import History
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
 from greenroom.control.outliers import Outliers
@@ -125,6 +126,7 @@ class Node:
         self.breakers = Breakers(self.store, clock, self.facts)
         self.outliers = Outliers(self.store.board, clock, self.facts, eject=self.host.restart)
         self.autoscaler = Autoscaler(self.store, clock, self.facts, options.settings.cluster, use=self.resources.use)
+        self.history = History(self.store, clock, self.facts, options.settings.history, node=self.id)
         self.deployments = deployments.Deployments(
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
@@ -223,6 +225,7 @@ class Node:
             self.breakers,
             self.outliers,
             self.autoscaler,
+            self.history,
             *self.access.loops,
             self.webhooks,
             self.backups.loop,
@@ -308,6 +311,10 @@ class Node:
         if self._loops is not None:
             self._loops.cancel()
             await asyncio.wait([self._loops])
+        try:
+            await self.history.close()
+        except errors.GreenroomError as error:  # as with the audit log, below
+            self.facts.emit(telemetry.StoreTrouble(self.history.name, str(error)))
         await self.webhooks.close()
         await self.outgoing.close()
         await self.engine.close()

@@ -25,6 +25,7 @@ from greenroom.sdk.models import (
     Encryption,
     Event,
     Failure,
+    HistoryBucket,
     Key,
     Load,
     Login,
@@ -234,6 +235,14 @@ class AsyncClient:
     async def load(self, name: str, *, hours: int | None = None) -> list[Load]:
         """The load of the last *hours* (24; at most a week) in steps of ten seconds, the oldest first."""
         return list((await self._send(calls.load(name, hours=hours))).items)
+
+    async def history(
+        self, name: str, *, since: datetime | None = None, step_s: int | None = None
+    ) -> list[HistoryBucket]:
+        """What became of the agent's attempts and how long they took since *since* (an hour ago), the oldest first, in
+        steps of *step_s* (60; or 300, 900, 3600, 86400): only steps in which some ended.
+        """
+        return list((await self._send(calls.history(name, since=since, step_s=step_s))).items)
 
     async def release(self, name: str) -> Agent:
         """Have a quarantined agent judged anew: its replicas are started again."""

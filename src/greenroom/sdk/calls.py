@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -95,6 +96,7 @@ _alerts, _alert = as_a(models.Page[models.Alert]), as_a(models.Alert)
 _revisions = as_a(models.Page[models.Revision])
 _rollouts, _rollout = as_a(models.Page[models.Rollout]), as_a(models.Rollout)
 _scaling, _load = as_a(models.AgentScaling), as_a(models.Page[models.Load])
+_history = as_a(models.Page[models.HistoryBucket])
 _plan = as_a(models.Plan)
 _code = as_a(models.Code)
 _sessions = as_a(models.Page[models.Session])
@@ -269,6 +271,13 @@ def scaling(name: str, *, cursor: str | None = None, limit: int | None = None) -
 
 def load(name: str, *, hours: int | None = None) -> Call[models.Page[models.Load]]:
     return Call("GET", f"/v1/agents/{_segment(name)}/load", _load, query={"hours": hours})
+
+
+def history(
+    name: str, *, since: datetime | None = None, step_s: int | None = None
+) -> Call[models.Page[models.HistoryBucket]]:
+    query = {"since": None if since is None else since.isoformat(), "step_s": step_s}
+    return Call("GET", f"/v1/agents/{_segment(name)}/history", _history, query=query)
 
 
 def release(name: str) -> Call[models.Agent]:

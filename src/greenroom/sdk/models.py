@@ -391,6 +391,38 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     start_s: float | None = None
 
 
+class Durations(msgspec.Struct, frozen=True, kw_only=True):
+    """*count* durations in seconds. The mean is exact, the quantiles are within 10 %."""
+
+    count: int = 0
+    mean_s: float = 0.0
+    p50_s: float = 0.0
+    p95_s: float = 0.0
+
+
+class HistoryBucket(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an agent's attempts in *step_s* from *at* on: *states* counts them by what their task was then,
+    *reasons* by why they ended.
+
+    *errors* are those of *judged* that speak against the agent: who was cancelled, or whose replica was drained, says
+    nothing. *run* is of all attempts; *wait*, for a slot, and *response*, from acceptance to the end, are of the last
+    ten tasks of each five seconds. None where there were none.
+    """
+
+    at: Instant | None = None
+    step_s: int = 60
+    attempts: int = 0
+    judged: int = 0
+    errors: int = 0
+    retries: int = 0
+    tokens: int = 0
+    states: dict[str, int] = {}
+    reasons: dict[str, int] = {}
+    run: Durations | None = None
+    wait: Durations | None = None
+    response: Durations | None = None
+
+
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """How a replica failed. *action* was taken; *recovered_by* is the replica that became ready in its place."""
 

@@ -25,6 +25,7 @@ from greenroom.settings.schema import (
     Backups,
     Cluster,
     Environment,
+    History,
     Optimizer,
     Rollout,
     Security,
@@ -38,7 +39,7 @@ from greenroom.settings.unbuilt import effective, why_not_built
 OVERRIDE = "override"
 NOT_BUILT = "not yet built"
 MAX_AGENTS = 1000
-TOP_KEYS = ["environment", "cluster", "server", "security", "backups", "optimizer", "agents"]
+TOP_KEYS = ["environment", "cluster", "server", "security", "backups", "optimizer", "history", "agents"]
 
 
 def load(
@@ -119,6 +120,7 @@ def _settings(given: Given, checker: Checker) -> Settings:
         security=checker.table(Security, table.get("security"), ("security",), defaults=defaults.security),
         backups=checker.table(Backups, table.get("backups"), ("backups",)),
         optimizer=checker.table(Optimizer, table.get("optimizer"), ("optimizer",)),
+        history=checker.table(History, table.get("history"), ("history",)),
         agents=_agents(table.get("agents"), checker),
         origins={},
     )

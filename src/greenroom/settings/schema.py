@@ -326,6 +326,15 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
     """From acceptance to the end of a task, on average."""
 
 
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """How long it is kept what became of each agent's attempts, and how long they took."""
+
+    keep_minutes_days: Annotated[int, Meta(ge=1, le=7)] = 1
+    """Minute by minute."""
+    keep_hours_days: Annotated[int, Meta(ge=1, le=3650)] = 30
+    """Hour by hour."""
+
+
 class Scaling(msgspec.Struct, frozen=True, kw_only=True):
     """How many replicas. Without autoscaling the count is ``min_replicas``."""
 
@@ -469,5 +478,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     security: Security
     backups: Backups
     optimizer: Optimizer
+    history: History
     agents: Mapping[str, AgentSettings]
     origins: Mapping[str, str]

@@ -43,6 +43,10 @@ environment = "development"              # or "staging", "production"
 # apply = true                           # acts on it
 # target_response_s = 5
 
+# [history]                              # how each agent did: greenroom history hello
+# keep_minutes_days = 1
+# keep_hours_days = 30
+
 [agents.hello]
 factory = "agents:hello"                 # module:attribute: an AutoGen agent or team, a class, or a function
 description = "Answers a greeting"       # requests that name no agent are routed by this

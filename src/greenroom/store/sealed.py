@@ -39,6 +39,7 @@ LEFT: Mapping[str, str] = {
     "rollout.record": "stages, counts and times",
     "recovery.record": "counts and times",
     "scaling_decision.inputs": "counts",
+    "history.record": "counts and times",
     "principal.secret_hash": "a keyed hash already",
     "principal.scopes": "names of actions and agents",
     "webhook.secret": "encrypted already, under the node's own key for it",

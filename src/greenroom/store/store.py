@@ -15,6 +15,7 @@ from greenroom.store import (
     database,
     deployments,
     directory,
+    history,
     logins,
     measures,
     news,
@@ -69,6 +70,7 @@ class Store:
                 *recovery.ORDER,
                 *advice.ORDER,
                 *scaling.ORDER,
+                *history.ORDER,
                 *results.ORDER,
                 *rates.ORDER,
                 *webhooks.ORDER,
@@ -92,6 +94,7 @@ class Store:
         self.advice = advice.Advices(db, self.commits)
         self.rollouts = rollouts.Rollouts(db, self.commits)
         self.scaling = scaling.Scaling(db, self.commits)
+        self.history = history.History(db, self.commits)
         self.deployments = deployments.Deployments(db, self.commits)
         self.directory = directory.Directory(db, route=self.board.route)
         self.audit = audit.Audit(db, self.commits)

@@ -16,11 +16,13 @@ import msgspec
 import pytest
 
 from greenroom import errors, settings
-from greenroom.core import optimizer, rollouts, tasks
+from greenroom.core import history, optimizer, rollouts, tasks
 from greenroom.store import advice as advices
-from greenroom.store import agents, recovery, scaling, submissions, tenants, transitions
+from greenroom.store import agents, database, recovery, scaling, submissions, tenants, transitions
+from greenroom.store import history as histories
 from greenroom.store.advice import MAX_TEXT, Move
 from greenroom.store.deployments import Deployed, Deployment, Limits
+from greenroom.store.history import Part
 from greenroom.store.news import News
 from greenroom.store.recovery import NewFailure, Noted, Raised, Recovered, Resolved
 from greenroom.store.rows import Accepted, Call, Cancel, Claim, Event, Finish, Lease, NewTask, StoredEvent
@@ -55,6 +57,12 @@ def _scale(replicas: int, *, rule: str = "burst", reason: str = "why", before: i
         reason=reason,
         before=before,
     )
+
+
+def _part(part: str, at: int, attempts: int, *, agent: str = AGENT, step_s: int = history.MINUTE_S) -> Part:
+    counts = history.Counts()
+    counts.end("succeeded", "ok", attempts)
+    return Part(agent, step_s, at, part, history.encode(counts))
 
 
 class Node:
@@ -1273,6 +1281,54 @@ class StoreContract:
         assert {(each.run_us, each.busy) for each in found} == {(7, 0.5)}
         assert all(each.at % 10_000_000 == 0 for each in found)
         assert not await node.store.scaling.loads(AGENT, after_us=2**61)
+
+    # --- history
+
+    async def test_a_part_of_the_history_is_written_whole_and_beside_those_of_others(self, node: Node) -> None:
+        store, minute = node.store.history, 60_000_000
+        await store.put([_part("one", minute, 1), _part("earlier", minute, 5), _part("one", 2 * minute, 7)])
+        await store.put([_part("one", minute, 3)])  # it has grown, or nobody knows whether it was stored
+        await store.put([_part("one", minute, 9, agent="other"), _part("one", 0, 9, step_s=history.HOUR_S)])
+        found = await store.read(AGENT, history.MINUTE_S, since_us=0)
+        assert [(at, history.decode(record).attempts) for at, record in found] == [
+            (2 * minute, 7),
+            *((minute, attempts) for attempts in (5, 3)),
+        ]
+        rolled = history.rolled(found, history.MINUTE_S)
+        assert {at: counts.ends for at, counts in rolled.items()} == {
+            minute: {"succeeded ok": 8},
+            2 * minute: {"succeeded ok": 7},
+        }
+        for since_us, until_us, attempts in (
+            (2 * minute, 2**62, [7]),
+            (0, 2 * minute, [5, 3]),
+            (3 * minute, 2**62, []),
+        ):
+            found = await store.read(AGENT, history.MINUTE_S, since_us=since_us, until_us=until_us)
+            assert [history.decode(record).attempts for _, record in found] == attempts
+        assert not await store.read("nobody", history.MINUTE_S, since_us=0)
+
+    async def test_what_is_read_of_the_history_is_bounded(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(histories, "MAX_READ", 2)
+        await node.store.history.put([_part("one", at, at + 1) for at in range(4)])
+        found = await node.store.history.read(AGENT, history.MINUTE_S, since_us=0)
+        assert [at for at, _ in found] == [3, 2]
+
+    async def test_history_is_dropped_by_the_time_of_the_store_the_oldest_first_in_batches(
+        self, scratch: Scratch, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(histories, "MAX_DROPPED", 2)
+        store, now_us = node.store.history, database.microseconds(scratch.clock.now())
+        olds = [now_us - (number + 200) * 1_000_000 for number in range(3)]
+        await store.put([_part("one", at, 1) for at in (*olds, now_us)])
+        await store.put([_part("one", olds[0], 1, step_s=history.HOUR_S)])
+        assert await store.expire(history.MINUTE_S, keep_s=100)
+        left = await store.read(AGENT, history.MINUTE_S, since_us=0)
+        assert [at for at, _ in left] == [now_us, olds[0]]
+        assert not await store.expire(history.MINUTE_S, keep_s=100)
+        assert not await store.expire(history.HOUR_S, keep_s=1_000)
+        assert [at for at, _ in await store.read(AGENT, history.MINUTE_S, since_us=0)] == [now_us]
+        assert [at for at, _ in await store.read(AGENT, history.HOUR_S, since_us=0)] == [olds[0]]
 
     async def test_migrating_again_changes_nothing(self, node: Node) -> None:
         id = await node.submit()
