@@ -114,3 +114,14 @@ async def test_an_agent_that_is_removed_takes_its_series_along(tmp_path: Path) -
             return 'agent="echo"' not in (await api.http.get("/metrics")).text
 
         await nodes.eventually(is_gone)
+
+
+async def test_metrics_that_are_off_count_nothing_and_say_so(tmp_path: Path) -> None:
+    async with nodes.opened(tmp_path / "data", {"echo": nodes.agent("echo")}, cluster={"metrics": False}) as api:
+        await api.run("echo", 1)
+        answer = await api.http.get("/metrics")
+        assert (answer.status_code, answer.json()["detail"]) == (
+            409,
+            "cannot tell metrics: they are off (cluster.metrics)",
+        )
+        assert b"greenroom_attempts_total{" not in api.running.metrics.render(None)

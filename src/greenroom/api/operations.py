@@ -90,6 +90,8 @@ def _state(services: Services) -> str:
 async def metrics(call: Call) -> Answer:
     """Metrics in Prometheus' text format."""
     services = call.services
+    if not services.settings.cluster.metrics:
+        raise errors.Conflict("cannot tell metrics: they are off (cluster.metrics)")
     return Answer(
         services.metrics.render(await services.scrapes.look()), media_type="text/plain; version=0.0.4; charset=utf-8"
     )

@@ -77,7 +77,8 @@ class Node:
         self.certificate: tls.Certificate | None = None  # while it listens with TLS
         self.id = f"node-{submissions.new_id()[:12]}"
         self.facts, self.metrics = telemetry.Telemetry(), telemetry.Metrics()
-        self.metrics.listen(self.facts)
+        if self.settings.cluster.metrics:
+            self.metrics.listen(self.facts)
         url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
         restoring.complete(url, options.data_dir)
         self.secrets = secret_file.load_or_make(options.data_dir / "secrets")

@@ -147,6 +147,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """Replicas that all rollouts together may have beside the steady state; None: as many as ``max_replicas``."""
     max_connections: Annotated[int, Meta(ge=1, le=100_000)]
     metrics: bool
+    """Whether ``GET /metrics`` tells what the node has counted; false: nothing is, and it answers 409."""
     json_logs: bool
     log_level: LogLevel
     """Audit and lifecycle events are separate and never dropped."""
