@@ -198,7 +198,7 @@ def test_an_agent_that_is_gone_is_forgotten_and_makes_room() -> None:
         assert set(re.findall(r'agent="([^"]+)"', text)) == set(agents)
         metrics.render(telemetry.Seen())
         assert _series(metrics, telemetry.Seen()) == before
-    assert all(len(family._heads) <= len(family._values()) for family in metrics.families)  # nor are its lines kept
+    assert all(len(family._heads) <= len(family.values) for family in metrics.families)  # nor are its lines kept
 
 
 def test_only_the_latest_revisions_of_an_agent_have_series() -> None:

@@ -323,7 +323,7 @@ async def test_a_starting_replica_is_not_judged_and_has_no_grade(loops: Loops) -
 
 async def test_probes_and_ends_of_replicas_are_counted_by_agent(loops: Loops) -> None:
     metrics = telemetry.Metrics()
-    loops.host._facts.subscribe(metrics, *metrics.KINDS)
+    metrics.listen(loops.host._facts)
     await loops.deploy(replicas=2)
     text = metrics.render().decode()
     assert 'greenroom_probe_seconds_count{agent="agent"} 2.0' in text

@@ -264,7 +264,7 @@ async def test_one_that_dies_before_it_is_replaced_says_what_it_died_of(loops: L
 async def test_what_is_used_is_told_to_whoever_asks(loops: Loops, scales: _Scales) -> None:
     await loops.deploy(replicas=2)
     metrics = telemetry.Metrics()
-    loops.told.subscribe(metrics, *metrics.KINDS)
+    metrics.listen(loops.told)
     watching = _loop(loops, scales, resources.Limits(cpu=2.0, memory_mb=100))
     assert not watching.is_known
     await watching.step()

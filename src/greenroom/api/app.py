@@ -45,6 +45,7 @@ class App:
         counted += [("GET", login.PATH), ("POST", login.PATH)]
         self._requests = {route: services.metrics.requests(*route) for route in counted}
         self._unrouted = services.metrics.requests("", "")
+        self._is_counting = services.settings.cluster.metrics
         by_path: dict[str, dict[str, Route]] = {}
         for route in (*ROUTES, openapi.ROUTE):
             by_path.setdefault(route.path, {})[route.method] = route
@@ -115,6 +116,8 @@ class App:
 
     def _count(self, scope: Scope, status: int, begun_s: float) -> None:
         """Count an answer, where it is made: how fast it is read is the caller's."""
+        if not self._is_counting:
+            return
         seen = scope.get(_ROUTE) or self._unrouted
         seen.add(status, self._now_s() - begun_s)
 

@@ -126,7 +126,8 @@ class Limits:
         each, together = self._principals, self._tenants
         if principal is None or (each is None and together is None) or principal.id in self.unlimited:
             return b""
-        now_s, told = self._clock.monotonic_s(), tuple[int, ...]()
+        now_s = self._clock.monotonic_s()
+        told: tuple[int, ...] = ()
         if each is not None:
             told = each.standing(principal.id, now_s)
         if together is not None:

@@ -196,7 +196,8 @@ class Node:
         self.app = App(self.services)
         self._moved = asyncio.Event()  # a rollout has
         self.store.hub.subscribe(self._hear)
-        self.store.commits.time(clock.monotonic_s, self.metrics.committed)
+        if self.settings.cluster.metrics:
+            self._count_commits()
         self.ready = asyncio.Event()  # every agent has settled, and what has changed since the node's last life serves
         self.failure: BaseException | None = None  # what ended the loops; nothing runs without them
         self._loops: asyncio.Task[None] | None = None
@@ -399,6 +400,12 @@ class Node:
             self._moved = asyncio.Event()
         for (agent, result), count in news.cache.items():
             self.facts.emit(telemetry.CacheAsked(agent, result, count))
+
+    def _count_commits(self) -> None:
+        self.store.commits.time(self.clock.monotonic_s, self.metrics.committed)
+        self.store.hub.subscribe(self._count_ends)
+
+    def _count_ends(self, news: News) -> None:
         for (_, agent, outcome), count in news.endings.items():
             self.metrics.tasks_ended(agent, outcome, count)
 

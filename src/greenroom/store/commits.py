@@ -87,7 +87,6 @@ class Commits:
         self._closed = False
         self._now_s: Callable[[], float] = lambda: 0.0
         self._tell: Callable[[float, int], None] | None = None
-        self._taken = 0  # items of the last commit
 
     def time(self, now_s: Callable[[], float], tell: Callable[[float, int], None]) -> None:
         """Have *tell* called after each commit: with its duration, by *now_s*, and how many items went into it."""
@@ -160,7 +159,7 @@ class Commits:
                 begun_s = self._now_s()
                 await self._commit(batch)
                 if self._tell is not None:
-                    self._tell(self._now_s() - begun_s, self._taken)
+                    self._tell(self._now_s() - begun_s, sum(len(entry.items) for entry in batch))
             self._in_flight = []
             if self._pending:
                 self._wakeup.set()
@@ -174,7 +173,6 @@ class Commits:
         while self._pending and (not batch or count + len(self._pending[0].items) <= MAX_ITEMS):
             batch.append(self._pending.popleft())
             count += len(batch[-1].items)
-        self._taken = count
         return batch
 
     async def _commit(self, batch: list[_Entry]) -> None:

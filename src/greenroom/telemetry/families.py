@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prometheus_client import core
@@ -31,6 +31,7 @@ class Family:
 
     def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
         self.name, self.help, self.labels = f"greenroom_{name}", help, tuple(labels)
+        self.values: dict[Labels, Any] = {}
         self._heads: dict[Labels, list[str]] = {}
 
     @property
@@ -40,6 +41,10 @@ class Family:
 
     def forget(self, agent: str) -> None:
         """Drop what is labelled with *agent*, which is gone."""
+        if "agent" in self.labels:
+            place = self.labels.index("agent")
+            for labels in [labels for labels in self.values if labels[place] == agent]:
+                del self.values[labels]
 
     def collect(self) -> core.Metric:
         """Return what there is now, as `prometheus_client` has it."""
@@ -48,18 +53,14 @@ class Family:
     def text(self) -> str:
         """Return what there is now in Prometheus' text format."""
         lines = [f"# HELP {self.shown} {self.help}\n# TYPE {self.shown} {self.kind}\n"]
-        values = self._values()
-        if len(self._heads) > len(values):
-            self._heads = {labels: heads for labels, heads in self._heads.items() if labels in values}
-        for labels, value in values.items():
+        if len(self._heads) > len(self.values):
+            self._heads = {labels: heads for labels, heads in self._heads.items() if labels in self.values}
+        for labels, value in self.values.items():
             heads = self._heads.get(labels)
             if heads is None:
                 heads = self._heads[labels] = self._make_heads(labels)
             lines += self._lines(heads, value)
         return "".join(lines)
-
-    def _values(self) -> Mapping[Labels, Any]:
-        raise NotImplementedError
 
     def _make_heads(self, labels: Labels) -> list[str]:
         """Return what the lines of a series begin with."""
@@ -77,10 +78,12 @@ class Total(Family):
     """A counter."""
 
     kind = "counter"
+    values: dict[Labels, float]
 
     def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
         super().__init__(name, help, labels)
-        self.values: dict[Labels, float] = {} if labels else {(): 0.0}
+        if not labels:
+            self.values[()] = 0.0
 
     @property
     def shown(self) -> str:
@@ -94,12 +97,6 @@ class Total(Family):
                 labels = (OTHER,) * len(labels)
             self.values[labels] = self.values.get(labels, 0) + count
 
-    def forget(self, agent: str) -> None:
-        _forget(self, self.values, agent)
-
-    def _values(self) -> Mapping[Labels, Any]:
-        return self.values
-
     def collect(self) -> core.Metric:
         family = core.CounterMetricFamily(self.name, self.help, labels=self.labels)
         for labels, value in self.values.items():
@@ -111,10 +108,7 @@ class Level(Family):
     """A gauge. It has no series for what is beyond the bounds: levels of many are not their sum."""
 
     kind = "gauge"
-
-    def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
-        super().__init__(name, help, labels)
-        self.values: dict[Labels, float] = {}
+    values: dict[Labels, float]
 
     def set(self, value: float, *labels: str) -> None:
         if OTHER not in labels and (labels in self.values or len(self.values) < MAX_SERIES):
@@ -126,12 +120,6 @@ class Level(Family):
         for labels, value in levels:
             key = labels if labels in self.values or len(self.values) < MAX_SERIES else (OTHER,) * len(labels)
             self.values[key] = self.values.get(key, 0.0) + value
-
-    def forget(self, agent: str) -> None:
-        _forget(self, self.values, agent)
-
-    def _values(self) -> Mapping[Labels, Any]:
-        return self.values
 
     def collect(self) -> core.Metric:
         family = core.GaugeMetricFamily(self.name, self.help, labels=self.labels)
@@ -157,12 +145,14 @@ class Histogram(Family):
     """A histogram: *bounds* are the upper ends of its buckets."""
 
     kind = "histogram"
+    values: dict[Labels, Spread]
 
     def __init__(self, name: str, help: str, labels: Sequence[str] = (), *, bounds: Sequence[float]) -> None:
         super().__init__(name, help, labels)
         self.bounds = tuple(bounds)
         self._ends = [*map(_as_go, self.bounds), "+Inf"]
-        self.values: dict[Labels, Spread] = {} if labels else {(): Spread(self.bounds)}
+        if not labels:
+            self.values[()] = Spread(self.bounds)
 
     def of(self, *labels: str) -> Spread:
         """Return the values of *labels*, to keep where they are added to often."""
@@ -175,12 +165,6 @@ class Histogram(Family):
 
     def add(self, value: float, *labels: str) -> None:
         self.of(*labels).add(value)
-
-    def forget(self, agent: str) -> None:
-        _forget(self, self.values, agent)
-
-    def _values(self) -> Mapping[Labels, Any]:
-        return self.values
 
     def collect(self) -> core.Metric:
         family = core.HistogramMetricFamily(self.name, self.help, labels=self.labels)
@@ -204,10 +188,3 @@ class Histogram(Family):
 def _number(value: float) -> str:
     """Return *value* as Go writes it."""
     return f"{value}.0" if type(value) is int and value < 1_000_000 else _as_go(value)
-
-
-def _forget(family: Family, values: dict[Labels, float] | dict[Labels, Spread], agent: str) -> None:
-    if "agent" in family.labels:
-        place = family.labels.index("agent")
-        for labels in [labels for labels in values if labels[place] == agent]:
-            del values[labels]

@@ -26,8 +26,7 @@ MAX_REVISIONS = 4  # of each agent: the serving one, the next, and what ends lat
 _F = TypeVar("_F", bound=Family)
 _BREAKER_LEVELS: dict[str, int] = {breaker.State.CLOSED: 0, breaker.State.HALF_OPEN: 1, breaker.State.OPEN: 2}
 _QUICK_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_RUN_S = (0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
-_WAIT_S = (0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+_TASK_S = (0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 _PROBE_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0)
 _START_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _BATCH = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -57,7 +56,7 @@ class _Work:
 
     def __init__(self) -> None:
         self.ends: dict[tuple[str, str], int] = {}  # by the task's state afterwards, and the reason
-        self.run, self.wait = Spread(_RUN_S), Spread(_WAIT_S)
+        self.run, self.wait = Spread(_TASK_S), Spread(_TASK_S)
         self.input_tokens = self.output_tokens = 0
         self.at_once = 0  # that did not wait, and are not yet among *wait*
 
@@ -78,7 +77,7 @@ class Requests:
 
 
 class Metrics(Collector):
-    """The Prometheus metrics of a node. Subscribes to `KINDS`; what no fact tells is given by its name here."""
+    """The Prometheus metrics of a node: hears facts (`listen`); what none tells is given by its name here."""
 
     def __init__(self) -> None:  # noqa: PLR0915 - a statement for each metric
         self._work: dict[tuple[str, int], _Work] = {}  # by agent and revision
@@ -99,12 +98,12 @@ class Metrics(Collector):
         self._retries = self._total(
             "task_retries", "Attempts after which the task was queued again", "agent", "revision", "reason"
         )
-        self._run = self._histogram("attempt_seconds", "Duration of attempts", "agent", "revision", bounds=_RUN_S)
+        self._run = self._histogram("attempt_seconds", "Duration of attempts", "agent", "revision", bounds=_TASK_S)
         self._wait = self._histogram(
             "task_wait_seconds",
             "From when a task was accepted, or might begin, to its first attempt; counted when that ends",
             *("agent", "revision"),
-            bounds=_WAIT_S,
+            bounds=_TASK_S,
         )
         self._tokens = self._total(
             "tokens", "Tokens that attempts have reported: input or output", "agent", "revision", "type"
@@ -181,7 +180,6 @@ class Metrics(Collector):
             for word in words:
                 total.add(word, count=0)
         self._hearers = self._hearing()
-        self.KINDS: tuple[type[Fact], ...] = tuple(self._hearers)
 
     def _hearing(self) -> dict[type[Fact], Callable[[Any], None]]:
         """Return who counts which fact."""
@@ -284,7 +282,7 @@ class Metrics(Collector):
         end = fact.state, fact.reason
         work.ends[end] = work.ends.get(end, 0) + 1
         run, duration_s = work.run, fact.duration_s
-        run.counts[bisect.bisect_left(_RUN_S, duration_s)] += 1
+        run.counts[bisect.bisect_left(_TASK_S, duration_s)] += 1
         run.sum += duration_s
         if fact.wait_us == 0:
             work.at_once += 1
