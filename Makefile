@@ -21,8 +21,8 @@ endif
 locked  := --require-hashes --no-deps --only-binary :all: -r
 lock     = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --only-binary :all: \
            --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(LOCK_ARGS)
-# What the tests need that no wheel brings: a command, and Debian's package that has it.
-tools   := promtool:prometheus
+# What the tests need that no wheel brings: commands, and Debian's packages that have them.
+tools   := promtool:prometheus prometheus-alertmanager:prometheus-alertmanager chromium:chromium
 sources := src tests bench examples mutants supply
 
 .DEFAULT_GOAL := help

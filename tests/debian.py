@@ -6,7 +6,12 @@ import shutil
 
 import pytest
 
-PACKAGES = {"prometheus": "prometheus", "promtool": "prometheus"}
+PACKAGES = {
+    "chromium": "chromium",
+    "prometheus": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+    "promtool": "prometheus",
+}
 
 
 def program(name: str) -> str:
