@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from greenroom import errors, random_bits, telemetry
 from greenroom.api import connections, login, openapi, problems, refused
+from greenroom.api.dashboard import pages
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import PROBES, ROUTES, Route
 from greenroom.api.services import Services
@@ -27,6 +28,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+EVERY = (*ROUTES, openapi.ROUTE, *pages.ROUTES)
 MAX_TRACEBACK = 16_384  # characters
 UNREADABLE = (UnicodeDecodeError, msgspec.DecodeError, OverflowError)
 _ROUTE = "greenroom.route"  # in the scope: where its answers are counted
@@ -41,13 +43,13 @@ class App:
         self._services, self._now_s = services, services.clock.monotonic_s
         self._plain: dict[str, dict[str, Route]] = {}
         self._patterns: list[tuple[re.Pattern[str], tuple[str, ...], dict[str, Route]]] = []
-        counted = [(route.method, route.path) for route in (*ROUTES, openapi.ROUTE)]
+        counted = [(route.method, route.path) for route in EVERY]
         counted += [("GET", login.PATH), ("POST", login.PATH)]
         self._requests = {route: services.metrics.requests(*route) for route in counted}
         self._unrouted = services.metrics.requests("", "")
         self._is_counting = services.settings.cluster.metrics
         by_path: dict[str, dict[str, Route]] = {}
-        for route in (*ROUTES, openapi.ROUTE):
+        for route in EVERY:
             by_path.setdefault(route.path, {})[route.method] = route
         for path, methods in by_path.items():
             names = tuple(re.findall(r"\{(\w+)\}", path))
@@ -99,7 +101,10 @@ class App:
         except errors.GreenroomError as error:
             told = self._refusal(scope, error, principal, source=source)
             self._count(scope, told.status, begun_s)
-            refusal = problems.response(told, request_id, lines=services.limits.headers(principal))
+            lines = services.limits.headers(principal)
+            refusal = login.refusal(told, request_id, headers, lines) or problems.response(
+                told, request_id, lines=lines
+            )
             del told  # as above
             await refusal(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - what no caller is to see, and the log is to hold
@@ -311,7 +316,9 @@ async def _send_answer(answer: Answer, body: bytes, whole: connections.Whole | N
         and whole.answer(answer.status, _JSON_HEADERS + limits, body)
     ):
         return
-    headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store"), *answer.headers]
+    headers = [(b"content-length", b"%d" % len(body)), *answer.headers]
+    if all(name != b"cache-control" for name, _ in answer.headers):
+        headers.append((b"cache-control", b"no-store"))
     headers += problems.fields(limits)
     if body:
         headers.append((b"content-type", answer.media_type.encode()))

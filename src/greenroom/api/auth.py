@@ -101,6 +101,17 @@ class Authenticator:
             return self._clock.now().timestamp() < principal.expires_at_s
         return self._keys.is_live(principal.id)
 
+    async def is_current(self, principal: Principal, headers: Mapping[bytes, bytes], *, is_tls: bool) -> bool:
+        """Tell whether the credential in *headers* still is what *principal* had: it lives, and may do the same.
+
+        Looking is no use of a login: who only leaves a page open is logged out all the same.
+        """
+        if principal.kind != "login":
+            return self.is_live(principal)
+        login = await self.logins.look(headers, is_tls=is_tls)
+        known = None if login is None else self._keys.of_id(login.key_id)
+        return known is not None and known.rights.layers == principal.rights.layers
+
     def end_s(self, principal: Principal) -> float | None:
         """Return when the credential of *principal* ends, since 1970; None: never."""
         return principal.expires_at_s if principal.expires_at_s is not None else self._keys.end_s(principal.id)

@@ -78,6 +78,12 @@ class Logins:
         self._seen[digest] = _Seen(login, now_s)
         return login
 
+    async def look(self, headers: Headers, *, is_tls: bool) -> logins.Login | None:
+        """Return the login whose cookie came with a request that goes on, if it lives; it is not used by that."""
+        digest = self._digest(headers, is_tls=is_tls)
+        login = None if digest is None else await self._store.get(digest)
+        return login if login is not None and self._is_live(login) else None
+
     async def end(self, login: logins.Login) -> None:
         """End it, at once here and soon elsewhere."""
         await self._store.end(logins.End(login.key_id, login.id))

@@ -9,27 +9,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-from collections.abc import Mapping
 
-from greenroom import errors, strict_json
-from greenroom.api import cookies
+from starlette.responses import Response
+
+from greenroom import errors, redaction, strict_json
+from greenroom.api import cookies, problems
 from greenroom.api.request import Answer, Call
 from greenroom.api.services import Services
-from greenroom.core.permissions import Action, Principal
 from greenroom.sdk import models
 
 PATH = "/login"
 MAX_BYTES = 1024  # of what is exchanged
 HTML = "text/html; charset=utf-8"
-PLACES: Mapping[str, tuple[Action, str]] = {
-    "/v1/status": (Action.STATUS_READ, "how the node and its agents are"),
-    "/v1/agents": (Action.AGENT_READ, "the agents"),
-    "/v1/tasks": (Action.TASK_READ, "your tenant's tasks"),
-    "/v1/alerts": (Action.ALERT_READ, "what people have to look after"),
-    "/metrics": (Action.METRICS_READ, "metrics, for Prometheus"),
-    "/openapi.json": (Action.STATUS_READ, "the API"),
-}
-
 _STYLE = "body{font:16px/1.5 system-ui,sans-serif;max-width:40em;margin:4em auto;padding:0 1em}button{font:inherit}"
 _LOGIN = """\
 const held = location.hash.slice(1), say = document.getElementById("say");
@@ -45,19 +36,13 @@ button.addEventListener("click", async () => {
   else { say.textContent = "This link is used or over: run greenroom dashboard for another."; }
 });
 """
-_HOME = """\
-document.querySelector("button").addEventListener("click", async () => {
-  await fetch("/v1/logins", {method: "DELETE", credentials: "same-origin"});
-  location.replace("/login");
-});
-"""
 
 
 def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _page(title: str, body: str, script: str) -> Answer:
+def _page(title: str, body: str, script: str = "", *, status: int = 200) -> Answer:
     """A page that loads nothing, is framed by nobody, and runs this one script."""
     policy = (
         f"default-src 'none'; script-src {_source(script)}; style-src {_source(_STYLE)}; connect-src 'self'; "
@@ -74,7 +59,7 @@ def _page(title: str, body: str, script: str) -> Answer:
         (b"x-frame-options", b"DENY"),
         (b"cross-origin-opener-policy", b"same-origin"),
     )
-    return Answer(text.encode(), media_type=HTML, headers=headers)
+    return Answer(text.encode(), status=status, media_type=HTML, headers=headers)
 
 
 LOGIN_PAGE = _page(
@@ -83,6 +68,29 @@ LOGIN_PAGE = _page(
     "<p><button hidden>Log in</button></p><noscript><p>This page needs JavaScript.</p></noscript>",
     _LOGIN,
 )
+
+
+def refusal(error: errors.GreenroomError, request_id: str, headers: cookies.Headers, lines: bytes) -> Response | None:
+    """Return a page that says to a person why they are refused; None where a program asks, which gets a problem.
+
+    Of who is not logged in it says to all the same.
+    """
+    if headers.get(b"sec-fetch-dest") != b"document" or b"authorization" in headers:
+        return None
+    if isinstance(error, errors.Unauthenticated):
+        title, told = "Log in", "Run <code>greenroom dashboard</code> and open the link that it prints."
+        told += " If you have logged in already, and came by a link from elsewhere, load this page anew."
+    else:
+        title, told = (
+            "Not possible",
+            html.escape(redaction.text(str(error))) + '. Back to <a href="/">the overview</a>.',
+        )
+    page = _page(f"Greenroom: {title}", f"<h1>{title}</h1><p>{told}</p>", status=error.status)
+    found = problems.response(error, request_id, lines=lines)
+    kept = [(name, value) for name, value in found.raw_headers if name not in (b"content-type", b"content-length")]
+    answer = Response(page.document, status_code=error.status, media_type=HTML)
+    answer.raw_headers += [*kept, *page.headers]
+    return answer
 
 
 async def exchange(services: Services, headers: cookies.Headers, body: bytes, *, source: str, is_tls: bool) -> Answer:
@@ -130,21 +138,3 @@ async def end(call: Call) -> Answer:
             raise errors.Forbidden("cannot log out: a token has no logins; it ends by itself")
     gone = tuple((b"set-cookie", cookies.set_cookie("", is_secure=is_secure)) for is_secure in (True, False))
     return Answer(None, status=204, headers=gone)
-
-
-async def home(call: Call) -> Answer:
-    """Show who is logged in and where things are; the dashboard is to come."""
-    return _page("Greenroom", _told(call.principal), _HOME)
-
-
-def _told(principal: Principal) -> str:
-    places = "".join(
-        f'<li><a href="{path}">{path}</a>: {what}</li>'
-        for path, (action, what) in PLACES.items()
-        if principal.rights.allows(action)
-    )
-    name, role, tenant = map(html.escape, (principal.name, principal.role, principal.tenant))
-    return (
-        f"<h1>Greenroom</h1><p>You are <b>{name}</b>: {role} of the tenant {tenant}.</p><ul>{places}</ul>"
-        "<p>The dashboard is not yet built.</p><p><button>Log out</button></p>"
-    )

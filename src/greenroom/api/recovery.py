@@ -10,9 +10,15 @@ from greenroom.core.permissions import EVERYTHING, Action
 async def list_failures(call: Call) -> Answer:
     """List how replicas failed and what was done about it, latest first; ``?agent= &limit= &cursor=``."""
     limit = call.number("limit", default=50, least=1, most=200)
+    before = call.number("cursor", default=0, most=2**62) or None
+    return await failures_of(call, call.query("agent"), limit=limit, before_seq=before)
+
+
+async def failures_of(call: Call, agent: str | None, *, limit: int, before_seq: int | None = None) -> Answer:
+    """Show the latest failures of *agent*, None: of all, as far as the caller may observe them."""
     rows = await call.store.recovery.failures(
-        agent=call.query("agent"),
-        before_seq=call.number("cursor", default=0, most=2**62) or None,
+        agent=agent,
+        before_seq=before_seq,
         limit=limit,
         agents=call.principal.rights.agents(Action.AGENT_OBSERVE),
     )

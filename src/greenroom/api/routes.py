@@ -39,9 +39,12 @@ class Page(msgspec.Struct, frozen=True):
 Given = type[msgspec.Struct] | tuple[type[msgspec.Struct], ...] | Page | str | None
 
 
+_MEDIA_TYPES: Mapping[Any, bytes] = {bytes: b"application/gzip", str: b"application/x-www-form-urlencoded"}
+
+
 class Route(msgspec.Struct, frozen=True):
     """*gives* is by status: JSON of a struct, of one of several, or of a page; another media type; None where there is
-    no body. *body* is JSON of that type, and an archive where it is bytes.
+    no body. *body* is JSON of that type, an archive where it is bytes, and a form where it is str.
     """
 
     method: str
@@ -57,7 +60,7 @@ class Route(msgspec.Struct, frozen=True):
     @property
     def media_type(self) -> bytes:
         """What the body has to be declared as."""
-        return b"application/gzip" if self.body is bytes else b"application/json"
+        return _MEDIA_TYPES.get(self.body, b"application/json")
 
 
 TASK, SESSION, AGENT, REPLICA, KEY = models.Task, models.Session, models.Agent, models.Replica, models.Key
@@ -222,7 +225,6 @@ ROUTES = (
     Route("POST", "/v1/shutdown", operations.shut_down, Action.SYSTEM_SHUTDOWN, {202: models.Shutdown}),
     Route("POST", "/v1/logins", login.create, Action.LOGIN_MANAGE, {201: models.Login}),
     Route("DELETE", "/v1/logins", login.end, Action.LOGIN_MANAGE, GONE),
-    Route("GET", "/", login.home, Action.LOGIN_MANAGE, {200: PAGE}),
     Route("GET", "/v1/webhooks", webhooks.list_all, Action.WEBHOOK_MANAGE, {200: Page(WEBHOOK)}),
     Route("POST", "/v1/webhooks", webhooks.create, Action.WEBHOOK_MANAGE, {201: WEBHOOK}, schemas.NewWebhook),
     Route("GET", "/v1/webhooks/{id}", webhooks.show, Action.WEBHOOK_MANAGE, {200: WEBHOOK}),

@@ -12,6 +12,7 @@ from greenroom import clock as clocks
 from greenroom import errors, telemetry
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
+from greenroom.api.dashboard.live import Feeds
 from greenroom.api.keys import Keys
 from greenroom.api.limits import Limits
 from greenroom.api.scrapes import Scrapes
@@ -110,6 +111,7 @@ class Services(msgspec.Struct, kw_only=True):
     facts: telemetry.Telemetry
     metrics: telemetry.Metrics
     scrapes: Scrapes
+    feeds: Feeds
     node: str
     started_at_us: int
     deployments: Deployments

@@ -14,6 +14,7 @@ from greenroom import __version__, deployments, embeddings, errors, planning, re
 from greenroom import clock as clocks
 from greenroom.api.app import App
 from greenroom.api.backlog import Backlog
+from greenroom.api.dashboard.live import Feeds
 from greenroom.api.scrapes import Scrapes
 from greenroom.api.services import Services
 from greenroom.backups import restoring
@@ -169,6 +170,7 @@ class Node:
             facts=self.facts,
             metrics=self.metrics,
             scrapes=Scrapes(self.store, clock, queue_limit=options.settings.server.max_queued_tasks),
+            feeds=Feeds(clock, self.store.hub),
             node=self.id,
             started_at_us=database.microseconds(clock.now()),
             deployments=self,

@@ -73,6 +73,9 @@ class Hub:
     def subscribe(self, subscriber: Callable[[News], None]) -> None:
         self._subscribers.append(subscriber)
 
+    def unsubscribe(self, subscriber: Callable[[News], None]) -> None:
+        self._subscribers.remove(subscriber)
+
     def end_of(self, task: str) -> End:
         """Return the coming end of *task*; it listens from now on, until it is closed."""
         if self._loop is None:

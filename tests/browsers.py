@@ -1,0 +1,52 @@
+"""Browsers that are logged in to a node that listens: what the tests of the dashboard stand on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from playwright.async_api import Browser, BrowserContext, Page
+
+import nodes
+
+WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
+
+
+class Site:
+    """A node that listens, and browsers that are logged in to it."""
+
+    def __init__(self, api: nodes.Api, url: str, browser: Browser) -> None:
+        self.api, self.url, self._browser = api, url, browser
+
+    @contextlib.asynccontextmanager
+    async def context(self, role: str | None = None, **options: Any) -> AsyncIterator[BrowserContext]:
+        """A browser of its own, logged in as *role*; None: as the node's owner."""
+        api = self.api if role is None else self.api.of(await self.api.key(role))
+        made = await self._browser.new_context(base_url=self.url, **{"viewport": WIDE, **options})
+        try:
+            await self._log_in(made, (await api.call("POST", "/v1/logins")).json()["path"])
+            yield made
+        finally:
+            await made.close()
+
+    async def _log_in(self, context: BrowserContext, path: str) -> None:
+        """Exchange the link as its page does, which needs a script: that one is tested by `test_login`."""
+        answer = await context.request.post(
+            "/login", data={"link": path.partition("#")[2]}, headers={"sec-fetch-site": "same-origin"}
+        )
+        assert answer.status == 204
+
+    @contextlib.asynccontextmanager
+    async def page(self, path: str = "/", role: str | None = None, **options: Any) -> AsyncIterator[Page]:
+        """A page that is open, and at the end has said nothing to the console and asked nobody else for anything."""
+        async with self.context(role, **options) as context:
+            page = await context.new_page()
+            heard: list[str] = []
+            page.on("console", lambda message: heard.append(message.text))
+            page.on("pageerror", lambda error: heard.append(str(error)))
+            page.on("dialog", lambda dialog: heard.append(f"dialog: {dialog.message}"))
+            page.on("request", lambda request: request.url.startswith(self.url) or heard.append(request.url))
+            await page.goto(path)
+            yield page
+            assert heard == []
