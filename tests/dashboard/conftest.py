@@ -18,7 +18,7 @@ from greenroom.store.recovery import NewFailure, Noted, Raised
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>\x1b[31m"
 AGENTS = {
-    "echo": nodes.agent("echo", concurrency=8, description=f"Repeats what it is told {HOSTILE}"),
+    "echo": nodes.agent("echo", concurrency=8, description=f"Repeats what it is told {HOSTILE[:-5]}"),
     "failing": nodes.agent("failing", max_attempts=1),
     "gated": nodes.agent("gated", concurrency=4),
 }

@@ -32,7 +32,7 @@ async def test_without_a_script_the_question_unfolds(site: Site) -> None:
 
 async def test_what_is_wrong_is_said_on_the_page(site: Site) -> None:
     async with site.page("/agents/gated", java_script_enabled=False) as page:
-        await page.get_by_label("Replicas", exact=True).fill("0")
+        await page.get_by_role("spinbutton", name="Replicas").fill("0")
         await page.get_by_role("button", name="Scale").click()
         await expect(page.locator(".flash.error, .flash.ok")).to_be_visible()
 

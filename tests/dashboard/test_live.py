@@ -13,12 +13,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 async def test_a_page_follows_what_happens_and_keeps_what_is_typed(site: Site) -> None:
     async with site.page("/agents/gated") as page:
         await expect(page.locator("#live-text")).to_have_text("live")
-        await page.get_by_label("Replicas", exact=True).fill("7")
+        await page.get_by_role("spinbutton", name="Replicas").fill("7")
         await page.evaluate("document.querySelector('#state .figures').dataset.kept = 'yes'")
         tasks = [await site.api.submit("gated", number) for number in range(2)]
         queued = page.locator("#state .figure", has_text="Running")
         await expect(queued).to_contain_text("1", timeout=10_000)
-        assert await page.get_by_label("Replicas", exact=True).input_value() == "7"
+        assert await page.get_by_role("spinbutton", name="Replicas").input_value() == "7"
         for task in tasks:
             await site.api.call("POST", f"/v1/tasks/{task['id']}/cancel")
 
