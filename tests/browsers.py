@@ -46,7 +46,7 @@ class Site:
             page.on("console", lambda message: heard.append(message.text))
             page.on("pageerror", lambda error: heard.append(str(error)))
             page.on("dialog", lambda dialog: heard.append(f"dialog: {dialog.message}"))
-            page.on("request", lambda request: request.url.startswith(self.url) or heard.append(request.url))
+            page.on("request", lambda request: heard.extend([request.url] * (not request.url.startswith(self.url))))
             await page.goto(path)
             yield page
             assert heard == []

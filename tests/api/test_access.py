@@ -84,7 +84,6 @@ LOWEST_ROLE = {
     "POST /v1/shutdown": "admin",
     "POST /v1/logins": "viewer",
     "DELETE /v1/logins": "viewer",
-    "GET /": "viewer",
     "GET /v1/webhooks": "operator",
     "POST /v1/webhooks": "operator",
     "GET /v1/webhooks/{id}": "operator",

@@ -14,6 +14,7 @@ import pytest
 
 import nodes
 from greenroom.api import openapi, routes
+from greenroom.api.dashboard import assets, forms, pages
 from greenroom.core.permissions import ROLES
 from greenroom.store.recovery import Noted, Raised
 
@@ -24,7 +25,7 @@ TENANTS = ("default", "other")
 AGENT = "sacrificed"
 SPEC = nodes.agent("echo")
 WEBHOOK = {"url": "https://hooks.example/matrix", "events": []}
-SHARED = ("agents", "rollouts", "replicas", "alerts")  # all tenants have the same
+SHARED = ("agents", "rollouts", "replicas", "alerts", "assets")  # all tenants have the same
 BODIES: dict[str, Any] = {
     "POST /v1/tasks": {"agent": "echo", "input": 1},
     "POST /v1/tasks/batch": {"tasks": [{"agent": "echo", "input": 1}]},
@@ -38,8 +39,10 @@ BODIES: dict[str, Any] = {
     "POST /v1/audit/erase": {"actor": "nobody"},
     "POST /v1/security/unlock": {"subject": "principal:nobody"},
 }
+FORM = {"replicas": "1"}  # the fields of all forms
 HEAD = f"""\
-# Who may do what to whose. yes: they may; 403: they may not; 404: for them it is not there.
+# Who may do what to whose. yes: they may; 403: they may not; 404: for them it is not there; told: the page that the
+# form was on tells them one of these.
 # The first four columns are of the node's own tenant, the others of another one.
 {"":<52}{"".join(f"{role:<10}" for role in [*ROLES] * 2).rstrip()}
 """
@@ -76,6 +79,8 @@ class Objects:
                 if not (there := (await self._owner[tenant].get("/v1/webhooks"))["items"]):
                     there = [(await self._owner[tenant].call("POST", "/v1/webhooks", WEBHOOK)).json()]
                 return str(there[0]["id"])
+            case "assets":
+                return assets.path_of("icon.svg").rpartition("/")[2]
             case "sessions":
                 await self._owner[tenant].run("chained", ["a", None], session=f"matrix-{tenant}")
                 return f"matrix-{tenant}"
@@ -95,10 +100,16 @@ class Objects:
         return found.json()
 
 
+def _kind(route: routes.Route) -> str:
+    """What a path has the id of: what stands before it."""
+    before, _, _ = route.path.partition("/{")
+    return before.rpartition("/")[2]
+
+
 def _ownerships(route: routes.Route) -> tuple[str, ...]:
     if "{" not in route.path:
         return ("",)
-    if route.path.split("/")[2] in SHARED:
+    if _kind(route) in SHARED:
         return ("there",) if route.method == "PUT" else ("there", "missing")
     return ("own", "foreign", "missing")
 
@@ -107,15 +118,21 @@ async def _cell(caller: nodes.Api, objects: Objects, route: routes.Route, owners
     path = route.path
     if ownership:
         (other,) = {*TENANTS} - {tenant}
-        kind = path.split("/")[2]
+        kind = _kind(route)
         owner = other if ownership == "foreign" else tenant
         missing = "9" * 9 if kind == "rollouts" else "f" * 43
         id = missing if ownership == "missing" else await objects.id(kind, owner)
         path = path.replace("{id}", id).replace("{name}", id)
     if path.endswith("/can"):
         path += "?action=task:read"
-    answer = await caller.call(route.method, path, BODIES.get(f"{route.method} {route.path}"))
+    if route.body is str:
+        given = {"token": forms.token_of(caller.http.headers["authorization"].encode()), **FORM}
+        answer = await caller.http.request(route.method, path, data=given)
+    else:
+        answer = await caller.call(route.method, path, BODIES.get(f"{route.method} {route.path}"))
     assert answer.status_code < 500, answer.text
+    if answer.status_code == 303 and forms.FLASH + "=error" in answer.headers.get("set-cookie", ""):
+        return "told"
     return str(answer.status_code) if answer.status_code in (401, 403, 404) else "yes"
 
 
@@ -126,7 +143,7 @@ async def test_the_matrix_is_as_it_was_reviewed(api: nodes.Api) -> None:
         (tenant, api.of(await api.key(role, tenant=tenant))) for tenant, role in itertools.product(TENANTS, ROLES)
     ]
     lines = []
-    for route in (*routes.ROUTES, openapi.ROUTE):
+    for route in (*routes.ROUTES, openapi.ROUTE, *(each for each in pages.ROUTES if each.path != pages.LIVE)):
         for ownership in _ownerships(route):
             cells = [await _cell(caller, objects, route, ownership, tenant) for tenant, caller in callers]
             name = f"{route.method} {route.path}"

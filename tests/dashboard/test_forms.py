@@ -50,7 +50,7 @@ async def test_a_form_counts_only_from_our_own_pages(site: Site) -> None:
     async with site.context() as context:
         text = await (await context.request.get("/agents/gated", headers=OURS)).text()
         token = text.split('name="token" value="')[1].split('"')[0]
-        form = {"replicas": "1", "token": token, "back": "https://evil.example/"}
+        form: dict[str, str | float | bool] = {"replicas": "1", "token": token, "back": "https://evil.example/"}
         for headers in ({"sec-fetch-site": "cross-site"}, {"origin": "https://evil.example"}):
             answer = await context.request.post("/ui/agents/gated/scale", form=form, headers=headers, max_redirects=0)
             assert answer.status == 401

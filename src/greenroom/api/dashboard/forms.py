@@ -48,7 +48,10 @@ class Flash(msgspec.Struct, frozen=True):
 def token(call: Call) -> str:
     """Return what forms of this credential hold: nobody can make it who does not have that, nor it from this."""
     secure, plain = (cookies.cookie_of(call.headers, name) for name in (cookies.SECURE, cookies.PLAIN))
-    credential = call.headers.get(b"authorization") or (secure or plain).encode("latin-1")
+    return token_of(call.headers.get(b"authorization") or (secure or plain).encode("latin-1"))
+
+
+def token_of(credential: bytes) -> str:
     return hmac.digest(credential, b"greenroom form", hashlib.sha256).hex()
 
 

@@ -28,6 +28,7 @@ PAGES = (
 )
 ACTS = (*agents.ACTS,)
 
+LIVE = "/ui/live"
 BEAT_S = 10.0  # a stream that says nothing for longer is dead
 CHECK_S = 5.0  # how long a page may go on that somebody has logged out of
 
@@ -115,6 +116,6 @@ ROUTES = (
     *(Route("GET", entry.path, _page(entry), entry.action, {200: PAGE}) for entry in PAGES),
     *(Route("POST", act.path, _act(act), act.action, {303: None}, str) for act in ACTS),
     Route("POST", "/ui/logout", log_out, Action.LOGIN_MANAGE, {303: None}, str),
-    Route("GET", "/ui/live", keep_live, Action.LOGIN_MANAGE, {200: EVENTS}, None, ("page", "have")),
+    Route("GET", LIVE, keep_live, Action.LOGIN_MANAGE, {200: EVENTS}, None, ("page", "have")),
     Route("GET", assets.PATH, assets.show, Action.LOGIN_MANAGE, {200: "text/css"}),
 )
