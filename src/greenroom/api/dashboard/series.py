@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from greenroom.api.request import Call
-from greenroom.core import history
+from greenroom.core import history, measurements
 from greenroom.store import database
 
 MINUTES = 60
@@ -33,7 +33,7 @@ class Series(msgspec.Struct, frozen=True):
         return self.now.attempts / NOW_MINUTES
 
     @property
-    def latency(self) -> history.Spread | None:
+    def latency(self) -> measurements.Spread | None:
         return self.now.response.spread()
 
     @property
