@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 from bench import filled, servers
 from bench.figures import Figure
-from bench.run import BODY, ECHO
+from bench.switches import BODY, ECHO
 
 NAP = 'factory = "agents:nap"'
 PAGES = ("/", "/agents", "/agents/echo", "/agents/nap")

@@ -1,0 +1,96 @@
+"""What pages write down: numbers, charts, and how the system is in one sentence."""
+
+from __future__ import annotations
+
+import doctest
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+
+from greenroom.api import schemas
+from greenroom.api.dashboard import charts, formats, overview, series
+from greenroom.core import history
+from greenroom.sdk import models
+
+
+@pytest.mark.parametrize("module", [formats, charts])
+def test_the_examples_of_the_docstrings_hold(module: object) -> None:
+    tried = doctest.testmod(module)  # type: ignore[arg-type]
+    assert tried.attempted > 0
+    assert tried.failed == 0
+
+
+def test_a_minute_in_which_nothing_ended_has_no_latency_and_is_no_zero() -> None:
+    counts = history.Counts()
+    counts.end("succeeded", "ok", 3)
+    counts.response.add(0.5)
+    found = series.series({0: counts}, 0)
+    assert found.ends[:2] == (3, 0)
+    assert found.p50_s[0] == pytest.approx(0.5, rel=0.1)
+    assert found.p50_s[1] is None
+    assert len(found.ends) == series.MINUTES
+
+
+STATUS = schemas.Status(
+    environment="production",
+    node=schemas.NodeStatus(
+        id="node-1",
+        state="ready",
+        reason=None,
+        started_at=datetime(2030, 1, 1, tzinfo=UTC),
+        store="sqlite",
+        isolation="",
+    ),
+    agents=[],
+    replicas=schemas.ReplicasStatus(total=0, by_state={}, memory_mb=0.0, limit=10),
+    resources=models.Resources(),
+    tasks={},
+    alerts={},
+    advice=0,
+    backups=models.Backups(),
+    encryption="off",
+    not_yet_built={},
+)
+
+
+def _agent(name: str, grade: str, why: str = "", replicas: int = 1) -> schemas.AgentStatus:
+    return schemas.AgentStatus(
+        name=name,
+        state="ready",
+        reason="",
+        grade=grade,
+        grade_reason=why,
+        revision=1,
+        replicas=models.ReplicaCount(desired=replicas, ready=replicas),
+        tasks={},
+        rollout=None,
+        breaker=models.BreakerState(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("agents", "firing", "expected"),
+    [
+        ([], 0, ("unknown", "The node is ready, and no agent is deployed yet.")),
+        ([_agent("a", "healthy"), _agent("b", "healthy")], 0, ("healthy", "All is well: 2 agents on 2 replicas.")),
+        ([_agent("a", "healthy")], 2, ("degraded", "The agents are well, but 2 alerts fire.")),
+        (
+            [_agent("a", "degraded", "slow"), _agent("b", "unhealthy", "silent")],
+            1,
+            ("unhealthy", "b is unhealthy: silent"),
+        ),
+        ([_agent("a", "unknown", replicas=0)], 0, ("healthy", "Ready: 1 agent asleep until a task comes.")),
+    ],
+)
+def test_one_sentence_says_how_the_system_is(
+    agents: list[schemas.AgentStatus], firing: int, expected: tuple[str, str]
+) -> None:
+    found = overview.health_of(msgspec.structs.replace(STATUS, agents=agents), firing=firing)
+    assert (found.grade, found.sentence) == expected
+
+
+def test_a_node_that_has_failed_says_so_before_anything_else() -> None:
+    node = msgspec.structs.replace(STATUS.node, state="failed", reason="the disk is full")
+    found = overview.health_of(msgspec.structs.replace(STATUS, node=node), firing=3)
+    assert (found.grade, found.sentence) == ("unhealthy", "The node is failed: the disk is full")
