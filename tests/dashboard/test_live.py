@@ -114,3 +114,19 @@ async def test_nobody_watches_and_nothing_is_done() -> None:
     await _turn()
     assert render.count == 1
     assert not hub._subscribers
+
+
+async def test_who_comes_later_is_shown_nothing_older_than_their_page() -> None:
+    clock = FakeClock()
+    feeds, render = live.Feeds(clock, Hub()), Renders()
+    first = feeds.watch("page", render)
+    await anext(first)
+    await _turn()
+    clock.advance(3)
+    await _turn()
+    second = feeds.watch("page", render)
+    assert (await anext(second)).regions == {}
+    await _turn()
+    assert (await anext(second)).regions["now"].version == "2"
+    for each in (first, second):
+        await each.aclose()  # type: ignore[attr-defined]

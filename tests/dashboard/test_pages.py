@@ -52,9 +52,12 @@ async def test_every_page_works_without_a_script(site: Site) -> None:
 async def test_a_viewer_sees_every_page_and_no_button_that_works(site: Site) -> None:
     async with site.page(role="viewer") as page:
         for entry, path in zip(pages.PAGES, PATHS, strict=True):
-            answer = await page.goto(path)
-            assert answer is not None
-            assert answer.status in (200, 403), entry
+            answer = await page.context.request.get(path, headers={"sec-fetch-site": "same-origin"})
+            if answer.status == 403:
+                assert "role viewer" in await answer.text(), entry
+                continue
+            assert answer.status == 200, entry
+            await page.goto(path)
             enabled = page.locator("main form button:enabled")
             assert await enabled.count() == 0, entry
 

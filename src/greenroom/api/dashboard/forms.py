@@ -27,14 +27,23 @@ MAX_FLASH, MAX_FIELDS = 500, 40
 Fields = Mapping[str, str]
 
 
+class Page(msgspec.Struct, frozen=True):
+    """A template and what it shows; *title* where the table's says too little."""
+
+    template: str
+    context: Mapping[str, Any]
+    title: str = ""
+
+
 class Act(msgspec.Struct, frozen=True):
-    """What the button of a form does at *path*, for who may *action*: *does* returns a sentence that says it is done.
+    """What the button of a form does at *path*, for who may *action*: *does* returns a sentence that says it is done,
+    or a page of its own, for what may be in no address and no cookie.
 
     Errors of Greenroom are told on the page.
     """
 
     path: str
-    does: Callable[[Call, Fields], Awaitable[str]]
+    does: Callable[[Call, Fields], Awaitable[str | Page]]
     action: Action
 
 
@@ -71,12 +80,15 @@ def check(call: Call) -> dict[str, str]:
     return fields
 
 
-async def answer(call: Call, act: Act, *, is_page: Callable[[str], bool]) -> Answer:
+async def answer(call: Call, act: Act, *, is_page: Callable[[str], bool]) -> Answer | Page:
     """Do what a form asks for, and send the browser back to its page, which says how that went."""
     fields = check(call)
     back = fields.pop("back", "/")
     try:
-        flash = Flash("ok", await act.does(call, fields))
+        done = await act.does(call, fields)
+        if isinstance(done, Page):
+            return done
+        flash = Flash("ok", done)
     except errors.GreenroomError as error:
         flash = Flash("error", str(error))
     place = back if back.isascii() and back.isprintable() and is_page(back.partition("?")[0]) else "/"

@@ -16,6 +16,7 @@ import msgspec
 
 from greenroom import errors
 from greenroom.api.dashboard import assets, charts, formats, forms
+from greenroom.api.dashboard.forms import Page as Page  # noqa: PLC0414 - a page needs this module alone
 from greenroom.api.dashboard.live import Region
 from greenroom.api.request import Answer, Call
 from greenroom.core.permissions import AGENT, Action, Rights
@@ -35,14 +36,6 @@ _HEADERS = (
     (b"x-frame-options", b"DENY"),
     (b"cross-origin-opener-policy", b"same-origin"),
 )
-
-
-class Page(msgspec.Struct, frozen=True):
-    """A template and what it shows; *title* where the table's says too little."""
-
-    template: str
-    context: Mapping[str, Any]
-    title: str = ""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -140,13 +133,22 @@ def here(call: Call) -> str:
 
 async def answer(call: Call, entry: Entry, entries: Sequence[Entry]) -> Answer:
     """Show a page in its frame; what is wrong with the request is shown there, too."""
-    status = 200
+    current = entry.path if entry.group else _parent(entry.path)
     try:
         rendered = await render(call, entry)
     except (errors.NotFound, errors.Forbidden, errors.QueryInvalid, errors.StoreUnavailable) as error:
-        status = error.status
-        page = Page("error.html", {"message": str(error), "status": status})
-        rendered = _rendered(call, page, "Not here" if status == 404 else "Not possible")
+        page = Page("error.html", {"message": str(error), "status": error.status})
+        title = "Not here" if error.status == 404 else "Not possible"
+        return _framed(call, _rendered(call, page, title), entries, current=current, status=error.status)
+    return _framed(call, rendered, entries, current=current)
+
+
+def shown(call: Call, page: Page, entries: Sequence[Entry]) -> Answer:
+    """Show, in the frame, what a form has led to."""
+    return _framed(call, _rendered(call, page, page.title), entries, current="")
+
+
+def _framed(call: Call, rendered: Rendered, entries: Sequence[Entry], *, current: str, status: int = 200) -> Answer:
     flash, principal = forms.flash_of(call), call.principal
     visible = [each for each in entries if each.group and principal.rights.allows(each.action)]
     text = (
@@ -157,7 +159,7 @@ async def answer(call: Call, entry: Entry, entries: Sequence[Entry]) -> Answer:
             content=_safe(rendered.html),
             is_live=bool(rendered.regions),
             groups=_grouped(visible),
-            current=entry.path if entry.group else _parent(entry.path),
+            current=current,
             principal=principal,
             environment=call.services.settings.environment,
             node=call.services.node,

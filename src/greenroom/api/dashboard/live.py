@@ -42,6 +42,7 @@ class Seen(msgspec.Struct, frozen=True):
 class _Feed:
     def __init__(self, render: Render) -> None:
         self.render, self.seen = render, Seen()
+        self.begun_s = float("-inf")  # when what is seen began to be looked at
         self.took_s = self.cost_s = 0.0  # of the last time; of the lesser of the last two
         self.hint = asyncio.Event()
         self.watchers: set[asyncio.Event] = set()
@@ -65,6 +66,7 @@ class Feeds:
         """
         if sum(len(feed.watchers) for feed in self._feeds.values()) >= MAX_STREAMS:
             raise errors.Overloaded(f"cannot keep more than {MAX_STREAMS} pages live", retry_after_s=10.0)
+        joined_s = self._clock.monotonic_s()
         feed = self._joined(key, render)
         watcher = asyncio.Event()
         feed.watchers.add(watcher)
@@ -72,7 +74,8 @@ class Feeds:
             while True:
                 if feed.task is not None and feed.task.done():
                     feed.task.result()  # it has crashed, and is told as what it is
-                yield feed.seen
+                # What was seen before may be older than the page that asks.
+                yield feed.seen if feed.begun_s >= joined_s else Seen(trouble=feed.seen.trouble)
                 await self._clock.sleep(LOOK_S, watcher)
         finally:
             feed.watchers.discard(watcher)
@@ -87,6 +90,7 @@ class Feeds:
             feed = self._feeds[key] = _Feed(render)
             feed.task = asyncio.create_task(self._run(feed), name="greenroom-page")
             feed.task.add_done_callback(lambda _: feed.tell())
+        feed.hint.set()
         return feed
 
     def _end(self, key: Hashable, feed: _Feed) -> None:
@@ -114,7 +118,7 @@ class Feeds:
                 seen = Seen(feed.seen.regions, str(error))
             took_s = self._clock.monotonic_s() - begun_s
             feed.cost_s = min(took_s, feed.took_s)  # what else the node did meanwhile is no cost of the page
-            feed.took_s = took_s
+            feed.took_s, feed.begun_s = took_s, begun_s
             if seen != feed.seen:
                 feed.seen = seen
                 feed.tell()

@@ -13,7 +13,7 @@ import msgspec
 
 from greenroom import errors
 from greenroom.api import login
-from greenroom.api.dashboard import agents, assets, forms, frame, live, overview
+from greenroom.api.dashboard import agents, alerts, assets, audit, forms, frame, keys, live, overview, system
 from greenroom.api.dashboard.forms import Act
 from greenroom.api.dashboard.frame import Entry
 from greenroom.api.request import Answer, Call, Stream
@@ -25,8 +25,12 @@ PAGES = (
     Entry("/", "Overview", overview.show, Action.LOGIN_MANAGE, "Now", "o"),
     Entry("/agents", "Agents", agents.show_all, Action.AGENT_READ, "Now", "a"),
     Entry("/agents/{name}", "Agent", agents.show, Action.AGENT_READ),
+    Entry("/alerts", "Alerts", alerts.show, Action.ALERT_READ, "Now", "l"),
+    Entry("/system", "System", system.show, Action.STATUS_READ, "Node", "n"),
+    Entry("/keys", "Keys", keys.show, Action.KEY_READ, "Node", "k"),
+    Entry("/audit", "Audit", audit.show, Action.AUDIT_READ, "Node", "u"),
 )
-ACTS = (*agents.ACTS,)
+ACTS = (*agents.ACTS, *alerts.ACTS, *system.ACTS, *keys.ACTS)
 
 LIVE = "/ui/live"
 BEAT_S = 10.0  # a stream that says nothing for longer is dead
@@ -100,7 +104,8 @@ def _page(entry: Entry) -> Callable[[Call], Awaitable[Answer]]:
 
 def _act(act: Act) -> Callable[[Call], Awaitable[Answer]]:
     async def do(call: Call) -> Answer:
-        return await forms.answer(call, act, is_page=lambda path: find(path) is not None)
+        done = await forms.answer(call, act, is_page=lambda path: find(path) is not None)
+        return done if isinstance(done, Answer) else frame.shown(call, done, PAGES)
 
     return do
 
@@ -114,7 +119,7 @@ async def log_out(call: Call) -> Answer:
 
 ROUTES = (
     *(Route("GET", entry.path, _page(entry), entry.action, {200: PAGE}) for entry in PAGES),
-    *(Route("POST", act.path, _act(act), act.action, {303: None}, str) for act in ACTS),
+    *(Route("POST", act.path, _act(act), act.action, {200: PAGE, 303: None}, str) for act in ACTS),
     Route("POST", "/ui/logout", log_out, Action.LOGIN_MANAGE, {303: None}, str),
     Route("GET", LIVE, keep_live, Action.LOGIN_MANAGE, {200: EVENTS}, None, ("page", "have")),
     Route("GET", assets.PATH, assets.show, Action.LOGIN_MANAGE, {200: "text/css"}),
