@@ -1,12 +1,7 @@
-"""What the dashboard costs: the overview beside many finished tasks, and open pages while tasks run.
-
-``python -m bench.dashboard [FINISHED]``: a script of its own, as it needs no second node to be compared with.
-"""
+"""What looking costs: the overview beside many finished tasks, open pages while tasks run, and a scrape."""
 
 from __future__ import annotations
 
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +10,7 @@ from pathlib import Path
 import httpx
 from bench import filled, servers
 from bench.figures import Figure
+from bench.scale import Scale
 from bench.switches import BODY, ECHO
 
 NAP = 'factory = "agents:nap"'
@@ -24,24 +20,45 @@ SECONDS, RENDERS = 15.0, 20
 TASKS_EVERY_S = 0.1  # so that there is something to see
 
 
-def figures(folder: Path, finished: int) -> Iterator[Figure]:
+AGENTS, IDLE = 20, 'factory = "agents:echo"'
+
+
+def dashboard(folder: Path, scale: Scale) -> Iterator[Figure]:
+    """The overview beside many finished tasks, and what open pages take of a core."""
     servers.prepare(folder, {"echo": ECHO, "nap": NAP})
     with servers.up(folder) as node:
         node.load(filled.PATH, [BODY], connections=1, seconds=60, count=1)
-    filled.fill(folder / "data" / "greenroom.db", finished)
+    filled.fill(folder / "data" / "greenroom.db", scale.finished)
     with servers.up(folder) as node:
         key = {"authorization": f"Bearer {node.key}"}
         with httpx.Client(base_url=node.url, headers=key, timeout=60) as http:
-            took_ms = []
-            for _ in range(RENDERS):
-                begun_s = time.perf_counter()
-                http.get("/").raise_for_status()
-                took_ms.append((time.perf_counter() - begun_s) * 1000)
-                time.sleep(1.1)  # what is asked for once a second is asked for anew
-        yield Figure(f"the overview with {finished:,} finished tasks", "ms", took_ms, aim="≤ 300")
+            took_ms = _took_ms(http, "/")
+        yield Figure(f"the overview with {scale.finished:,} finished tasks", "ms", took_ms, aim="≤ 300")
         for pages, told in ((PAGES[:1], "all the overview"), (PAGES, "of four kinds")):
             idle, watched = (_cpu_pct(node, key, pages, viewers) for viewers in (0, VIEWERS))
             yield Figure(f"{VIEWERS} open dashboards, {told}", "% of a core", [watched - idle], aim="≤ 5")
+
+
+def scrape(folder: Path, scale: Scale) -> Iterator[Figure]:
+    """``/metrics`` of a node with many replicas."""
+    each = f"{IDLE}\nscaling = {{ min_replicas = {scale.replicas // AGENTS} }}"
+    agents = {f"agent-{number}": each for number in range(AGENTS)}
+    with servers.greenroom(folder, agents, settings=f"[cluster]\nmax_replicas = {scale.replicas}") as node:
+        with httpx.Client(base_url=node.url, headers={"authorization": f"Bearer {node.key}"}, timeout=60) as http:
+            for name in agents:
+                http.post("/v1/tasks", params={"wait": 30}, json={"agent": name, "input": "x"}).raise_for_status()
+            took_ms = _took_ms(http, "/metrics")
+        yield Figure(f"/metrics of {AGENTS} agents with {scale.replicas} replicas", "ms", took_ms, aim="≤ 50")
+
+
+def _took_ms(http: httpx.Client, path: str) -> list[float]:
+    took_ms = []
+    for _ in range(RENDERS):
+        begun_s = time.perf_counter()
+        http.get(path).raise_for_status()
+        took_ms.append((time.perf_counter() - begun_s) * 1000)
+        time.sleep(1.1)  # what is asked for once a second is asked for anew
+    return took_ms
 
 
 def _cpu_pct(node: servers.Server, key: dict[str, str], pages: tuple[str, ...], viewers: int) -> float:
@@ -71,14 +88,3 @@ def _cpu_pct(node: servers.Server, key: dict[str, str], pages: tuple[str, ...], 
     for thread in threads:
         thread.join(15)
     return used_s / SECONDS * 100
-
-
-def main() -> None:
-    finished = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-    with tempfile.TemporaryDirectory() as folder:
-        for figure in figures(Path(folder), finished):
-            print(figure.line(), flush=True)
-
-
-if __name__ == "__main__":
-    main()
