@@ -65,8 +65,8 @@ def _recent(judged: int = 0, errors: int = 0, tasks: int = 0, response_s: float 
             _recent(tasks=10, response_s=10.0, wait_s=1.0),
             Grade.DEGRADED,
             (
-                "its tasks took 10.0 s on average in 5 min, 1.0 s of it waiting; from 10 s on it is degraded; if that is "
-                "its work, raise agents.research.health.response_s"
+                "its tasks took 10.0 s on average in 5 min, 1.0 s of it waiting; from 10 s on it is degraded; if that "
+                "is its work, raise agents.research.health.response_s"
             ),
         ),
         (
