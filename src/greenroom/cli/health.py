@@ -22,7 +22,7 @@ AGENTS = (
     Column("BECAUSE", whole=False, wraps=True),
 )
 GOALS = (
-    Column("GOAL", whole=False),
+    Column("GOAL", whole=False, wraps=True),
     *(Column(title, right=True) for title in ("MET", "TASKS", "MISSED", "BUDGET LEFT")),
 )
 BURNS = (
