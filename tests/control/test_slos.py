@@ -22,7 +22,6 @@ from greenroom.testing import databases
 if TYPE_CHECKING:
     from control.conftest import Loops
 
-GOAL = {"success_pct": 99.0}
 DAY_S = slo.DAY_S
 
 
@@ -81,7 +80,7 @@ async def kept(server: databases.Server | None, tmp_path: Path) -> AsyncIterator
 
 
 async def test_an_alert_fires_when_the_budget_burns_and_ends_when_it_does_not(kept: Kept) -> None:
-    await kept.deploy(**GOAL)
+    await kept.deploy(success_pct=99.0)
     await kept.end(good=100)
     assert await kept.look() == []
     await kept.scratch.advance(60)
@@ -103,7 +102,7 @@ async def test_an_alert_fires_when_the_budget_burns_and_ends_when_it_does_not(ke
 
 
 async def test_a_restart_keeps_the_budget_and_ends_the_alerts_of_the_life_before(kept: Kept) -> None:
-    await kept.deploy(**GOAL)
+    await kept.deploy(success_pct=99.0)
     await kept.end(good=800)
     await kept.scratch.advance(9 * DAY_S)
     await kept.end(good=194, bad=6)
@@ -122,7 +121,7 @@ async def test_a_restart_keeps_the_budget_and_ends_the_alerts_of_the_life_before
 
 
 async def test_few_tasks_and_those_of_others_alert_nobody(kept: Kept) -> None:
-    await kept.deploy(**GOAL)
+    await kept.deploy(success_pct=99.0)
     await kept.deploy("quiet", success_pct=99.0, min_tasks=3)
     await kept.deploy("none")
     for agent in ("agent", "quiet", "none"):
@@ -146,7 +145,7 @@ async def test_a_late_success_spends_the_budget_of_the_latency_alone(kept: Kept)
 
 
 async def test_buckets_that_grow_late_are_seen_and_none_is_counted_twice(kept: Kept) -> None:
-    await kept.deploy(**GOAL)
+    await kept.deploy(success_pct=99.0)
     for _ in range(3):
         await kept.end(good=99, bad=1)
         assert await kept.budget_left() == 0.0

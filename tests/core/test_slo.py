@@ -23,9 +23,9 @@ def _counts(good: int = 0, bad: int = 0, *, expired: int = 0, cancelled: int = 0
     return history.Counts(tasks={state: count for state, count in states.items() if count})
 
 
-def _past(policy: Policy = MONTH, **minutes_ago: history.Counts) -> Past:
+def _past(**minutes_ago: history.Counts) -> Past:
     """A past with buckets that began so long ago: ``m5`` is five minutes, in the minutes and in the hours."""
-    past = Past(policy)
+    past = Past(MONTH)
     for step_s in history.KEPT_S:
         records = [
             (history.begin_us(NOW_US - int(name[1:]) * MINUTE_US, step_s), history.encode(counts))

@@ -106,7 +106,7 @@ async def test_who_sleeps_is_no_trouble_of_the_system_and_health_checks_may_be_o
     async with nodes.opened(tmp_path / "a", {"echo": asleep}, cluster={"autoscaling": True}) as api:
 
         async def sleeps() -> bool:
-            return (await api.get("/v1/agents/echo"))["replicas"]["desired"] == 0
+            return bool((await api.get("/v1/agents/echo"))["replicas"]["desired"] == 0)
 
         await nodes.eventually(sleeps)
         assert (await api.get("/v1/status"))["grade"] == "healthy"

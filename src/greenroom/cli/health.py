@@ -145,8 +145,8 @@ def _goal(objective: Objective) -> tuple[object, ...]:
 def _named(objective: Objective) -> str:
     if objective.latency_s is None:
         return f"{objective.target_pct:g} % succeed"
-    near = "" if objective.measured_s == objective.latency_s else f" (measured as {objective.measured_s:g} s)"
-    return f"{objective.target_pct:g} % succeed within {objective.latency_s:g} s{near}"
+    near = "" if objective.measured_s == objective.latency_s else f" (measured as {objective.measured_s:.3g} s)"
+    return f"{objective.target_pct:g} % within {objective.latency_s:g} s{near}"
 
 
 def _burn(objective: Objective, rate: BurnRate) -> tuple[object, ...]:
