@@ -98,7 +98,7 @@ async def test_an_agent_whose_work_takes_a_minute_says_so_and_is_well(graded: Gr
     await graded.loops.deploy("slow", health={"response_s": 120, "window_s": 1800, "min_samples": 5})
     for _ in range(6):
         for agent in ("agent", "slow"):
-            await graded.end(good=1, agent=agent, took_s=60.0)
+            await graded.end(good=2, agent=agent, took_s=60.0)
         await graded.loops.scratch.advance(240)
     assert await graded.look() is Grade.UNKNOWN, "there are two in five minutes"
     assert graded.loop.finding("slow").grade is Grade.HEALTHY

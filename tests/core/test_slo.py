@@ -98,6 +98,7 @@ def test_the_windows_are_those_of_the_workbook_and_scale_with_the_budgets() -> N
         (_past(m50=_counts(60, 40)), "slow"),  # it is over since half an hour
         (_past(m20=_counts(60, 40)), "steady"),  # the last five minutes are well
         (_past(m0=_counts(92, 8)), "steady"),
+        (_past(m40=_counts(1000), m0=_counts(10, 10)), None),  # bad now, and little of the budget
         (_past(m0=_counts(98, 2)), "slow"),
         (_past(m0=_counts(100, 1)), None),  # less than 1 % missed it
         (_past(m0=_counts(18, 1)), None),  # fewer than min_tasks

@@ -7,6 +7,7 @@ Reads the history in the store, so that a restart keeps the grades, and writes n
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -35,9 +36,7 @@ class Grades:
 
     async def step(self) -> float:
         bounds = {name: settings.health_bounds(entry.spec) for name, entry in self._store.directory.entries.items()}
-        now_us = database.microseconds(self._clock.now())
-        since_us = {name: now_us - int(each.window_s * 1e6) for name, each in bounds.items()}
-        recent = await self._recent(since_us)
+        recent = await self._recent(bounds)
         self._judged = {name: self._judge(name, recent.get(name, grades.Recent()), bounds[name]) for name in bounds}
         return LOOK_EVERY_S
 
@@ -49,17 +48,16 @@ class Grades:
         """Return what was counted of *agent* at the last look."""
         return self._judged.get(agent, _Judged()).recent
 
-    async def _recent(self, since_us: dict[str, int]) -> dict[str, grades.Recent]:
-        """Return what became of each agent's tasks in its window: of whole minutes, the first of which lies in it."""
-        if not since_us:
+    async def _recent(self, bounds: Mapping[str, grades.Bounds]) -> dict[str, grades.Recent]:
+        """Return what became of each agent's tasks in its window: in whole minutes, of the first of them a part."""
+        if not bounds:
             return {}
-        begin_us = {name: history.begin_us(at_us, history.MINUTE_S) for name, at_us in since_us.items()}
+        now_us = database.microseconds(self._clock.now())
+        begin_us = {
+            name: history.begin_us(now_us - int(each.window_s * 1e6), history.MINUTE_S) for name, each in bounds.items()
+        }
         records = await self._store.history.recent(history.MINUTE_S, since_us=min(begin_us.values()))
-        counted: dict[str, history.Counts] = {}
-        for agent, at_us, record in records:
-            if at_us >= begin_us.get(agent, 2**62):
-                counted.setdefault(agent, history.Counts()).merge(history.decode(record))
-        return {agent: grades.Recent.of(counts) for agent, counts in counted.items()}
+        return await asyncio.to_thread(_counted, records, begin_us)  # of a hundred agents it takes a while
 
     def _judge(self, agent: str, recent: grades.Recent, bounds: grades.Bounds) -> _Judged:
         held = self._judged.get(agent, _Judged()).standing
@@ -68,3 +66,12 @@ class Grades:
         if standing.finding.grade is not held.finding.grade:
             self._facts.emit(telemetry.AgentGraded(agent, standing.finding.grade, standing.finding.reason))
         return _Judged(recent, standing)
+
+
+def _counted(records: Sequence[tuple[str, int, bytes]], begin_us: Mapping[str, int]) -> dict[str, grades.Recent]:
+    """Add up each agent's records that began since; those of agents that are gone are left out."""
+    counted: dict[str, history.Counts] = {}
+    for agent, at_us, record in records:
+        if at_us >= begin_us.get(agent, 2**62):
+            counted.setdefault(agent, history.Counts()).merge(history.decode(record))
+    return {agent: grades.Recent.of(counts) for agent, counts in counted.items()}
