@@ -65,9 +65,6 @@ class Tally(msgspec.Struct, frozen=True, gc=False):
     tasks: float = 0.0
     bad: float = 0.0
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(self.tasks + other.tasks, self.bad + other.bad)
-
     @property
     def bad_share(self) -> float:
         return self.bad / self.tasks if self.tasks else 0.0
@@ -274,7 +271,8 @@ class Past(msgspec.Struct):
 
 
 def summed(tallies: Iterable[Tally]) -> Tally:
-    return sum(tallies, NOTHING)
+    found = list(tallies)
+    return Tally(sum(each.tasks for each in found), sum(each.bad for each in found))
 
 
 def since_us(now_us: int, window_s: float, step_s: int) -> int:
