@@ -108,7 +108,7 @@ class Deployments:
         `errors.Conflict` where there is no room, `errors.NotFound` for a digest that nobody has brought, and
         `errors.AgentInvalid` for code or names that cannot be.
         """
-        self.check_scaling(name, spec)
+        self.check_bounds(name, spec)
         snapshot = await self.snapshot(spec, folder=folder, code=code)
         _check_names(name, spec, snapshot)
         if is_remote:
@@ -140,7 +140,7 @@ class Deployments:
         rollout: settings.Rollout | None = None,
     ) -> tuple[Decision, snapshots.Snapshot]:
         """Return what `add` would do with what comes by API, and the code that it would run."""
-        self.check_scaling(name, spec)
+        self.check_bounds(name, spec)
         snapshot = await self.snapshot(spec, code=code)
         _check_names(name, spec, snapshot)
         self._check_origin(name, spec, snapshot)
@@ -155,7 +155,7 @@ class Deployments:
         )
         return await self._store.deployments.decide(item), snapshot
 
-    def check_scaling(self, name: str, spec: settings.AgentSettings) -> None:
+    def check_bounds(self, name: str, spec: settings.AgentSettings) -> None:
         """Raise `errors.Conflict` for bounds that this node cannot keep to, before anything is begun."""
         least, most = spec.scaling.min_replicas, spec.scaling.max_replicas
         if not least and not self._autoscaled:
@@ -169,6 +169,8 @@ class Deployments:
                 f"cannot deploy {name}: scaling.{key} is more than cluster.max_replicas ({self._limits.replicas}); "
                 "lower it, or raise cluster.max_replicas"
             )
+        if message := settings.longer_than_kept(spec.slo, self._settings.history):
+            raise errors.Conflict(f"cannot deploy {name}: slo.window_days: {message}")
 
     def _check_origin(self, name: str, spec: settings.AgentSettings, snapshot: snapshots.Snapshot) -> None:
         """Raise `errors.AgentInvalid` for names of code that neither the folder nor the manifest has.

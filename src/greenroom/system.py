@@ -136,7 +136,7 @@ class ProductionMultiAgentSystem:
         started = self._started()
         plan = _read_all(configs, strategy)
         for name, wanted in plan.items():
-            started.deployments.check_scaling(name, wanted.spec)
+            started.deployments.check_bounds(name, wanted.spec)
         await self._check_room(started, plan)
         await self._check_folders(started, plan)
         begun = {

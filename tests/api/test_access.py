@@ -54,6 +54,7 @@ LOWEST_ROLE = {
     "GET /v1/agents/{name}/scaling": "viewer",
     "GET /v1/agents/{name}/load": "viewer",
     "GET /v1/agents/{name}/history": "viewer",
+    "GET /v1/agents/{name}/health": "viewer",
     "POST /v1/agents/{name}/release": "operator",
     "GET /v1/agents/{name}/revisions": "viewer",
     "GET /v1/agents/{name}/rollouts": "viewer",

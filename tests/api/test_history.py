@@ -34,6 +34,7 @@ async def test_what_has_ended_is_shown_after_a_step(api: nodes.Api) -> None:
     assert sum(item["attempts"] for item in items) == sum(item["errors"] for item in items) == 3
     assert items[-1]["states"].keys() == {"failed"}
     assert items[-1]["reasons"].keys() == {"agent_error"}
+    assert sum(item["tasks"]["failed"] for item in items) == 3
     assert sum(item["run"]["count"] for item in items) == sum(item["response"]["count"] for item in items) == 3
     assert items[-1]["run"]["p50_s"] <= items[-1]["run"]["p95_s"]
     assert {item["step_s"] for item in items} == {60}

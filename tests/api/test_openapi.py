@@ -185,6 +185,7 @@ async def test_every_route_answers_as_it_is_described(
     part = Part("described", 60, history.begin_us(now_us, 60), "another", history.encode(tenfold))
     await api.running.store.history.put([part])
     assert (await call("GET /v1/agents/{name}/history", name="described")).json()["items"]
+    await call("GET /v1/agents/{name}/health", name="described")
     await call("GET /v1/agents")
 
     async def both() -> list[Any] | None:

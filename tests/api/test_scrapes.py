@@ -9,10 +9,12 @@ import pytest
 from prometheus_client import parser
 
 import nodes
-from greenroom import telemetry
+from greenroom import settings, telemetry
 from greenroom.api import scrapes
+from greenroom.node.health import NodeHealth
 from greenroom.store import database
 from greenroom.store.recovery import Raised
+from greenroom.store.store import Store
 from greenroom.testing import databases, fakes
 
 
@@ -22,11 +24,23 @@ async def scratch(tmp_path: Path) -> AsyncIterator[databases.Scratch]:
         yield opened
 
 
+def _health(store: Store, scratch: databases.Scratch) -> NodeHealth:
+    return NodeHealth(
+        store,
+        scratch.clock,
+        telemetry.Telemetry(),
+        settings.load(),
+        data_dir=Path(),
+        use_pct=dict,
+        failure=lambda: None,
+    )
+
+
 async def test_the_store_is_asked_once_a_second_however_many_scrape(scratch: databases.Scratch) -> None:
     store = await scratch.open()
-    looked = scrapes.Scrapes(store, scratch.clock, queue_limit=5)
+    looked = scrapes.Scrapes(store, scratch.clock, _health(store, scratch), queue_limit=5)
     first = await looked.look()
-    assert first == telemetry.Seen(agents=first.agents if first else (), queue_limit=5)
+    assert first == telemetry.Seen(agents=first.agents if first else (), queue_limit=5, system_grade="healthy")
     await store.recovery.tell(Raised("a", "quarantined", "a", "critical", "why"))
     assert await looked.look() is first
     await scratch.advance(scrapes.LOOK_EVERY_S)
@@ -43,7 +57,7 @@ async def test_a_store_that_does_not_answer_is_no_error_of_the_scrape(scratch: d
         return faulty[0]
 
     store = await scratch.open(wrap=wrap)
-    looked = scrapes.Scrapes(store, scratch.clock, queue_limit=5)
+    looked = scrapes.Scrapes(store, scratch.clock, _health(store, scratch), queue_limit=5)
     assert await looked.look() is not None
     await scratch.advance(1)
     faulty[0].read_faults = [False, True]

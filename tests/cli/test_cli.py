@@ -394,6 +394,48 @@ REPORT: dict[str, Any] = {
 }
 
 
+BURNING = {"severity": "page", "threshold": 14.4, "long_s": 3600.0, "long_rate": 20.0, "short_s": 300.0}
+HEALTH = {
+    "agent": "research",
+    "grade": "degraded",
+    "reason": "its tasks took 12.0 s on average " * 3,
+    "replicas": [{"id": "research-1", "grade": "healthy"}, {"id": "research-2", "grade": "degraded", "reason": "slow"}],
+    "recent": {
+        "grade": "degraded",
+        "reason": "its tasks took 12.0 s on average",
+        "window_s": 300.0,
+        "min_samples": 10,
+        "judged": 40,
+        "errors": 2,
+        "error_pct": 5.0,
+        "degraded_error_pct": 10.0,
+        "unhealthy_error_pct": 30.0,
+        "measured": 40,
+        "response_s": 12.0,
+        "wait_s": 0.5,
+        "degraded_response_s": 10.0,
+        "unhealthy_response_s": 30.0,
+    },
+    "slo": {
+        "window_days": 30.0,
+        "min_tasks": 20,
+        "at": AT,
+        "objectives": [
+            {
+                "name": "success",
+                "target_pct": 99.0,
+                "tasks": 123_456,
+                "missed": 2_000,
+                "met_pct": 98.3799,
+                "budget_left_pct": -62.0,
+                "burn_rates": [BURNING | {"short_rate": 15.0, "alerts": True}],
+            },
+            {"name": "latency", "target_pct": 95.0, "latency_s": 5.0, "measured_s": 5.657, "budget_left_pct": 40.0},
+        ],
+    },
+}
+
+
 def put_lists(fake: FakeNode) -> None:
     long = task("running", agent="a" * 63, input={"text": "x" * 300}, finished_at=None)
     fake.put("GET /v1/tasks", {"items": [task(), long], "next_cursor": "77"})
@@ -418,6 +460,7 @@ def put_lists(fake: FakeNode) -> None:
     seen_too = {**seen, "p50_s": 0.0287, "p95_s": 0.0}
     bucket |= {"run": seen, "wait": seen_too, "response": seen}
     fake.put("GET /v1/agents/research/history", {"items": [bucket, bucket | {"run": seen_too, "wait": None}]})
+    fake.put("GET /v1/agents/research/health", HEALTH)
     fake.put("GET /v1/sessions", {"items": [{"id": "s-1", "agent": "research", "tasks": 3, "updated_at": AT}]})
     fake.put("GET /v1/sessions/s-1", {"id": "s-1", "agent": "research", "state": {"n": 1}})
     fake.put("GET /v1/keys", {"items": [{"id": "k1", "name": "ci", "role": "user", "created_at": AT}]})
@@ -436,6 +479,8 @@ def put_lists(fake: FakeNode) -> None:
         "GET /v1/status",
         {
             "environment": "development",
+            "grade": "degraded",
+            "grade_reason": "research: its tasks took 12.0 s on average",
             "node": {"id": "node-1", "state": "ready"},
             "agents": [
                 {
@@ -461,6 +506,8 @@ READ_VERBS: list[list[str]] = [
     ["alerts", "ls"],
     ["advice"],
     ["history", "research"],
+    ["health"],
+    ["health", "research"],
     ["sessions", "ls"],
     ["sessions", "show", "s-1"],
     ["keys", "ls"],
@@ -538,6 +585,51 @@ def test_an_agent_that_has_done_nothing_says_what_to_do(fake: FakeNode, capsys: 
     code, out, err = run(capsys, "history", "research")
     assert (code, out, "give more --hours" in err) == (0, "", True)
     assert run(capsys, "history", "research", "--step-s", "61")[0] == 2
+
+
+def test_the_health_of_an_agent_says_what_it_is_graded_by_and_what_is_left_of_its_budgets(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_lists(fake)
+    out, err = run(capsys, "health", "research")[1:]
+    for words in (
+        "research-2  degraded: slow",
+        "5 % of 40 attempts in 5m; degraded from 10 % on, unhealthy from 30 %",
+        "12s on average of 40 tasks, 500ms of it waiting; degraded from 10 s on, unhealthy from 30 s",
+        "99 % succeed  ",
+        "98.38 %",
+        "-62 %",
+        "95 % within 5 s (measured as 5.66 s)",
+        "alerts: page",
+    ):
+        assert words in out, out
+    assert "over 30 days" in err
+    recent = {"grade": "unknown", "window_s": 60.0, "degraded_error_pct": None}
+    fake.put("GET /v1/agents/research/health", {**HEALTH, "slo": None, "recent": recent, "replicas": []})
+    out, err = run(capsys, "health", "research")[1:]
+    assert "no attempt has ended in 1m; not graded by it" in out
+    assert "next: give it one, in [agents.research.slo]" in err
+
+
+def test_the_health_of_the_system_leaves_out_who_may_not_be_observed(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_lists(fake)
+    agents = [{"name": "research"}, {"name": "others"}, {"name": "gone"}]
+    fake.put("GET /v1/status", {"grade": "degraded", "grade_reason": "", "agents": agents})
+    fake.put("GET /v1/agents/others/health", problem(403, "forbidden", "no"))
+    fake.put("GET /v1/agents/gone/health", problem(404, "not-found", "no"))
+    code, out, _ = run(capsys, "health")
+    assert code == 0
+    assert out.startswith("degraded\n")
+    assert re.search(r"^research +degraded +5 % +12s +-62 % +its tasks", out, re.MULTILINE), out
+    assert [each["agent"] for each in json.loads(run(capsys, "health", "--json")[1])["agents"]] == ["research"]
+
+
+def test_the_status_says_how_the_system_is_and_why(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    put_lists(fake)
+    out = run(capsys, "status")[1]
+    assert re.search(r"^health +degraded: research: its tasks took 12.0 s on average$", out, re.MULTILINE), out
 
 
 def test_advice_says_what_to_do_next_and_what_was_measured(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:

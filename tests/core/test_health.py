@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenroom.core import health, tasks
-from greenroom.core.health import Do, Finding, Grade, Graded, Look, Outcome, Standing, Summary, Trip
+from greenroom.core.health import Do, Finding, Grade, Look, Outcome, Standing, Summary, Trip
 
 HANG_AFTER_S = 8.0
 
@@ -279,28 +279,3 @@ def test_a_reason_changes_with_its_cause_and_not_with_its_numbers() -> None:
     assert health.settle(Standing(held), Finding(Grade.DEGRADED, "6 of 10", "errors")).finding is held
     other = Finding(Grade.DEGRADED, "slow", "slow loop")
     assert health.settle(Standing(held), other).finding is other
-
-
-# Agents
-
-
-@pytest.mark.parametrize(
-    ("desired", "ready", "failure", "grade", "reason"),
-    [
-        (0, "", "", Grade.UNKNOWN, "it should have no replicas"),
-        (2, "", "", Grade.UNKNOWN, "none of its 2 replicas is ready"),
-        (2, "", "it dies", Grade.UNHEALTHY, "it dies"),
-        (1, "healthy", "", Grade.HEALTHY, "it is healthy"),
-        (2, "healthy", "", Grade.DEGRADED, "1 of 2 replicas are ready"),
-        (2, "healthy", "it dies", Grade.DEGRADED, "1 of 2 replicas are ready: it dies"),
-        (2, "unknown unknown", "", Grade.UNKNOWN, "it is unknown"),
-        (2, "unknown", "", Grade.UNKNOWN, "it is unknown"),
-        (2, "healthy unknown", "", Grade.UNKNOWN, "r1: it is unknown"),
-        (2, "healthy degraded", "", Grade.DEGRADED, "r1: it is degraded"),
-        (3, "degraded unhealthy healthy", "", Grade.DEGRADED, "r1: it is unhealthy"),
-        (2, "unhealthy unhealthy", "", Grade.UNHEALTHY, "r0: it is unhealthy"),
-    ],
-)
-def test_an_agent_is_graded_by_its_replicas(desired: int, ready: str, failure: str, grade: Grade, reason: str) -> None:
-    replicas = [Graded(f"r{place}", Grade(word), f"it is {word}") for place, word in enumerate(ready.split())]
-    assert health.of_agent(desired, replicas, failure=failure) == (grade, reason)

@@ -48,6 +48,15 @@ FULL: dict[str, Any] = {
     "breaker": {"failure_pct": "off", "min_attempts": 5, "window_s": 10, "open_s": 0.5},
     "cache": {"ttl_s": 60, "max_entries": 100},
     "recycling": {"memory_mb": 400, "tasks": 1000},
+    "health": {
+        "window_s": 600,
+        "min_samples": 5,
+        "response_s": 120,
+        "unhealthy_response_s": 200,
+        "error_pct": 5,
+        "unhealthy_error_pct": 20,
+    },
+    "slo": {"success_pct": 99.5, "latency_s": 30, "latency_pct": 95, "window_days": 7, "min_tasks": 10},
     "rollout": {
         "strategy": "canary",
         "checks": ["agents:smoke"],
@@ -98,7 +107,7 @@ def test_an_agent_needs_a_factory_only_and_the_rest_has_the_documented_defaults(
 
 def test_every_key_is_taken() -> None:
     assert set(FULL) == set(AgentSettings.__struct_fields__)
-    for name in ("scaling", "breaker", "cache", "recycling"):
+    for name in ("scaling", "breaker", "cache", "recycling", "health", "slo"):
         assert set(FULL[name]) == set(type(getattr(settings.parse_agent("a", FULL), name)).__struct_fields__)
     assert set(FULL["rollout"]) == set(settings.Rollout.__struct_fields__)
     assert set(FULL["rollout"]["examples"][0]) == set(settings.Example.__struct_fields__)
@@ -336,6 +345,29 @@ def test_a_missing_factory_is_named() -> None:
             {"memory_mb": 512, "recycling": {"memory_mb": 512}},
             "recycling.memory_mb",
             "512 is not less than memory_mb, 512, at which a replica is killed",
+        ),
+        (
+            {"health": {"response_s": 60, "unhealthy_response_s": 60}},
+            "health.unhealthy_response_s",
+            "60 is not more than response_s, 60, from which on it is degraded; raise it, or remove the key",
+        ),
+        (
+            {"health": {"error_pct": "off", "unhealthy_error_pct": 20}},
+            "health.unhealthy_error_pct",
+            'is given, and error_pct is "off"; give error_pct a number below 20, or remove the key',
+        ),
+        ({"health": {"error_pct": 101}}, "health.error_pct", "at most 100"),
+        ({"health": {"window_s": 59}}, "health.window_s", "from 60 to 3600, got 59"),
+        ({"slo": {"success_pct": 100}}, "slo.success_pct", "100 leaves no error budget"),
+        ({"slo": {"success_pct": 0}}, "slo.success_pct", "0 is no goal"),
+        ({"slo": {"success_pct": 100.5}}, "slo.success_pct", "from 0 to 100, got 100.5"),
+        ({"slo": {"latency_s": 5, "latency_pct": 100}}, "slo.latency_pct", "try 99.9 or less"),
+        ({"slo": {"latency_s": 5}}, "slo.latency_s", "5 needs latency_pct, how many of the tasks have to meet it"),
+        ({"slo": {"latency_pct": 95}}, "slo.latency_pct", "95 needs latency_s"),
+        (
+            {"slo": {"success_pct": 99, "window_days": 0.04}},
+            "slo.window_days",
+            "0.04 days are less than an hour, of which nobody has a budget; try 7 or 30",
         ),
         ({"scaling": {"target_busy_pct": 0}}, "scaling.target_busy_pct", "from 1 to 100, got 0"),
         ({"breaker": {"failure_pct": "on"}}, "breaker.failure_pct", '"off"'),

@@ -232,6 +232,14 @@ def test_a_file_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
             "expected a whole number from 1 to 7, got 8",
         ),
         (
+            {
+                "history": {"keep_hours_days": 7},
+                "agents": {"a": {"factory": "m:a", "slo": {"success_pct": 99}}, "b": {"factory": "m:b"}},
+            },
+            "agents.a.slo.window_days",
+            "30 days are more than the history is kept (history.keep_hours_days, 7); shorten the window, or keep more",
+        ),
+        (
             {"history": {"keep_hours_days": 0}},
             "history.keep_hours_days",
             "expected a whole number from 1 to 3650, got 0",

@@ -41,6 +41,8 @@ OTHER: dict[str, Any] = {
     "breaker": {"failure_pct": "off"},
     "cache": {"ttl_s": 60},
     "recycling": {"tasks": 1000},
+    "health": {"response_s": 60},
+    "slo": {"success_pct": 99},
     "rollout": {"strategy": "canary"},
 }
 

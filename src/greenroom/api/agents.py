@@ -46,6 +46,7 @@ async def _documents(call: Call, entries: Sequence[Entry]) -> list[dict[str, Any
             open_counts=counts.seen_of(entry.agent.name),
             breaker=call.services.breakers.state(entry.agent.name),
             full=full,
+            finding=call.services.health.finding(entry.agent.name),
             is_observed=call.principal.rights.on_agent(Action.AGENT_OBSERVE, entry.agent.name),
         )
         for entry in entries

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from greenroom import errors, settings, telemetry
-from greenroom.api import agents, schemas, views
+from greenroom.api import agents, grading, schemas, views
 from greenroom.api.request import Answer, Call
 from greenroom.api.services import Services
 from greenroom.core.permissions import Action
@@ -39,10 +39,14 @@ async def status(call: Call) -> Answer:
     ready = views.ready(rows, store.board)
     full = views.full(store.directory.entries, services.settings.cluster.max_replicas)
     alerts = await store.recovery.alerts(agents=rights.agents(Action.ALERT_READ))
+    graded = [grading.agent(entry, ready, services.health.finding(name)) for name, entry in entries.items()]
+    system = grading.system(services.health.node(), entries.values(), graded)
     replicas = [row for row in rows if rights.on_agent(Action.AGENT_OBSERVE, row.agent)]
     return Answer(
         schemas.Status(
             environment=services.settings.environment,
+            grade=system.grade,
+            grade_reason=system.reason if observes else "",
             node=schemas.NodeStatus(
                 id=services.node,
                 state=_state(services),
@@ -58,6 +62,7 @@ async def status(call: Call) -> Answer:
                     tasks=tasks[name],
                     breaker=services.breakers.state(name),
                     full=full,
+                    finding=services.health.finding(name),
                     is_observed=rights.on_agent(Action.AGENT_OBSERVE, name),
                 )
                 for name, entry in entries.items()

@@ -12,6 +12,7 @@ from greenroom.api import (
     audit,
     code,
     encryption,
+    health,
     history,
     login,
     operations,
@@ -28,6 +29,7 @@ from greenroom.api import security as posture
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core.permissions import Action
 from greenroom.sdk import models, security
+from greenroom.sdk.health import AgentHealth
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -149,6 +151,7 @@ ROUTES = (
         None,
         ("since", "step_s"),
     ),
+    Route("GET", "/v1/agents/{name}/health", health.show, Action.AGENT_OBSERVE, {200: AgentHealth}),
     Route("POST", "/v1/agents/{name}/release", agents.release, Action.AGENT_OPERATE, {200: AGENT}),
     Route("GET", "/v1/agents/{name}/revisions", agents.revisions, Action.AGENT_OBSERVE, {200: Page(REVISION)}),
     Route(

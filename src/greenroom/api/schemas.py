@@ -199,12 +199,15 @@ class ReplicasStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole system. *alerts* counts those that fire, by severity, *advice* what the optimizer has open.
+    """The whole system: its *grade* is the worst of the node's and its agents'. *alerts* counts those that fire, by
+    severity, *advice* what the optimizer has open.
 
     *not_yet_built* names the switches that do nothing yet, and what happens instead.
     """
 
     environment: str
+    grade: str
+    grade_reason: str
     node: NodeStatus
     agents: list[AgentStatus]
     replicas: ReplicasStatus

@@ -7,6 +7,7 @@ from collections import Counter
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
+from greenroom.api import grading, views
 from greenroom.store import database
 from greenroom.store.store import Store
 
@@ -15,8 +16,8 @@ WITHIN_S = 5.0  # Prometheus gives a scrape ten seconds, unless it is told other
 
 
 class Scrapes:
-    def __init__(self, store: Store, clock: clocks.Clock, *, queue_limit: int) -> None:
-        self._store, self._clock, self._queue_limit = store, clock, queue_limit
+    def __init__(self, store: Store, clock: clocks.Clock, health: grading.Health, *, queue_limit: int) -> None:
+        self._store, self._clock, self._health, self._queue_limit = store, clock, health, queue_limit
         self._seen: telemetry.Seen | None = None
         self._look_at_s = 0.0
         self._looking = asyncio.Lock()
@@ -43,11 +44,10 @@ class Scrapes:
         for name, entry in entries.items():
             shares = {entry.agent.revision: 100} if entry.rollout is None else entry.rollout.traffic.shares
             traffic.update({(name, revision): pct for revision, pct in shares.items()})
-        replicas = Counter(
-            (row.agent, row.revision, row.state, row.grade)
-            for row in await store.agents.replicas()
-            if row.ended_at is None
-        )
+        rows = await store.agents.replicas()
+        replicas = Counter((row.agent, row.revision, row.state, row.grade) for row in rows if row.ended_at is None)
+        ready = views.ready(rows, store.board)
+        graded = [grading.agent(entry, ready, self._health.finding(name)) for name, entry in entries.items()]
         now_us = database.microseconds(self._clock.now())
         waiting = await store.tasks.waiting()
         firing = [alert for alert in await store.recovery.alerts() if alert.is_firing]
@@ -59,4 +59,7 @@ class Scrapes:
             traffic=traffic,
             alerts=Counter((alert.kind, alert.severity) for alert in firing),
             queue_limit=self._queue_limit,
+            grades={each.id: each.grade for each in graded},
+            system_grade=grading.system(self._health.node(), entries.values(), graded).grade,
+            objectives={name: found.states for name in entries if (found := self._health.objectives(name))},
         )

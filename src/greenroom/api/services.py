@@ -13,6 +13,7 @@ from greenroom import errors, telemetry
 from greenroom.api.auth import Authenticator
 from greenroom.api.backlog import Backlog
 from greenroom.api.dashboard.live import Feeds
+from greenroom.api.grading import Health
 from greenroom.api.keys import Keys
 from greenroom.api.limits import Limits
 from greenroom.api.scrapes import Scrapes
@@ -120,6 +121,7 @@ class Services(msgspec.Struct, kw_only=True):
     backlog: Backlog
     backups: Backups
     breakers: Breakers
+    health: Health
     webhook_secrets: WebhookSecrets
     security: Security
     measures: Measures

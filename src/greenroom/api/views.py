@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from greenroom import redaction, settings
-from greenroom.api import schemas
-from greenroom.core import agents, health, history, rollouts, strategies
+from greenroom.api import grading, schemas
+from greenroom.core import agents, grades, health, history, rollouts, strategies
 from greenroom.sdk import models
 from greenroom.store import database
 from greenroom.store.advice import Advice
@@ -27,8 +27,6 @@ from greenroom.store.sessions import Session, Summary
 from greenroom.store.vault import Vault
 
 _NULL = msgspec.Raw(b"null")
-
-Ready = defaultdict[tuple[str, int], list[health.Graded]]  # by agent and revision
 
 
 def _raw(value: bytes | None) -> msgspec.Raw:
@@ -132,26 +130,16 @@ def event(row: StoredEvent) -> dict[str, Any]:
     return {"seq": row.seq, "type": row.type, "at": _at(row.at), "data": msgspec.Raw(row.data)}
 
 
-def ready(rows: Iterable[Replica], board: Board) -> Ready:
+def ready(rows: Iterable[Replica], board: Board) -> grading.Ready:
     """Return the replicas that are ready, by agent and revision; of those without any, none.
 
     Not those that run one suspect alone: they are beside their agent's number.
     """
-    found: Ready = defaultdict(list)
+    found: grading.Ready = defaultdict(list)
     for row in rows:
         if row.state == "ready" and not board.runs_alone(row.id):
-            found[row.agent, row.revision].append(health.Graded(row.id, health.Grade(row.grade), row.reason))
+            found[row.agent, row.revision].append(grades.Graded(row.id, health.Grade(row.grade), row.reason))
     return found
-
-
-def grade(entry: Entry, ready: Ready) -> tuple[health.Grade, str]:
-    """Grade an agent by the replicas that are ready of those revisions that get its tasks."""
-    row = entry.agent
-    shares = {} if entry.rollout is None else entry.rollout.state.shares
-    used = {row.revision, *(revision for revision, share in shares.items() if share)}
-    replicas = [replica for revision in sorted(used) for replica in ready[row.name, revision]]
-    has_failed = row.state in (agents.State.FAILED, agents.State.QUARANTINED)
-    return health.of_agent(entry.wanted, replicas, failure=row.reason if has_failed else "")
 
 
 def full(entries: Mapping[str, Entry], most: int) -> int | None:
@@ -171,17 +159,20 @@ def _reason(entry: Entry, *, queued: int, full: int | None) -> str:
 def agent(
     entry: Entry,
     *,
-    ready: Ready,
+    ready: grading.Ready,
     open_counts: Mapping[str, int],
     breaker: models.BreakerState,
     full: int | None,
+    finding: health.Finding = grades.TOO_FEW,
     is_observed: bool = True,
 ) -> dict[str, Any]:
     """Return the document of an agent; without what others have caused or decided, unless *is_observed*."""
     row, spec = entry.agent, entry.spec
-    graded, why = grade(entry, ready)
+    graded = grading.agent(entry, ready, finding)
     if not is_observed:
-        return agent(entry, ready=ready, open_counts=open_counts, breaker=_said_to_all(breaker), full=full) | {
+        return agent(
+            entry, ready=ready, open_counts=open_counts, breaker=_said_to_all(breaker), full=full, finding=finding
+        ) | {
             "reason": None,
             "grade_reason": None,
             "spec": None,
@@ -192,8 +183,8 @@ def agent(
         "description": redaction.text(spec.description),
         "state": row.state,
         "reason": _reason(entry, queued=open_counts.get("queued", 0), full=full),
-        "grade": graded,
-        "grade_reason": why,
+        "grade": graded.grade,
+        "grade_reason": graded.reason,
         "revision": row.revision,
         "generation": row.generation,
         "adapter": row.adapter,
@@ -215,21 +206,22 @@ def agent(
 def agent_status(
     entry: Entry,
     *,
-    ready: Ready,
+    ready: grading.Ready,
     tasks: dict[str, int],
     breaker: models.BreakerState,
     full: int | None,
+    finding: health.Finding = grades.TOO_FEW,
     is_observed: bool = True,
 ) -> schemas.AgentStatus:
     """Return how an agent stands; without what others have caused or decided, unless *is_observed*."""
     row = entry.agent
-    graded, why = grade(entry, ready)
+    graded = grading.agent(entry, ready, finding)
     return schemas.AgentStatus(
         name=row.name,
         state=row.state,
         reason=_reason(entry, queued=tasks.get("queued", 0), full=full) if is_observed else "",
-        grade=graded,
-        grade_reason=why if is_observed else "",
+        grade=graded.grade,
+        grade_reason=graded.reason if is_observed else "",
         revision=row.revision,
         replicas=models.ReplicaCount(desired=entry.wanted, ready=len(ready[row.name, row.revision])),
         tasks=tasks,
@@ -290,7 +282,7 @@ def revision(row: Revision) -> models.Revision:
     )
 
 
-def rollout(row: Rollout, *, desired: int, ready: Ready) -> models.Rollout:
+def rollout(row: Rollout, *, desired: int, ready: grading.Ready) -> models.Rollout:
     """Return the document of a rollout of an agent that should have *desired* replicas."""
     state = row.state
     return models.Rollout(
@@ -391,6 +383,7 @@ def history_bucket(at_us: int, step_s: int, counts: history.Counts) -> models.Hi
         errors=counts.errors,
         retries=counts.retries,
         tokens=counts.tokens,
+        tasks=counts.tasks,
         states=counts.states,
         reasons=counts.reasons,
         run=_durations(counts.run),

@@ -34,6 +34,7 @@ VERBS = (  # in the order in which one meets them
     ("advice", "advice:advice", "Show what the optimizer advises, what was done about it, and what that has changed."),
     ("rollout", "rollout:app", "Show how new revisions take over; promote, pause, resume, abort and undo it."),
     ("scale", "scaling:app", "Set the number of an agent's replicas; explain it; try other settings on recorded load."),
+    ("health", "health:health", "Show how the system or an agent is, why, and what is left of its error budget."),
     ("history", "history:history", "Show how an agent did: what became of its attempts, and how long they took."),
     ("status", "status:status", "Show how the node and its agents are."),
     ("backup", "backup:app", "Make, list, restore and rehearse backups of the store."),

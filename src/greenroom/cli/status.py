@@ -76,7 +76,12 @@ def _row(agent: Mapping[str, Any]) -> tuple[object, ...]:
 def _facts(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
     """All that the node says, also what this client does not know, a line each."""
     for name, value in document.items():
-        if name == "not_yet_built":
+        if (prefix, name) == ("", "grade"):
+            why = document.get("grade_reason")
+            yield "health", f"{value}: {why}" if why else value
+        elif (prefix, name) == ("", "grade_reason"):
+            continue
+        elif name == "not_yet_built":
             yield "not yet built", f"{len(value)} settings; see greenroom config show"
         elif name == "resources" and isinstance(value, Mapping):
             yield name, _resources(value)

@@ -1,4 +1,4 @@
-"""Writes down what became of each agent's attempts and how long they took, in buckets: see `core.history`.
+"""Writes down what became of each agent's tasks and attempts and how long they took, in buckets: see `core.history`.
 
 The only writer of the history. Between two steps an attempt costs some additions; each step adds what was told since
 the last one to the minute and the hour in which it began, and writes these as they are then. What a crash loses is what
@@ -21,6 +21,7 @@ from greenroom.core import history
 from greenroom.core.history import BOUNDS_S
 from greenroom.store import database
 from greenroom.store import history as rows
+from greenroom.store.news import News
 from greenroom.store.store import Store
 
 WRITE_EVERY_S = 5.0
@@ -36,6 +37,7 @@ class _Seen(msgspec.Struct, eq=False):
     """What was told of an agent since the last step: each attempt comes by here, and is to cost little."""
 
     ends: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
+    tasks: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     tokens: int = 0
     bins: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     run_s: float = 0.0
@@ -43,7 +45,7 @@ class _Seen(msgspec.Struct, eq=False):
 
     @property
     def counts(self) -> history.Counts:
-        made = history.Counts(tokens=self.tokens, run=history.Histogram(self.bins, self.run_s))
+        made = history.Counts(tasks=self.tasks, tokens=self.tokens, run=history.Histogram(self.bins, self.run_s))
         for (state, reason), count in self.ends.items():
             made.end(state, reason, count)
         return made
@@ -68,6 +70,7 @@ class History:
         self._turns_back = 0
         self._expire_at_s = clock.monotonic_s()
         facts.subscribe(self._note, telemetry.AttemptEnded)
+        store.hub.subscribe(self._hear)
 
     async def step(self) -> float:
         for keys, drawn in self._take():
@@ -85,10 +88,19 @@ class History:
         self._take()
         await self._write()
 
-    def _note(self, ended: telemetry.AttemptEnded) -> None:
-        seen = self._seen.get(ended.agent)
+    def _hear(self, news: News) -> None:
+        """Count the tasks that a commit has ended: also those that nobody has tried, which no attempt tells of."""
+        for (_, agent, state), count in news.endings.items():
+            self._of(agent).tasks[state] += count
+
+    def _of(self, agent: str) -> _Seen:
+        seen = self._seen.get(agent)
         if seen is None:
-            seen = self._seen[ended.agent] = _Seen()
+            seen = self._seen[agent] = _Seen()
+        return seen
+
+    def _note(self, ended: telemetry.AttemptEnded) -> None:
+        seen = self._seen.get(ended.agent) or self._of(ended.agent)
         seen.ends[ended.state, ended.reason] += 1
         seen.tokens += ended.tokens
         duration_s = ended.duration_s

@@ -1,4 +1,4 @@
-"""Health: whether a replica is hung, and how it and its agent are graded. Pure; `control.checks` asks.
+"""Health: whether a replica is hung, and how it is graded. Pure; `control.checks` asks. Agents: `core.grades`.
 
 A replica is *hung* when nothing was heard of it for its agent's ``hang_after_s`` after a probe, while the node itself
 was seen to turn. A *grade* comes from the evidence of the last minute: probes that came back, attempts that ended.
@@ -225,32 +225,3 @@ def settle(standing: Standing, found: Finding) -> Standing:
     if looks >= (WORSEN_AFTER if direction > 0 else IMPROVE_AFTER):
         return Standing(nearest)
     return Standing(held, nearest, looks)
-
-
-class Graded(msgspec.Struct, frozen=True):
-    """A ready replica."""
-
-    id: str
-    grade: Grade
-    reason: str
-
-
-def of_agent(desired: int, ready: Sequence[Graded], *, failure: str = "") -> tuple[Grade, str]:
-    """Grade an agent from its replicas; *failure* is why it has failed, if it has.
-
-    As good as its worst replica, but that one which is unhealthy only degrades it while others serve.
-    """
-    if not desired:
-        return (Grade.UNHEALTHY, failure) if failure else (Grade.UNKNOWN, "it should have no replicas")
-    if not ready:
-        return (Grade.UNHEALTHY, failure) if failure else (Grade.UNKNOWN, f"none of its {desired} replicas is ready")
-    worst = max(ready, key=lambda replica: _SEVERITY[replica.grade])
-    grades = {replica.grade for replica in ready}
-    if grades == {Grade.UNKNOWN}:
-        return Grade.UNKNOWN, worst.reason
-    if worst.grade in (Grade.DEGRADED, Grade.UNHEALTHY):
-        grade = Grade.UNHEALTHY if grades == {Grade.UNHEALTHY} else Grade.DEGRADED
-        return grade, f"{worst.id}: {worst.reason}"
-    if len(ready) < desired:
-        return Grade.DEGRADED, f"{len(ready)} of {desired} replicas are ready" + (f": {failure}" if failure else "")
-    return worst.grade, worst.reason if worst.grade is Grade.HEALTHY else f"{worst.id}: {worst.reason}"

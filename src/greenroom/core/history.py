@@ -67,6 +67,19 @@ class Histogram(msgspec.Struct):
         p50, p95 = self._read(math.ceil(0.5 * count), math.ceil(0.95 * count))
         return Spread(self.sum_s / count, p50, p95, count)
 
+    def share_over(self, bound_s: float) -> float:
+        """Return which part was longer than *bound_s*, which counts as the next of `BOUNDS_S`; 0 of nothing.
+
+        >>> seen = Histogram()
+        >>> for duration_s in (0.5, 2.0, 2.3, 8.0):
+        ...     seen.add(duration_s)
+        >>> seen.share_over(2.1)
+        0.25
+        """
+        count = sum(self.bins.values())
+        last = bisect.bisect_left(BOUNDS_S, bound_s)
+        return sum(found for place, found in self.bins.items() if place > last) / count if count else 0.0
+
     def _read(self, *ranks: int) -> list[float]:
         """Return the values of *ranks*, which rise."""
         found: list[float] = []
@@ -79,13 +92,15 @@ class Histogram(msgspec.Struct):
 
 
 class Counts(msgspec.Struct):
-    """A bucket. *ends* counts attempts by ``state reason``: the state is the task's afterwards.
+    """A bucket. *ends* counts attempts by ``state reason``: the state is the task's afterwards. *tasks* counts tasks by
+    the state that they ended in, also those that were never tried.
 
     *run* is of all attempts. *wait* and *response* are of some of the tasks that have ended, and are what their rows
     say: until a slot was theirs, and from acceptance to the end.
     """
 
     ends: dict[str, int] = field(default_factory=dict)
+    tasks: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
     run: Histogram = field(default_factory=Histogram)
     wait: Histogram = field(default_factory=Histogram)
@@ -124,6 +139,8 @@ class Counts(msgspec.Struct):
     def merge(self, other: Counts) -> None:
         for key, count in other.ends.items():
             self.ends[key] = self.ends.get(key, 0) + count
+        for state, count in other.tasks.items():
+            self.tasks[state] = self.tasks.get(state, 0) + count
         self.tokens += other.tokens
         self.run.merge(other.run)
         self.wait.merge(other.wait)
@@ -144,6 +161,15 @@ def begin_us(at_us: int, step_s: int) -> int:
     120000000
     """
     return at_us - at_us % (step_s * 1_000_000)
+
+
+def next_bound_s(duration_s: float) -> float:
+    """Return what *duration_s* counts as: the upper end of where it falls.
+
+    >>> next_bound_s(2.1), next_bound_s(8)
+    (2.378414230005442, 8.0)
+    """
+    return BOUNDS_S[min(bisect.bisect_left(BOUNDS_S, duration_s), len(BOUNDS_S) - 1)]
 
 
 def source_s(step_s: int) -> int:

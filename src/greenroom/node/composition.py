@@ -38,6 +38,7 @@ from greenroom.node import isolation, optimizer, tls
 from greenroom.node.access import NodeAccess
 from greenroom.node.backups import NodeBackups
 from greenroom.node.controls import Controls
+from greenroom.node.health import NodeHealth
 from greenroom.node.resources import NodeResources, limits
 from greenroom.node.security import NodeSecurity
 from greenroom.sdk import models
@@ -129,6 +130,15 @@ class Node:
         self.outliers = Outliers(self.store.board, clock, self.facts, eject=self.host.restart)
         self.autoscaler = Autoscaler(self.store, clock, self.facts, options.settings.cluster, use=self.resources.use)
         self.history = History(self.store, clock, self.facts, options.settings.history, node=self.id)
+        self.health = NodeHealth(
+            self.store,
+            clock,
+            self.facts,
+            options.settings,
+            data_dir=options.data_dir,
+            use_pct=self.resources.use_pct,
+            failure=lambda: self.services.failure,
+        )
         self.deployments = deployments.Deployments(
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
@@ -142,9 +152,9 @@ class Node:
             folder=options.folder,
             data_dir=options.data_dir,
         )
-        server = options.settings.server
         self.outgoing = Outgoing(
-            addresses.Policy(server.webhook_ports, server.webhook_hosts), user_agent=f"greenroom/{__version__}"
+            addresses.Policy(options.settings.server.webhook_ports, options.settings.server.webhook_hosts),
+            user_agent=f"greenroom/{__version__}",
         )
         webhook_secrets = WebhookSecrets(self.secrets.webhook_key)
         self.webhooks = Webhooks(self.store, clock, self.facts, self.outgoing, webhook_secrets)
@@ -169,7 +179,7 @@ class Node:
             clock=clock,
             facts=self.facts,
             metrics=self.metrics,
-            scrapes=Scrapes(self.store, clock, queue_limit=options.settings.server.max_queued_tasks),
+            scrapes=Scrapes(self.store, clock, self.health, queue_limit=options.settings.server.max_queued_tasks),
             feeds=Feeds(clock, self.store.hub),
             node=self.id,
             started_at_us=database.microseconds(clock.now()),
@@ -178,6 +188,7 @@ class Node:
             is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
             breakers=self.breakers,
+            health=self.health,
             webhook_secrets=webhook_secrets,
             security=self.security,
             measures=self.security.measures,
@@ -230,6 +241,7 @@ class Node:
             self.outliers,
             self.autoscaler,
             self.history,
+            *self.health.loops,
             *self.access.loops,
             self.webhooks,
             self.backups.loop,

@@ -50,6 +50,11 @@ class NodeResources:
         """Return what all replicas use together; None before the first look."""
         return self.loop.use() if self.loop.is_known else None
 
+    def use_pct(self) -> dict[str, float]:
+        """Return how much of each limit is used, in percent, as far as there is one and it is known."""
+        state = self.state()
+        return {name: each.pct for name, each in (("cpu", state.cpu), ("memory_mb", state.memory_mb)) if each.pct}
+
     def announce(self) -> None:
         """Say what holds the limits, and what does not."""
         limits, how = self._engine.limits, self._engine.enforcement

@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from greenroom.sdk import calls, discovery, flows, streams, wire
+from greenroom.sdk.health import AgentHealth
 from greenroom.sdk.models import (
     Advice,
     Agent,
@@ -243,6 +244,10 @@ class AsyncClient:
         steps of *step_s* (60; or 300, 900, 3600, 86400): only steps in which some ended.
         """
         return list((await self._send(calls.history(name, since=since, step_s=step_s))).items)
+
+    async def agent_health(self, name: str) -> AgentHealth:
+        """How the agent is: its grade, what that comes from, and how its SLO stands."""
+        return await self._send(calls.agent_health(name))
 
     async def release(self, name: str) -> Agent:
         """Have a quarantined agent judged anew: its replicas are started again."""

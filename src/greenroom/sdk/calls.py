@@ -15,6 +15,7 @@ from urllib.parse import quote
 import msgspec
 
 from greenroom import errors, strict_json
+from greenroom.sdk import health as health_models
 from greenroom.sdk import models, problems, security
 
 T = TypeVar("T")
@@ -96,7 +97,7 @@ _alerts, _alert = as_a(models.Page[models.Alert]), as_a(models.Alert)
 _revisions = as_a(models.Page[models.Revision])
 _rollouts, _rollout = as_a(models.Page[models.Rollout]), as_a(models.Rollout)
 _scaling, _load = as_a(models.AgentScaling), as_a(models.Page[models.Load])
-_history = as_a(models.Page[models.HistoryBucket])
+_history, _health = as_a(models.Page[models.HistoryBucket]), as_a(health_models.AgentHealth)
 _plan = as_a(models.Plan)
 _code = as_a(models.Code)
 _sessions = as_a(models.Page[models.Session])
@@ -278,6 +279,10 @@ def history(
 ) -> Call[models.Page[models.HistoryBucket]]:
     query = {"since": None if since is None else since.isoformat(), "step_s": step_s}
     return Call("GET", f"/v1/agents/{_segment(name)}/history", _history, query=query)
+
+
+def agent_health(name: str) -> Call[health_models.AgentHealth]:
+    return Call("GET", f"/v1/agents/{_segment(name)}/health", _health)
 
 
 def release(name: str) -> Call[models.Agent]:

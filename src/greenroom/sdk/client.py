@@ -18,6 +18,7 @@ import httpx
 
 from greenroom.sdk import calls, discovery, flows, streams, wire
 from greenroom.sdk.async_client import AsyncClient
+from greenroom.sdk.health import AgentHealth
 from greenroom.sdk.models import (
     Advice,
     Agent,
@@ -282,6 +283,10 @@ class Client:
         steps of *step_s* (60; or 300, 900, 3600, 86400): only steps in which some ended.
         """
         return list(self._send(calls.history(name, since=since, step_s=step_s)).items)
+
+    def agent_health(self, name: str) -> AgentHealth:
+        """How the agent is: its grade, what that comes from, and how its SLO stands."""
+        return self._send(calls.agent_health(name))
 
     def release(self, name: str) -> Agent:
         """Have a quarantined agent judged anew: its replicas are started again."""

@@ -402,7 +402,7 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
 
 class HistoryBucket(msgspec.Struct, frozen=True, kw_only=True):
     """What became of an agent's attempts in *step_s* from *at* on: *states* counts them by what their task was then,
-    *reasons* by why they ended.
+    *reasons* by why they ended. *tasks* counts tasks by the state they ended in, also those that were never tried.
 
     *errors* are those of *judged* that speak against the agent: who was cancelled, or whose replica was drained, says
     nothing. *run* is of all attempts; *wait*, for a slot, and *response*, from acceptance to the end, are of the last
@@ -416,6 +416,7 @@ class HistoryBucket(msgspec.Struct, frozen=True, kw_only=True):
     errors: int = 0
     retries: int = 0
     tokens: int = 0
+    tasks: dict[str, int] = {}
     states: dict[str, int] = {}
     reasons: dict[str, int] = {}
     run: Durations | None = None

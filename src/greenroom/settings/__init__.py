@@ -8,7 +8,8 @@ the command, the API and `system`; it knows nothing of what the settings are for
 from greenroom.settings.addresses import is_loopback
 from greenroom.settings.environments import DESIGNS, Design
 from greenroom.settings.loading import load, parse_agent, rollout_for_once
-from greenroom.settings.policies import scaling_policy
+from greenroom.settings.objectives import longer_than_kept
+from greenroom.settings.policies import health_bounds, scaling_policy, slo_policy
 from greenroom.settings.policy_file import read_roles
 from greenroom.settings.problems import Problem, SettingsInvalid
 from greenroom.settings.revisions import changes, revision_part, with_revision_part, with_strategy
@@ -20,6 +21,7 @@ from greenroom.settings.schema import (
     Cluster,
     Environment,
     Example,
+    Health,
     History,
     Intrusion,
     Issuer,
@@ -30,6 +32,7 @@ from greenroom.settings.schema import (
     Security,
     Server,
     Settings,
+    Slo,
 )
 from greenroom.settings.showing import Change, Row, diff, masked, rows
 from greenroom.settings.starter import starter_manifest
@@ -47,6 +50,7 @@ __all__ = [
     "Design",
     "Environment",
     "Example",
+    "Health",
     "History",
     "Intrusion",
     "Issuer",
@@ -60,10 +64,13 @@ __all__ = [
     "Server",
     "Settings",
     "SettingsInvalid",
+    "Slo",
     "changes",
     "diff",
+    "health_bounds",
     "is_loopback",
     "load",
+    "longer_than_kept",
     "masked",
     "parse_agent",
     "read_roles",
@@ -71,6 +78,7 @@ __all__ = [
     "rollout_for_once",
     "rows",
     "scaling_policy",
+    "slo_policy",
     "starter_manifest",
     "with_revision_part",
     "with_strategy",

@@ -15,7 +15,7 @@ from typing import Any
 from msgspec import structs
 
 from greenroom.core import permissions
-from greenroom.settings import issuer_rules, policy_file, revisions, rules, sources
+from greenroom.settings import issuer_rules, objectives, policy_file, revisions, rules, sources
 from greenroom.settings.checking import Checker
 from greenroom.settings.environments import DEFAULT_ENVIRONMENT
 from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid, dotted
@@ -128,10 +128,21 @@ def _settings(given: Given, checker: Checker) -> Settings:
         rules.apply(issuer_rules.ISSUER_RULES, issuer, path=("security", "issuers", index), checker=checker)
     rules.apply(issuer_rules.SECURITY_RULES, settings.security, path=("security",), checker=checker)
     rules.apply(rules.SETTINGS_RULES, settings, path=(), checker=checker)
+    _check_kept(settings, checker)
     if given.origin(("security", "tls")) is not None:
         rules.apply(rules.TLS_RULES, settings, path=(), checker=checker)
     origins = {dotted(path): _origin(path, given, environment) for path, _ in leaves(settings)}
     return structs.replace(settings, origins=origins)
+
+
+def _check_kept(settings: Settings, checker: Checker) -> None:
+    """Report SLOs over more than the history keeps."""
+    for name, agent in settings.agents.items():
+        path: KeyPath = ("agents", name, "slo")
+        if all(map(checker.is_sound, (path, ("history",)))) and (
+            message := objectives.longer_than_kept(agent.slo, settings.history)
+        ):
+            checker.report((*path, "window_days"), message)
 
 
 def _environment(given: object, checker: Checker) -> Environment:

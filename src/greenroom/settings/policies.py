@@ -1,9 +1,11 @@
-"""What an agent's settings say to who decides: `core.scaling`'s policy."""
+"""What an agent's settings say to who decides: the policies of `core.scaling`, `core.grades` and `core.slo`."""
 
 from __future__ import annotations
 
-from greenroom.core import scaling
-from greenroom.settings.schema import AgentSettings
+import math
+
+from greenroom.core import grades, scaling, slo
+from greenroom.settings.schema import DAY_S, AgentSettings
 
 
 def scaling_policy(spec: AgentSettings, *, most: int) -> scaling.Policy:
@@ -22,3 +24,31 @@ def scaling_policy(spec: AgentSettings, *, most: int) -> scaling.Policy:
         idle_s=found.idle_s,
         max_running=spec.max_running,
     )
+
+
+def health_bounds(spec: AgentSettings) -> grades.Bounds:
+    """Return what an agent is graded by."""
+    found = spec.health
+    return grades.Bounds(
+        window_s=found.window_s,
+        min_samples=found.min_samples,
+        response_s=_pair(found.response_s, found.unhealthy_response_s),
+        error_pct=_pair(found.error_pct, found.unhealthy_error_pct, most=100.0),
+    )
+
+
+def _pair(degraded: float | str, unhealthy: float | None, *, most: float = math.inf) -> tuple[float, float] | None:
+    if isinstance(degraded, str):  # off
+        return None
+    return degraded, min(grades.UNHEALTHY_TIMES * degraded, most) if unhealthy is None else unhealthy
+
+
+def slo_policy(spec: AgentSettings) -> slo.Policy | None:
+    """Return what an agent is to achieve; None: nothing in particular."""
+    found = spec.slo
+    goals = []
+    if found.success_pct is not None:
+        goals.append(slo.Goal(found.success_pct))
+    if found.latency_s is not None and found.latency_pct is not None:
+        goals.append(slo.Goal(found.latency_pct, found.latency_s))
+    return slo.Policy(tuple(goals), found.window_days * DAY_S, found.min_tasks) if goals else None

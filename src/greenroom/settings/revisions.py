@@ -46,6 +46,8 @@ OF_AGENT: Final = (
     "breaker",
     "cache",
     "recycling",
+    "health",
+    "slo",
     "rollout",
 )
 

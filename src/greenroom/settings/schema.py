@@ -390,6 +390,48 @@ class Recycling(msgspec.Struct, frozen=True, kw_only=True):
     """After so many."""
 
 
+ResponseSeconds = Annotated[float, Meta(gt=0, le=7 * DAY_S, title="a number of seconds")]
+ErrorPct = Annotated[float, Meta(gt=0, le=100, title="a percentage")]
+GoalPct = Annotated[
+    float, Meta(ge=0, le=100, title="a percentage")
+]  # 0 and 100 have an answer of their own, by `rules`
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """When an agent is graded degraded, and when unhealthy, by what became of its tasks. ``cluster.health_checks`` is
+    the switch. No replica is stopped for it.
+    """
+
+    window_s: Annotated[float, Meta(ge=MINUTE_S, le=HOUR_S, title="a number of seconds")] = 300.0
+    """What counts ended in it, in whole minutes."""
+    min_samples: Annotated[int, Meta(ge=1, le=100_000)] = 10
+    """Fewer say nothing."""
+    response_s: ResponseSeconds | Off = 10.0
+    """From acceptance to the end of a task, on average: from here on the agent is degraded."""
+    unhealthy_response_s: ResponseSeconds | None = None
+    """None: three times that."""
+    error_pct: ErrorPct | Off = 10.0
+    """Of the attempts that say something about the agent: from here on it is degraded."""
+    unhealthy_error_pct: ErrorPct | None = None
+    """None: three times that."""
+
+
+class Slo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent's users may count on. What may be missed of it in ``window_days`` is the error budget; alerts say
+    when that is spent too fast. Without ``success_pct`` and ``latency_s`` there is none.
+    """
+
+    success_pct: GoalPct | None = None
+    """Of the tasks that end, but for those that were cancelled: so many succeed."""
+    latency_s: ResponseSeconds | None = None
+    latency_pct: GoalPct | None = None
+    """So many of them succeed within ``latency_s`` of their acceptance."""
+    window_days: Annotated[float, Meta(gt=0, le=90, title="a number of days")] = 30.0
+    """It slides. At least an hour, and at most as long as ``history.keep_hours_days``."""
+    min_tasks: Annotated[int, Meta(ge=1, le=1_000_000)] = 20
+    """No alert is made of fewer."""
+
+
 class Example(msgspec.Struct, frozen=True, kw_only=True):
     """A recorded task that a new revision has to succeed with before it gets traffic, and what is expected of its
     output (`core.examples`). What is absent is not looked at; without any of them it has to succeed, no more.
@@ -467,6 +509,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     breaker: Breaker = Breaker()
     cache: Cache = Cache()
     recycling: Recycling = Recycling()
+    health: Health = Health()
+    slo: Slo = Slo()
     rollout: Rollout = Rollout()
 
 

@@ -86,6 +86,16 @@ examples = ["Say hello to Ada"]
 # [agents.hello.recycling]               # another replica takes its place
 # tasks = 10_000                         # after so many; or memory_mb
 
+# [agents.hello.health]                  # when its grade falls: greenroom health hello
+# response_s = 10                        # on average, or "off"; at three times that it is unhealthy
+# error_pct = 10
+
+# [agents.hello.slo]                     # what its users may count on; alerts say when the rest is spent too fast
+# success_pct = 99.5                     # of the tasks that are not cancelled
+# latency_s = 30
+# latency_pct = 95                       # so many succeed within latency_s
+# window_days = 30
+
 # [agents.hello.rollout]                 # how a new revision takes over
 # strategy = "canary"                    # or "blue-green"; else "rolling", with max_surge and max_unavailable
 # weights = [10, 25, 50, 100]            # percent of the traffic, stage by stage

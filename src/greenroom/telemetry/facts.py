@@ -146,6 +146,14 @@ class ReplicaGraded(msgspec.Struct, frozen=True):
     reason: str
 
 
+class AgentGraded(msgspec.Struct, frozen=True):
+    """What its grade would be by its tasks alone has changed: ``unknown``, if too few have ended."""
+
+    agent: str
+    grade: str
+    reason: str
+
+
 class ProbeAnswered(msgspec.Struct, frozen=True):
     agent: str
     round_trip_s: float
@@ -478,6 +486,7 @@ Fact = (
     | EnvelopeMeasured
     | AdviceChanged
     | ReplicaGraded
+    | AgentGraded
     | ProbeAnswered
     | ReplicaSaid
     | AgentFailing

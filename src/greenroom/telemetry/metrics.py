@@ -8,14 +8,14 @@ docs/metrics.md lists them all.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 from prometheus_client import core as prometheus_core
 from prometheus_client.registry import Collector
 
-from greenroom.core import breaker, failures, tasks
+from greenroom.core import breaker, failures, health, slo, tasks
 from greenroom.telemetry import facts
 from greenroom.telemetry.facts import Fact
 from greenroom.telemetry.families import OTHER, Family, Histogram, Level, Spread, Total
@@ -24,7 +24,9 @@ MAX_AGENTS = 100
 MAX_REVISIONS = 4  # of each agent: the serving one, the next, and what ends late
 
 _F = TypeVar("_F", bound=Family)
+_GRADE_LEVELS: dict[str, int] = {grade: place for place, grade in enumerate(health.Grade)}
 _BREAKER_LEVELS: dict[str, int] = {breaker.State.CLOSED: 0, breaker.State.HALF_OPEN: 1, breaker.State.OPEN: 2}
+_GRADES = ", ".join(f"{level} {grade}" for grade, level in _GRADE_LEVELS.items())
 _QUICK_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TASK_S = (0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 _PROBE_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -37,7 +39,7 @@ class Seen(msgspec.Struct, frozen=True):
 
     *open*: tasks by agent and state; *queue*: by agent, those that a free slot would take, and since when the oldest
     waits, in seconds; *replicas* by agent, revision, state and grade; *traffic*: percent, by agent and revision;
-    *alerts*: firing ones, by kind and severity; *agents*: those that there are.
+    *alerts*: firing ones, by kind and severity; *agents*: those that there are; *objectives*: how their SLOs stand.
     """
 
     agents: Collection[str] = ()
@@ -47,6 +49,9 @@ class Seen(msgspec.Struct, frozen=True):
     traffic: Mapping[tuple[str, int], int] = {}
     alerts: Mapping[tuple[str, str], int] = {}
     queue_limit: int = 0
+    grades: Mapping[str, str] = {}
+    system_grade: str | None = None
+    objectives: Mapping[str, Sequence[slo.State]] = {}
 
 
 class _Work:
@@ -133,6 +138,16 @@ class Metrics(Collector):
             "breaker_state",
             "The agent's circuit breaker: 0 closed, 1 half-open, 2 open; absent until it has opened once",
             "agent",
+        )
+        self._grades = self._level("agent_grade", f"The agent's grade: {_GRADES}", "agent")
+        self._system_grade = self._level("system_grade", f"The worst of the node's and its agents': {_GRADES}")
+        self._budget = self._level(
+            "slo_budget_left_ratio", "What is left of an error budget; below 0: overspent", "agent", "objective"
+        )
+        self._burn = self._level(
+            "slo_burn_rate",
+            "How many times faster than it lasts an error budget is spent; absent where too few tasks have ended",
+            *("agent", "objective", "burn", "window"),
         )
         self._decisions = self._total(
             "scaling_decisions", "Decisions about numbers of replicas, also for the same", "agent", "rule"
@@ -363,6 +378,24 @@ class Metrics(Collector):
             if named.get(of, OTHER) != OTHER
         )
         self._alerts.replace((key, count) for key, count in seen.alerts.items())
+        self._see_health(seen)
+
+    def _see_health(self, seen: Seen) -> None:
+        """Say of agents with series of their own how they are: grades and budgets of many are not their sum."""
+        own = [(agent, name) for agent in seen.agents if (name := self._named(agent)) != OTHER]
+        self._system_grade.replace([] if seen.system_grade is None else [((), _GRADE_LEVELS[seen.system_grade])])
+        self._grades.replace(
+            ((name,), _GRADE_LEVELS[seen.grades[agent]]) for agent, name in own if agent in seen.grades
+        )
+        states = [(name, state) for agent, name in own for state in seen.objectives.get(agent, ())]
+        self._budget.replace(((name, state.goal.name), state.budget_left) for name, state in states)
+        self._burn.replace(
+            ((name, state.goal.name, burn.tier.name, window), rate)
+            for name, state in states
+            for burn in state.burns
+            if burn.has_volume
+            for window, rate in (("long", burn.long_rate), ("short", burn.short_rate))
+        )
 
     def _gather(self) -> None:
         """Have the families say what is counted elsewhere, for the main path's sake."""

@@ -1307,6 +1307,11 @@ class StoreContract:
             found = await store.read(AGENT, history.MINUTE_S, since_us=since_us, until_us=until_us)
             assert [history.decode(record).attempts for _, record in found] == attempts
         assert not await store.read("nobody", history.MINUTE_S, since_us=0)
+        of_all = await store.recent(history.MINUTE_S, since_us=minute)
+        assert sorted((agent, at, history.decode(record).attempts) for agent, at, record in of_all) == sorted(
+            [(AGENT, 2 * minute, 7), (AGENT, minute, 5), (AGENT, minute, 3), ("other", minute, 9)]
+        )
+        assert [agent for agent, *_ in await store.recent(history.MINUTE_S, since_us=2 * minute)] == [AGENT]
 
     async def test_what_is_read_of_the_history_is_bounded(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(histories, "MAX_READ", 2)
