@@ -34,6 +34,8 @@ def test_a_minute_in_which_nothing_ended_has_no_latency_and_is_no_zero() -> None
 
 STATUS = schemas.Status(
     environment="production",
+    grade="healthy",
+    grade_reason="",
     node=schemas.NodeStatus(
         id="node-1",
         state="ready",
@@ -88,6 +90,13 @@ def test_one_sentence_says_how_the_system_is(
 ) -> None:
     found = overview.health_of(msgspec.structs.replace(STATUS, agents=agents), firing=firing)
     assert (found.grade, found.sentence) == expected
+
+
+def test_a_node_in_trouble_says_so_where_its_agents_are_well() -> None:
+    status = msgspec.structs.replace(
+        STATUS, agents=[_agent("a", "healthy")], grade="degraded", grade_reason="the disk has 1 GB left"
+    )
+    assert overview.health_of(status, firing=0).sentence == "the disk has 1 GB left"
 
 
 def test_a_node_that_has_failed_says_so_before_anything_else() -> None:

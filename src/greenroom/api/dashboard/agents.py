@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from greenroom import errors
-from greenroom.api import agents, recovery, scaling
+from greenroom.api import agents, health, recovery, scaling
 from greenroom.api.dashboard import series
 from greenroom.api.dashboard.forms import Act, Fields, with_body
 from greenroom.api.dashboard.frame import Page
@@ -25,13 +25,15 @@ async def show(call: Call) -> Page:
     """Show an agent."""
     agent = (await agents.show_agent(call)).document
     name = agent["name"]
-    replicas, failures, hour = [], [], None
+    replicas, failures, hour, objectives = [], [], None, ()
     if call.principal.rights.on_agent(Action.AGENT_OBSERVE, name):
         rows = (await agents.list_replicas(call)).document["items"]
         replicas = [replica for replica in rows if replica["agent"] == name]
         failures = (await recovery.failures_of(call, name, limit=FAILURES)).document["items"]
         hour = (await series.read(call, [name]))[name]
-    context = {"agent": agent, "replicas": replicas, "failures": failures, "hour": hour}
+        slo = (await health.show(call)).document.slo
+        objectives = () if slo is None else slo.objectives
+    context = {"agent": agent, "replicas": replicas, "failures": failures, "hour": hour, "objectives": objectives}
     return Page("agent.html", context, title=name)
 
 

@@ -84,6 +84,8 @@ def health_of(status: schemas.Status, *, firing: int) -> Health:
         return Health(grade, f"The node is {node.state}" + (f": {node.reason}" if node.reason else "."))
     if not status.agents:
         return Health(health.Grade.UNKNOWN, "The node is ready, and no agent is deployed yet.")
+    if status.grade in _WORSE and all(agent.grade != status.grade for agent in status.agents):
+        return Health(status.grade, status.grade_reason)  # it is the node
     for grade in _WORSE:
         named = [agent for agent in status.agents if agent.grade == grade and agent.replicas.desired]
         if named:
