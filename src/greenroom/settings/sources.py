@@ -64,13 +64,20 @@ class Given(NamedTuple):
         return next((self.origins[prefix] for prefix in prefixes if prefix in self.origins), None)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest's tables. Raises `SettingsInvalid` alone: with a broken file all else would be noise."""
+class Document(NamedTuple):
+    """What a file says, and its text."""
+
+    table: dict[str, Any]
+    text: str
+
+
+def read_manifest(path: Path) -> Document:
+    """The manifest. Raises `SettingsInvalid` alone: with a broken file all else would be noise."""
     return read_toml(path, kind="a manifest", missing="`greenroom init` writes one")
 
 
-def read_toml(path: Path, *, kind: str, missing: str) -> dict[str, Any]:
-    """The tables of a file that is *kind*; *missing* is what to do where there is none. Raises `SettingsInvalid`."""
+def read_toml(path: Path, *, kind: str, missing: str) -> Document:
+    """A file that is *kind*; *missing* is what to do where there is none. Raises `SettingsInvalid`."""
 
     def refused(why: str) -> SettingsInvalid:
         return SettingsInvalid([Problem(path.name or str(path), why)])
@@ -87,7 +94,8 @@ def read_toml(path: Path, *, kind: str, missing: str) -> dict[str, Any]:
     if len(content) > MANIFEST_BYTES:
         raise refused(f"is larger than {MANIFEST_BYTES} bytes")
     try:
-        return tomllib.loads(content.decode())
+        text = content.decode()
+        return Document(tomllib.loads(text), text)
     except UnicodeDecodeError as error:
         raise refused(f"is not UTF-8: byte {error.start}") from None
     except ValueError as error:  # TOMLDecodeError, which names line and column, and numbers of over 4,300 digits
