@@ -15,7 +15,8 @@ import pytest
 import nodes
 from greenroom.api import openapi, routes
 from greenroom.core.permissions import ROLES
-from greenroom.store.recovery import Noted, Raised
+from greenroom.store.alerts import Raised
+from greenroom.store.recovery import Noted
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -21,9 +21,10 @@ from greenroom.core.optimizer import Found
 from greenroom.engine import archives
 from greenroom.security import audit
 from greenroom.store import database
+from greenroom.store.alerts import Raised
 from greenroom.store.history import Part
 from greenroom.store.measures import Measure
-from greenroom.store.recovery import Noted, Raised
+from greenroom.store.recovery import Noted
 from greenroom.store.scaling import Load
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -11,7 +11,8 @@ import pytest
 
 import nodes
 from greenroom.core.permissions import parse
-from greenroom.store.recovery import NewFailure, Noted, Raised
+from greenroom.store.alerts import Raised
+from greenroom.store.recovery import NewFailure, Noted
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

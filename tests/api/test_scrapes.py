@@ -12,7 +12,7 @@ import nodes
 from greenroom import telemetry
 from greenroom.api import scrapes
 from greenroom.store import database
-from greenroom.store.recovery import Raised
+from greenroom.store.alerts import Raised
 from greenroom.testing import databases, fakes
 
 
@@ -27,7 +27,7 @@ async def test_the_store_is_asked_once_a_second_however_many_scrape(scratch: dat
     looked = scrapes.Scrapes(store, scratch.clock, queue_limit=5)
     first = await looked.look()
     assert first == telemetry.Seen(agents=first.agents if first else (), queue_limit=5)
-    await store.recovery.tell(Raised("a", "quarantined", "a", "critical", "why"))
+    await store.alerts.tell(Raised("a", "quarantined", "a", "critical", "why"))
     assert await looked.look() is first
     await scratch.advance(scrapes.LOOK_EVERY_S)
     second = await looked.look()

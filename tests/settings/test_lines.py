@@ -113,7 +113,8 @@ def test_no_text_is_too_odd(text: str) -> None:
 def test_a_mistake_is_told_with_file_and_line_and_a_missing_key_with_its_table(tmp_path: Path) -> None:
     manifest = tmp_path / "greenroom.toml"
     manifest.write_text(
-        '[cluster]\nmax_replicas = 0\n\n[agents.a]\ntimeout_s = 1\n[agents.b]\nfactory = "m:f"\nenv = [\n "A",\n "=",\n]\n'
+        "[cluster]\nmax_replicas = 0\n\n[agents.a]\ntimeout_s = 1\n"
+        '[agents.b]\nfactory = "m:f"\nenv = [\n "A",\n "=",\n]\n'
     )
     with pytest.raises(settings.SettingsInvalid) as caught:
         settings.load(manifest, {"GREENROOM_AGENTS__B__CONCURRENCY": "0"})

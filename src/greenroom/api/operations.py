@@ -38,7 +38,7 @@ async def status(call: Call) -> Answer:
         totals.update(counts)
     ready = views.ready(rows, store.board)
     full = views.full(store.directory.entries, services.settings.cluster.max_replicas)
-    alerts = await store.recovery.alerts(agents=rights.agents(Action.ALERT_READ))
+    alerts = await store.alerts.list(agents=rights.agents(Action.ALERT_READ))
     replicas = [row for row in rows if rights.on_agent(Action.AGENT_OBSERVE, row.agent)]
     return Answer(
         schemas.Status(

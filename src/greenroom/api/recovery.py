@@ -34,14 +34,14 @@ async def list_advice(call: Call) -> Answer:
 
 async def list_alerts(call: Call) -> Answer:
     """List the alerts, firing ones first; those that are resolved stay for a month."""
-    rows = await call.store.recovery.alerts(agents=call.principal.rights.agents(Action.ALERT_READ))
+    rows = await call.store.alerts.list(agents=call.principal.rights.agents(Action.ALERT_READ))
     return Answer({"items": [views.alert(row) for row in rows], "next_cursor": None})
 
 
 async def acknowledge(call: Call) -> Answer:
     """Note that you look after an alert; it fires on until what it tells of is over."""
     id = call.path("id")
-    seen = await call.store.recovery.alert(id)
+    seen = await call.store.alerts.get(id)
     # An alert of no agent is for those who may do it for all of them.
     access.check_object(
         call,
@@ -50,5 +50,5 @@ async def acknowledge(call: Call) -> Answer:
         action=Action.ALERT_ACKNOWLEDGE,
         missing=f"cannot find the alert {id[:200]}",
     )
-    row = await call.store.recovery.acknowledge(id, by=call.principal.name)
+    row = await call.store.alerts.acknowledge(id, by=call.principal.name)
     return Answer(views.alert(row))

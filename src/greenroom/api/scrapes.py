@@ -50,7 +50,7 @@ class Scrapes:
         )
         now_us = database.microseconds(self._clock.now())
         waiting = await store.tasks.waiting()
-        firing = [alert for alert in await store.recovery.alerts() if alert.is_firing]
+        firing = [alert for alert in await store.alerts.open() if alert.is_firing]
         return telemetry.Seen(
             agents=entries.keys(),
             open=await store.tasks.open_counts(),

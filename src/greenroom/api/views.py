@@ -15,10 +15,11 @@ from greenroom.sdk import models
 from greenroom.store import database
 from greenroom.store.advice import Advice
 from greenroom.store.agents import Replica, Revision
+from greenroom.store.alerts import Alert
 from greenroom.store.board import Board
 from greenroom.store.data_keys import KeysOfTenant
 from greenroom.store.directory import Entry
-from greenroom.store.recovery import Alert, Failure
+from greenroom.store.recovery import Failure
 from greenroom.store.resealing import Progress
 from greenroom.store.rollouts import Rollout
 from greenroom.store.rows import Accepted, NewTask, StoredEvent, Task

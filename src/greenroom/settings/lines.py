@@ -22,9 +22,9 @@ _PLAIN = re.compile(r"[^,\]}#\n]*")  # numbers, truths, dates
 
 
 def lines_of(text: str) -> dict[KeyPath, int]:
-    """Return the line, from 1 on, of each key and each item of a list.
+    r"""Return the line, from 1 on, of each key and each item of a list.
 
-    >>> lines_of('[a]\\nb = [\\n  1,\\n  {c = 2}]')
+    >>> lines_of('[a]\nb = [\n  1,\n  {c = 2}]')
     {('a',): 1, ('a', 'b'): 2, ('a', 'b', 0): 3, ('a', 'b', 1): 4, ('a', 'b', 1, 'c'): 4}
     """
     scan = _Scan(text)
