@@ -14,6 +14,8 @@ from greenroom.settings.problems import Problem, SettingsInvalid
 from greenroom.settings.revisions import changes, revision_part, with_revision_part, with_strategy
 from greenroom.settings.schema import (
     AgentSettings,
+    AlertRule,
+    Alerts,
     Backups,
     Breaker,
     Cache,
@@ -39,6 +41,8 @@ __all__ = [
     "DESIGNS",
     "NOT_YET_BUILT",
     "AgentSettings",
+    "AlertRule",
+    "Alerts",
     "Backups",
     "Breaker",
     "Cache",

@@ -15,7 +15,7 @@ from typing import Any
 from msgspec import structs
 
 from greenroom.core import permissions
-from greenroom.settings import issuer_rules, policy_file, revisions, rules, sources
+from greenroom.settings import alert_rules, issuer_rules, policy_file, revisions, rules, sources
 from greenroom.settings.checking import Checker
 from greenroom.settings.environments import DEFAULT_ENVIRONMENT
 from greenroom.settings.lines import lines_of
@@ -23,6 +23,7 @@ from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid, dotte
 from greenroom.settings.schema import (
     AgentName,
     AgentSettings,
+    Alerts,
     Backups,
     Cluster,
     Environment,
@@ -40,7 +41,7 @@ from greenroom.settings.unbuilt import effective, why_not_built
 OVERRIDE = "override"
 NOT_BUILT = "not yet built"
 MAX_AGENTS = 1000
-TOP_KEYS = ["environment", "cluster", "server", "security", "backups", "optimizer", "history", "agents"]
+TOP_KEYS = ["environment", "cluster", "server", "security", "backups", "optimizer", "history", "alerts", "agents"]
 
 
 def load(
@@ -124,6 +125,7 @@ def _settings(given: Given, checker: Checker) -> Settings:
         backups=checker.table(Backups, table.get("backups"), ("backups",)),
         optimizer=checker.table(Optimizer, table.get("optimizer"), ("optimizer",)),
         history=checker.table(History, table.get("history"), ("history",)),
+        alerts=_alerts(table.get("alerts"), checker),
         agents=_agents(table.get("agents"), checker),
         origins={},
     )
@@ -140,6 +142,11 @@ def _settings(given: Given, checker: Checker) -> Settings:
 def _environment(given: object, checker: Checker) -> Environment:
     named = None if given is None else checker.scalar(Environment, given, ("environment",))
     return named or DEFAULT_ENVIRONMENT
+
+
+def _alerts(given: object, checker: Checker) -> Alerts:
+    table = checker.mapping(given, ("alerts",), known=list(Alerts.__struct_fields__))
+    return Alerts(rules=alert_rules.read(table.get("rules"), checker))
 
 
 def _agents(given: object, checker: Checker) -> dict[str, AgentSettings]:

@@ -23,7 +23,7 @@ import msgspec
 from greenroom.core.spelling import nearest, suggestion
 from greenroom.settings.checking import Checker, default_of, fields_of
 from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid
-from greenroom.settings.schema import AgentSettings, Backups, Cluster, History, Optimizer, Security, Server
+from greenroom.settings.schema import AgentSettings, Alerts, Backups, Cluster, History, Optimizer, Security, Server
 
 PREFIX = "GREENROOM_"
 SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -33,6 +33,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "backups": Backups,
     "optimizer": Optimizer,
     "history": History,
+    "alerts": Alerts,
 }
 _OF_CLIENTS = ("URL", "KEY", "CA", "CLIENT_CERT", "CLIENT_KEY", "DATA_DIR", "DEBUG", "DEMO_MODEL")
 NO_SETTINGS = frozenset({*_OF_CLIENTS, "NODE", "REPLICA"})  # the last two mark the processes of replicas
@@ -153,7 +154,7 @@ def from_variables(environ: Mapping[str, str], agents: Iterable[str], checker: C
 def _keys(variable: str, name: str, by_stem: dict[str, list[str]], *, checker: Checker) -> list[str] | None:
     section, _, rest = name.partition("__")
     if section.lower() in SECTIONS:
-        return [section.lower(), rest.lower()]
+        return [section.lower(), *rest.lower().split("__")]
     if section != "AGENTS":
         options = [f"{PREFIX}{known.upper()}__…" for known in (*SECTIONS, "agents")]
         checker.report((variable,), f"unknown section; {suggestion(f'{PREFIX}{section}__', options)}")
