@@ -6,10 +6,11 @@ Called by `control.monitor`, which reads what a signal is made of.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from greenroom.core import history
 from greenroom.core.alerts import Condition
 from greenroom.core.history import Counts, Histogram
 from greenroom.core.permissions import matches
@@ -113,6 +114,21 @@ class Reading(msgspec.Struct, frozen=True):
 
     value: float
     volume: int | None = None
+
+
+Sums = Mapping[float, Mapping[str, Counts]]
+
+
+def summed(records: Iterable[tuple[str, int, bytes]], windows_s: Iterable[float], *, now_us: int) -> Sums:
+    """Add *records* of the history, each of an agent and with its begin, up over each of the windows that end now."""
+    begun = {window_s: now_us - int(window_s * 1e6) for window_s in windows_s}
+    sums: dict[float, dict[str, Counts]] = {window_s: {} for window_s in begun}
+    for agent, at_us, record in records:
+        counts = history.decode(record)
+        for window_s, begun_us in begun.items():
+            if at_us >= begun_us:
+                sums[window_s].setdefault(agent, Counts()).merge(counts)
+    return sums
 
 
 def read(signal: Signal, counts: Counts) -> Reading:

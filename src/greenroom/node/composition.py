@@ -33,7 +33,7 @@ from greenroom.core import addresses, rollouts, routing
 from greenroom.core.permissions import HOME
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
-from greenroom.node import isolation, optimizer, tls
+from greenroom.node import alerts, isolation, optimizer, tls
 from greenroom.node.access import NodeAccess
 from greenroom.node.backups import NodeBackups
 from greenroom.node.controls import Controls
@@ -228,6 +228,7 @@ class Node:
             self.outliers,
             self.autoscaler,
             self.history,
+            alerts.monitor(self),
             *self.access.loops,
             self.webhooks,
             self.backups.loop,

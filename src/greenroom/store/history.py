@@ -41,6 +41,8 @@ on conflict (agent, step_s, at, part) do update set record = :record"""
 _READ = """
 select at, record from history where agent = :agent and step_s = :step_s and at >= :since and at < :until
 order by at desc, part limit :most"""
+_RECENT = """
+select agent, at, record from history where step_s = :step_s and at >= :since order by at desc limit :most"""
 _DROP = """
 delete from history where (agent, step_s, at, part) in (
     select agent, step_s, at, part from history where step_s = :step_s and at < :before order by at limit :most)
@@ -86,6 +88,13 @@ class History:
         """
         params = {"agent": agent, "step_s": step_s, "since": since_us, "until": until_us, "most": MAX_READ}
         return [(at, bytes(record)) for at, record in await self._db.read(_READ, params)]
+
+    async def recent(self, step_s: int, *, since_us: int) -> Sequence[tuple[str, int, bytes]]:
+        """Return the records that began since then, each with its agent and begin: the latest, if they are more than
+        `MAX_READ`.
+        """
+        params = {"step_s": step_s, "since": since_us, "most": MAX_READ}
+        return [(agent, at, bytes(record)) for agent, at, record in await self._db.read(_RECENT, params)]
 
 
 ORDER = (put, expire)
