@@ -25,7 +25,7 @@ TENANTS = ("default", "other")
 AGENT = "sacrificed"
 SPEC = nodes.agent("echo")
 WEBHOOK = {"url": "https://hooks.example/matrix", "events": []}
-SHARED = ("agents", "rollouts", "replicas", "alerts")  # all tenants have the same
+SHARED = ("agents", "rollouts", "replicas", "alerts", "silences")  # all tenants have the same
 BODIES: dict[str, Any] = {
     "POST /v1/tasks": {"agent": "echo", "input": 1},
     "POST /v1/tasks/batch": {"tasks": [{"agent": "echo", "input": 1}]},
@@ -35,6 +35,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/rollouts/{id}/promote": {},
     "POST /v1/keys": {"name": "matrix", "role": "viewer"},
     "POST /v1/webhooks": WEBHOOK,
+    "POST /v1/silences": {"agent": AGENT, "for_s": 60},
     "PATCH /v1/webhooks/{id}": {"description": "matrix"},
     "POST /v1/audit/erase": {"actor": "nobody"},
     "POST /v1/security/unlock": {"subject": "principal:nobody"},
@@ -68,6 +69,9 @@ class Objects:
                     Noted("nobody", None, alert=Raised("matrix", "recurring", AGENT, "warning", "r"))
                 )
                 return "matrix"
+            case "silences":
+                made = await self._api.call("POST", "/v1/silences", BODIES["POST /v1/silences"])
+                return str(made.json()["id"])
             case "keys":
                 key = await self._api.running.access.keys.create(
                     tenant=tenant, name="matrix", role="viewer", word="dev"

@@ -42,7 +42,7 @@ async def test_an_alert_is_told_once_for_each_reason_and_taken_up_after_a_restar
             raise errors.StoreUnavailable("a test said so")
 
         with monkeypatch.context() as patch:
-            patch.setattr(store.recovery, "tell", fails)
+            patch.setattr(store.alerts, "tell", fails)
             with pytest.raises(errors.StoreUnavailable):
                 await again.resolve("test-b")
         await again.only([])

@@ -210,7 +210,7 @@ async def test_what_the_store_could_not_be_told_is_told_later(
         raise errors.StoreUnavailable("a test said so")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loops.store.recovery, "tell", tell)
+        patch.setattr(loops.store.alerts, "tell", tell)
         with pytest.raises(errors.StoreUnavailable):
             await breakers.step()
     assert await loops.store.alerts.list() == []

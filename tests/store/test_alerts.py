@@ -37,7 +37,7 @@ def now_us(scratch: databases.Scratch) -> int:
 
 def silence(**given: str | None) -> NewSilence:
     patterns: dict[str, str | None] = dict.fromkeys(("alert", "kind", "agent", "severity"))
-    return NewSilence(**patterns | given, comment="known", created_by="ann", for_s=HOUR_S)  # type: ignore[arg-type]
+    return NewSilence(**patterns | given, comment="known", created_by="ann", for_s=HOUR_S)
 
 
 async def test_an_alert_that_is_raised_again_is_the_same_one_until_it_is_resolved(

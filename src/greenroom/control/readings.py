@@ -41,7 +41,9 @@ class Look(msgspec.Struct, frozen=True):
         if agent is None:
             return _reading(self.gauges.get(rule.signal))
         if rule.signal in OF_HISTORY:
-            return self.history and signals.read(rule.signal, self.history[rule.window_s].get(agent, _NO_COUNTS))
+            if self.history is None:
+                return None
+            return signals.read(rule.signal, self.history[rule.window_s].get(agent, _NO_COUNTS))
         if rule.signal is Signal.RESTARTS:
             deaths = self.deaths[rule.window_s]
             return _reading(None if deaths is None else deaths.get(agent, 0))

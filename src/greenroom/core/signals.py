@@ -69,7 +69,7 @@ class Rule(msgspec.Struct, frozen=True):
     severity: str = "warning"
 
     def is_about(self, agent: str) -> bool:
-        return _is_one_of(self.agents, agent) and not _is_one_of(self.except_agents, agent)
+        return is_about(agent, agents=self.agents, except_agents=self.except_agents)
 
     def condition(self, reading: Reading | None) -> Condition:
         """Tell whether it holds; None is unknown. What there is too little of is clear."""
@@ -160,5 +160,8 @@ def _duration(seen: Histogram, *, is_mean: bool = False) -> Reading:
     return Reading(spread.mean if is_mean else spread.p95, spread.count)
 
 
-def _is_one_of(patterns: tuple[str, ...], agent: str) -> bool:
-    return any(matches(pattern, agent) for pattern in patterns)
+def is_about(agent: str, *, agents: Iterable[str], except_agents: Iterable[str]) -> bool:
+    """Tell whether *agent* matches a pattern of *agents*, and none of *except_agents*."""
+    if any(matches(pattern, agent) for pattern in except_agents):
+        return False
+    return any(matches(pattern, agent) for pattern in agents)
