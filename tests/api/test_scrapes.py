@@ -32,7 +32,7 @@ async def test_the_store_is_asked_once_a_second_however_many_scrape(scratch: dat
     await scratch.advance(scrapes.LOOK_EVERY_S)
     second = await looked.look()
     assert second is not None
-    assert second.alerts == {("quarantined", "critical"): 1}
+    assert second.alerts == {("quarantined", "critical", "firing"): 1}
 
 
 async def test_a_store_that_does_not_answer_is_no_error_of_the_scrape(scratch: databases.Scratch) -> None:

@@ -50,13 +50,12 @@ class Scrapes:
         )
         now_us = database.microseconds(self._clock.now())
         waiting = await store.tasks.waiting()
-        firing = [alert for alert in await store.alerts.open() if alert.is_firing]
         return telemetry.Seen(
             agents=entries.keys(),
             open=await store.tasks.open_counts(),
             queue={agent: (count, max(0.0, (now_us - since_us) / 1e6)) for agent, (count, since_us) in waiting.items()},
             replicas=replicas,
             traffic=traffic,
-            alerts=Counter((alert.kind, alert.severity) for alert in firing),
+            alerts=Counter((row.kind, row.severity, row.state) for row in await store.alerts.open()),
             queue_limit=self._queue_limit,
         )

@@ -37,7 +37,7 @@ class Seen(msgspec.Struct, frozen=True):
 
     *open*: tasks by agent and state; *queue*: by agent, those that a free slot would take, and since when the oldest
     waits, in seconds; *replicas* by agent, revision, state and grade; *traffic*: percent, by agent and revision;
-    *alerts*: firing ones, by kind and severity; *agents*: those that there are.
+    *alerts*: open ones, by kind, severity and state; *agents*: those that there are.
     """
 
     agents: Collection[str] = ()
@@ -45,7 +45,7 @@ class Seen(msgspec.Struct, frozen=True):
     queue: Mapping[str, tuple[int, float]] = {}
     replicas: Mapping[tuple[str, int, str, str], int] = {}
     traffic: Mapping[tuple[str, int], int] = {}
-    alerts: Mapping[tuple[str, str], int] = {}
+    alerts: Mapping[tuple[str, str, str], int] = {}
     queue_limit: int = 0
 
 
@@ -169,7 +169,7 @@ class Metrics(Collector):
         self._damaged = self._total(
             "damaged_values", "Times that something stored did not open where it is: it was changed or moved"
         )
-        self._alerts = self._level("alerts_firing", "Alerts that fire", "kind", "severity")
+        self._alerts = self._level("alerts", "Alerts that are not resolved", "kind", "severity", "state")
         self._backups = self._total("backups", "Backups made, and not made", "result")
         self._backup_at = self._level(
             "backup_last_success_timestamp_seconds", "When the newest backup was made, in seconds since 1970"
