@@ -143,6 +143,26 @@ async def test_where_the_store_takes_nothing_no_change_is_lost_and_none_is_told(
     assert seen.told == [(ID, "firing")]
 
 
+async def test_what_was_stored_although_nobody_knew_is_not_raised_again(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = await world(loops, FAILING)
+    await seen.ran(failed=20)
+    await seen.look()
+    stores = seen.store.alerts.tell_all
+
+    async def stored(changes: Any) -> None:
+        await stores(changes)
+        raise errors.StoreUnavailable("nobody knows")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(seen.store.alerts, "tell_all", stored)
+        with pytest.raises(errors.StoreUnavailable):
+            await seen.look(after_s=30)
+    assert await seen.look() == {ID: "firing"}
+    assert (await seen.store.alerts.get(ID)).count == 1
+
+
 async def test_a_rule_that_is_gone_and_an_agent_that_is_gone_leave_no_alert(loops: Loops) -> None:
     other = Rule("other", Signal.ATTEMPTS, above=1.0, for_s=0.0)
     seen = await world(loops, other, FAILING)
