@@ -28,8 +28,8 @@ async def test_an_alert_of_a_rule_stands_through_a_restart_and_ends_with_the_rul
     data_dir: Path, store_url: str | None
 ) -> None:
     def opened(rules: dict[str, Any]) -> Any:
-        given = {"alerts": {"rules": OFF | rules}}
-        return nodes.opened(data_dir, {"echo": nodes.agent("echo")}, store_url=store_url, **given)
+        given = {"rules": OFF | rules}
+        return nodes.opened(data_dir, {"echo": nodes.agent("echo")}, store_url=store_url, alerts=given)
 
     async with opened(FEW) as api:
         assert await nodes.eventually(lambda: states(api)) == {"rule:few:echo": "firing"}
