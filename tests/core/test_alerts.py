@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -124,7 +124,8 @@ class Life(RuleBasedStateMachine):
             assert known.state in alerts.ACTIVE  # and so no acknowledgement is lost before the end
 
 
-TestLife = Life.TestCase
+TestLife = pytest.mark.slow(Life.TestCase)
+TestLife.settings = settings(max_examples=60, stateful_step_count=30)
 
 
 class Labels(msgspec.Struct, frozen=True):
