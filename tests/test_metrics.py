@@ -63,7 +63,7 @@ def _filled() -> tuple[telemetry.Metrics, telemetry.Seen]:
         queue={"a": (2, 9.5)},
         replicas={("a", 1, "ready", "healthy"): 2},
         traffic={("a", 1): 100},
-        alerts={("quarantined", "critical"): 1},
+        alerts={("quarantined", "critical", "firing"): 1},
         queue_limit=10,
     )
     return metrics, seen
@@ -106,7 +106,7 @@ def test_what_the_store_says_is_of_this_scrape_alone_and_a_store_that_is_silent_
         ("greenroom_tasks_open", {"agent": "a", "state": "queued"}, 3),
         ("greenroom_replicas", {"agent": "a", "revision": "1", "state": "ready", "grade": "healthy"}, 2),
         ("greenroom_revision_traffic_ratio", {"agent": "a", "revision": "1"}, 1),
-        ("greenroom_alerts_firing", {"kind": "quarantined", "severity": "critical"}, 1),
+        ("greenroom_alerts", {"kind": "quarantined", "severity": "critical", "state": "firing"}, 1),
         ("greenroom_queue_limit_tasks", {}, 10),
     ):
         assert _value(metrics, name, seen, **labels) == value, name

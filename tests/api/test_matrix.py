@@ -16,7 +16,8 @@ import nodes
 from greenroom.api import openapi, routes
 from greenroom.api.dashboard import assets, forms, pages
 from greenroom.core.permissions import ROLES
-from greenroom.store.recovery import Noted, Raised
+from greenroom.store.alerts import Raised
+from greenroom.store.recovery import Noted
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -25,7 +26,7 @@ TENANTS = ("default", "other")
 AGENT = "sacrificed"
 SPEC = nodes.agent("echo")
 WEBHOOK = {"url": "https://hooks.example/matrix", "events": []}
-SHARED = ("agents", "rollouts", "replicas", "alerts", "assets")  # all tenants have the same
+SHARED = ("agents", "rollouts", "replicas", "alerts", "silences", "assets")  # all tenants have the same
 BODIES: dict[str, Any] = {
     "POST /v1/tasks": {"agent": "echo", "input": 1},
     "POST /v1/tasks/batch": {"tasks": [{"agent": "echo", "input": 1}]},
@@ -35,11 +36,12 @@ BODIES: dict[str, Any] = {
     "POST /v1/rollouts/{id}/promote": {},
     "POST /v1/keys": {"name": "matrix", "role": "viewer"},
     "POST /v1/webhooks": WEBHOOK,
+    "POST /v1/silences": {"agent": AGENT, "for_s": 60},
     "PATCH /v1/webhooks/{id}": {"description": "matrix"},
     "POST /v1/audit/erase": {"actor": "nobody"},
     "POST /v1/security/unlock": {"subject": "principal:nobody"},
 }
-FORM = {"replicas": "1", "name": "of a form"}  # the fields of all forms
+FORM = {"replicas": "1", "name": "of a form", "kind": "recurring", "hours": "1"}  # the fields of all forms
 HEAD = f"""\
 # Who may do what to whose. yes: they may; 403: they may not; 404: for them it is not there; told: the page that the
 # form was on tells them one of these.
@@ -70,6 +72,9 @@ class Objects:
                     Noted("nobody", None, alert=Raised("matrix", "recurring", AGENT, "warning", "r"))
                 )
                 return "matrix"
+            case "silences":
+                made = await self._api.call("POST", "/v1/silences", BODIES["POST /v1/silences"])
+                return str(made.json()["id"])
             case "keys":
                 key = await self._api.running.access.keys.create(
                     tenant=tenant, name="matrix", role="viewer", word="dev"

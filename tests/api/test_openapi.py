@@ -21,9 +21,10 @@ from greenroom.core.optimizer import Found
 from greenroom.engine import archives
 from greenroom.security import audit
 from greenroom.store import database
+from greenroom.store.alerts import Raised
 from greenroom.store.history import Part
 from greenroom.store.measures import Measure
-from greenroom.store.recovery import Noted, Raised
+from greenroom.store.recovery import Noted
 from greenroom.store.scaling import Load
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -209,6 +210,10 @@ async def test_every_route_answers_as_it_is_described(
     await api.running.store.advice.open(found)
     await call("GET /v1/advice")
     await call("POST /v1/alerts/{id}/ack", id="agent-described")
+    await call("GET /v1/alerts/rules")
+    silence = (await call("POST /v1/silences", {"kind": "slow_*", "for_s": 60})).json()
+    await call("GET /v1/silences")
+    await call("DELETE /v1/silences/{id}", id=silence["id"])
     await call("POST /v1/agents/{name}/release", name="described")
 
     restarted, drained = await nodes.eventually(both)

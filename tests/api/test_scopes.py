@@ -11,7 +11,8 @@ import pytest
 
 import nodes
 from greenroom.core.permissions import parse
-from greenroom.store.recovery import NewFailure, Noted, Raised
+from greenroom.store.alerts import Raised
+from greenroom.store.recovery import NewFailure, Noted
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -175,7 +176,7 @@ async def test_alerts_and_failures_are_of_the_agents_that_one_may_observe(api: n
         failure = NewFailure(f"{agent}-scoped", agent, 1, "n", "killed", "r", "restart")
         alert = Raised(f"scoped-{agent}", "recurring", agent, "warning", "r")
         await store.note(Noted(f"nobody-{agent}", None, failures=(failure,), alert=alert))
-    await store.tell(Raised("scoped-node", "node", None, "warning", "r"))
+    await api.running.store.alerts.tell(Raised("scoped-node", "node", None, "warning", "r"))
     mine = await _with(api, "agent:observe on agent:echo", "alert:* on agent:echo")
     assert {item["agent"] for item in (await mine.get("/v1/failures?limit=200"))["items"]} == {"echo"}
     assert {item["id"] for item in (await mine.get("/v1/alerts"))["items"]} == {"scoped-echo"}

@@ -13,7 +13,7 @@ from greenroom import settings, telemetry
 from greenroom.api import scrapes
 from greenroom.node.health import NodeHealth
 from greenroom.store import database
-from greenroom.store.recovery import Raised
+from greenroom.store.alerts import Raised
 from greenroom.store.store import Store
 from greenroom.testing import databases, fakes
 
@@ -41,12 +41,12 @@ async def test_the_store_is_asked_once_a_second_however_many_scrape(scratch: dat
     looked = scrapes.Scrapes(store, scratch.clock, _health(store, scratch), queue_limit=5)
     first = await looked.look()
     assert first == telemetry.Seen(agents=first.agents if first else (), queue_limit=5, system_grade="healthy")
-    await store.recovery.tell(Raised("a", "quarantined", "a", "critical", "why"))
+    await store.alerts.tell(Raised("a", "quarantined", "a", "critical", "why"))
     assert await looked.look() is first
     await scratch.advance(scrapes.LOOK_EVERY_S)
     second = await looked.look()
     assert second is not None
-    assert second.alerts == {("quarantined", "critical"): 1}
+    assert second.alerts == {("quarantined", "critical", "firing"): 1}
 
 
 async def test_a_store_that_does_not_answer_is_no_error_of_the_scrape(scratch: databases.Scratch) -> None:

@@ -39,6 +39,15 @@ REPLICA = {
     "started_at": AT,
 }
 
+SILENCE = {
+    "id": "sil_1",
+    "kind": "slow_*",
+    "comment": "a known one",
+    "created_by": "ann",
+    "created_at": "2030-01-01T00:00:00Z",
+    "until": "2030-01-01T01:30:00Z",
+}
+
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNode]:
@@ -453,6 +462,9 @@ def put_lists(fake: FakeNode) -> None:
     fake.put("GET /v1/failures", {"items": [failure | {"at": AT, "recovered_by": "research-4"}]})
     alert = {"id": "agent-research", "kind": "quarantined", "severity": "critical", "state": "firing", "first_at": AT}
     fake.put("GET /v1/alerts", {"items": [alert | {"reason": "it died " * 20}]})
+    fake.put("GET /v1/silences", {"items": [SILENCE]})
+    rule = {"name": "slow_tasks", "signal": "run_p95_s", "agents": ["*"], "except_agents": ["batch-" * 9], "above": 60}
+    fake.put("GET /v1/alerts/rules", {"items": [rule | {"window_s": 600, "for_s": 60, "severity": "warning"}]})
     advice = {"id": 7, "rule": "more-replicas", "agent": "research", "state": "open", "opened_at": AT, "before": 9.5}
     fake.put("GET /v1/advice", {"items": [advice | {"what": "have more " * 20, "why": "w" * 99, "expected": "much"}]})
     seen = {"count": 123_456, "mean_s": 1.5, "p50_s": 1.234, "p95_s": 7_200.0}
@@ -504,6 +516,8 @@ READ_VERBS: list[list[str]] = [
     ["replicas"],
     ["failures"],
     ["alerts", "ls"],
+    ["alerts", "silences"],
+    ["alerts", "rules"],
     ["advice"],
     ["history", "research"],
     ["health"],
@@ -927,7 +941,9 @@ def test_the_verbs_that_change_something(fake: FakeNode, capsys: pytest.CaptureF
     fake.put(f"POST /v1/replicas/{REPLICA['id']}/restart", REPLICA | {"state": "draining"})
     fake.put(f"POST /v1/replicas/{REPLICA['id']}/drain", REPLICA | {"state": "draining", "busy": 0})
     fake.put("POST /v1/agents/research/release", agent(state="starting"))
-    fake.put("POST /v1/alerts/a/ack", {"id": "a", "kind": "k", "state": "firing", "acknowledged_by": "owner"})
+    fake.put("POST /v1/alerts/a/ack", {"id": "a", "kind": "k", "state": "acknowledged", "acknowledged_by": "owner"})
+    fake.put("POST /v1/silences", SILENCE)
+    fake.put("DELETE /v1/silences/sil_1", Response(status_code=204))
     fake.put("POST /v1/keys", {"id": "k", "name": "ci", "role": "user", "key": "gr_dev_secret"})
     fake.put("DELETE /v1/keys/k", Response(status_code=204))
 
@@ -947,7 +963,11 @@ def test_the_verbs_that_change_something(fake: FakeNode, capsys: pytest.CaptureF
     assert out("agents", "release", "research").endswith("judged anew; its replicas are started\n")
     fake.put("POST /v1/agents/research/release", agent(state="ready"))
     assert out("agents", "release", "research").endswith("judged anew; its circuit breaker is closed\n")
-    assert out("alerts", "ack", "a") == "alert a: firing, taken by owner\n"
+    assert out("alerts", "ack", "a") == "alert a: acknowledged, taken by owner\n"
+    silenced = out("alerts", "silence", "--kind", "slow_*", "--for", "90m", "--comment", "a known one")
+    assert silenced == "silence sil_1: kind=slow_* until 2030-01-01 01:30:00 UTC\n"
+    assert fake.last_body == {"kind": "slow_*", "for_s": 5400.0, "comment": "a known one"}
+    assert out("alerts", "unsilence", "sil_1") == "silence sil_1: ended\n"
     assert out("keys", "create", "ci") == "gr_dev_secret\n"
     assert fake.last_body == {"name": "ci", "role": "user"}
     assert "revoked" in out("keys", "revoke", "k")

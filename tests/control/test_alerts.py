@@ -8,7 +8,7 @@ import pytest
 
 from greenroom import errors, telemetry
 from greenroom.control.alerts import Alerts
-from greenroom.store.recovery import Raised
+from greenroom.store.alerts import Raised
 from greenroom.testing import databases
 
 A = Raised("test-a", "test", None, "warning", "why")
@@ -20,11 +20,11 @@ async def test_an_alert_is_told_once_for_each_reason_and_taken_up_after_a_restar
     async with databases.sqlite(tmp_path) as scratch:
         store, facts, heard = await scratch.open(), telemetry.Telemetry(), list[telemetry.Fact]()
         facts.subscribe(heard.append, telemetry.AlertChanged)
-        await store.recovery.tell(Raised("other", "another", None, "warning", "why"))
+        await store.alerts.tell(Raised("other", "another", None, "warning", "why"))
         alerts = Alerts(store, facts, "test")
 
         async def rows() -> dict[str, tuple[str, int]]:
-            return {row.id: (row.state, row.count) for row in await store.recovery.alerts() if row.kind == "test"}
+            return {row.id: (row.state, row.count) for row in await store.alerts.list() if row.kind == "test"}
 
         await alerts.tell(A)
         await alerts.tell(A)
@@ -42,7 +42,7 @@ async def test_an_alert_is_told_once_for_each_reason_and_taken_up_after_a_restar
             raise errors.StoreUnavailable("a test said so")
 
         with monkeypatch.context() as patch:
-            patch.setattr(store.recovery, "tell", fails)
+            patch.setattr(store.alerts, "tell", fails)
             with pytest.raises(errors.StoreUnavailable):
                 await again.resolve("test-b")
         await again.only([])
@@ -54,4 +54,4 @@ async def test_an_alert_is_told_once_for_each_reason_and_taken_up_after_a_restar
             ("test-b", "firing"),
             ("test-b", "resolved"),
         ]
-        assert [row.state for row in await store.recovery.alerts() if row.id == "other"] == ["firing"]
+        assert [row.state for row in await store.alerts.list() if row.id == "other"] == ["firing"]

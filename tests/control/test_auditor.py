@@ -37,7 +37,7 @@ class World:
             await tx.fetch(sql, {})
 
     async def alerts(self) -> list[tuple[str, str, str]]:
-        return [(row.id, row.severity, row.state) for row in await self.store.recovery.alerts()]
+        return [(row.id, row.severity, row.state) for row in await self.store.alerts.list()]
 
 
 @pytest.fixture
@@ -104,9 +104,9 @@ async def test_what_is_changed_under_a_running_node_is_told_of_within_a_minute(w
 
 
 async def test_a_sound_log_raises_nothing_however_it_grows_and_ends_an_old_alert(world: World) -> None:
-    from greenroom.store.recovery import Raised
+    from greenroom.store.alerts import Raised
 
-    await world.store.recovery.tell(Raised("audit-broken", "audit", None, "critical", "in another life"))
+    await world.store.alerts.tell(Raised("audit-broken", "audit", None, "critical", "in another life"))
     for n in range(30):
         await world.store.audit.note(*(Act("test", str(n)) for n in range(n * 7)))
         await world.after(47)

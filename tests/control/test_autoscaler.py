@@ -437,7 +437,7 @@ async def test_who_sleeps_and_cannot_be_woken_is_told_of(scaled: Scaled) -> None
         await scaled.deploy(name, scaling={"min_replicas": 1})
     await scaled.queue(1, "nap")
     await scaled.look(59)
-    assert [row.kind for row in await scaled.loops.store.recovery.alerts()] == []
+    assert [row.kind for row in await scaled.loops.store.alerts.list()] == []
     decision = await scaled.last("nap")
     assert (decision.rule, decision.to_replicas) == ("cluster", 0)
     assert "1 task waits" in decision.reason
@@ -457,14 +457,14 @@ async def test_who_sleeps_and_cannot_be_woken_is_told_of(scaled: Scaled) -> None
     told = "1 task waits, and cluster.max_replicas (2) leaves no replica: see greenroom scale explain nap"
     assert reasons == [told, asleep, asleep]
     await scaled.look(3)
-    (alert,) = await scaled.loops.store.recovery.alerts()
+    (alert,) = await scaled.loops.store.alerts.list()
     assert (alert.id, alert.kind, alert.severity, alert.state) == ("starved-nap", "starved", "warning", "firing")
     assert "cluster.max_replicas is 2" in alert.reason
     scaled.autoscaler = scaled.fresh()  # another node finds it, and resolves it
     scaled.bounded(max_replicas=3)
     await scaled.look(2)
     assert await scaled.replicas("nap") == 1
-    assert [row.state for row in await scaled.loops.store.recovery.alerts()] == ["resolved"]
+    assert [row.state for row in await scaled.loops.store.alerts.list()] == ["resolved"]
 
 
 async def test_what_refuses_to_wake_one_again_is_stored_though_the_same_has_sent_it_to_sleep(scaled: Scaled) -> None:

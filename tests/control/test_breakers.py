@@ -183,7 +183,7 @@ async def test_people_are_told_once_and_again_when_it_is_over(loops: Loops, brea
     assert (shown.until - loops.scratch.clock.now()).total_seconds() == 10
     await breakers.step()
     await breakers.step()
-    (alert,) = await loops.store.recovery.alerts()
+    (alert,) = await loops.store.alerts.list()
     assert (alert.id, alert.severity, alert.state, alert.count) == ("breaker-agent", "warning", "firing", 1)
     assert shown.reason in alert.reason
     assert "greenroom agents release agent" in alert.reason
@@ -191,7 +191,7 @@ async def test_people_are_told_once_and_again_when_it_is_over(loops: Loops, brea
     await breakers.step()
     _end(loops, tasks.Succeeded(), duration_s=0.0)
     await breakers.step()
-    (alert,) = await loops.store.recovery.alerts()
+    (alert,) = await loops.store.alerts.list()
     assert alert.state == "resolved"
     moves = [fact.state for fact in loops.facts if isinstance(fact, telemetry.BreakerMoved)]
     assert moves == ["open", "half_open", "closed"]
@@ -210,12 +210,12 @@ async def test_what_the_store_could_not_be_told_is_told_later(
         raise errors.StoreUnavailable("a test said so")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loops.store.recovery, "tell", tell)
+        patch.setattr(loops.store.alerts, "tell", tell)
         with pytest.raises(errors.StoreUnavailable):
             await breakers.step()
-    assert await loops.store.recovery.alerts() == []
+    assert await loops.store.alerts.list() == []
     await breakers.step()
-    assert [alert.state for alert in await loops.store.recovery.alerts()] == ["firing"]
+    assert [alert.state for alert in await loops.store.alerts.list()] == ["firing"]
 
 
 async def test_after_a_restart_it_is_closed_and_its_alert_is_over(loops: Loops, breakers: Breakers) -> None:
@@ -226,7 +226,7 @@ async def test_after_a_restart_it_is_closed_and_its_alert_is_over(loops: Loops, 
     again = Breakers(loops.store, loops.scratch.clock, telemetry.Telemetry())
     await again.step()
     assert again.state("agent").state == "closed"
-    assert [alert.state for alert in await loops.store.recovery.alerts()] == ["resolved"]
+    assert [alert.state for alert in await loops.store.alerts.list()] == ["resolved"]
 
 
 @pytest.mark.parametrize("how", ["by hand", "by another revision", "by the spec"])

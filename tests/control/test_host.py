@@ -112,7 +112,7 @@ async def test_the_work_of_an_old_revision_does_not_excuse_a_new_one_that_never_
     assert await _state(loops) == ("ready", "")
     entry = (await loops.store.directory.refresh())["agent"]
     assert (entry.agent.revision, entry.rollout and entry.rollout.phase) == (1, "rolled_back")
-    (alert,) = await loops.store.recovery.alerts()
+    (alert,) = await loops.store.alerts.list()
     told = "the rollout of agent to revision 2 has failed and revision 1 serves: 3 of its replicas have died; "
     assert (alert.state, alert.severity, alert.reason) == ("firing", "warning", f"{told}the last one: broken")
 
@@ -132,7 +132,7 @@ async def test_a_new_revision_that_serves_and_survives_no_task_is_rolled_back(lo
     entry = (await loops.store.directory.refresh())["agent"]
     assert (entry.agent.revision, entry.rollout and entry.rollout.begun_by) == (1, "recovery")
     assert [fact.to for fact in loops.facts if isinstance(fact, telemetry.AgentRolledBack)] == [1]
-    (alert,) = await loops.store.recovery.alerts()
+    (alert,) = await loops.store.alerts.list()
     assert (alert.state, alert.severity, "revision 2 of agent was rolled back to 1: broken" in alert.reason) == (
         "firing",
         "warning",
@@ -237,7 +237,7 @@ async def test_who_dies_in_idleness_comes_back_slower_and_is_quarantined_with_on
     assert sum(isinstance(fact, telemetry.AgentFailing) for fact in loops.facts) == recovery.INTENSITY
     await loops.advance(3600)
     assert len(loops.engine.started) == recovery.INTENSITY
-    (alert,) = await loops.store.recovery.alerts()
+    (alert,) = await loops.store.alerts.list()
     assert (alert.state, alert.severity) == ("firing", "critical")
 
 
@@ -258,7 +258,7 @@ async def test_a_quarantined_agent_is_judged_anew_when_it_is_deployed_again_or_r
     await loops.store.agents.release("agent")
     await loops.step(times=2)
     assert await _state(loops) == ("ready", "")
-    (alert,) = await loops.store.recovery.alerts()
+    (alert,) = await loops.store.alerts.list()
     assert (alert.state, alert.count) == ("resolved", 1)
 
 
@@ -274,14 +274,14 @@ async def test_a_node_that_was_killed_remembers_the_quarantine_and_one_that_was_
     started = loops.engine.starts
     await loops.advance(3600)
     assert ((await _state(loops))[0], loops.engine.starts) == ("quarantined", started)
-    acknowledged = await loops.store.recovery.acknowledge("agent-agent", by="ada")
+    acknowledged = await loops.store.alerts.acknowledge("agent-agent", by="ada")
     await loops.host.drain_all(grace_s=0)
     await loops.host.leave()
     loops.host = loops.another_host()
     await loops.advance(60)
     await loops.advance(60)
     assert ((await _state(loops))[0], loops.engine.starts) == ("quarantined", started + 1)
-    assert await loops.store.recovery.alerts() == [acknowledged]  # the same, and not raised again
+    assert await loops.store.alerts.list() == [acknowledged]  # the same, and not raised again
 
 
 async def test_a_store_that_does_not_answer_while_a_replica_is_started_costs_a_step_and_no_replica(
@@ -356,7 +356,7 @@ async def test_what_works_after_an_orderly_stop_is_no_longer_alerted(loops: Loop
     loops.host = loops.another_host()
     await loops.step(times=3)
     assert await _state(loops) == ("ready", "")
-    (alert,) = await loops.store.recovery.alerts()
+    (alert,) = await loops.store.alerts.list()
     assert alert.state == "resolved"
 
 

@@ -57,7 +57,7 @@ class World:
         return [(entry.action, entry.object) for entry in await self.store.audit.after(0)]
 
     async def alerts(self) -> list[tuple[str, str]]:
-        return [(row.severity, row.state) for row in await self.store.recovery.alerts()]
+        return [(row.severity, row.state) for row in await self.store.alerts.list()]
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ async def test_many_sources_are_one_alert(world: World) -> None:
     for n in range(5):
         world.guess(f"192.0.2.{n}")
     await loop.step()
-    (alert,) = await world.store.recovery.alerts()
+    (alert,) = await world.store.alerts.list()
     assert (alert.id, alert.count) == ("intrusion-failed_logins", 1)
     assert "source:192.0.2.4" in alert.reason
     assert "And 2 more" in alert.reason
@@ -225,7 +225,7 @@ async def test_many_sources_are_one_alert(world: World) -> None:
     await loop.step()
     await world.scratch.advance(1)
     await loop.step()
-    (alert,) = await world.store.recovery.alerts()
+    (alert,) = await world.store.alerts.list()
     assert alert.state == "firing"
     assert "source:192.0.2.4" not in alert.reason
     assert len(await world.acts()) == 5

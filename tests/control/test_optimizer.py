@@ -325,13 +325,13 @@ async def test_a_rule_that_is_broken_is_skipped_with_one_alert_until_it_works_ag
     own = _rule("mine", lambda seen: rule(seen) if is_broken else None)
     looking = world.optimizer(own, _rule("good", lambda _: [_GOOD]))
     await _look(loops, looking, 5)
-    (alert,) = await loops.store.recovery.alerts()
+    (alert,) = await loops.store.alerts.list()
     assert (alert.id, alert.kind, alert.state, alert.count) == ("optimizer-rule-mine", "rule_broken", "firing", 1)
     assert alert.reason.startswith(f"the optimizer's rule mine is skipped: {told}")
     assert await world.rows() == [("user:good", "open")]  # the others go on
     is_broken = False
     await _look(loops, looking)
-    assert [alert.state for alert in await loops.store.recovery.alerts()] == ["resolved"]
+    assert [alert.state for alert in await loops.store.alerts.list()] == ["resolved"]
 
 
 async def test_a_rule_that_cannot_be_loaded_is_skipped_with_an_alert(loops: Loops, world: _World) -> None:
@@ -339,7 +339,7 @@ async def test_a_rule_that_cannot_be_loaded_is_skipped_with_an_alert(loops: Loop
         raise ImportError("no module named mine")
 
     await _look(loops, world.optimizer(user_rules.UserRule("mine", load)))
-    (alert,) = await loops.store.recovery.alerts()
+    (alert,) = await loops.store.alerts.list()
     assert "it raised ImportError: no module named mine" in alert.reason
 
 
@@ -353,7 +353,7 @@ async def test_a_rule_that_does_not_answer_is_left_alone_until_it_does(loops: Lo
     own = _rule("mine", wait, within_s=0.05)
     looking = world.optimizer(own)
     await _look(loops, looking, 3)
-    (alert,) = await loops.store.recovery.alerts()
+    (alert,) = await loops.store.alerts.list()
     assert (alert.state, len(calls)) == ("firing", 1)
     assert "it took longer than 0.05 s" in alert.reason
     gate.set()
@@ -361,7 +361,7 @@ async def test_a_rule_that_does_not_answer_is_left_alone_until_it_does(loops: Lo
         while own._is_running:  # noqa: ASYNC110  # a thread that tells nobody
             await asyncio.sleep(0.001)
     await _look(loops, looking)
-    assert [alert.state for alert in await loops.store.recovery.alerts()] == ["resolved"]
+    assert [alert.state for alert in await loops.store.alerts.list()] == ["resolved"]
 
 
 async def test_a_rule_of_a_user_sees_the_measurements_as_plain_data(loops: Loops, world: _World) -> None:
@@ -391,10 +391,10 @@ async def test_the_alert_of_a_rule_that_was_uninstalled_is_resolved(loops: Loops
     await loops.deploy()
     await _look(loops, world.optimizer(_rule("mine", _raises)))
     await _look(loops, world.optimizer(_rule("mine", _raises)))
-    (alert,) = await loops.store.recovery.alerts()
+    (alert,) = await loops.store.alerts.list()
     assert (alert.state, alert.count) == ("firing", 1)
     await _look(loops, world.optimizer())
-    (alert,) = await loops.store.recovery.alerts()
+    (alert,) = await loops.store.alerts.list()
     assert alert.state == "resolved"
 
 
@@ -483,6 +483,6 @@ async def test_the_alert_of_a_broken_rule_tells_of_its_last_failure(loops: Loops
     await _look(loops, looking, 2)
     trouble = "second"
     await _look(loops, looking, 2)
-    (alert,) = await loops.store.recovery.alerts()
+    (alert,) = await loops.store.alerts.list()
     assert "it raised RuntimeError: second" in alert.reason
     assert (alert.state, alert.count) == ("firing", 2)

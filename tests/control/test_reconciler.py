@@ -205,5 +205,5 @@ async def test_a_first_revision_that_fails_its_checks_says_why_and_keeps_its_tas
     agent = (await loops.store.directory.refresh())["agent"].agent
     assert (agent.state, "it said no" in agent.reason) == ("failed", True)
     assert (await loops.task(id)).state == "queued"
-    (alert,) = await loops.store.recovery.alerts()
+    (alert,) = await loops.store.alerts.list()
     assert "it said no" in alert.reason

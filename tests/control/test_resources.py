@@ -200,7 +200,7 @@ async def test_over_its_memory_the_fattest_is_killed_where_no_kernel_does_and_no
     states = [(row.state, row.attempts_charged, row.kills) for row in [await loops.task(task) for task in tasks]]
     assert states == [("running", 1, 0), ("running", 1, 0)]  # however often
     entry = (await loops.store.directory.refresh())["agent"]
-    assert (entry.agent.state, await loops.store.recovery.alerts()) == ("ready", [])
+    assert (entry.agent.state, await loops.store.alerts.list()) == ("ready", [])
     failure = (await loops.store.recovery.failures())[0]
     assert (failure.kind, failure.rung) == ("evicted", "restart")
     assert failure.reason.startswith("all replicas use 1001 MB of cluster.memory_mb, 1000")

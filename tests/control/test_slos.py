@@ -59,7 +59,7 @@ class Kept:
     async def look(self) -> list[str]:
         """Return the alerts that fire after a look."""
         assert await self.loop.step() == LOOK_EVERY_S
-        return [row.id for row in await self.store.recovery.alerts() if row.is_firing]
+        return [row.id for row in await self.store.alerts.list() if row.is_firing]
 
     async def budget_left(self, agent: str = "agent", place: int = 0) -> float:
         await self.loop.step()
@@ -86,13 +86,13 @@ async def test_an_alert_fires_when_the_budget_burns_and_ends_when_it_does_not(ke
     await kept.scratch.advance(60)
     await kept.end(good=10, bad=30)
     assert await kept.look() == ["slo-agent-success-page"]
-    (row,) = await kept.store.recovery.alerts()
+    (row,) = await kept.store.alerts.list()
     assert (row.kind, row.agent, row.severity) == ("slo", "agent", "critical")
     assert "30 of 140 tasks of the last 1 h missed its goal (99 % of the tasks succeed)" in row.reason
     await kept.scratch.advance(60)
     await kept.end(good=5, bad=5)
     await kept.look()
-    assert (await kept.store.recovery.alerts())[0] == row, "other numbers are no news"
+    assert (await kept.store.alerts.list())[0] == row, "other numbers are no news"
     await kept.scratch.advance(3600)
     await kept.end(good=100)
     assert await kept.look() == ["slo-agent-success-ticket"], "nobody has to get up for what is over"

@@ -14,7 +14,8 @@ import debian
 import nodes
 from browsers import Site
 from greenroom.node import serving
-from greenroom.store.recovery import NewFailure, Noted, Raised
+from greenroom.store.alerts import Raised
+from greenroom.store.recovery import NewFailure, Noted
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>\x1b[31m"
 AGENTS = {

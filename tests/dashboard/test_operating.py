@@ -46,9 +46,13 @@ async def test_what_a_key_cannot_be_is_said_on_the_page(site: Site) -> None:
 
 async def test_an_alert_is_taken_on_its_page(site: Site) -> None:
     async with site.page("/alerts") as page:
-        await page.locator("#firing").get_by_role("button", name="I look after it").first.click()
+        await page.locator("#open").get_by_role("button", name="I look after it").first.click()
         await expect(page.locator(".flash.ok")).to_contain_text("You look after")
-        await expect(page.locator("#firing")).to_contain_text("owner")
+        await expect(page.locator("#open")).to_contain_text("owner")
+        await page.locator("#open").get_by_role("button", name="Silence").first.click()
+        await expect(page.locator("#open")).to_contain_text("silenced")
+        await page.locator("#silences").get_by_role("button", name="End it").click()
+        await expect(page.locator("#silences")).to_contain_text("None")
 
 
 async def test_the_audit_log_is_filtered_by_its_form(site: Site) -> None:

@@ -171,7 +171,7 @@ async def test_thousands_of_guesses_are_one_alert_and_few_entries_and_hold_up_no
         assert served
 
         async def told() -> bool:
-            alerts = [row for row in await api.running.store.recovery.alerts() if row.kind == "intrusion"]
+            alerts = [row for row in await api.running.store.alerts.list() if row.kind == "intrusion"]
             return len(alerts) == 1 and "And 47 more" in alerts[0].reason
 
         await nodes.eventually(told)

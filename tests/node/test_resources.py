@@ -111,4 +111,4 @@ async def test_two_that_are_too_much_together_are_not_both_killed_and_both_end(
         charged = {task["attempt"] for task in ended}
         assert charged == {1} if how == "measured" else max(charged) == 2
         store: Store = api.running.store
-        assert [alert for alert in await store.recovery.alerts() if alert.agent == "hoarding"] == []
+        assert [alert for alert in await store.alerts.list() if alert.agent == "hoarding"] == []

@@ -14,7 +14,7 @@ import pytest
 from starlette.responses import Response
 
 import greenroom
-from fake_node import SLOTS, TASK_ID, FakeNode, agent, event, problem, task
+from fake_node import AT, SLOTS, TASK_ID, FakeNode, agent, event, problem, task
 from greenroom import errors
 from greenroom.sdk import async_client, calls, client, discovery, flows, models, problems, streams
 
@@ -257,6 +257,38 @@ async def test_the_asynchronous_client_deploys_and_rolls_back(fake: FakeNode, tm
             ):
                 assert (await act(7)).id == 7
             assert (await node.roll_back("research", 2)).id == 7
+
+
+ALERT = {"id": "a", "kind": "slow_tasks", "state": "pending", "silenced_by": ["sil_1"]}
+SILENCE = {"id": "sil_1", "kind": "slow_*", "created_at": AT, "until": AT}
+
+
+def _with_alerts(fake: FakeNode) -> None:
+    fake.put("GET /v1/alerts", {"items": [ALERT]})
+    fake.put("GET /v1/alerts/rules", {"items": [{"name": "slow_tasks", "signal": "run_p95_s", "above": 60}]})
+    fake.put("GET /v1/silences", {"items": [SILENCE]})
+    fake.put("POST /v1/silences", SILENCE)
+    fake.put("DELETE /v1/silences/sil_1", Response(status_code=204))
+
+
+def test_alerts_are_silenced(fake: FakeNode, node: client.Client) -> None:
+    _with_alerts(fake)
+    assert [alert.silenced_by for alert in node.alerts(state="pending")] == [["sil_1"]]
+    assert [rule.above for rule in node.alert_rules()] == [60.0]
+    made = node.silence(60, kind="slow_*", comment="known")
+    assert fake.last_body == {"for_s": 60, "kind": "slow_*", "comment": "known"}
+    assert node.silences() == [made]
+    node.unsilence(made.id)
+
+
+async def test_the_asynchronous_client_silences_alerts(fake: FakeNode, tmp_path: Path) -> None:
+    _with_alerts(fake)
+    with fake.serving() as url:
+        async with async_client.AsyncClient(url, "k", data_dir=tmp_path) as node:
+            assert [alert.state for alert in await node.alerts(state="pending")] == ["pending"]
+            assert [rule.name for rule in await node.alert_rules()] == ["slow_tasks"]
+            assert await node.silences() == [await node.silence(60, kind="slow_*")]
+            await node.unsilence("sil_1")
 
 
 @pytest.mark.parametrize(

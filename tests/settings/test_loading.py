@@ -369,10 +369,10 @@ def test_mistakes_everywhere_are_told_at_once_and_readably(write: Write) -> None
         settings.load(manifest, {"GREENROOM_SERVER__PORT": "x"})
     assert str(caught.value) == (
         "cannot use these settings: 4 mistakes\n"
-        '  sevrer: unknown key; did you mean "server"?\n'
-        "  cluster.max_replicas: expected a whole number from 1 to 10000, got 0\n"
+        '  sevrer: unknown key; did you mean "server"? (greenroom.toml:6)\n'
+        "  cluster.max_replicas: expected a whole number from 1 to 10000, got 0 (greenroom.toml:5)\n"
         '  server.port: expected a whole number from 0 to 65535, got "x" (GREENROOM_SERVER__PORT)\n'
-        '  agents.research.timeout_s: expected a number of seconds > 0 and at most 604800, got "10"'
+        '  agents.research.timeout_s: expected a number of seconds > 0 and at most 604800, got "10" (greenroom.toml:3)'
     )
 
 

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from greenroom import settings
+from greenroom.core.signals import Signal
 from greenroom.settings import AgentSettings, SettingsInvalid
 
 SURROGATES = st.text(st.characters(codec=None))
@@ -23,6 +24,7 @@ KEYS = st.sampled_from(
         *settings.Scaling.__struct_fields__,
         *settings.Rollout.__struct_fields__,
         *settings.Example.__struct_fields__,
+        *settings.AlertRule.__struct_fields__,
         *AgentSettings.__struct_fields__,
     ]
 )
@@ -72,6 +74,22 @@ AGENTS = st.dictionaries(
     TABLES | st.just({"factory": "a:b"}),
     max_size=4,
 )
+RULES = st.dictionaries(
+    st.sampled_from(["slow_tasks", "disk_free", "own", "Bad name"]) | SURROGATES,
+    TABLES
+    | st.fixed_dictionaries(
+        {"signal": st.sampled_from(Signal).map(str) | VALUES},
+        optional={
+            "above": st.floats(-1, 101) | VALUES,
+            "below": st.floats(-1, 101) | VALUES,
+            "agents": st.lists(st.sampled_from(["*", "a-*", "b"]) | SURROGATES, max_size=2) | VALUES,
+            "window_s": st.integers(59, 3601) | VALUES,
+            "min_volume": st.integers(0, 2) | VALUES,
+        },
+    )
+    | VALUES,
+    max_size=3,
+)
 MANIFESTS = TABLES | st.fixed_dictionaries(
     {},
     optional={
@@ -79,6 +97,7 @@ MANIFESTS = TABLES | st.fixed_dictionaries(
         "cluster": TABLES,
         "server": TABLES,
         "security": TABLES,
+        "alerts": st.fixed_dictionaries({"rules": RULES}) | TABLES,
         "agents": AGENTS,
     },
 )
@@ -122,6 +141,9 @@ def test_arbitrary_tables_give_settings_or_their_mistakes(manifest: Mapping[str,
     else:
         for agent in loaded.agents.values():
             assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(agent)), AgentSettings) == agent
+        for rule in loaded.alerts.rules.values():
+            assert (rule.above is None) != (rule.below is None)
+            assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(rule)), settings.AlertRule) == rule
         assert all(settings.rows(loaded))
 
 

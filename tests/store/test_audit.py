@@ -151,17 +151,17 @@ async def test_what_cannot_be_audited_is_not_done_and_others_are_not_kept_from_i
     store = await scratch.open(wrap=lambda db: _Broken(db, broken))
     store.audit.is_on = True
     answers = await asyncio.gather(
-        store.principals.create(_key()), store.recovery.tell(audit_alert()), return_exceptions=True
+        store.principals.create(_key()), store.alerts.tell(audit_alert()), return_exceptions=True
     )
     assert isinstance(answers[0], errors.AuditBroken)
     assert answers[1] is None
     assert await store.principals.all() == []
-    assert [alert.id for alert in await store.recovery.alerts()] == ["alert-1"]
+    assert [alert.id for alert in await store.alerts.list()] == ["alert-1"]
     assert await store.audit.after(0) == []
 
 
 def audit_alert() -> Any:
-    from greenroom.store.recovery import Raised
+    from greenroom.store.alerts import Raised
 
     return Raised("alert-1", "test", None, "warning", "why")
 

@@ -10,6 +10,7 @@ import pytest
 from greenroom import settings
 from greenroom.security import key_sources
 from greenroom.store import dumps, submissions
+from greenroom.store.alerts import Raised
 from greenroom.store.rows import NewTask
 from greenroom.store.store import Store
 from greenroom.store.vault import Mode, Vault
@@ -36,6 +37,8 @@ async def _turned_back(scratch: databases.Scratch, tmp_path: Path) -> None:
         for table in now.tables:
             found = [row async for row in now.rows(table)]
             rows[table.name] = [dict(zip(table.columns, row, strict=True)) for row in found]
+    for alert in rows["alert"]:
+        alert["state"] = "firing"  # also where somebody has acknowledged it
     empty = f"sqlite:///{tmp_path / 'first.db'}"
     async with dumps.loading(empty, schema=FIRST, replace=False, upgrade=False):
         pass
@@ -60,6 +63,9 @@ async def test_a_store_of_the_first_schema_goes_on(
     before = await scratch.open()
     made = [await before.tasks.submit(_task(name)) for name in ("a", "b", "c")]
     events = await before.tasks.events(await before.tasks.get(made[0].id, tenant="acme"))
+    for id in ("new", "taken"):
+        await before.alerts.tell(Raised(id, "test", None, "warning", "why"))
+    taken = await before.alerts.acknowledge("taken", by="ann")
     await scratch.close()
     await _turned_back(scratch, tmp_path)
     if is_encrypted:
@@ -75,6 +81,11 @@ async def test_a_store_of_the_first_schema_goes_on(
     for task, name in zip(made, "abc", strict=True):
         assert (await store.tasks.get(task.id, tenant="acme")).input == f'"{name}"'.encode()
     assert await store.tasks.events(await store.tasks.get(made[0].id, tenant="acme")) == events
+    assert [(alert.id, alert.state) for alert in await store.alerts.open()] == [
+        ("new", "firing"),
+        ("taken", "acknowledged"),
+    ]
+    assert await store.alerts.get("taken") == taken
     again = await store.tasks.submit(_task("a"))
     assert (again.id, again.is_new) == (made[0].id, False), "a repeated request is known by its fingerprint"
     await store.tasks.cancel(made[1].id, tenant="acme")

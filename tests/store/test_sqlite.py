@@ -17,7 +17,7 @@ import apsw
 import pytest
 
 from greenroom import errors
-from greenroom.store import recovery, sqlite, sqlite_checks, store
+from greenroom.store import alerts, recovery, sqlite, sqlite_checks, store
 from greenroom.store.principals import Principal
 from greenroom.testing import databases
 from greenroom.testing.fakes import FakeClock
@@ -119,7 +119,7 @@ async def test_a_store_whose_log_was_removed_before_anything_else_was_written_is
 @pytest.mark.parametrize("table", ["alert", "principal"])
 async def test_a_damaged_text_that_every_start_reads_is_refused(sqlite_scratch: databases.Scratch, table: str) -> None:
     opened = await sqlite_scratch.open()
-    raised = recovery.Raised("a", "quarantined", None, "critical", "dead")
+    raised = alerts.Raised("a", "quarantined", None, "critical", "dead")
     await opened.recovery.note(recovery.Noted("agent", b"{}", alert=raised))
     await opened.principals.create(Principal("k", "default", "owner", "admin", b"hash", 1))
     await sqlite_scratch.close()

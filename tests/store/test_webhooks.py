@@ -242,11 +242,11 @@ async def test_days_without_success_disable_an_endpoint_and_raise_an_alert(
     assert await fail() is None
     await scratch.advance(webhooks.DISABLE_AFTER_S + 1)
     assert await fail() == stored.Disabled(FIRST, stored.FAILING)
-    (alert,) = await node.store.recovery.alerts()
+    (alert,) = await node.store.alerts.list()
     assert (alert.kind, alert.state) == ("webhook", "firing")
     assert (await claim(node)).endpoint is None
     await node.store.webhooks.change(Change(FIRST, TENANT, state="enabled"))
-    assert (await node.store.recovery.alerts())[0].state == "resolved"
+    assert (await node.store.alerts.list())[0].state == "resolved"
     assert await failing_since(node) is None
 
 

@@ -17,7 +17,7 @@ from greenroom import settings
 from greenroom.api import problems, routes, schemas
 from greenroom.api.request import Answer, Call
 from greenroom.api.routes import Given, Page, Route
-from greenroom.core import agents, breaker, health, history, rollouts, tasks
+from greenroom.core import agents, alerts, breaker, health, history, rollouts, tasks
 from greenroom.core.permissions import Action
 from greenroom.engine import protocol
 from greenroom.sdk import models
@@ -95,6 +95,10 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
         "Answer when the task has ended, or after this many seconds.",
     ),
 }
+# Where it is something else than everywhere.
+_QUERIES_OF: dict[tuple[str, str], tuple[dict[str, Any], str]] = {
+    ("/v1/alerts", "state"): ({"type": "string", "enum": list(alerts.State)}, "Only what is in this state."),
+}
 _HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "Cache-Control": (
         {"type": "string"},
@@ -110,6 +114,7 @@ _HEADERS: dict[str, tuple[dict[str, Any], str]] = {
 # What the client reads with more patience than this node needs: these it knows, and gives always but for the latter.
 _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("Task", "state"): tasks.State,
+    ("Alert", "state"): alerts.State,
     ("Event", "type"): ("state", *sorted(protocol.EVENT_TYPES)),
     ("Agent", "state"): agents.State,
     ("Replica", "state"): ("starting", "ready", "draining", "stopped", "failed"),
@@ -158,6 +163,10 @@ def document() -> dict[str, Any]:
     }
 
 
+def _query(route: Route, name: str) -> tuple[dict[str, Any], str]:
+    return _QUERIES_OF.get((route.path, name)) or _QUERIES[name]
+
+
 def _bodies() -> dict[str, Any]:
     kinds = [
         schemas.Submission,
@@ -169,6 +178,7 @@ def _bodies() -> dict[str, Any]:
         schemas.NewKey,
         schemas.NewWebhook,
         schemas.WebhookChange,
+        schemas.NewSilence,
         schemas.AuditErasure,
         schemas.Unlock,
         settings.AgentSettings,
@@ -218,7 +228,7 @@ def _operation(route: Route) -> dict[str, Any]:
         "summary": (route.endpoint.__doc__ or "").strip().replace("``", ""),
         "parameters": [
             *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names),
-            *(_parameter(name, "query", *_QUERIES[name]) for name in route.query),
+            *(_parameter(name, "query", *_query(route, name)) for name in route.query),
             *(_parameter(name, "header", *_HEADERS[name]) for name in route.headers),
         ],
         "x-permission": route.action,

@@ -38,7 +38,7 @@ async def status(call: Call) -> Answer:
         totals.update(counts)
     ready = views.ready(rows, store.board)
     full = views.full(store.directory.entries, services.settings.cluster.max_replicas)
-    alerts = await store.recovery.alerts(agents=rights.agents(Action.ALERT_READ))
+    alerts = await store.alerts.list(agents=rights.agents(Action.ALERT_READ))
     graded = [grading.agent(entry, ready, services.health.finding(name)) for name, entry in entries.items()]
     system = grading.system(services.health.node(), entries.values(), graded)
     replicas = [row for row in rows if rights.on_agent(Action.AGENT_OBSERVE, row.agent)]
@@ -75,7 +75,7 @@ async def status(call: Call) -> Answer:
             ),
             resources=services.resources() if observes else models.Resources(),
             tasks=totals,
-            alerts=Counter(alert.severity for alert in alerts if alert.state == "firing"),
+            alerts=Counter(alert.severity for alert in alerts if alert.is_firing),
             advice=await store.advice.open_count() if observes else 0,
             backups=services.backups.state() if observes else models.Backups(),
             encryption=store.vault.mode,

@@ -1,10 +1,10 @@
-"""The routes of what supervision remembers: failures, alerts, and what the optimizer advises."""
+"""The routes of what supervision remembers, failures, and of what the optimizer advises."""
 
 from __future__ import annotations
 
-from greenroom.api import access, views
+from greenroom.api import views
 from greenroom.api.request import Answer, Call
-from greenroom.core.permissions import EVERYTHING, Action
+from greenroom.core.permissions import Action
 
 
 async def list_failures(call: Call) -> Answer:
@@ -36,25 +36,3 @@ async def list_advice(call: Call) -> Answer:
     )
     cursor = str(rows[-1].cursor) if len(rows) == limit else None
     return Answer({"items": [views.advice(row) for row in rows], "next_cursor": cursor})
-
-
-async def list_alerts(call: Call) -> Answer:
-    """List the alerts, firing ones first; those that are resolved stay for a month."""
-    rows = await call.store.recovery.alerts(agents=call.principal.rights.agents(Action.ALERT_READ))
-    return Answer({"items": [views.alert(row) for row in rows], "next_cursor": None})
-
-
-async def acknowledge(call: Call) -> Answer:
-    """Note that you look after an alert; it fires on until what it tells of is over."""
-    id = call.path("id")
-    seen = await call.store.recovery.alert(id)
-    # An alert of no agent is for those who may do it for all of them.
-    access.check_object(
-        call,
-        seen.agent or EVERYTHING,
-        read=Action.ALERT_READ,
-        action=Action.ALERT_ACKNOWLEDGE,
-        missing=f"cannot find the alert {id[:200]}",
-    )
-    row = await call.store.recovery.acknowledge(id, by=call.principal.name)
-    return Answer(views.alert(row))

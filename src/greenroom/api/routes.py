@@ -9,6 +9,7 @@ import msgspec
 
 from greenroom.api import (
     agents,
+    alerts,
     audit,
     code,
     encryption,
@@ -66,7 +67,7 @@ class Route(msgspec.Struct, frozen=True):
 
 
 TASK, SESSION, AGENT, REPLICA, KEY = models.Task, models.Session, models.Agent, models.Replica, models.Key
-FAILURE, ALERT = models.Failure, models.Alert
+FAILURE, ALERT, SILENCE = models.Failure, models.Alert, models.Silence
 WEBHOOK = models.Webhook
 REVISION, ROLLOUT = models.Revision, models.Rollout
 AGENT_OR_PLAN = {200: (AGENT, models.Plan)}  # the latter for a dry run
@@ -207,8 +208,12 @@ ROUTES = (
         None,
         ("limit", "cursor"),
     ),
-    Route("GET", "/v1/alerts", recovery.list_alerts, Action.ALERT_READ, {200: Page(ALERT)}),
-    Route("POST", "/v1/alerts/{id}/ack", recovery.acknowledge, Action.ALERT_ACKNOWLEDGE, {200: ALERT}),
+    Route("GET", "/v1/alerts", alerts.list_all, Action.ALERT_READ, {200: Page(ALERT)}, None, ("state", "agent")),
+    Route("GET", "/v1/alerts/rules", alerts.list_rules, Action.ALERT_READ, {200: Page(models.AlertRule)}),
+    Route("POST", "/v1/alerts/{id}/ack", alerts.acknowledge, Action.ALERT_ACKNOWLEDGE, {200: ALERT}),
+    Route("GET", "/v1/silences", alerts.list_silences, Action.ALERT_READ, {200: Page(SILENCE)}),
+    Route("POST", "/v1/silences", alerts.silence, Action.ALERT_ACKNOWLEDGE, {201: SILENCE}, schemas.NewSilence),
+    Route("DELETE", "/v1/silences/{id}", alerts.unsilence, Action.ALERT_ACKNOWLEDGE, GONE),
     Route("GET", "/v1/status", operations.status, Action.STATUS_READ, {200: schemas.Status}),
     Route("GET", "/v1/backups", operations.list_backups, Action.BACKUP_READ, {200: Page(models.Backup)}),
     Route("POST", "/v1/backups", operations.create_backup, Action.BACKUP_CREATE, {202: models.Backups}),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from greenroom import errors, strict_json
 from greenroom.api import mistakes
-from greenroom.core import permissions, sessions, webhooks
+from greenroom.core import alerts, permissions, sessions, webhooks
 from greenroom.sdk import models
 
 MAX_BATCH = 1_000
@@ -139,6 +139,20 @@ class WebhookChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events: EventTypes | None = None
     description: Description | None = None
     include_output: bool | None = None
+
+
+AlertPattern = Annotated[str, Meta(min_length=1, max_length=200, title="1 to 200 characters, in which * is any text")]
+
+
+class NewSilence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of alerts that match all that is given nobody is told for *for_s*. *alert* is an id; ``*`` is any text."""
+
+    for_s: Annotated[float, Meta(gt=0, le=alerts.MAX_SILENCE_S, title="a number of seconds")]
+    alert: AlertPattern | None = None
+    kind: AlertPattern | None = None
+    agent: AlertPattern | None = None
+    severity: Literal["warning", "critical"] | None = None
+    comment: Annotated[str, Meta(max_length=500, title="at most 500 characters")] = ""
 
 
 class AuditErasure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

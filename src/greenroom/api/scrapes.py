@@ -50,14 +50,13 @@ class Scrapes:
         graded = [grading.agent(entry, ready, self._health.finding(name)) for name, entry in entries.items()]
         now_us = database.microseconds(self._clock.now())
         waiting = await store.tasks.waiting()
-        firing = [alert for alert in await store.recovery.alerts() if alert.is_firing]
         return telemetry.Seen(
             agents=entries.keys(),
             open=await store.tasks.open_counts(),
             queue={agent: (count, max(0.0, (now_us - since_us) / 1e6)) for agent, (count, since_us) in waiting.items()},
             replicas=replicas,
             traffic=traffic,
-            alerts=Counter((alert.kind, alert.severity) for alert in firing),
+            alerts=Counter((row.kind, row.severity, row.state) for row in await store.alerts.open()),
             queue_limit=self._queue_limit,
             grades={each.id: each.grade for each in graded},
             system_grade=grading.system(self._health.node(), entries.values(), graded).grade,

@@ -11,14 +11,16 @@ import msgspec
 from greenroom import redaction, settings
 from greenroom.api import grading, schemas
 from greenroom.core import agents, grades, health, history, rollouts, strategies
+from greenroom.core.alerts import Silence
 from greenroom.sdk import models
 from greenroom.store import database
 from greenroom.store.advice import Advice
 from greenroom.store.agents import Replica, Revision
+from greenroom.store.alerts import Alert
 from greenroom.store.board import Board
 from greenroom.store.data_keys import KeysOfTenant
 from greenroom.store.directory import Entry
-from greenroom.store.recovery import Alert, Failure
+from greenroom.store.recovery import Failure
 from greenroom.store.resealing import Progress
 from greenroom.store.rollouts import Rollout
 from greenroom.store.rows import Accepted, NewTask, StoredEvent, Task
@@ -414,7 +416,7 @@ def failure(row: Failure) -> dict[str, Any]:
     }
 
 
-def alert(row: Alert) -> dict[str, Any]:
+def alert(row: Alert, silenced_by: list[str]) -> dict[str, Any]:
     return {
         "id": row.id,
         "kind": row.kind,
@@ -428,7 +430,22 @@ def alert(row: Alert) -> dict[str, Any]:
         "acknowledged_at": _at(row.acknowledged_at),
         "acknowledged_by": row.acknowledged_by,
         "resolved_at": _at(row.resolved_at),
+        "silenced_by": silenced_by,
     }
+
+
+def silence(row: Silence) -> models.Silence:
+    return models.Silence(
+        id=row.id,
+        alert=row.alert,
+        kind=row.kind,
+        agent=row.agent,
+        severity=row.severity,
+        comment=row.comment,
+        created_by=row.created_by,
+        created_at=database.instant(row.created_at),
+        until=database.instant(row.until_at),
+    )
 
 
 def advice(row: Advice) -> models.Advice:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,7 +28,6 @@ COLUMNS = (
     Column("EXPIRES", right=True),
     Column("STATE"),
 )
-UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
 
 Tenant = Annotated[str | None, Parameter(help="Of this tenant, else of your own.")]
 
@@ -58,7 +56,7 @@ def create(
     expires
         When it stops to work: 30d, 12h, 90m; else never.
     """
-    lifetime_s = None if expires is None else _seconds(expires)
+    lifetime_s = None if expires is None else options.seconds(expires, of="--expires")
     with given.connect() as node:
         key = node.create_key(name, role, scopes=scope, expires_in_s=lifetime_s, tenant=tenant)
     if given.json:
@@ -233,10 +231,3 @@ def _state(key: models.Key, now: datetime) -> str:
     if key.revoked_at is not None:
         return "revoked"
     return "expired" if key.expires_at is not None and key.expires_at <= now else "valid"
-
-
-def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d{1,9})([smhdw])", text.strip())
-    if found is None or not int(found[1]):
-        raise options.Usage(f"cannot take --expires {text}: give a number with a unit: 30d, 12h, 90m")
-    return float(int(found[1]) * UNITS_S[found[2]])

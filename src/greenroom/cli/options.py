@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,3 +41,14 @@ class Usage(errors.GreenroomError):
     """The words of the command line make no sense together."""
 
     code = "usage"
+
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
+
+
+def seconds(text: str, *, of: str) -> float:
+    """Read a span like ``90m``; raises `Usage`, naming the option *of* which it is."""
+    found = re.fullmatch(r"(\d{1,9})([smhdw])", text.strip())
+    if found is None or not int(found[1]):
+        raise Usage(f"cannot take {of} {text}: give a number with a unit: 30d, 12h, 90m")
+    return float(int(found[1]) * _UNITS_S[found[2]])

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from greenroom import telemetry
-from greenroom.store.recovery import MAX_REASON, Raised, Resolved
+from greenroom.core.alerts import OF_RULES
+from greenroom.store.alerts import MAX_REASON, Raised, Resolved
 from greenroom.store.store import Store
 
 
@@ -48,13 +49,13 @@ class Alerts:
 
     async def _load(self) -> dict[str, str]:
         if self._firing is None:
-            alerts = await self._store.recovery.alerts()
-            self._firing = {each.id: each.reason for each in alerts if each.kind == self._kind and each.is_firing}
+            alerts = [each for each in await self._store.alerts.open() if each.kind == self._kind and each.is_firing]
+            self._firing = {each.id: each.reason for each in alerts if not each.id.startswith(OF_RULES)}
         return self._firing
 
     async def _write(self, alert: Raised | Resolved) -> None:
         try:
-            await self._store.recovery.tell(alert)
+            await self._store.alerts.tell(alert)
         except BaseException:
             self._firing = None  # it may be stored, or not
             raise

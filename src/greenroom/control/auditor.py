@@ -13,9 +13,9 @@ from greenroom.control.alerts import Alerts
 from greenroom.core.tallies import Tally
 from greenroom.security import audit, audit_checks
 from greenroom.store.acting import Actor
+from greenroom.store.alerts import Raised
 from greenroom.store.audit import SEAL_MOST, Act, Broken
 from greenroom.store.news import News
-from greenroom.store.recovery import Raised
 from greenroom.store.store import Store
 
 SEAL_EVERY_S = 60.0

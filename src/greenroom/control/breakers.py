@@ -21,9 +21,9 @@ from greenroom.control.alerts import Alerts
 from greenroom.core import breaker, failures, tasks
 from greenroom.core.breaker import Breaker, State
 from greenroom.sdk import models
+from greenroom.store.alerts import Raised
 from greenroom.store.directory import Entry
 from greenroom.store.news import News
-from greenroom.store.recovery import Raised
 from greenroom.store.store import Store
 
 STEP_EVERY_S = 1.0

@@ -18,8 +18,8 @@ from greenroom.core import intrusion
 from greenroom.core.intrusion import Finding, Rates, Rule, Subject, Watch
 from greenroom.core.measures import Measures, Standing
 from greenroom.store import database, measures
+from greenroom.store.alerts import Raised
 from greenroom.store.audit import Act
-from greenroom.store.recovery import Raised
 from greenroom.store.store import Store
 
 STEP_EVERY_S = 1.0

@@ -21,8 +21,8 @@ from greenroom.core import failures, measurements, optimizer, optimizer_rules
 from greenroom.core.optimizer import Act, Found, Key
 from greenroom.core.scaling import Rule
 from greenroom.store.advice import Move
+from greenroom.store.alerts import Raised
 from greenroom.store.deployments import Limits
-from greenroom.store.recovery import Raised
 from greenroom.store.scaling import Scale
 from greenroom.store.store import Store
 

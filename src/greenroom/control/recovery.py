@@ -20,8 +20,9 @@ from greenroom import errors, telemetry
 from greenroom.core import recovery
 from greenroom.core.recovery import Record
 from greenroom.store import database
+from greenroom.store.alerts import Raised, Resolved
 from greenroom.store.directory import Entry
-from greenroom.store.recovery import NewFailure, Noted, Raised, Recovered, Resolved
+from greenroom.store.recovery import NewFailure, Noted, Recovered
 from greenroom.store.store import Store
 
 BY = "recovery"  # who has begun a rollout that the ladder has led to
@@ -221,8 +222,8 @@ class Recovery:
                 continue
             wanted = entries[agent].agent.replicas if agent in entries else 0
             self._cases[agent] = Case(known, written=known, bereaved=deque(maxlen=wanted))
-        for alert in await self._store.recovery.alerts():
-            if alert.state == "firing" and alert.agent in self._cases and alert.id == _alert_id(alert.agent):
+        for alert in await self._store.alerts.open():
+            if alert.is_firing and alert.agent in self._cases and alert.id == _alert_id(alert.agent):
                 self._cases[alert.agent].alarm = recovery.Alarm(alert.kind, alert.severity, alert.reason)
         since_us = now_us - int(recovery.RECURRING_PERIOD_S * 1e6)
         for failure in await self._store.recovery.open_failures(after_us=since_us):

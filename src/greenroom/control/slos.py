@@ -17,7 +17,7 @@ from greenroom import settings, telemetry
 from greenroom.control.alerts import Alerts
 from greenroom.core import history, slo
 from greenroom.store import database
-from greenroom.store.recovery import Raised
+from greenroom.store.alerts import Raised
 from greenroom.store.store import Store
 
 KIND = "slo"

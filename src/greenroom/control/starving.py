@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from greenroom import telemetry
 from greenroom.control.alerts import Alerts
-from greenroom.store.recovery import Raised
+from greenroom.store.alerts import Raised
 from greenroom.store.store import Store
 
 KIND = "starved"

@@ -34,7 +34,7 @@ from greenroom.core import addresses, rollouts, routing
 from greenroom.core.permissions import HOME
 from greenroom.engine import contract
 from greenroom.engine.local import LocalEngine
-from greenroom.node import isolation, optimizer, tls
+from greenroom.node import alerts, isolation, optimizer, tls
 from greenroom.node.access import NodeAccess
 from greenroom.node.backups import NodeBackups
 from greenroom.node.controls import Controls
@@ -242,6 +242,7 @@ class Node:
             self.autoscaler,
             self.history,
             *self.health.loops,
+            alerts.monitor(self),
             *self.access.loops,
             self.webhooks,
             self.backups.loop,

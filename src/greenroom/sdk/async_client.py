@@ -19,6 +19,7 @@ from greenroom.sdk.models import (
     Agent,
     AgentScaling,
     Alert,
+    AlertRule,
     Backup,
     Backups,
     Code,
@@ -38,6 +39,7 @@ from greenroom.sdk.models import (
     Rollout,
     Session,
     Shutdown,
+    Silence,
     Submission,
     Task,
     Verdict,
@@ -263,11 +265,37 @@ class AsyncClient:
         """What the optimizer advises, what is open first, one page."""
         return await self._send(calls.advice(cursor=cursor, limit=limit))
 
-    async def alerts(self) -> list[Alert]:
-        return await self._run(flows.everything(calls.alerts, self._patience))
+    async def alerts(self, *, state: str | None = None, agent: str | None = None) -> list[Alert]:
+        """Those that fire first, then acknowledged, pending and resolved ones."""
+        listed = functools.partial(calls.alerts, state=state, agent=agent)
+        return await self._run(flows.everything(listed, self._patience))
 
     async def acknowledge_alert(self, id: str) -> Alert:
         return await self._send(calls.acknowledge_alert(id))
+
+    async def alert_rules(self) -> list[AlertRule]:
+        return await self._run(flows.everything(calls.alert_rules, self._patience))
+
+    async def silences(self) -> list[Silence]:
+        return await self._run(flows.everything(calls.silences, self._patience))
+
+    async def silence(
+        self,
+        for_s: float,
+        *,
+        alert: str | None = None,
+        kind: str | None = None,
+        agent: str | None = None,
+        severity: str | None = None,
+        comment: str = "",
+    ) -> Silence:
+        """Have nobody told of alerts that match all that is given, in which ``*`` stands for any text."""
+        return await self._send(
+            calls.silence(for_s, alert=alert, kind=kind, agent=agent, severity=severity, comment=comment)
+        )
+
+    async def unsilence(self, id: str) -> None:
+        await self._send(calls.unsilence(id))
 
     async def replicas(self) -> list[Replica]:
         return await self._run(flows.everything(calls.replicas, self._patience))

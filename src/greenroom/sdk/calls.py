@@ -94,6 +94,8 @@ _replicas = as_a(models.Page[models.Replica])
 _failures = as_a(models.Page[models.Failure])
 _advice = as_a(models.Page[models.Advice])
 _alerts, _alert = as_a(models.Page[models.Alert]), as_a(models.Alert)
+_silences, _silence = as_a(models.Page[models.Silence]), as_a(models.Silence)
+_alert_rules = as_a(models.Page[models.AlertRule])
 _revisions = as_a(models.Page[models.Revision])
 _rollouts, _rollout = as_a(models.Page[models.Rollout]), as_a(models.Rollout)
 _scaling, _load = as_a(models.AgentScaling), as_a(models.Page[models.Load])
@@ -299,12 +301,40 @@ def advice(*, cursor: str | None = None, limit: int | None = None) -> Call[model
     return Call("GET", "/v1/advice", _advice, query={"cursor": cursor, "limit": limit})
 
 
-def alerts(cursor: str | None = None) -> Call[models.Page[models.Alert]]:
-    return Call("GET", "/v1/alerts", _alerts, query={"cursor": cursor})
+def alerts(
+    cursor: str | None = None, *, state: str | None = None, agent: str | None = None
+) -> Call[models.Page[models.Alert]]:
+    return Call("GET", "/v1/alerts", _alerts, query={"state": state, "agent": agent, "cursor": cursor})
 
 
 def acknowledge_alert(id: str) -> Call[models.Alert]:
     return Call("POST", f"/v1/alerts/{_segment(id)}/ack", _alert)
+
+
+def alert_rules(cursor: str | None = None) -> Call[models.Page[models.AlertRule]]:
+    return Call("GET", "/v1/alerts/rules", _alert_rules, query={"cursor": cursor})
+
+
+def silences(cursor: str | None = None) -> Call[models.Page[models.Silence]]:
+    return Call("GET", "/v1/silences", _silences, query={"cursor": cursor})
+
+
+def silence(
+    for_s: float,
+    *,
+    alert: str | None = None,
+    kind: str | None = None,
+    agent: str | None = None,
+    severity: str | None = None,
+    comment: str = "",
+) -> Call[models.Silence]:
+    given = {"for_s": for_s, "alert": alert, "kind": kind, "agent": agent, "severity": severity, "comment": comment}
+    body = strict_json.dumps({name: value for name, value in given.items() if value is not None})
+    return Call("POST", "/v1/silences", _silence, body=body, repeatable=False)
+
+
+def unsilence(id: str) -> Call[None]:
+    return Call("DELETE", f"/v1/silences/{_segment(id)}", _nothing)
 
 
 def replicas(cursor: str | None = None) -> Call[models.Page[models.Replica]]:

@@ -24,6 +24,7 @@ from greenroom.sdk.models import (
     Agent,
     AgentScaling,
     Alert,
+    AlertRule,
     Backup,
     Backups,
     Code,
@@ -43,6 +44,7 @@ from greenroom.sdk.models import (
     Rollout,
     Session,
     Shutdown,
+    Silence,
     Submission,
     Task,
     Verdict,
@@ -302,11 +304,35 @@ class Client:
         """What the optimizer advises, what is open first, one page."""
         return self._send(calls.advice(cursor=cursor, limit=limit))
 
-    def alerts(self) -> list[Alert]:
-        return self._run(flows.everything(calls.alerts, self._patience))
+    def alerts(self, *, state: str | None = None, agent: str | None = None) -> list[Alert]:
+        """Those that fire first, then acknowledged, pending and resolved ones."""
+        listed = functools.partial(calls.alerts, state=state, agent=agent)
+        return self._run(flows.everything(listed, self._patience))
 
     def acknowledge_alert(self, id: str) -> Alert:
         return self._send(calls.acknowledge_alert(id))
+
+    def alert_rules(self) -> list[AlertRule]:
+        return self._run(flows.everything(calls.alert_rules, self._patience))
+
+    def silences(self) -> list[Silence]:
+        return self._run(flows.everything(calls.silences, self._patience))
+
+    def silence(
+        self,
+        for_s: float,
+        *,
+        alert: str | None = None,
+        kind: str | None = None,
+        agent: str | None = None,
+        severity: str | None = None,
+        comment: str = "",
+    ) -> Silence:
+        """Have nobody told of alerts that match all that is given, in which ``*`` stands for any text."""
+        return self._send(calls.silence(for_s, alert=alert, kind=kind, agent=agent, severity=severity, comment=comment))
+
+    def unsilence(self, id: str) -> None:
+        self._send(calls.unsilence(id))
 
     def replicas(self) -> list[Replica]:
         return self._run(flows.everything(calls.replicas, self._patience))

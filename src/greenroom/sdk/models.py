@@ -440,7 +440,9 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """What people have to look after. *state* is firing or resolved, *severity* warning or critical."""
+    """What people have to look after. *state* is pending (it holds, but not for long enough yet), firing, acknowledged
+    or resolved, *severity* warning or critical. Where there is a silence in *silenced_by*, nobody is told.
+    """
 
     id: str
     kind: str
@@ -454,6 +456,40 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     acknowledged_at: Instant | None = None
     acknowledged_by: str | None = None
     resolved_at: Instant | None = None
+    silenced_by: list[str] = []
+
+
+class Silence(msgspec.Struct, frozen=True, kw_only=True):
+    """Of alerts that match all of *alert* (an id), *kind*, *agent* and *severity* nobody is told until then; null is
+    any.
+    """
+
+    id: str
+    alert: str | None = None
+    kind: str | None = None
+    agent: str | None = None
+    severity: str | None = None
+    comment: str = ""
+    created_by: str = ""
+    created_at: Instant
+    until: Instant
+
+
+class AlertRule(msgspec.Struct, frozen=True, kw_only=True):
+    """When a signal is an alert: over *above* or under *below* for *for_s*, and until it is not for *keep_s*."""
+
+    name: str
+    signal: str
+    agents: list[str] = []
+    except_agents: list[str] = []
+    above: float | None = None
+    below: float | None = None
+    window_s: float | None = None
+    min_volume: int = 1
+    for_s: float = 0.0
+    keep_s: float = 0.0
+    severity: str = ""
+    enabled: bool = True
 
 
 class Resource(msgspec.Struct, frozen=True, kw_only=True):

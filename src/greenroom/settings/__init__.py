@@ -15,6 +15,8 @@ from greenroom.settings.problems import Problem, SettingsInvalid
 from greenroom.settings.revisions import changes, revision_part, with_revision_part, with_strategy
 from greenroom.settings.schema import (
     AgentSettings,
+    AlertRule,
+    Alerts,
     Backups,
     Breaker,
     Cache,
@@ -42,6 +44,8 @@ __all__ = [
     "DESIGNS",
     "NOT_YET_BUILT",
     "AgentSettings",
+    "AlertRule",
+    "Alerts",
     "Backups",
     "Breaker",
     "Cache",

@@ -8,20 +8,22 @@ it names, they look at their arguments only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from msgspec import structs
 
 from greenroom.core import permissions
-from greenroom.settings import issuer_rules, objectives, policy_file, revisions, rules, sources
+from greenroom.settings import alert_rules, issuer_rules, objectives, policy_file, revisions, rules, sources
 from greenroom.settings.checking import Checker
 from greenroom.settings.environments import DEFAULT_ENVIRONMENT
+from greenroom.settings.lines import lines_of
 from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid, dotted
 from greenroom.settings.schema import (
     AgentName,
     AgentSettings,
+    Alerts,
     Backups,
     Cluster,
     Environment,
@@ -33,13 +35,13 @@ from greenroom.settings.schema import (
     Settings,
 )
 from greenroom.settings.showing import leaves
-from greenroom.settings.sources import Given, Source
+from greenroom.settings.sources import Document, Given, Source
 from greenroom.settings.unbuilt import effective, why_not_built
 
 OVERRIDE = "override"
 NOT_BUILT = "not yet built"
 MAX_AGENTS = 1000
-TOP_KEYS = ["environment", "cluster", "server", "security", "backups", "optimizer", "history", "agents"]
+TOP_KEYS = ["environment", "cluster", "server", "security", "backups", "optimizer", "history", "alerts", "agents"]
 
 
 def load(
@@ -54,16 +56,18 @@ def load(
     defaults without agents. Raises `SettingsInvalid`.
     """
     checker = Checker()
-    fixed = [] if manifest is None else [Source(manifest.name, sources.read_manifest(manifest))]
+    document = None if manifest is None else sources.read_manifest(manifest)
+    fixed = [] if manifest is None or document is None else [Source(manifest.name, document.table)]
     last = [Source(OVERRIDE, overrides or {})]
     agents = sources.overlay(fixed + last).table.get("agents")
     names = agents.keys() if isinstance(agents, dict) else ()
     given = sources.overlay([*fixed, *sources.from_variables(environ or {}, names, checker), *last])
     settings = _settings(given, checker)
     policy_problems = _check_roles(settings.security, Path() if manifest is None else manifest.parent, checker)
-    problems = [_problem(path, message, given) for path, message in checker.found] + policy_problems
-    if problems:
-        raise SettingsInvalid(problems)
+    if checker.found or policy_problems:
+        found_at = _places(manifest, document, given)
+        problems = [_problem(path, message, found_at(path)) for path, message in checker.found]
+        raise SettingsInvalid(problems + policy_problems)
     return settings
 
 
@@ -121,6 +125,7 @@ def _settings(given: Given, checker: Checker) -> Settings:
         backups=checker.table(Backups, table.get("backups"), ("backups",)),
         optimizer=checker.table(Optimizer, table.get("optimizer"), ("optimizer",)),
         history=checker.table(History, table.get("history"), ("history",)),
+        alerts=_alerts(table.get("alerts"), checker),
         agents=_agents(table.get("agents"), checker),
         origins={},
     )
@@ -150,6 +155,11 @@ def _environment(given: object, checker: Checker) -> Environment:
     return named or DEFAULT_ENVIRONMENT
 
 
+def _alerts(given: object, checker: Checker) -> Alerts:
+    table = checker.mapping(given, ("alerts",), known=list(Alerts.__struct_fields__))
+    return Alerts(rules=alert_rules.read(table.get("rules"), checker))
+
+
 def _agents(given: object, checker: Checker) -> dict[str, AgentSettings]:
     tables = checker.mapping(given, ("agents",))
     if len(tables) > MAX_AGENTS:
@@ -176,8 +186,23 @@ def _origin(path: KeyPath, given: Given, environment: Environment) -> str:
     return f"default of {environment}" if path[0] in ("cluster", "security") else "default"
 
 
-def _problem(path: KeyPath, message: str, given: Given) -> Problem:
-    origin = given.origin(path)
-    # What the manifest says stands there to be seen; a variable or an override has to be named.
-    is_elsewhere = origin is not None and (origin == OVERRIDE or origin.startswith(sources.PREFIX))
-    return Problem(dotted(path), f"{message} ({origin})" if is_elsewhere else message)
+def _problem(path: KeyPath, message: str, place: str | None) -> Problem:
+    return Problem(dotted(path), message if place is None else f"{message} ({place})")
+
+
+def _places(manifest: Path | None, document: Document | None, given: Given) -> Callable[[KeyPath], str | None]:
+    """Return what tells where a mistake was made: a line of the manifest, a variable, or an override.
+
+    What is missing stands where its table does.
+    """
+    lines = {} if document is None else lines_of(document.text)
+
+    def place(path: KeyPath) -> str | None:
+        origin = given.origin(path)
+        if origin is not None and (origin == OVERRIDE or origin.startswith(sources.PREFIX)):
+            return origin
+        prefixes = (path[:length] for length in range(len(path), 0, -1))
+        line = next((lines[prefix] for prefix in prefixes if prefix in lines), None)
+        return None if line is None or manifest is None else f"{manifest.name}:{line}"
+
+    return place

@@ -19,7 +19,7 @@ def read_roles(path: Path) -> Roles:
             why = f"everybody on this machine may write it, and so give themselves any right; run: chmod o-w {path}"
             raise SettingsInvalid([Problem(path.name, why)])
     missing = "write it, or take security.policy_file out of the manifest"
-    roles, problems = policies.read(sources.read_toml(path, kind="a policy", missing=missing))
+    roles, problems = policies.read(sources.read_toml(path, kind="a policy", missing=missing).table)
     if problems:
         raise SettingsInvalid(Problem(f"{path.name}: {dotted(where)}", why) for where, why in problems)
     return roles

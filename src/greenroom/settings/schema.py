@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from greenroom.core.signals import Signal
+
 MINUTE_S = 60
 HOUR_S = 60 * MINUTE_S
 DAY_S = 24 * HOUR_S
@@ -336,6 +338,46 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     """Hour by hour."""
 
 
+Severity = Literal["warning", "critical"]
+Bound = Annotated[float, Meta(ge=0, le=10**12, title="a number")]
+AgentPattern = Annotated[
+    str,
+    Meta(
+        pattern=_whole(r"[a-z0-9_*-]+"),
+        max_length=200,
+        title="the name of an agent, in which * stands for any text",
+    ),
+]
+AgentPatterns = Annotated[tuple[AgentPattern, ...], Meta(max_length=100)]
+
+
+class AlertRule(msgspec.Struct, frozen=True, kw_only=True):
+    """When a signal of an agent, or of the node, is an alert. `alert_rules.BUILT_IN` are there without being given."""
+
+    signal: Signal
+    agents: AgentPatterns = ("*",)
+    except_agents: AgentPatterns = ()
+    above: Bound | None = None
+    below: Annotated[float, Meta(gt=0, le=10**12, title="a number")] | None = None
+    """One of the two."""
+    window_s: Annotated[float, Meta(ge=60, le=HOUR_S, title="a number of seconds")] = 300.0
+    """Of signals that are over a while; to the minute."""
+    min_volume: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    """Of shares and durations: fewer than so many say nothing."""
+    for_s: Annotated[float, Meta(ge=0, le=DAY_S, title="a number of seconds")] = 60.0
+    """It is pending for so long."""
+    keep_s: Annotated[float, Meta(ge=0, le=DAY_S, title="a number of seconds")] = 300.0
+    """It fires on until it has been well for so long."""
+    severity: Severity = "warning"
+    enabled: bool = True
+
+
+class Alerts(msgspec.Struct, frozen=True, kw_only=True):
+    """What people are told of beside what Greenroom finds by itself."""
+
+    rules: Mapping[str, AlertRule] = {}
+
+
 class Scaling(msgspec.Struct, frozen=True, kw_only=True):
     """How many replicas. Without autoscaling the count is ``min_replicas``."""
 
@@ -524,5 +566,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     backups: Backups
     optimizer: Optimizer
     history: History
+    alerts: Alerts
     agents: Mapping[str, AgentSettings]
     origins: Mapping[str, str]

@@ -23,7 +23,7 @@ import msgspec
 from greenroom.core.spelling import nearest, suggestion
 from greenroom.settings.checking import Checker, default_of, fields_of
 from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid
-from greenroom.settings.schema import AgentSettings, Backups, Cluster, History, Optimizer, Security, Server
+from greenroom.settings.schema import AgentSettings, Alerts, Backups, Cluster, History, Optimizer, Security, Server
 
 PREFIX = "GREENROOM_"
 SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -33,6 +33,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "backups": Backups,
     "optimizer": Optimizer,
     "history": History,
+    "alerts": Alerts,
 }
 _OF_CLIENTS = ("URL", "KEY", "CA", "CLIENT_CERT", "CLIENT_KEY", "DATA_DIR", "DEBUG", "DEMO_MODEL")
 NO_SETTINGS = frozenset({*_OF_CLIENTS, "NODE", "REPLICA"})  # the last two mark the processes of replicas
@@ -64,13 +65,20 @@ class Given(NamedTuple):
         return next((self.origins[prefix] for prefix in prefixes if prefix in self.origins), None)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest's tables. Raises `SettingsInvalid` alone: with a broken file all else would be noise."""
+class Document(NamedTuple):
+    """What a file says, and its text."""
+
+    table: dict[str, Any]
+    text: str
+
+
+def read_manifest(path: Path) -> Document:
+    """The manifest. Raises `SettingsInvalid` alone: with a broken file all else would be noise."""
     return read_toml(path, kind="a manifest", missing="`greenroom init` writes one")
 
 
-def read_toml(path: Path, *, kind: str, missing: str) -> dict[str, Any]:
-    """The tables of a file that is *kind*; *missing* is what to do where there is none. Raises `SettingsInvalid`."""
+def read_toml(path: Path, *, kind: str, missing: str) -> Document:
+    """A file that is *kind*; *missing* is what to do where there is none. Raises `SettingsInvalid`."""
 
     def refused(why: str) -> SettingsInvalid:
         return SettingsInvalid([Problem(path.name or str(path), why)])
@@ -87,7 +95,8 @@ def read_toml(path: Path, *, kind: str, missing: str) -> dict[str, Any]:
     if len(content) > MANIFEST_BYTES:
         raise refused(f"is larger than {MANIFEST_BYTES} bytes")
     try:
-        return tomllib.loads(content.decode())
+        text = content.decode()
+        return Document(tomllib.loads(text), text)
     except UnicodeDecodeError as error:
         raise refused(f"is not UTF-8: byte {error.start}") from None
     except ValueError as error:  # TOMLDecodeError, which names line and column, and numbers of over 4,300 digits
@@ -145,7 +154,7 @@ def from_variables(environ: Mapping[str, str], agents: Iterable[str], checker: C
 def _keys(variable: str, name: str, by_stem: dict[str, list[str]], *, checker: Checker) -> list[str] | None:
     section, _, rest = name.partition("__")
     if section.lower() in SECTIONS:
-        return [section.lower(), rest.lower()]
+        return [section.lower(), *rest.lower().split("__")]
     if section != "AGENTS":
         options = [f"{PREFIX}{known.upper()}__…" for known in (*SECTIONS, "agents")]
         checker.report((variable,), f"unknown section; {suggestion(f'{PREFIX}{section}__', options)}")

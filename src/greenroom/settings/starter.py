@@ -47,6 +47,17 @@ environment = "development"              # or "staging", "production"
 # keep_minutes_days = 1
 # keep_hours_days = 30
 
+# [alerts.rules.slow_tasks]              # built-in rules: greenroom alerts rules
+# above = 120                            # seconds
+# except_agents = ["hello"]
+
+# [alerts.rules.hello_waits]             # one of your own
+# signal = "oldest_wait_s"
+# agents = ["hello"]
+# above = 30
+# for_s = 60
+# severity = "critical"
+
 [agents.hello]
 factory = "agents:hello"                 # module:attribute: an AutoGen agent or team, a class, or a function
 description = "Answers a greeting"       # requests that name no agent are routed by this

@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from greenroom.core import addresses
+from greenroom.core.alerts import Silence
 from greenroom.core.scaling import Rule
 from greenroom.core.tasks import TERMINAL
 from greenroom.security import audit as chain
 from greenroom.store import (
     advice,
     agents,
+    alerts,
     audit,
     deployments,
     history,
@@ -133,8 +135,20 @@ def _rotate_encryption(item: vault.Rotation, keys: int) -> Act:
     return Act("encryption.rotate", "store", detail={"data_keys": keys})
 
 
-def _acknowledge(item: recovery.Acknowledgement, is_done: bool) -> Act:
+def _acknowledge(item: alerts.Acknowledgement, is_done: bool) -> Act:
     return Act("alert.acknowledge", f"alert:{item.id}", _outcome(is_done))
+
+
+def _silence(item: alerts.NewSilence, result: Silence | Exception) -> Act:
+    detail: dict[str, Any] = {"alert": item.alert, "kind": item.kind, "agent": item.agent, "severity": item.severity}
+    detail = {name: pattern for name, pattern in detail.items() if pattern is not None} | {"comment": item.comment}
+    if isinstance(result, Exception):
+        return Act("alert.silence", "alerts", REFUSED, detail | {"why": str(result)})
+    return Act("alert.silence", f"silence:{result.id}", detail=detail | {"until": result.until_at})
+
+
+def _unsilence(item: alerts.End, is_done: bool) -> Act:
+    return Act("alert.unsilence", f"silence:{item.silence}", _outcome(is_done))
 
 
 def _scale(item: scaling.Scale, result: bool | Exception) -> Act:
@@ -177,7 +191,9 @@ AUDITED: Mapping[Operation, Callable[[Any, Any], Act | list[Act] | None]] = {
     webhooks.rotate: _rotate_webhook,
     webhooks.remove: _remove_webhook,
     resealing.rotate: _rotate_encryption,
-    recovery.acknowledge: _acknowledge,
+    alerts.acknowledge: _acknowledge,
+    alerts.silence: _silence,
+    alerts.unsilence: _unsilence,
     scaling.scale: _scale,
     audit.note: lambda act, _: act,
     audit.take_pending: lambda _, acts: acts,
@@ -199,7 +215,7 @@ NOT_AUDITED: Mapping[Operation, str] = {
     agents.put_replicas: "what the node sees of its replicas",
     agents.close_nodes: "what the node sees of its replicas",
     recovery.note: "a failure's row says what was done about it",
-    recovery.tell: "an alert's row is its own record",
+    alerts.tell: "an alert's row is its own record",
     advice.open_all: "advice is a row, and what is done about it an act of its own",
     advice.move: "advice is a row, and what is done about it an act of its own",
     scaling.record: "a measurement",

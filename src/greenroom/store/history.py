@@ -90,9 +90,11 @@ class History:
         return [(at, bytes(record)) for at, record in await self._db.read(_READ, params)]
 
     async def recent(self, step_s: int, *, since_us: int) -> Sequence[tuple[str, int, bytes]]:
-        """Return the records of all agents' kept buckets that began since, as `read` does, each with its agent."""
-        found = await self._db.read(_RECENT, {"step_s": step_s, "since": since_us, "most": MAX_READ})
-        return [(agent, at, bytes(record)) for agent, at, record in found]
+        """Return the records that began since then, each with its agent and begin: the latest, if they are more than
+        `MAX_READ`.
+        """
+        params = {"step_s": step_s, "since": since_us, "most": MAX_READ}
+        return [(agent, at, bytes(record)) for agent, at, record in await self._db.read(_RECENT, params)]
 
 
 ORDER = (put, expire)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from greenroom import errors, settings
 from greenroom.core import rollouts
-from greenroom.store import agents, database, recovery
+from greenroom.store import agents, alerts, database
 from greenroom.store.agents import Agent, Revision
 from greenroom.store.board import Traffic
 from greenroom.store.commits import Commits
@@ -200,14 +200,14 @@ async def _tell(tx: Transaction, agent: str, before: rollouts.Rollout, after: ro
     if after.phase is rollouts.Phase.ROLLED_BACK or has_failed_checks:
         back = "" if after.from_revision is None else f" and revision {after.from_revision} serves"
         what = f"the rollout of {agent} to revision {after.to_revision} has failed{back}: {after.reason}"
-        await recovery.note_alert(tx, recovery.Raised(f"rollout-{agent}", "rollout-failed", agent, "warning", what))
+        await alerts.note(tx, alerts.Raised(f"rollout-{agent}", "rollout-failed", agent, "warning", what))
     elif after.phase is rollouts.Phase.COMPLETE:
         await calm(tx, agent)
 
 
 async def calm(tx: Transaction, agent: str) -> None:
     """Resolve the alert that a rollout of *agent* has failed: what serves is what somebody wants."""
-    await recovery.note_alert(tx, recovery.Resolved(f"rollout-{agent}"))
+    await alerts.note(tx, alerts.Resolved(f"rollout-{agent}"))
 
 
 async def _serve(tx: Transaction, agent: str, number: int, spec: bytes) -> None:

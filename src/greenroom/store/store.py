@@ -10,6 +10,7 @@ from greenroom import errors, settings
 from greenroom.store import (
     advice,
     agents,
+    alerts,
     audit,
     audited,
     database,
@@ -68,6 +69,7 @@ class Store:
                 *principals.ORDER,
                 *logins.ORDER,
                 *recovery.ORDER,
+                *alerts.ORDER,
                 *advice.ORDER,
                 *scaling.ORDER,
                 *history.ORDER,
@@ -91,6 +93,7 @@ class Store:
         self.sessions = sessions.Sessions(db, self.commits, vault)
         self.agents = agents.Agents(db, self.commits)
         self.recovery = recovery.Recovery(db, self.commits)
+        self.alerts = alerts.Alerts(db, self.commits)
         self.advice = advice.Advices(db, self.commits)
         self.rollouts = rollouts.Rollouts(db, self.commits)
         self.scaling = scaling.Scaling(db, self.commits)

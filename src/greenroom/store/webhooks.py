@@ -13,7 +13,7 @@ import msgspec
 
 from greenroom import errors
 from greenroom.core import webhooks
-from greenroom.store import database, recovery
+from greenroom.store import alerts, database
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
 from greenroom.store.news import News
@@ -243,7 +243,7 @@ async def change(tx: Transaction, news: News, items: Sequence[Change]) -> list[b
         after = msgspec.structs.asdict(Endpoint(*found[0])) | given
         if item.state is not None:  # disabled by its owner, or with a new life
             after |= {"reason": "" if item.state == "enabled" else "by its owner", "failing_since": None}
-            await recovery.note_alert(tx, recovery.Resolved(alert_id(item.id)))
+            await alerts.note(tx, alerts.Resolved(alert_id(item.id)))
             news.deliveries[item.id] = item.tenant
         names = ("id", "state", "events", "description", "include_output", "reason", "failing_since")
         await tx.execute_many(_CHANGE, [{name: after[name] for name in names}])
@@ -260,7 +260,7 @@ async def remove(tx: Transaction, news: News, items: Sequence[Removal]) -> list[
     answers = []
     for item in items:
         answers.append(bool(await tx.fetch(_REMOVE, msgspec.structs.asdict(item))))
-        await recovery.note_alert(tx, recovery.Resolved(alert_id(item.id)))
+        await alerts.note(tx, alerts.Resolved(alert_id(item.id)))
     return answers
 
 
@@ -316,7 +316,7 @@ async def _note(tx: Transaction, item: Outcome) -> Disabled | None:
         return None
     what = f"the webhook {item.webhook} of tenant {found[0][0]} was disabled: {reason}"
     what += f"; once it is mended: greenroom webhooks enable {item.webhook}"
-    await recovery.note_alert(tx, recovery.Raised(alert_id(item.webhook), "webhook", None, "warning", what))
+    await alerts.note(tx, alerts.Raised(alert_id(item.webhook), "webhook", None, "warning", what))
     return Disabled(item.webhook, reason)
 
 

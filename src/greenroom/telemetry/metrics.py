@@ -39,7 +39,8 @@ class Seen(msgspec.Struct, frozen=True):
 
     *open*: tasks by agent and state; *queue*: by agent, those that a free slot would take, and since when the oldest
     waits, in seconds; *replicas* by agent, revision, state and grade; *traffic*: percent, by agent and revision;
-    *alerts*: firing ones, by kind and severity; *agents*: those that there are; *objectives*: how their SLOs stand.
+    *alerts*: open ones, by kind, severity and state; *agents*: those that there are; *objectives*: how their SLOs
+    stand.
     """
 
     agents: Collection[str] = ()
@@ -47,7 +48,7 @@ class Seen(msgspec.Struct, frozen=True):
     queue: Mapping[str, tuple[int, float]] = {}
     replicas: Mapping[tuple[str, int, str, str], int] = {}
     traffic: Mapping[tuple[str, int], int] = {}
-    alerts: Mapping[tuple[str, str], int] = {}
+    alerts: Mapping[tuple[str, str, str], int] = {}
     queue_limit: int = 0
     grades: Mapping[str, str] = {}
     system_grade: str | None = None
@@ -184,7 +185,7 @@ class Metrics(Collector):
         self._damaged = self._total(
             "damaged_values", "Times that something stored did not open where it is: it was changed or moved"
         )
-        self._alerts = self._level("alerts_firing", "Alerts that fire", "kind", "severity")
+        self._alerts = self._level("alerts", "Alerts that are not resolved", "kind", "severity", "state")
         self._backups = self._total("backups", "Backups made, and not made", "result")
         self._backup_at = self._level(
             "backup_last_success_timestamp_seconds", "When the newest backup was made, in seconds since 1970"

@@ -241,7 +241,7 @@ class RolloutsContract:
         await node.deploy("one")
         await node.begin("two")
         assert await node.store.rollouts.put(await last(node), rollouts.roll_back((await last(node)).state, "it broke"))
-        (alert,) = await node.store.recovery.alerts()
+        (alert,) = await node.store.alerts.list()
         assert (alert.id, alert.state, alert.reason) == (
             f"rollout-{AGENT}",
             "firing",
@@ -250,7 +250,7 @@ class RolloutsContract:
         await node.begin("three")
         await move(node, until=100)
         await move(node)
-        assert [alert.state for alert in await node.store.recovery.alerts()] == ["resolved"]
+        assert [alert.state for alert in await node.store.alerts.list()] == ["resolved"]
 
     async def test_a_removed_agent_leaves_no_rollout_and_no_revision_standing(self, node: Node) -> None:
         await node.deploy("one")

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from greenroom.core import breaker, rollouts, tasks
+from greenroom.core import alerts, breaker, rollouts, tasks
 
 PAGE = Path("docs/state-machines.md")
 _PURPOSE = {
@@ -39,13 +39,21 @@ _BREAKER = {
 }
 
 
+_ALERTS = {
+    alerts.State.PENDING: "its condition holds, but not for long enough yet",
+    alerts.State.FIRING: "somebody has to look after it",
+    alerts.State.ACKNOWLEDGED: "somebody does",
+    alerts.State.RESOLVED: "it is over; one that never fired leaves no trace",
+}
+
+
 def page() -> str:
     """Return the page, as Markdown with Mermaid diagrams."""
     lines = [
         "# State machines",
         "",
-        "Drawn from `TRANSITIONS` of `greenroom.core.tasks`, `greenroom.core.rollouts` and `greenroom.core.breaker` by",
-        "`python -m greenroom.testing.state_machines`.",
+        "Drawn from `TRANSITIONS` of `greenroom.core.tasks`, `greenroom.core.rollouts`, `greenroom.core.breaker` and",
+        "`greenroom.core.alerts` by `python -m greenroom.testing.state_machines`.",
         "",
         "## Tasks",
         "",
@@ -67,6 +75,13 @@ def page() -> str:
         "",
         "A move takes effect before another task is claimed; it is in memory, and a node that is started again begins",
         "with closed ones. [What counts](breaker.md).",
+        "",
+        "## Alerts",
+        "",
+        *_machine(alerts.TRANSITIONS, alerts.State.PENDING, "hold", _ALERTS),
+        "",
+        "A move is one statement that compares the alert's state, and an acknowledgement ends with the alert.",
+        "[What moves them](alerts.md).",
         "",
     ]
     return "\n".join(lines)

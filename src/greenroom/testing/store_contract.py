@@ -21,10 +21,11 @@ from greenroom.store import advice as advices
 from greenroom.store import agents, database, recovery, scaling, submissions, tenants, transitions
 from greenroom.store import history as histories
 from greenroom.store.advice import MAX_TEXT, Move
+from greenroom.store.alerts import Raised, Resolved
 from greenroom.store.deployments import Deployed, Deployment, Limits
 from greenroom.store.history import Part
 from greenroom.store.news import News
-from greenroom.store.recovery import NewFailure, Noted, Raised, Recovered, Resolved
+from greenroom.store.recovery import NewFailure, Noted, Recovered
 from greenroom.store.rows import Accepted, Call, Cancel, Claim, Event, Finish, Lease, NewTask, StoredEvent
 from greenroom.store.store import Store
 from greenroom.testing.databases import Scratch
@@ -1117,26 +1118,15 @@ class StoreContract:
         still_open = [row.replica for row in await store.open_failures(after_us=0)]
         assert still_open == ["a-2", "b-2", "b-3", "a-4", "b-4"]
 
-    async def test_an_alert_that_is_raised_again_is_the_same_one_until_it_is_resolved(self, node: Node) -> None:
-        store, raised = node.store.recovery, Raised("agent-a", "recurring", "a", "warning", "why")
-        await store.note(Noted("a", b"{}", alert=raised))
-        (first,) = await store.alerts()
-        await store.acknowledge("agent-a", by="ann")
-        await store.note(Noted("a", b"{}", alert=msgspec.structs.replace(raised, kind="quarantined", reason="worse")))
-        (alert,) = await store.alerts()
-        assert (alert.state, alert.kind, alert.count, alert.reason) == ("firing", "quarantined", 2, "worse")
-        assert (alert.first_at, alert.acknowledged_by) == (first.first_at, "ann")
-        await store.note(Noted("a", b"{}", alert=Resolved("agent-a")))
-        assert [alert.state for alert in await store.alerts()] == ["resolved"]
-        await store.note(Noted("a", b"{}", alert=raised))
-        (alert,) = await store.alerts()
-        assert (alert.state, alert.count, alert.acknowledged_by) == ("firing", 1, None)
-        await store.tell(Resolved("agent-a"))
-        await store.tell(Raised("breaker-a", "breaker", "a", "warning", "x" * 10_000))
-        found = [(alert.id, alert.state, len(alert.reason)) for alert in await store.alerts()]
-        assert found == [("breaker-a", "firing", recovery.MAX_REASON), ("agent-a", "resolved", 3)]
-        with pytest.raises(errors.NotFound):
-            await store.acknowledge("unknown", by="ann")
+    async def test_a_failure_and_its_alert_are_one_commit(self, node: Node) -> None:
+        failure = NewFailure("a-1", "a", 1, "node-1", "crashed", "why", "restart")
+        raised = Raised("agent-a", "recurring", "a", "warning", "why")
+        await node.store.recovery.note(Noted("a", b"{}", (failure,), alert=raised))
+        assert [(alert.id, alert.state) for alert in await node.store.alerts.open()] == [("agent-a", "firing")]
+        await node.store.recovery.note(Noted("a", b"{}", alert=Resolved("agent-a")))
+        assert await node.store.alerts.open() == []
+        assert await node.store.recovery.failure_counts(after_us=0) == {"a": 1}
+        assert await node.store.recovery.failure_counts(after_us=2**62) == {}
 
     async def test_advice_is_opened_applied_and_measured_and_what_is_open_is_listed_first(self, node: Node) -> None:
         advice = node.store.advice

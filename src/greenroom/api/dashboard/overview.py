@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from greenroom.api import agents, operations, recovery, schemas
+from greenroom.api import alerts as all_alerts
 from greenroom.api.dashboard import series
 from greenroom.api.dashboard.frame import Page
 from greenroom.api.request import Call
@@ -39,7 +40,7 @@ async def show(call: Call) -> Page:
     status = await _status(call) if rights.allows(Action.STATUS_READ) else None
     found = (await agents.list_agents(call)).document["items"] if rights.allows(Action.AGENT_READ) else []
     observed = [agent["name"] for agent in found if rights.on_agent(Action.AGENT_OBSERVE, agent["name"])]
-    alerts = (await recovery.list_alerts(call)).document["items"] if rights.allows(Action.ALERT_READ) else []
+    alerts = (await all_alerts.list_all(call)).document["items"] if rights.allows(Action.ALERT_READ) else []
     firing = [alert for alert in alerts if alert["state"] == "firing"]
     failures: list[dict[str, Any]] = []
     replicas: list[dict[str, Any]] = []
