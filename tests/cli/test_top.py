@@ -158,7 +158,8 @@ def test_looks_are_gentle_and_a_restart_is_seen(fake: FakeNode) -> None:
     reborn = {"id": "n1", "state": "ready", "started_at": "2026-01-02T05:00:00Z"}
     fake.put("GET /v1/status", status(working("a"), working("b"), alerts={"warning": 1}, node=reborn))
     watch.look()
-    assert (watch.requests, watch.restarted_at) == (2, NOW)
+    assert watch.requests == 2
+    assert str(watch.restarted_at) == str(NOW)
     watch.close()
 
 
