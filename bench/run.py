@@ -33,6 +33,7 @@ from bench.recovery import recovery
 from bench.rollouts import rollouts
 from bench.scale import FULL, QUICK, Scale
 from bench.scaling import scaling
+from bench.scrape import scrape
 from bench.switches import BATCH, BATCH_BODY, BODY, ECHO, security
 from bench.webhooks import webhooks
 
@@ -154,6 +155,7 @@ BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
         replicas,
         isolation,
         audit_log,
+        scrape,
     )
 }
 

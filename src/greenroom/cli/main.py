@@ -37,6 +37,7 @@ VERBS = (  # in the order in which one meets them
     ("health", "health:health", "Show how the system or an agent is, why, and what is left of its error budget."),
     ("history", "history:history", "Show how an agent did: what became of its attempts, and how long they took."),
     ("status", "status:status", "Show how the node and its agents are."),
+    ("top", "top:top", "Watch the node in the terminal: health, throughput, latency, agents, alerts and rollouts."),
     ("backup", "backup:app", "Make, list, restore and rehearse backups of the store."),
     ("keys", "keys:app", "Create, list and revoke the keys of those who may call; ask what each may do."),
     ("shutdown", "shutdown:shutdown", "Have the node drain and stop."),

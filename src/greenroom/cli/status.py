@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from greenroom.cli import options, render, rollout_report
+from greenroom.cli import options, render, rollout_report, summary
 from greenroom.cli.render import Column
 
 if TYPE_CHECKING:
@@ -25,9 +25,14 @@ def status(*, given: options.Options = options.DEFAULT) -> None:
     """Show how the node and its agents are."""
     with given.connect() as node:
         document = node.status()
+        asks = not given.json and any((document.get("alerts") or {}).values())
+        alerts = [alert for alert in node.alerts() if alert.state == "firing"] if asks else []
     if given.json:
         render.json(document)
         return
+    for sentence in summary.sentences(document, alerts):
+        render.paragraph(sentence, indent=0)
+    render.line("")
     agents = document.get("agents") or []
     render.facts(_facts({name: value for name, value in document.items() if name != "agents"}))
     render.line("")
