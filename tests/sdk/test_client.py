@@ -545,7 +545,7 @@ def test_a_refused_stream_is_the_error_that_it_means() -> None:
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_events_are_read_whatever_pieces_they_come_in(size: int) -> None:
     content = event(1, "log", "ä\x85\u2028").replace(b"\n", b"\r\n") + b": idle\n\n" + event(2, "output", {"a": [1]})
-    parser = streams.Parser()
+    parser = streams.Parser(models.Event)
     pieces = [content[at : at + size] for at in range(0, len(content), size)]
     found = [event for piece in pieces for event in parser.feed(piece)]
     assert [(event.seq, event.data) for event in found] == [(1, "ä\x85\u2028"), (2, {"a": [1]})]

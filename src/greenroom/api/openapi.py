@@ -19,7 +19,7 @@ from greenroom.api.request import Answer, Call
 from greenroom.api.routes import Given, Page, Route
 from greenroom.core import agents, breaker, health, history, rollouts, tasks
 from greenroom.core.permissions import Action
-from greenroom.engine import protocol
+from greenroom.engine import protocol, said
 from greenroom.sdk import models
 
 _SCHEMAS = "#/components/schemas/"
@@ -73,12 +73,14 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
         "How long each stage is watched, in place of the spec's for this time.",
     ),
     "hours": ({"type": "integer", "minimum": 1, "maximum": 168, "default": 24}, "How far back."),
+    "level": ({"type": "string", "enum": list(said.LEVELS)}, "Only what is as grave as this, or graver."),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many."),
     "object": (_NAME, "Only what was done to this, for example agent:research."),
     "or_cancel": (
         _SWITCH,
         "With wait: cancel the task if it has not ended by then, and as soon as the caller closes the connection.",
     ),
+    "replica": (_NAME, "Only what is of this replica."),
     "resource": ({"type": "string", "pattern": "^agent:"}, "On what; without it, on anything at all."),
     "session": (_NAME, "Only what is of this session."),
     "sessions": (_SWITCH, "With dry_run: try the revision, on the agent's stored sessions too; one at a time."),
@@ -89,6 +91,7 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "string", "enum": ["rolling", "blue-green", "canary"]},
         "In place of the spec's for this time.",
     ),
+    "task": (_NAME, "Only what is of this task."),
     "tenant": (_NAME, "Of this tenant, for who may manage others than their own."),
     "wait": (
         {"type": "number", "minimum": 0, "maximum": schemas.MAX_WAIT_S},
@@ -104,7 +107,7 @@ _HEADERS: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "string", "minLength": 1, "maxLength": 255},
         "The same request with the same key is accepted once, however often it is sent.",
     ),
-    "Last-Event-ID": ({"type": "string", "pattern": "^[0-9]{1,9}$"}, "Begin behind the event of this number."),
+    "Last-Event-ID": ({"type": "string", "pattern": "^[0-9]{1,18}$"}, "Begin behind the event of this number."),
 }
 
 # What the client reads with more patience than this node needs: these it knows, and gives always but for the latter.

@@ -14,6 +14,7 @@ from greenroom.api import (
     encryption,
     history,
     login,
+    logs,
     operations,
     principals,
     recovery,
@@ -68,6 +69,7 @@ AGENT_OR_PLAN = {200: (AGENT, models.Plan)}  # the latter for a dry run
 TASK_IN_TIME = {200: TASK, 202: TASK}  # it has ended, or not yet
 EVENTS, TEXT, PAGE = "text/event-stream", "text/plain", "text/html"
 ASKED = ("Idempotency-Key", "Cache-Control")
+LINES = ("agent", "task", "replica", "level", "since", "limit")
 LATEST = ("agent", "limit", "cursor")
 STREAM = {200: EVENTS, 204: None}  # it goes on, or nothing is left
 GONE = {204: None}
@@ -203,6 +205,17 @@ ROUTES = (
     ),
     Route("GET", "/v1/alerts", recovery.list_alerts, Action.ALERT_READ, {200: Page(ALERT)}),
     Route("POST", "/v1/alerts/{id}/ack", recovery.acknowledge, Action.ALERT_ACKNOWLEDGE, {200: ALERT}),
+    Route("GET", "/v1/logs", logs.list_lines, Action.TASK_READ, {200: Page(models.LogLine)}, None, (*LINES, "cursor")),
+    Route(
+        "GET",
+        "/v1/logs/stream",
+        logs.stream,
+        Action.TASK_READ,
+        {200: EVENTS},
+        None,
+        (*LINES, "after"),
+        ("Last-Event-ID",),
+    ),
     Route("GET", "/v1/status", operations.status, Action.STATUS_READ, {200: schemas.Status}),
     Route("GET", "/v1/backups", operations.list_backups, Action.BACKUP_READ, {200: Page(models.Backup)}),
     Route("POST", "/v1/backups", operations.create_backup, Action.BACKUP_CREATE, {202: models.Backups}),

@@ -11,6 +11,7 @@ import msgspec
 from greenroom import redaction, settings
 from greenroom.api import schemas
 from greenroom.core import agents, health, history, rollouts, strategies
+from greenroom.engine import said
 from greenroom.sdk import models
 from greenroom.store import database
 from greenroom.store.advice import Advice
@@ -18,6 +19,7 @@ from greenroom.store.agents import Replica, Revision
 from greenroom.store.board import Board
 from greenroom.store.data_keys import KeysOfTenant
 from greenroom.store.directory import Entry
+from greenroom.store.logs import StoredLine
 from greenroom.store.recovery import Alert, Failure
 from greenroom.store.resealing import Progress
 from greenroom.store.rollouts import Rollout
@@ -379,6 +381,21 @@ def load(row: Load) -> models.Load:
         busy=row.busy,
         replicas=row.replicas,
         start_s=None if row.start_us is None else row.start_us / 1e6,
+    )
+
+
+def log_line(row: StoredLine) -> models.LogLine:
+    return models.LogLine(
+        seq=row.seq,
+        at=database.instant(row.at),
+        level=said.level_of(row.level),
+        agent=row.agent,
+        replica=row.replica or None,
+        task=row.task,
+        epoch=row.epoch,
+        source=row.source,
+        logger=row.logger or None,
+        text=row.text.decode("utf-8", "replace"),
     )
 
 

@@ -35,6 +35,7 @@ VERBS = (  # in the order in which one meets them
     ("rollout", "rollout:app", "Show how new revisions take over; promote, pause, resume, abort and undo it."),
     ("scale", "scaling:app", "Set the number of an agent's replicas; explain it; try other settings on recorded load."),
     ("history", "history:history", "Show how an agent did: what became of its attempts, and how long they took."),
+    ("logs", "logs:logs", "Show what replicas and tasks said, and what befell them; follow it."),
     ("status", "status:status", "Show how the node and its agents are."),
     ("backup", "backup:app", "Make, list, restore and rehearse backups of the store."),
     ("keys", "keys:app", "Create, list and revoke the keys of those who may call; ask what each may do."),

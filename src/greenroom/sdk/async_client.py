@@ -29,6 +29,7 @@ from greenroom.sdk.models import (
     Key,
     Load,
     Login,
+    LogLine,
     Page,
     Plan,
     Problem,
@@ -243,6 +244,48 @@ class AsyncClient:
         steps of *step_s* (60; or 300, 900, 3600, 86400): only steps in which some ended.
         """
         return list((await self._send(calls.history(name, since=since, step_s=step_s))).items)
+
+    async def logs(
+        self,
+        *,
+        agent: str | None = None,
+        task: str | None = None,
+        replica: str | None = None,
+        level: str | None = None,
+        since: datetime | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Page[LogLine]:
+        which = calls.LogQuery(agent, task, replica, level, since)
+        return await self._send(calls.logs(which, cursor=cursor, limit=limit))
+
+    async def follow_logs(
+        self,
+        *,
+        agent: str | None = None,
+        task: str | None = None,
+        replica: str | None = None,
+        level: str | None = None,
+        since: datetime | None = None,
+        limit: int = 50,
+    ) -> AsyncIterator[LogLine]:
+        which = calls.LogQuery(agent, task, replica, level, since)
+        following = streams.Lines(which, limit=limit, patience=self._patience)
+        while True:
+            sent = wire.stream_request(following.connect(), self._patience.timeout_s)
+            try:
+                async with self._http.stream(**sent) as response:
+                    if response.is_success:
+                        async for chunk in response.aiter_bytes():
+                            for line in following.feed(chunk):
+                                yield line
+                    else:
+                        await response.aread()
+            except httpx.RequestError as error:
+                delay_s = following.broken(wire.lost(error, self.url).error)
+            else:
+                delay_s = following.closed() if response.is_success else following.refused(wire.reply(response))
+            await asyncio.sleep(delay_s)
 
     async def release(self, name: str) -> Agent:
         """Have a quarantined agent judged anew: its replicas are started again."""

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -96,6 +96,7 @@ _alerts, _alert = as_a(models.Page[models.Alert]), as_a(models.Alert)
 _revisions = as_a(models.Page[models.Revision])
 _rollouts, _rollout = as_a(models.Page[models.Rollout]), as_a(models.Rollout)
 _scaling, _load = as_a(models.AgentScaling), as_a(models.Page[models.Load])
+_logs = as_a(models.Page[models.LogLine])
 _history = as_a(models.Page[models.HistoryBucket])
 _plan = as_a(models.Plan)
 _code = as_a(models.Code)
@@ -278,6 +279,31 @@ def history(
 ) -> Call[models.Page[models.HistoryBucket]]:
     query = {"since": None if since is None else since.isoformat(), "step_s": step_s}
     return Call("GET", f"/v1/agents/{_segment(name)}/history", _history, query=query)
+
+
+class LogQuery(NamedTuple):
+    """Which lines of the logs; None: any. *level* is the least, *since* an instant."""
+
+    agent: str | None = None
+    task: str | None = None
+    replica: str | None = None
+    level: str | None = None
+    since: datetime | None = None
+
+    def query(self) -> dict[str, str | int | float | None]:
+        since = None if self.since is None else self.since.isoformat()
+        return {**self._asdict(), "since": since}
+
+
+def logs(which: LogQuery, *, cursor: str | None = None, limit: int | None = None) -> Call[models.Page[models.LogLine]]:
+    return Call("GET", "/v1/logs", _logs, query={**which.query(), "cursor": cursor, "limit": limit})
+
+
+def log_stream(which: LogQuery, *, limit: int, after: int | None) -> Call[None]:
+    headers = {"Accept": "text/event-stream"}
+    if after is not None:
+        headers["Last-Event-ID"] = str(after)
+    return Call("GET", "/v1/logs/stream", _nothing, query={**which.query(), "limit": limit}, headers=headers)
 
 
 def release(name: str) -> Call[models.Agent]:

@@ -47,6 +47,9 @@ environment = "development"              # or "staging", "production"
 # keep_minutes_days = 1
 # keep_hours_days = 30
 
+# [logs]                                 # what replicas and tasks said, and what befell them: greenroom logs
+# keep_days = 7                          # 0: nothing is kept
+
 [agents.hello]
 factory = "agents:hello"                 # module:attribute: an AutoGen agent or team, a class, or a function
 description = "Answers a greeting"       # requests that name no agent are routed by this

@@ -49,6 +49,7 @@ class AttemptEnded(msgspec.Struct, frozen=True, gc=False):
     revision: int = 0
     wait_us: int | None = None
     input_tokens: int = 0
+    tenant: str = ""
 
 
 class AttemptBegan(msgspec.Struct, frozen=True, gc=False):
@@ -152,12 +153,27 @@ class ProbeAnswered(msgspec.Struct, frozen=True):
 
 
 class ReplicaSaid(msgspec.Struct, frozen=True):
-    """A line that a replica's process wrote outside of any task."""
+    """A line that a replica's process wrote and that is no task's for certain; *level* and *logger* are of a record of
+    Python's `logging`.
+    """
 
     agent: str
     replica: str
     stream: str
     line: str
+    level: str = ""
+    logger: str = ""
+
+
+class TaskSaid(msgspec.Struct, frozen=True, gc=False):
+    """A log event of a running attempt. Never logged: *data*, JSON, is its caller's."""
+
+    agent: str
+    replica: str
+    task: str
+    epoch: int
+    tenant: str
+    data: bytes
 
 
 class AgentFailing(msgspec.Struct, frozen=True):
@@ -480,6 +496,7 @@ Fact = (
     | ReplicaGraded
     | ProbeAnswered
     | ReplicaSaid
+    | TaskSaid
     | AgentFailing
     | AgentDropped
     | AgentScaled
