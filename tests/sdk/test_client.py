@@ -132,6 +132,7 @@ def test_the_other_routes(fake: FakeNode, node: client.Client) -> None:
     )
     fake.put("GET /v1/agents/research/load", {"items": [{"arrivals": 7}]})
     fake.put("GET /v1/agents/research/history", {"items": [{"attempts": 3, "run": {"p95_s": 2.5}}]})
+    fake.put("GET /v1/logs", {"items": [{"seq": 3, "text": "said", "level": "error", "mood": "new"}]})
     fake.put("GET /v1/replicas", {"items": [replica]})
     fake.put("POST /v1/replicas/r1/restart", replica)
     fake.put("POST /v1/replicas/r1/drain", replica)
@@ -158,6 +159,8 @@ def test_the_other_routes(fake: FakeNode, node: client.Client) -> None:
     (bucket,) = node.history("research", since=datetime(2030, 1, 1, tzinfo=UTC), step_s=3600)
     assert (bucket.attempts, bucket.run and bucket.run.p95_s, bucket.wait) == (3, 2.5, None)
     assert dict(fake.last.query_params) == {"since": "2030-01-01T00:00:00+00:00", "step_s": "3600"}
+    assert node.logs(task="t", level="error", limit=1).items[0].text == "said"
+    assert dict(fake.last.query_params) == {"task": "t", "level": "error", "limit": "1"}
     assert node.replicas()[0].slots == 4
     assert node.restart_replica("r1").id == node.drain_replica("r1").id == "r1"
     assert node.status() == {"environment": "development"}

@@ -22,6 +22,7 @@ POLL_S = 1.0  # wakeups are hints, and know of this node alone
 MAX_PAGE = 200
 AT_ONCE = 200  # lines that a stream reads at a time
 MAX_FOLLOWERS = 200  # of one node
+MAX_FOLLOW_S = 3600.0  # then its client comes again: what they may read may have changed
 
 _encode = msgspec.json.encode
 
@@ -40,10 +41,11 @@ async def list_lines(call: Call) -> Answer:
 
 async def stream(call: Call) -> Stream:
     """Stream lines as they are stored (SSE), the oldest first: the last ``?limit=`` (50) of those that are there, and
-    what comes. Resumable by ``Last-Event-ID`` or ``?after=``. It has no end.
+    what comes within ``?follow_s=`` (0). Resumable by ``Last-Event-ID`` or ``?after=``.
     """
     which = _filter(call)
     limit = call.number("limit", default=50, least=1, most=MAX_PAGE)
+    until_s = call.services.clock.monotonic_s() + call.seconds("follow_s", most=MAX_FOLLOW_S)
     after: int | None = call.number("after", default=0, most=2**62) if call.query("after") is not None else None
     last_id = call.header("last-event-id") or ""
     if last_id.isascii() and last_id.isdigit() and len(last_id) < 19:
@@ -53,10 +55,10 @@ async def stream(call: Call) -> Stream:
             f"cannot follow the logs: {MAX_FOLLOWERS} do already; stop one, or ask for /v1/logs now and then",
             retry_after_s=10.0,
         )
-    return Stream(_lines(call, which, after, limit))
+    return Stream(_lines(call, which, after, limit=limit, until_s=until_s))
 
 
-async def _lines(call: Call, which: Filter, after: int | None, limit: int) -> AsyncIterator[bytes]:
+async def _lines(call: Call, which: Filter, after: int | None, *, limit: int, until_s: float) -> AsyncIterator[bytes]:
     clock, logs = call.services.clock, call.store.logs
     quiet_since_s = clock.monotonic_s()
     with logs.followed() as wakeup:
@@ -66,20 +68,23 @@ async def _lines(call: Call, which: Filter, after: int | None, limit: int) -> As
             for row in reversed(rows):
                 yield _sse(row)
         yield b": following\n\n"
-        while not call.services.stopping.is_set() and call.is_live:
+        while call.is_live:
             wakeup.clear()
             head = await logs.head()  # first: whatever is numbered up to it can be read
             rows = await logs.after(which, after, limit=AT_ONCE) if head > after else ()
             for row in rows:
                 yield _sse(row)
-            after = rows[-1].seq if len(rows) == AT_ONCE else max(after, head)
+            is_full, now_s = len(rows) == AT_ONCE, clock.monotonic_s()
+            after = rows[-1].seq if is_full else max(after, head)
             if rows:
-                quiet_since_s = clock.monotonic_s()
-            elif clock.monotonic_s() - quiet_since_s > HEARTBEAT_S:
+                quiet_since_s = now_s
+            elif now_s - quiet_since_s > HEARTBEAT_S:
                 yield b": still here\n\n"
-                quiet_since_s = clock.monotonic_s()
-            if len(rows) < AT_ONCE:
-                await clock.sleep(POLL_S, wakeup)
+                quiet_since_s = now_s
+            if not is_full:
+                if now_s >= until_s or call.services.stopping.is_set():
+                    return
+                await clock.sleep(min(POLL_S, until_s - now_s), wakeup)
 
 
 def _filter(call: Call) -> Filter:

@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from greenroom import settings
-from greenroom.api import problems, routes, schemas
+from greenroom.api import logs, problems, routes, schemas
 from greenroom.api.request import Answer, Call
-from greenroom.api.routes import Given, Page, Route
+from greenroom.api.routes import Events, Given, Page, Route
 from greenroom.core import agents, breaker, health, history, rollouts, tasks
 from greenroom.core.permissions import Action
 from greenroom.engine import protocol, said
@@ -72,6 +72,10 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "number", "minimum": 0},
         "How long each stage is watched, in place of the spec's for this time.",
     ),
+    "follow_s": (
+        {"type": "number", "minimum": 0, "maximum": logs.MAX_FOLLOW_S, "default": 0},
+        "Go on with what comes, for so many seconds.",
+    ),
     "hours": ({"type": "integer", "minimum": 1, "maximum": 168, "default": 24}, "How far back."),
     "level": ({"type": "string", "enum": list(said.LEVELS)}, "Only what is as grave as this, or graver."),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many."),
@@ -114,6 +118,8 @@ _HEADERS: dict[str, tuple[dict[str, Any], str]] = {
 _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("Task", "state"): tasks.State,
     ("Event", "type"): ("state", *sorted(protocol.EVENT_TYPES)),
+    ("LogLine", "level"): tuple(said.LEVELS),
+    ("LogLine", "source"): ("stdout", "stderr", "event", "greenroom"),
     ("Agent", "state"): agents.State,
     ("Replica", "state"): ("starting", "ready", "draining", "stopped", "failed"),
     ("Replica", "grade"): health.Grade,
@@ -204,7 +210,7 @@ def _answers(every: Iterable[Route]) -> dict[str, Any]:
 
 def _kinds(answer: Given) -> tuple[type[msgspec.Struct], ...]:
     match answer:
-        case Page(item):
+        case Page(item) | Events(item):
             return (item,)
         case None | str():
             return ()
@@ -254,9 +260,10 @@ def _response(status: int, kind: Given) -> dict[str, Any]:
             pass
         case "application/json":
             response["content"] = {kind: {"schema": {"type": "object"}}}
-        case routes.EVENTS:
+        case Events(item):
             # What each of its events has as data; OpenAPI 3.1 has no word for it.
-            response["content"] = {kind: {"schema": {"type": "string"}, "x-event": {"$ref": f"{_SCHEMAS}Event"}}}
+            stream = {"schema": {"type": "string"}, "x-event": {"$ref": f"{_SCHEMAS}{item.__name__}"}}
+            response["content"] = {"text/event-stream": stream}
         case str():
             response["content"] = {kind: {"schema": {"type": "string"}}}
         case Page(item):

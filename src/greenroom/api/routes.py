@@ -37,7 +37,13 @@ class Page(msgspec.Struct, frozen=True):
     item: type[msgspec.Struct]
 
 
-Given = type[msgspec.Struct] | tuple[type[msgspec.Struct], ...] | Page | str | None
+class Events(msgspec.Struct, frozen=True):
+    """Server-sent events, each with *item* as its data."""
+
+    item: type[msgspec.Struct]
+
+
+Given = type[msgspec.Struct] | tuple[type[msgspec.Struct], ...] | Page | Events | str | None
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -67,11 +73,11 @@ WEBHOOK = models.Webhook
 REVISION, ROLLOUT = models.Revision, models.Rollout
 AGENT_OR_PLAN = {200: (AGENT, models.Plan)}  # the latter for a dry run
 TASK_IN_TIME = {200: TASK, 202: TASK}  # it has ended, or not yet
-EVENTS, TEXT, PAGE = "text/event-stream", "text/plain", "text/html"
+TEXT, PAGE = "text/plain", "text/html"
 ASKED = ("Idempotency-Key", "Cache-Control")
 LINES = ("agent", "task", "replica", "level", "since", "limit")
 LATEST = ("agent", "limit", "cursor")
-STREAM = {200: EVENTS, 204: None}  # it goes on, or nothing is left
+STREAM = {200: Events(models.Event), 204: None}  # it goes on, or nothing is left
 GONE = {204: None}
 
 
@@ -211,9 +217,9 @@ ROUTES = (
         "/v1/logs/stream",
         logs.stream,
         Action.TASK_READ,
-        {200: EVENTS},
+        {200: Events(models.LogLine)},
         None,
-        (*LINES, "after"),
+        (*LINES, "after", "follow_s"),
         ("Last-Event-ID",),
     ),
     Route("GET", "/v1/status", operations.status, Action.STATUS_READ, {200: schemas.Status}),

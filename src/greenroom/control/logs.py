@@ -102,9 +102,9 @@ class Logs:
             task=None if only is None else only.id,
             epoch=None if only is None else only.epoch,
             of_task=only is not None,
-            level=said.LEVELS.get(fact.level, logging.INFO),
+            level=said.LEVELS.get(fact.severity, logging.INFO),
             source=fact.stream,
-            logger=fact.logger,
+            logger=fact.by,
             text=fact.line,
         )
         if self._may_keep(fact.agent, fact.replica, line):

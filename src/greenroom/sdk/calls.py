@@ -20,6 +20,7 @@ from greenroom.sdk import models, problems, security
 T = TypeVar("T")
 Query = Mapping[str, str | int | float | None]
 
+FOLLOW_S = 3600  # the longest that a node keeps one connection for the logs
 REHEARSAL_S = 400.0  # a replica starts, and is given the stored sessions
 
 
@@ -303,7 +304,13 @@ def log_stream(which: LogQuery, *, limit: int, after: int | None) -> Call[None]:
     headers = {"Accept": "text/event-stream"}
     if after is not None:
         headers["Last-Event-ID"] = str(after)
-    return Call("GET", "/v1/logs/stream", _nothing, query={**which.query(), "limit": limit}, headers=headers)
+    return Call(
+        "GET",
+        "/v1/logs/stream",
+        _nothing,
+        query={**which.query(), "limit": limit, "follow_s": FOLLOW_S},
+        headers=headers,
+    )
 
 
 def release(name: str) -> Call[models.Agent]:

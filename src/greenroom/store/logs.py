@@ -83,7 +83,9 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 _COLUMNS = StoredLine.__struct_fields__
-_NUMBER = "update log_head set seq = seq + :count where id = 1 returning seq"
+_NUMBER = """
+insert into log_head (id, seq) values (1, :count)
+on conflict (id) do update set seq = log_head.seq + :count returning seq"""
 _PUT = f"insert into log_line ({', '.join(_COLUMNS)}) values ({', '.join(f':{name}' for name in _COLUMNS)})"
 _COUNT = """
 insert into log_size (tenant, agent, lines, bytes) values (:tenant, :agent, :lines, :bytes)
@@ -187,8 +189,8 @@ class Logs:
 
     async def head(self) -> int:
         """Return the number of the last line that was ever stored."""
-        ((seq,),) = await self._db.lookup(_HEAD, {})
-        return int(seq)
+        found = await self._db.lookup(_HEAD, {})
+        return int(found[0][0]) if found else 0
 
     async def latest(self, which: Filter, *, before: int | None = None, limit: int) -> Sequence[StoredLine]:
         """Return the latest lines, of those numbered below *before*: the latest first."""

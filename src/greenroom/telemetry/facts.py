@@ -153,16 +153,16 @@ class ProbeAnswered(msgspec.Struct, frozen=True):
 
 
 class ReplicaSaid(msgspec.Struct, frozen=True):
-    """A line that a replica's process wrote and that is no task's for certain; *level* and *logger* are of a record of
-    Python's `logging`.
+    """A line that a replica's process wrote and that is no task's for certain; *severity* is of a record of Python's
+    `logging`, *by* the name of its logger.
     """
 
     agent: str
     replica: str
     stream: str
     line: str
-    level: str = ""
-    logger: str = ""
+    severity: str = ""
+    by: str = ""
 
 
 class TaskSaid(msgspec.Struct, frozen=True, gc=False):
@@ -266,9 +266,9 @@ class AgentDropped(msgspec.Struct, frozen=True):
 
 
 class RequestCrashed(msgspec.Struct, frozen=True):
-    """A request ended as it should not: a bug of Greenroom's own. *request* is the id that its caller was given."""
+    """A request ended as it should not: a bug of Greenroom's own. *request_id* is what its caller was given."""
 
-    request: str
+    request_id: str
     method: str
     path: str
     error: str

@@ -24,7 +24,6 @@ create table log_head (
     id integer not null primary key check (id = 1),
     seq bigint not null
 );
-insert into log_head (id, seq) values (1, 0);
 
 -- How much there is, so that nobody has to count.
 create table log_size (
