@@ -1,4 +1,4 @@
-"""What looking costs: the overview beside many finished tasks, open pages while tasks run, and a scrape."""
+"""What looking costs: the overview beside many finished tasks, and open pages while tasks run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ SECONDS, RENDERS = 15.0, 20
 TASKS_EVERY_S = 0.1  # so that there is something to see
 
 
-AGENTS, IDLE = 20, 'factory = "agents:echo"'
-
-
 def dashboard(folder: Path, scale: Scale) -> Iterator[Figure]:
     """The overview beside many finished tasks, and what open pages take of a core."""
     servers.prepare(folder, {"echo": ECHO, "nap": NAP})
@@ -37,18 +34,6 @@ def dashboard(folder: Path, scale: Scale) -> Iterator[Figure]:
         for pages, told in ((PAGES[:1], "all the overview"), (PAGES, "of four kinds")):
             idle, watched = (_cpu_pct(node, key, pages, viewers) for viewers in (0, VIEWERS))
             yield Figure(f"{VIEWERS} open dashboards, {told}", "% of a core", [watched - idle], aim="≤ 5")
-
-
-def scrape(folder: Path, scale: Scale) -> Iterator[Figure]:
-    """``/metrics`` of a node with many replicas."""
-    each = f"{IDLE}\nscaling = {{ min_replicas = {scale.replicas // AGENTS} }}"
-    agents = {f"agent-{number}": each for number in range(AGENTS)}
-    with servers.greenroom(folder, agents, settings=f"[cluster]\nmax_replicas = {scale.replicas}") as node:
-        with httpx.Client(base_url=node.url, headers={"authorization": f"Bearer {node.key}"}, timeout=60) as http:
-            for name in agents:
-                http.post("/v1/tasks", params={"wait": 30}, json={"agent": name, "input": "x"}).raise_for_status()
-            took_ms = _took_ms(http, "/metrics")
-        yield Figure(f"/metrics of {AGENTS} agents with {scale.replicas} replicas", "ms", took_ms, aim="≤ 50")
 
 
 def _took_ms(http: httpx.Client, path: str) -> list[float]:

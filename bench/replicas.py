@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from greenroom import clock as clocks
-from greenroom.engine import contract, local, protocol, snapshots
+from greenroom.engine import contract, local, protocol, said, snapshots
 
 STARTS = 40
 AGENT = """
@@ -85,8 +85,8 @@ class Notices:
             assert b"done" in (message.output or b""), f"{replica}: {message}"
             self.ended_at.append(time.perf_counter())
 
-    def on_log(self, replica: str, stream: str, line: str) -> None:
-        print(f"  {replica} {stream}: {line}", file=sys.stderr)
+    def on_log(self, replica: str, line: said.Line) -> None:
+        print(f"  {replica} {line.stream}: {line.text}", file=sys.stderr)
 
     def on_alive(self, replica: str, number: int) -> None:
         """No progress is asked for."""

@@ -21,7 +21,7 @@ from bench import figures, servers
 from bench import filled as filled_bench
 from bench.audit import audit_log
 from bench.authentication import authentication
-from bench.dashboard import dashboard, scrape
+from bench.dashboard import dashboard
 from bench.door import door
 from bench.encryption import encryption
 from bench.fairness import fairness

@@ -145,7 +145,7 @@ class FakeNode:
         ]
 
     def stream(self, *chunks: bytes | Exception) -> None:
-        """Add a connection to ``/v1/tasks/ID/events``: what it sends before it closes or breaks."""
+        """Add a connection to a task's events, or to ``/v1/logs/stream``: what it sends before it closes or breaks."""
         self.streams.append(list(chunks))
 
     @property
@@ -161,7 +161,7 @@ class FakeNode:
 
     async def _answer(self, request: Request) -> Response:
         self.requests.append((request, await request.body()))
-        if request.url.path.endswith("/events"):
+        if request.url.path.endswith(("/events", "/logs/stream")):
             stream = self.streams.pop(0)
             if isinstance(stream, Response):
                 return stream

@@ -269,9 +269,23 @@ class Folder:
             wait_until(lambda: http.get("/readyz").status_code == 200)
         return Up(process, self.path, http)
 
+    def ask(self, *words: str) -> subprocess.Popen[str]:
+        """Start a command of somebody who asks the node of this folder."""
+        process = subprocess.Popen(
+            [*self.interpreter, *words],
+            cwd=self.path,
+            env=os.environ | {MARKER: str(self.path), "PYTHONPATH": SOURCE},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._stack.callback(self._end, process)
+        return process
+
     def _end(self, process: subprocess.Popen[str]) -> None:
         process.kill()
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
     def close(self) -> None:
         self._stack.close()

@@ -76,6 +76,8 @@ LOWEST_ROLE = {
     "GET /v1/silences": "viewer",
     "POST /v1/silences": "operator",
     "DELETE /v1/silences/{id}": "operator",
+    "GET /v1/logs": "viewer",
+    "GET /v1/logs/stream": "viewer",
     "GET /v1/status": "viewer",
     "GET /v1/backups": "operator",
     "POST /v1/backups": "operator",

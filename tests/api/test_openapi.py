@@ -188,6 +188,9 @@ async def test_every_route_answers_as_it_is_described(
     assert (await call("GET /v1/agents/{name}/history", name="described")).json()["items"]
     await call("GET /v1/agents/{name}/health", name="described")
     await call("GET /v1/agents")
+    await api.running.logs.step()
+    assert (await call("GET /v1/logs", None, "?agent=described")).json()["items"]
+    await call("GET /v1/logs/stream", None, "?agent=described")
 
     async def both() -> list[Any] | None:
         ready = await api.replicas("described")

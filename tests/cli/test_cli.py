@@ -473,6 +473,7 @@ def put_lists(fake: FakeNode) -> None:
     bucket |= {"run": seen, "wait": seen_too, "response": seen}
     fake.put("GET /v1/agents/research/history", {"items": [bucket, bucket | {"run": seen_too, "wait": None}]})
     fake.put("GET /v1/agents/research/health", HEALTH)
+    fake.put("GET /v1/logs", {"items": [LINE]})
     fake.put("GET /v1/sessions", {"items": [{"id": "s-1", "agent": "research", "tasks": 3, "updated_at": AT}]})
     fake.put("GET /v1/sessions/s-1", {"id": "s-1", "agent": "research", "state": {"n": 1}})
     fake.put("GET /v1/keys", {"items": [{"id": "k1", "name": "ci", "role": "user", "created_at": AT}]})
@@ -508,6 +509,11 @@ def put_lists(fake: FakeNode) -> None:
     )
 
 
+LINE = {"seq": 7, "at": AT, "level": "warning", "agent": "research", "replica": "research-1", "task": TASK_ID} | {
+    "source": "stderr",
+    "logger": "tools.search",
+    "text": "it is\tslow",
+}
 READ_VERBS: list[list[str]] = [
     ["tasks", "ls"],
     ["tasks", "show", TASK_ID],
@@ -522,6 +528,7 @@ READ_VERBS: list[list[str]] = [
     ["history", "research"],
     ["health"],
     ["health", "research"],
+    ["logs", "-n", "1"],
     ["sessions", "ls"],
     ["sessions", "show", "s-1"],
     ["keys", "ls"],
@@ -575,6 +582,52 @@ def test_the_status_tells_on_a_line_what_replicas_use_and_what_to_do_about_advic
     assert "0.25 of 1.5 CPUs (affinity), ? MB\n" in out
     assert "warning: cluster.cpu = 1.5 is enforced as 2" in out
     assert "2 open; next: greenroom advice" in out
+
+
+def test_lines_of_the_logs_are_in_order_and_command_no_terminal(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = LINE | {"seq": 8, "text": "\x1b[2J two\r\nlines \u202e", "logger": None, "level": "error"}
+    told = LINE | {"seq": 9, "source": "greenroom", "task": None, "logger": None, "level": "info", "text": "ready"}
+    fake.put("GET /v1/logs", {"items": [told, hostile], "next_cursor": "8"}, {"items": [LINE]})
+    code, out, err = run(capsys, "logs", "--agent", "research", "-n", "3", "--level", "info", "--since", "2h")
+    assert (code, err) == (0, "")
+    first, second, third = out.splitlines()
+    assert first.endswith(f"warning   research-1  {TASK_ID}  tools.search: it is   slow")
+    assert second.endswith(f"error     research-1  {TASK_ID}  �[2J two��lines �")
+    assert third.endswith("info      research-1  ready")
+    assert (fake.last.query_params["cursor"], fake.last.query_params["limit"]) == ("8", "1")
+    assert fake.last.query_params["agent"] == "research"
+    run(capsys, "logs", "--task", TASK_ID)
+    assert TASK_ID not in run(capsys, "logs", "--task", TASK_ID)[1]
+
+
+def test_logs_are_followed_as_a_document_a_line(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    def sent(seq: int) -> bytes:
+        return b"id: %d\nevent: line\ndata: %s\n\n" % (seq, json.dumps(LINE | {"seq": seq}).encode())
+
+    fake.stream(sent(7), sent(8)[:40])
+    fake.stream(sent(7) + b": still here\n\n" + sent(8), sent(9))
+    fake.streams.append(problem(403, "forbidden", "you are locked"))
+    code, out, err = run(capsys, "logs", "--follow", "--json", "--replica", "research-1", "-n", "5")
+    assert code == 1
+    assert "you are locked" in err
+    assert [json.loads(line)["seq"] for line in out.splitlines()] == [7, 8, 9]
+    assert [request.headers.get("last-event-id") for request in fake.asked("GET /v1/logs/stream")] == [None, "7", "9"]
+    assert dict(fake.last.query_params) == {"replica": "research-1", "limit": "5", "follow_s": "3600"}
+
+
+def test_logs_without_a_line_say_so_and_what_cannot_be_asked_is_told(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.put("GET /v1/logs", {"items": []})
+    code, out, err = run(capsys, "logs")
+    assert (code, out) == (0, "")
+    assert "no line" in err
+    code, _, err = run(capsys, "logs", "--since", "yesterday")
+    assert code == 2
+    assert "give 90s, 15m, 2h, 3d, or an instant" in err
+    assert run(capsys, "logs", "--level", "loud")[0] == run(capsys, "logs", "-n", "0")[0] == 2
 
 
 @pytest.mark.parametrize(("hours", "step_s"), [(1, 60), (2, 300), (24, 900), (25, 3600), (720, 86_400)])

@@ -11,7 +11,7 @@ import pytest
 from greenroom import telemetry
 from greenroom.control.checks import Checks
 from greenroom.core import health, tasks
-from greenroom.engine import contract, protocol
+from greenroom.engine import contract, protocol, said
 from greenroom.testing.fake_engine import FakeEngine
 from greenroom.testing.fakes import FakeClock
 
@@ -125,7 +125,7 @@ async def test_a_line_in_its_log_is_no_progress(watch: Watch) -> None:
     watch.engine.replicas["r1"].is_hung = True
     for _ in range(10):
         await watch.turn(1)
-        watch.checks.on_log("r1", "stdout", "still here")
+        watch.checks.on_log("r1", said.Line("stdout", "still here"))
     assert watch.engine.killed == {"r1": "hung"}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from greenroom import errors, telemetry
 from greenroom.control import attempts, calls, dispatcher
-from greenroom.engine import protocol
+from greenroom.engine import protocol, said
 from greenroom.testing.fakes import Fault, FaultyDatabase
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ async def test_a_flood_of_log_lines_ends_in_a_note(loops: Loops) -> None:
     (attempt,) = loops.dispatcher._attempts.values()
     attempt.log_bytes_left = 100
     for _ in range(10):
-        loops.dispatcher.on_log(loops.replica_of(id), "stdout", "x" * 30)
+        loops.dispatcher.on_log(loops.replica_of(id), said.Line("stdout", "x" * 30))
     loops.engine.say(loops.replica_of(id), protocol.Emitted(id, 1, "message", b"1"))
     await loops.settle()
     *lines, note, message = await loops.store.tasks.events(await loops.task(id), after=2)

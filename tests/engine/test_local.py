@@ -497,7 +497,7 @@ from greenroom.engine import contract, local, protocol
 class Listener:
     def on_ready(self, replica, ready): engine.invoke(replica, protocol.Invoke("t", 1, b"null", 1, 60.0))
     def on_message(self, replica, message): print(message.output.decode(), engine.observe()[0].pid, flush=True)
-    def on_log(self, replica, stream, line): print(line, file=sys.stderr)
+    def on_log(self, replica, line): print(line.text, file=sys.stderr)
     def on_exit(self, replica, exit): print(exit, file=sys.stderr)
 
 async def main():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import replicas
-from greenroom.engine import output, protocol, running, task_context, values
+from greenroom.engine import output, protocol, running, said, task_context, values
 
 SOURCE = Path(protocol.__file__).parents[2]
 
@@ -517,7 +517,8 @@ def test_what_an_agent_prints_is_told_of_its_task() -> None:
         assert replica.printed() == "from a thread of no task\n"
     assert replica.data("log") == [
         {"stream": "stdout", "line": "hello you"},
-        {"stream": "stderr", "line": "no endWARNING logged"},
+        {"stream": "stderr", "line": "WARNING logged", "level": "warning", "logger": "agent"},
+        {"stream": "stderr", "line": "no end"},
         {"stream": "stdout", "line": "the tail"},
     ]
 
@@ -605,6 +606,7 @@ def test_a_replica_imports_little() -> None:
                 "protocol",
                 "replica",
                 "running",
+                "said",
                 "secret_values",
                 "task_context",
                 "threads",
@@ -634,8 +636,8 @@ def test_a_replica_imports_little() -> None:
 
 
 def test_a_task_log_joins_the_pieces_of_a_line_and_cuts_long_ones() -> None:
-    lines: list[tuple[str, str]] = []
-    log = output.TaskLog(lambda stream, line: lines.append((stream, line)))
+    lines: list[said.Line] = []
+    log = output.TaskLog(lines.append)
     log.write("stdout", "a")
     log.write("stderr", "error\n")
     log.write("stdout", "b\nc\n\nd")
@@ -643,14 +645,14 @@ def test_a_task_log_joins_the_pieces_of_a_line_and_cuts_long_ones() -> None:
     log.write("stdout", "y" * 10_000 + "\nend")
     log.close()
     log.write("stdout", "late\n")
-    assert [line for stream, line in lines if stream == "stdout"] == [
+    assert [line.text for line in lines if line.stream == "stdout"] == [
         "ab",
         "c",
         "",
         "d" + "x" * 4095 + "…",
         "end",
     ]
-    assert ("stderr", "error") in lines
+    assert said.Line("stderr", "error") in lines
 
 
 def test_a_result_at_the_limit_fits_and_one_byte_more_does_not() -> None:

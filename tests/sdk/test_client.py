@@ -134,6 +134,7 @@ def test_the_other_routes(fake: FakeNode, node: client.Client) -> None:
     fake.put("GET /v1/agents/research/history", {"items": [{"attempts": 3, "run": {"p95_s": 2.5}}]})
     health = {"agent": "research", "grade": "degraded", "recent": {"grade": "degraded", "errors": 3}, "slo": None}
     fake.put("GET /v1/agents/research/health", health)
+    fake.put("GET /v1/logs", {"items": [{"seq": 3, "text": "said", "level": "error", "mood": "new"}]})
     fake.put("GET /v1/replicas", {"items": [replica]})
     fake.put("POST /v1/replicas/r1/restart", replica)
     fake.put("POST /v1/replicas/r1/drain", replica)
@@ -161,6 +162,8 @@ def test_the_other_routes(fake: FakeNode, node: client.Client) -> None:
     assert (bucket.attempts, bucket.run and bucket.run.p95_s, bucket.wait) == (3, 2.5, None)
     assert dict(fake.last.query_params) == {"since": "2030-01-01T00:00:00+00:00", "step_s": "3600"}
     assert node.agent_health("research").recent.errors == 3
+    assert node.logs(task="t", level="error", limit=1).items[0].text == "said"
+    assert dict(fake.last.query_params) == {"task": "t", "level": "error", "limit": "1"}
     assert node.replicas()[0].slots == 4
     assert node.restart_replica("r1").id == node.drain_replica("r1").id == "r1"
     assert node.status() == {"environment": "development"}
@@ -580,7 +583,7 @@ def test_a_refused_stream_is_the_error_that_it_means() -> None:
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_events_are_read_whatever_pieces_they_come_in(size: int) -> None:
     content = event(1, "log", "ä\x85\u2028").replace(b"\n", b"\r\n") + b": idle\n\n" + event(2, "output", {"a": [1]})
-    parser = streams.Parser()
+    parser = streams.Parser(models.Event)
     pieces = [content[at : at + size] for at in range(0, len(content), size)]
     found = [event for piece in pieces for event in parser.feed(piece)]
     assert [(event.seq, event.data) for event in found] == [(1, "ä\x85\u2028"), (2, {"a": [1]})]

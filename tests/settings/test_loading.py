@@ -244,6 +244,10 @@ def test_a_file_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
             "history.keep_hours_days",
             "expected a whole number from 1 to 3650, got 0",
         ),
+        ({"logs": {"keep_days": -1}}, "logs.keep_days", "expected a whole number from 0 to 3650, got -1"),
+        ({"logs": {"max_lines": 999}}, "logs.max_lines", "expected a whole number from 1000 to 10000000, got 999"),
+        ({"logs": {"max_mb": 0}}, "logs.max_mb", "expected a whole number from 1 to 100000, got 0"),
+        ({"logs": {"lines_per_second": 0}}, "logs.lines_per_second", "expected a whole number from 1 to 1000, got 0"),
         ({"cluster": {"tracing": True}}, "cluster.tracing", "not yet built"),
         ({"cluster": {"max_surge": -1}}, "cluster.max_surge", "expected a whole number from 0 to 10000, got -1"),
         ({"cluster": {"max_surge": "25%"}}, "cluster.max_surge", 'got "25%"'),
@@ -435,6 +439,10 @@ def test_a_diff_has_what_changed_and_nothing_else() -> None:
 
 def test_every_section_can_be_set_by_variables() -> None:
     assert {*sources.SECTIONS, "environment", "agents"} == set(loading.TOP_KEYS)
-    environ = {"GREENROOM_OPTIMIZER__APPLY": "true", "GREENROOM_HISTORY__KEEP_HOURS_DAYS": "7"}
+    environ = {
+        "GREENROOM_OPTIMIZER__APPLY": "true",
+        "GREENROOM_HISTORY__KEEP_HOURS_DAYS": "7",
+        "GREENROOM_LOGS__MAX_MB": "2",
+    }
     found = settings.load(None, environ)
-    assert (found.optimizer.apply, found.history.keep_hours_days) == (True, 7)
+    assert (found.optimizer.apply, found.history.keep_hours_days, found.logs.max_mb) == (True, 7, 2)

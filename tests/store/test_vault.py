@@ -15,7 +15,7 @@ import pytest
 from greenroom import errors
 from greenroom.core import caching
 from greenroom.security import vault as cryptography
-from greenroom.store import data_keys, migrations, resealing
+from greenroom.store import data_keys, logs, migrations, resealing
 from greenroom.store import store as stores
 from greenroom.store.resealing import Stale
 from greenroom.store.rows import Claim, Event
@@ -68,6 +68,9 @@ async def fill(node: Node, *, tenant: str = TENANT, text: bytes = TEXT) -> str:
         assert await node.finish(claim, output=text, error=text, session_state=state, revision=1)
     await node.submit(tenant=tenant, agent="cached", input=text, idempotency_key=id, fingerprint=b"f" * 16)
     assert await node.finish(await node.claim_one(agent="cached"))
+    await node.store.logs.put(
+        [logs.Line(at=1, tenant=tenant, agent="a", level=20, source="stdout", text=text.decode())]
+    )
     return id
 
 
@@ -76,10 +79,19 @@ async def everything(node: Node, id: str, *, tenant: str = TENANT) -> list[bytes
     task = await node.store.tasks.get(id, tenant=tenant)
     (session,) = await node.store.sessions.find("s", tenant=tenant)
     events = [event for event in await node.store.tasks.events(task) if event.type == "message"]
+    lines = await node.store.logs.latest(logs.Filter(tenant=tenant), limit=1)
     claim = await begun(node, tenant=tenant)
     assert await node.finish(claim)
-    return [task.input, task.output, task.error, task.metadata, task.routing, session.state, claim.state] + [
-        event.data for event in events
+    return [
+        task.input,
+        task.output,
+        task.error,
+        task.metadata,
+        task.routing,
+        session.state,
+        claim.state,
+        *(event.data for event in events),
+        *(line.text for line in lines),
     ]
 
 
@@ -94,7 +106,8 @@ async def resealed(node: Node) -> None:
 
 
 COLUMNS = [(table, column) for table, content in SEALED.items() for column in content.columns]
-_KEYS = {"task": "id", "task_event": "task, seq", "session": "tenant, agent, id"}
+_KEYS = {"task": "id", "task_event": "task, seq", "session": "tenant, agent, id", "log_line": "tenant, seq"}
+_OWNED = ("session", "log_line")  # those whose rows say of which tenant they are
 
 
 async def values(node: Node, table: str, column: str) -> list[tuple[Any, ...]]:
@@ -178,6 +191,7 @@ class TestWhatIsStored:
         (keys,) = [each for each in await node.store.resealing.keys() if each.tenant == TENANT]
         assert keys.retired == 1
         assert not node.store.resealing.progress.is_done
+        monkeypatch.setattr(cryptography, "MAX_MESSAGES", 10_000)  # one key is to seal all of it anew
         await resealed(node)
         assert len({cryptography.key_id(bytes(row[0])) for row in await values(node, "task", "input")}) == 1
 
@@ -193,8 +207,8 @@ class TestTampering:
         vault, swaps = node.store.vault, 0
         tenants = {row[0]: row[1] for row in await node.raw("select id, tenant from task")}
         for (table, column, row), (_, _, given) in itertools.permutations(pool, 2):
-            tenant = row[1] if table == "session" else tenants[row[1]]
-            place = tuple(map(str, row[2:] if table == "session" else row[1:]))
+            tenant = row[1] if table in _OWNED else tenants[row[1]]
+            place = tuple(map(str, row[2:] if table in _OWNED else row[1:]))
             assert vault.open(tenant, table, column, place, bytes(row[0])) is not None
             with pytest.raises(errors.StoreDamaged, match=re.escape(f"{column} of {table} {place[0]}")):
                 vault.open(tenant, table, column, place, bytes(given[0]))
@@ -567,6 +581,9 @@ async def read_all(node: Node, id: str) -> None:
     for event in await node.store.tasks.events(task):
         if b"store_damaged" in event.data:
             raise errors.StoreDamaged(msgspec.json.decode(event.data)["error"]["message"])
+    for line in await node.store.logs.latest(logs.Filter(tenant=TENANT), limit=50):
+        if line.text.startswith(b"(cannot read"):
+            raise errors.StoreDamaged(line.text.decode())
 
 
 async def refused(

@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 
 from greenroom import settings
-from greenroom.api import problems, routes, schemas
+from greenroom.api import logs, problems, routes, schemas
 from greenroom.api.request import Answer, Call
-from greenroom.api.routes import Given, Page, Route
+from greenroom.api.routes import Events, Given, Page, Route
 from greenroom.core import agents, alerts, breaker, health, history, rollouts, tasks
 from greenroom.core.permissions import Action
-from greenroom.engine import protocol
+from greenroom.engine import protocol, said
 from greenroom.sdk import models
 
 _SCHEMAS = "#/components/schemas/"
@@ -72,13 +72,19 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "number", "minimum": 0},
         "How long each stage is watched, in place of the spec's for this time.",
     ),
+    "follow_s": (
+        {"type": "number", "minimum": 0, "maximum": logs.MAX_FOLLOW_S, "default": 0},
+        "Go on with what comes, for so many seconds.",
+    ),
     "hours": ({"type": "integer", "minimum": 1, "maximum": 168, "default": 24}, "How far back."),
+    "level": ({"type": "string", "enum": list(said.LEVELS)}, "Only what is as grave as this, or graver."),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many."),
     "object": (_NAME, "Only what was done to this, for example agent:research."),
     "or_cancel": (
         _SWITCH,
         "With wait: cancel the task if it has not ended by then, and as soon as the caller closes the connection.",
     ),
+    "replica": (_NAME, "Only what is of this replica."),
     "resource": ({"type": "string", "pattern": "^agent:"}, "On what; without it, on anything at all."),
     "session": (_NAME, "Only what is of this session."),
     "sessions": (_SWITCH, "With dry_run: try the revision, on the agent's stored sessions too; one at a time."),
@@ -89,6 +95,7 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "string", "enum": ["rolling", "blue-green", "canary"]},
         "In place of the spec's for this time.",
     ),
+    "task": (_NAME, "Only what is of this task."),
     "tenant": (_NAME, "Of this tenant, for who may manage others than their own."),
     "wait": (
         {"type": "number", "minimum": 0, "maximum": schemas.MAX_WAIT_S},
@@ -108,7 +115,7 @@ _HEADERS: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "string", "minLength": 1, "maxLength": 255},
         "The same request with the same key is accepted once, however often it is sent.",
     ),
-    "Last-Event-ID": ({"type": "string", "pattern": "^[0-9]{1,9}$"}, "Begin behind the event of this number."),
+    "Last-Event-ID": ({"type": "string", "pattern": "^[0-9]{1,18}$"}, "Begin behind the event of this number."),
 }
 
 # What the client reads with more patience than this node needs: these it knows, and gives always but for the latter.
@@ -116,6 +123,8 @@ _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("Task", "state"): tasks.State,
     ("Alert", "state"): alerts.State,
     ("Event", "type"): ("state", *sorted(protocol.EVENT_TYPES)),
+    ("LogLine", "level"): tuple(said.LEVELS),
+    ("LogLine", "source"): ("stdout", "stderr", "event", "greenroom"),
     ("Agent", "state"): agents.State,
     ("Replica", "state"): ("starting", "ready", "draining", "stopped", "failed"),
     ("Replica", "grade"): health.Grade,
@@ -211,7 +220,7 @@ def _answers(every: Iterable[Route]) -> dict[str, Any]:
 
 def _kinds(answer: Given) -> tuple[type[msgspec.Struct], ...]:
     match answer:
-        case Page(item):
+        case Page(item) | Events(item):
             return (item,)
         case None | str():
             return ()
@@ -261,9 +270,10 @@ def _response(status: int, kind: Given) -> dict[str, Any]:
             pass
         case "application/json":
             response["content"] = {kind: {"schema": {"type": "object"}}}
-        case routes.EVENTS:
+        case Events(item):
             # What each of its events has as data; OpenAPI 3.1 has no word for it.
-            response["content"] = {kind: {"schema": {"type": "string"}, "x-event": {"$ref": f"{_SCHEMAS}Event"}}}
+            stream = {"schema": {"type": "string"}, "x-event": {"$ref": f"{_SCHEMAS}{item.__name__}"}}
+            response["content"] = {"text/event-stream": stream}
         case str():
             response["content"] = {kind: {"schema": {"type": "string"}}}
         case Page(item):

@@ -16,6 +16,7 @@ from greenroom.api import (
     health,
     history,
     login,
+    logs,
     operations,
     principals,
     recovery,
@@ -39,7 +40,13 @@ class Page(msgspec.Struct, frozen=True):
     item: type[msgspec.Struct]
 
 
-Given = type[msgspec.Struct] | tuple[type[msgspec.Struct], ...] | Page | str | None
+class Events(msgspec.Struct, frozen=True):
+    """Server-sent events, each with *item* as its data."""
+
+    item: type[msgspec.Struct]
+
+
+Given = type[msgspec.Struct] | tuple[type[msgspec.Struct], ...] | Page | Events | str | None
 
 
 _MEDIA_TYPES: Mapping[Any, bytes] = {bytes: b"application/gzip", str: b"application/x-www-form-urlencoded"}
@@ -72,10 +79,11 @@ WEBHOOK = models.Webhook
 REVISION, ROLLOUT = models.Revision, models.Rollout
 AGENT_OR_PLAN = {200: (AGENT, models.Plan)}  # the latter for a dry run
 TASK_IN_TIME = {200: TASK, 202: TASK}  # it has ended, or not yet
-EVENTS, TEXT, PAGE = "text/event-stream", "text/plain", "text/html"
+TEXT, PAGE = "text/plain", "text/html"
 ASKED = ("Idempotency-Key", "Cache-Control")
+LINES = ("agent", "task", "replica", "level", "since", "limit")
 LATEST = ("agent", "limit", "cursor")
-STREAM = {200: EVENTS, 204: None}  # it goes on, or nothing is left
+STREAM = {200: Events(models.Event), 204: None}  # it goes on, or nothing is left
 GONE = {204: None}
 
 
@@ -214,6 +222,17 @@ ROUTES = (
     Route("GET", "/v1/silences", alerts.list_silences, Action.ALERT_READ, {200: Page(SILENCE)}),
     Route("POST", "/v1/silences", alerts.silence, Action.ALERT_ACKNOWLEDGE, {201: SILENCE}, schemas.NewSilence),
     Route("DELETE", "/v1/silences/{id}", alerts.unsilence, Action.ALERT_ACKNOWLEDGE, GONE),
+    Route("GET", "/v1/logs", logs.list_lines, Action.TASK_READ, {200: Page(models.LogLine)}, None, (*LINES, "cursor")),
+    Route(
+        "GET",
+        "/v1/logs/stream",
+        logs.stream,
+        Action.TASK_READ,
+        {200: Events(models.LogLine)},
+        None,
+        (*LINES, "after", "follow_s"),
+        ("Last-Event-ID",),
+    ),
     Route("GET", "/v1/status", operations.status, Action.STATUS_READ, {200: schemas.Status}),
     Route("GET", "/v1/backups", operations.list_backups, Action.BACKUP_READ, {200: Page(models.Backup)}),
     Route("POST", "/v1/backups", operations.create_backup, Action.BACKUP_CREATE, {202: models.Backups}),

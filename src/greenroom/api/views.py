@@ -12,6 +12,7 @@ from greenroom import redaction, settings
 from greenroom.api import grading, schemas
 from greenroom.core import agents, grades, health, history, rollouts, strategies
 from greenroom.core.alerts import Silence
+from greenroom.engine import said
 from greenroom.sdk import models
 from greenroom.store import database
 from greenroom.store.advice import Advice
@@ -20,6 +21,7 @@ from greenroom.store.alerts import Alert
 from greenroom.store.board import Board
 from greenroom.store.data_keys import KeysOfTenant
 from greenroom.store.directory import Entry
+from greenroom.store.logs import StoredLine
 from greenroom.store.recovery import Failure
 from greenroom.store.resealing import Progress
 from greenroom.store.rollouts import Rollout
@@ -373,6 +375,21 @@ def load(row: Load) -> models.Load:
         busy=row.busy,
         replicas=row.replicas,
         start_s=None if row.start_us is None else row.start_us / 1e6,
+    )
+
+
+def log_line(row: StoredLine) -> models.LogLine:
+    return models.LogLine(
+        seq=row.seq,
+        at=database.instant(row.at),
+        level=said.level_of(row.level),
+        agent=row.agent,
+        replica=row.replica or None,
+        task=row.task,
+        epoch=row.epoch,
+        source=row.source,
+        logger=row.logger or None,
+        text=row.text.decode("utf-8", "replace"),
     )
 
 

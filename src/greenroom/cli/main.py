@@ -36,6 +36,7 @@ VERBS = (  # in the order in which one meets them
     ("scale", "scaling:app", "Set the number of an agent's replicas; explain it; try other settings on recorded load."),
     ("health", "health:health", "Show how the system or an agent is, why, and what is left of its error budget."),
     ("history", "history:history", "Show how an agent did: what became of its attempts, and how long they took."),
+    ("logs", "logs:logs", "Show what replicas and tasks said, and what befell them; follow it."),
     ("status", "status:status", "Show how the node and its agents are."),
     ("top", "top:top", "Watch the node in the terminal: health, throughput, latency, agents, alerts and rollouts."),
     ("backup", "backup:app", "Make, list, restore and rehearse backups of the store."),

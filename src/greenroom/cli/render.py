@@ -155,12 +155,12 @@ def failure(message: str, notes: Sequence[str] = ()) -> None:
         say(f"  {note}")
 
 
-def json(value: object) -> None:
-    """Print *value* as one JSON document; indented where a person looks on."""
+def json(value: object, *, is_line: bool = False) -> None:
+    """Print *value* as one JSON document; indented where a person looks on, unless *is_line*: it is one of many."""
     import msgspec
 
     encoded = msgspec.json.encode(value)
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and not is_line:
         encoded = msgspec.json.format(encoded)
     text = encoded.decode()
     if not text.isascii() or DELETE in text:
@@ -202,10 +202,10 @@ def waiting(breaker: models.BreakerState) -> str | None:
             return None
 
 
-def printable(text: str, *, lines: bool = False) -> str:
-    """*text* without what a terminal would obey; on one line unless *lines*."""
+def printable(text: str, *, lines: bool = False, spaces: bool = False) -> str:
+    """*text* without what a terminal would obey; on one line unless *lines*, its spaces made one unless *spaces*."""
     kept = "\n\t" if lines else ""
-    if not lines:
+    if not lines and not spaces:
         text = " ".join(text.split())
     return "".join(character if character.isprintable() or character in kept else "�" for character in text)
 

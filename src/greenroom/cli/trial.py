@@ -16,7 +16,7 @@ from pathlib import Path
 from greenroom import clock as clocks
 from greenroom import deployments, errors, settings
 from greenroom.core.isolation import Decision
-from greenroom.engine import contract, local, protocol, snapshots
+from greenroom.engine import contract, local, protocol, said, snapshots
 from greenroom.node import isolation
 
 READY_WITHIN_S = 120.0  # as a node has it; the import has a bound of its own
@@ -86,7 +86,7 @@ class _Trial:
     def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
         """It is given no task."""
 
-    def on_log(self, replica: str, stream: str, line: str) -> None:
+    def on_log(self, replica: str, line: said.Line) -> None:
         """Why an agent cannot be is in its exit."""
 
     def on_alive(self, replica: str, number: int) -> None:

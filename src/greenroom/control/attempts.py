@@ -174,6 +174,7 @@ def ended(
         claim.revision,
         claim.wait_us,
         0 if message is None else message.input_tokens,
+        claim.tenant,
     )
 
 

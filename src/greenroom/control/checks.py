@@ -17,7 +17,7 @@ import msgspec
 from greenroom import clock as clocks
 from greenroom import telemetry
 from greenroom.core import failures, health
-from greenroom.engine import contract, protocol
+from greenroom.engine import contract, protocol, said
 
 
 class _Watched(msgspec.Struct, eq=False):
@@ -95,7 +95,7 @@ class Checks:
     def on_ready(self, replica: str, ready: protocol.Ready) -> None:
         """The host says who is to be watched, and how."""
 
-    def on_log(self, replica: str, stream: str, line: str) -> None:
+    def on_log(self, replica: str, line: said.Line) -> None:
         """No progress: a pipe that is full speaks of the past."""
 
     def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:  # noqa: ARG002

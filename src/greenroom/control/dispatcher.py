@@ -20,7 +20,8 @@ from greenroom import errors, strict_json, telemetry
 from greenroom.control import attempts, calls
 from greenroom.control.attempts import Attempt
 from greenroom.core import failures, tasks
-from greenroom.engine import protocol
+from greenroom.core.permissions import HOME
+from greenroom.engine import protocol, said
 from greenroom.engine.contract import Engine, Exit
 from greenroom.store.news import News
 from greenroom.store.rows import Claim, Event, Finish
@@ -49,6 +50,7 @@ class Dispatcher:
         self.wakeup = asyncio.Event()
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._by_replica: dict[str, set[Attempt]] = defaultdict(set)
+        self._tenants: dict[str, str] = {}  # by replica, whose tasks have run there; "": several tenants'
         self._resuming: dict[str, deque[tuple[asyncio.Future[None], str]]] = defaultdict(deque)  # ... of whose tasks
         self._killed: set[str] = set()  # replicas that this dispatcher had to kill
         self._writing: set[tuple[str, int]] = set()  # attempts whose end is on its way into the store
@@ -92,6 +94,8 @@ class Dispatcher:
         attempt = Attempt(claim, now_s, now_s + attempts.timeout_s(claim))
         self._attempts[attempt.key] = attempt
         self._by_replica[claim.replica].add(attempt)
+        if self._tenants.setdefault(claim.replica, claim.tenant) != claim.tenant:
+            self._tenants[claim.replica] = ""
         if self._facts.is_heard(telemetry.AttemptBegan):
             self._facts.emit(telemetry.AttemptBegan(claim.id, claim.epoch, claim.agent, claim.revision))
         if claim.damage is not None:
@@ -111,7 +115,7 @@ class Dispatcher:
             )
         elif claim.is_restored:
             line = f"it runs with the session's last good state, of revision {claim.state_revision}"
-            self._emit(attempt, protocol.Emitted(*attempt.key, "log", _line("greenroom", line)))
+            self._emit(attempt, _logged(attempt, said.Line("greenroom", line)))
         if len(self._attempts) == 1:  # from now on deadlines are watched; for those that follow they are already
             self.wakeup.set()
 
@@ -120,12 +124,14 @@ class Dispatcher:
     def on_ready(self, replica: str, ready: protocol.Ready) -> None:
         """The host opens the board for it."""
 
-    def on_log(self, replica: str, stream: str, line: str) -> None:
-        """A line of native code belongs to the task that runs, where only one does."""
+    def on_log(self, replica: str, line: said.Line) -> None:
+        """A line of native code belongs to the task that runs, where only one does: it may be left from one before it,
+        but not from another tenant's.
+        """
         running = self._by_replica.get(replica, ())
-        if len(running) == 1:
+        if len(running) == 1 and self._tenants.get(replica):
             (attempt,) = running
-            self._emit(attempt, protocol.Emitted(*attempt.key, "log", _line(stream, line)))
+            self._append(attempt, _logged(attempt, line))
 
     def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
         attempt = self._attempts.get((message.task, message.epoch))
@@ -156,6 +162,7 @@ class Dispatcher:
         for waiting, _ in self._resuming.pop(replica, ()):
             waiting.cancel()
         self._by_replica.pop(replica, None)
+        self._tenants.pop(replica, None)
 
     def _suspects(self, replica: str, running: Sequence[Attempt]) -> Sequence[Attempt]:
         """Return who may have caused the death of *replica*: none of them where this dispatcher had to kill it."""
@@ -164,12 +171,30 @@ class Dispatcher:
             return ()
         return [attempt for attempt in running if attempt.holds_slot] or running
 
+    def whose(self, replica: str) -> tuple[str, Claim | None]:
+        """Return the tenant whose tasks alone have run there, and the attempt that alone runs there.
+
+        HOME where none has run; "" where those of several tenants have: whose a line is nobody knows.
+        """
+        running = self._by_replica.get(replica, ())
+        return self._tenants.get(replica, HOME), next(iter(running)).claim if len(running) == 1 else None
+
     def _emit(self, attempt: Attempt, message: protocol.Emitted) -> None:
+        data = self._append(attempt, message)
+        if data is not None and message.type == "log" and self._facts.is_heard(telemetry.TaskSaid):
+            claim = attempt.claim
+            told = telemetry.TaskSaid(claim.agent, claim.replica, claim.id, claim.epoch, claim.tenant, data)
+            self._facts.emit(told)
+
+    def _append(self, attempt: Attempt, message: protocol.Emitted) -> bytes | None:
+        """Have an event stored; return its data, or None where it is not one, or one too many."""
         data = attempt.bounded_log(message.data) if message.type == "log" else message.data
         if data is None or attempt.kill_at_s is not None or not attempt.may_emit(data):
-            return
-        if message.type in protocol.EVENT_TYPES and strict_json.is_valid(data):
-            _ignore_weather(self._store.tasks.append(Event(message.task, message.epoch, message.type, data)))
+            return None
+        if message.type not in protocol.EVENT_TYPES or not strict_json.is_valid(data):
+            return None
+        _ignore_weather(self._store.tasks.append(Event(message.task, message.epoch, message.type, data)))
+        return data
 
     def _end(self, attempt: Attempt, message: protocol.Ended) -> None:
         if message.cancelled and attempt.kill_at_s is None:
@@ -340,8 +365,8 @@ class Dispatcher:
         attempt.holds_slot = True
 
 
-def _line(stream: str, line: str) -> bytes:
-    return strict_json.dumps({"stream": stream, "line": line.encode(errors="replace").decode()})
+def _logged(attempt: Attempt, line: said.Line) -> protocol.Emitted:
+    return protocol.Emitted(*attempt.key, "log", strict_json.dumps(said.event(line)))
 
 
 def _ignore_weather(future: asyncio.Future[bool]) -> None:

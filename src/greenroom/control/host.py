@@ -20,7 +20,7 @@ from greenroom.control.checks import Checks
 from greenroom.control.hosted import Hosted
 from greenroom.control.recovery import Recovery
 from greenroom.core import agents, failures, plans, recovery
-from greenroom.engine import contract, protocol
+from greenroom.engine import contract, protocol, said
 from greenroom.store import database, submissions
 from greenroom.store.agents import Replica
 from greenroom.store.directory import Entry
@@ -199,10 +199,12 @@ class Host:
             hosted.has_answered = True
             self._recovery.on_success(hosted.agent, hosted.revision, started_s=hosted.started_s)
 
-    def on_log(self, replica: str, stream: str, line: str) -> None:
+    def on_log(self, replica: str, line: said.Line) -> None:
         hosted = self._replicas.get(replica)
         if hosted is not None:
-            self._facts.emit(telemetry.ReplicaSaid(hosted.agent, replica, stream, line))
+            self._facts.emit(
+                telemetry.ReplicaSaid(hosted.agent, replica, line.stream, line.text, line.level, line.logger)
+            )
 
     def on_alive(self, replica: str, number: int) -> None:
         """Progress is the checks' business."""

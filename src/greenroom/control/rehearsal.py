@@ -13,7 +13,7 @@ import msgspec
 from greenroom import clock as clocks
 from greenroom import errors
 from greenroom.control.trials import ReplicaGone, Trials
-from greenroom.engine import contract, protocol
+from greenroom.engine import contract, protocol, said
 from greenroom.store import submissions
 from greenroom.store.store import Store
 
@@ -105,7 +105,7 @@ class Rehearsal:
         if (started := self._starting.get(replica)) is not None and not started.done():
             started.set_exception(ReplicaGone(exit.detail or exit.reason))
 
-    def on_log(self, replica: str, stream: str, line: str) -> None:
+    def on_log(self, replica: str, line: said.Line) -> None:
         """Nothing of it counts."""
 
     def on_alive(self, replica: str, number: int) -> None:

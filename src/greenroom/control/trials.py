@@ -17,7 +17,7 @@ from greenroom import clock as clocks
 from greenroom import settings
 from greenroom.control import patterns
 from greenroom.core import examples, failures
-from greenroom.engine import contract, protocol
+from greenroom.engine import contract, protocol, said
 
 PROBE_S = 30.0  # to build one instance: it does no work
 GRACE_S = 5.0  # the replica itself ends what takes too long; who is silent for longer has no answer
@@ -41,7 +41,7 @@ class Trials:
     def on_ready(self, replica: str, ready: protocol.Ready) -> None:
         """The host writes it down."""
 
-    def on_log(self, replica: str, stream: str, line: str) -> None:
+    def on_log(self, replica: str, line: said.Line) -> None:
         """Nothing of it counts."""
 
     def on_alive(self, replica: str, number: int) -> None:

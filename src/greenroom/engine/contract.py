@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from greenroom.engine import failures, protocol
+from greenroom.engine import failures, protocol, said
 
 
 class Revision(msgspec.Struct, frozen=True):
@@ -110,8 +110,8 @@ class Listener(Protocol):
 
     def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None: ...
 
-    def on_log(self, replica: str, stream: str, line: str) -> None:
-        """A line that native code or a library wrote to the process's own stdout or stderr, of no known task."""
+    def on_log(self, replica: str, line: said.Line) -> None:
+        """A line that was written to the process's own stdout or stderr, of no known task."""
 
     def on_alive(self, replica: str, number: int) -> None:
         """It has answered `protocol.Probe(number)`; 0 is a heartbeat of its own."""

@@ -2,19 +2,25 @@
 
 The task is found by a context variable, so it works in coroutines, in threads of synchronous agents, and for
 logging handlers; threads that agent code starts by itself belong to no task. What belongs to none goes to the
-process's own pipe.
+process's own pipe. What a handler of Python's `logging` writes keeps the level and the logger of its record, whatever
+the format of its lines.
 """
 
 from __future__ import annotations
 
 import contextvars
 import io
+import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
+
+import msgspec
 
 from greenroom import redaction
+from greenroom.engine import said
 
 MAX_LINE_CHARACTERS = 4096
 MAX_TASK_CHARACTERS = 1024 * 1024
@@ -22,41 +28,42 @@ MAX_TASK_LINES = 10_000
 
 
 class TaskLog:
-    """The lines of one attempt; safe from several threads. *publish* gets the stream's name and a line."""
+    """The lines of one attempt; safe from several threads. *publish* gets each."""
 
     __slots__ = ("_left", "_lines_left", "_lock", "_partial", "_publish")
 
-    def __init__(self, publish: Callable[[str, str], None]) -> None:
+    def __init__(self, publish: Callable[[said.Line], None]) -> None:
         self._publish = publish
-        self._partial: dict[str, str] = {}
+        self._partial: dict[said.Line, str] = {}  # by what it is a line of, which has no text
         self._left, self._lines_left = MAX_TASK_CHARACTERS, MAX_TASK_LINES
         self._lock = threading.Lock()
 
     def write(self, stream: str, text: str) -> None:
+        of = _kind(stream)
         with self._lock:
             start = 0
             while self._left > 0:
                 end = text.find("\n", start)
                 if end < 0:
-                    self._keep(stream, text[start : start + MAX_LINE_CHARACTERS + 1])
+                    self._keep(of, text[start : start + MAX_LINE_CHARACTERS + 1])
                     return
-                line = self._partial.pop(stream, "") + text[start : min(end, start + MAX_LINE_CHARACTERS + 1)]
-                self._line(stream, line)
+                line = self._partial.pop(of, "") + text[start : min(end, start + MAX_LINE_CHARACTERS + 1)]
+                self._line(of, line)
                 start = end + 1
 
     def close(self) -> None:
         """Publish the lines that no newline ended, and nothing after that."""
         with self._lock:
-            for stream in list(self._partial):
-                self._line(stream, self._partial.pop(stream))
+            for of in list(self._partial):
+                self._line(of, self._partial.pop(of))
             self._left = 0
 
-    def _keep(self, stream: str, rest: str) -> None:
-        kept = self._partial.get(stream, "")
+    def _keep(self, of: said.Line, rest: str) -> None:
+        kept = self._partial.get(of, "")
         if rest and len(kept) <= MAX_LINE_CHARACTERS:
-            self._partial[stream] = kept + rest
+            self._partial[of] = kept + rest
 
-    def _line(self, stream: str, line: str) -> None:
+    def _line(self, of: said.Line, line: str) -> None:
         if self._left <= 0:
             return
         line = redaction.text(line)
@@ -67,10 +74,21 @@ class TaskLog:
         if self._left <= 0 or self._lines_left < 0:
             self._left = 0
             line = "(this task has written too much; the rest of its output is dropped)"
-        self._publish(stream, line)
+        self._publish(msgspec.structs.replace(of, text=line))
 
 
 current: contextvars.ContextVar[TaskLog | None] = contextvars.ContextVar("greenroom_task_log", default=None)
+
+
+_record: contextvars.ContextVar[logging.LogRecord | None] = contextvars.ContextVar("greenroom_log_record", default=None)
+
+
+def _kind(stream: str) -> said.Line:
+    """Return what is being written to *stream* just now, without its text."""
+    record = _record.get()
+    if record is None:
+        return said.Line(stream, "")
+    return said.Line(stream, "", said.level_of(record.levelno), said.logger_of(record.name))
 
 
 class TaskStream(io.TextIOBase):
@@ -93,7 +111,7 @@ class TaskStream(io.TextIOBase):
         if log is not None:
             log.write(self._stream, text)
         else:
-            data = text.encode("utf-8", "backslashreplace")
+            data = _marked(self._stream, text).encode("utf-8", "backslashreplace")
             while data:
                 data = data[os.write(self._descriptor, data) :]
         return len(text)
@@ -111,8 +129,29 @@ class TaskStream(io.TextIOBase):
         """Stay open: agent code that closes stdout must not silence the next task."""
 
 
+def _marked(stream: str, text: str) -> str:
+    of = _kind(stream)
+    if not of.level:
+        return text
+    lines = text.removesuffix("\n").split("\n")
+    return "".join(said.marked(msgspec.structs.replace(of, text=line)) + "\n" for line in lines)
+
+
+def _emit(handler: logging.StreamHandler[Any], record: logging.LogRecord) -> None:
+    """Write *record* as the handler always has, and have `TaskStream` know meanwhile what it writes."""
+    token = _record.set(record)
+    try:
+        _usual_emit(handler, record)
+    finally:
+        _record.reset(token)
+
+
+_usual_emit = logging.StreamHandler.emit
+
+
 def capture() -> None:
     """Replace ``sys.stdout`` and ``sys.stderr``; before agent code makes its logging handlers."""
+    logging.StreamHandler.emit = _emit  # type: ignore[method-assign,assignment]  # and of whatever derives from it
     if not isinstance(sys.stdout, TaskStream):
         sys.stdout = TaskStream("stdout", 1)
     if not isinstance(sys.stderr, TaskStream):

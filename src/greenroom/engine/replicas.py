@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol, assert_never
 
 from greenroom import errors
-from greenroom.engine import channels, contract, failures, processes, protocol, secret_values, zygotes
+from greenroom.engine import channels, contract, failures, processes, protocol, said, secret_values, zygotes
 
 _LAST_WORDS_S = (
     0.05  # for the zygote's report and the channel's end; both are there within a millisecond, or not at all
@@ -126,7 +126,7 @@ class Replica:
         return lambda line: self.log(stream, line)
 
     def log(self, stream: str, line: str) -> None:
-        self._tell("on_log", stream, line)
+        self._tell("on_log", said.read(stream, line))
 
     def _tell(self, event: str, *what: object) -> None:
         """Tell every listener, also after one that raises; its error follows when all have heard."""

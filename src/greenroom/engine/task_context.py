@@ -19,7 +19,7 @@ from typing import Any
 
 from greenroom import errors, strict_json
 from greenroom.adapters import contract, registry
-from greenroom.engine import protocol, values
+from greenroom.engine import protocol, said, values
 from greenroom.sdk import context as sdk_context
 
 MAX_EVENT_BYTES = 256 * 1024
@@ -128,10 +128,9 @@ class TaskContext:
 
     # --- for engine.running
 
-    def publish_line(self, stream: str, line: str) -> None:
-        """Publish a line that the task printed; `output.TaskLog` has bounded it."""
-        clean = line.encode("utf-8", "replace").replace(b"\0", b"?").decode()
-        self._send_event("log", strict_json.dumps({"stream": stream, "line": clean}))
+    def publish_line(self, line: said.Line) -> None:
+        """Publish a line that the task printed or logged; `output.TaskLog` has bounded it."""
+        self._send_event("log", strict_json.dumps(said.event(line)))
 
     def call_ended(self, message: protocol.CallEnded) -> None:
         agent, future = self._calls.pop(message.ordinal, (None, None))

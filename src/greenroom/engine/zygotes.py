@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from greenroom import redaction
-from greenroom.engine import channels, contract, failures, kernel, processes, zygote
+from greenroom.engine import channels, contract, failures, kernel, processes, said, zygote
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 _ONE_THREAD = {
@@ -120,7 +120,7 @@ class Zygote:
 
     def _line_of(self, stream: str) -> Callable[[str], None]:
         def on_line(line: str) -> None:
-            self._last_line = line.strip() or self._last_line
+            self._last_line = said.read(stream, line).text.strip() or self._last_line
             self._on_log(stream, line)
 
         return on_line

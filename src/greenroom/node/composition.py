@@ -25,6 +25,7 @@ from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.history import History
 from greenroom.control.host import Host
 from greenroom.control.janitor import Janitor
+from greenroom.control.logs import Logs
 from greenroom.control.outliers import Outliers
 from greenroom.control.reconciler import Reconciler
 from greenroom.control.rehearsal import Rehearsal
@@ -124,8 +125,7 @@ class Node:
         self.reconciler = Reconciler(self.store, self.engine, clock, self.facts)
         self.rehearsal = Rehearsal(self.store, self.engine, self.reconciler.trials, clock)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
-        self.resealing = Resealing(self.store, self.facts)
-        self.janitor = Janitor(self.store, clock)
+        self.resealing, self.janitor = Resealing(self.store, self.facts), Janitor(self.store, clock)
         self.breakers = Breakers(self.store, clock, self.facts)
         self.outliers = Outliers(self.store.board, clock, self.facts, eject=self.host.restart)
         self.autoscaler = Autoscaler(self.store, clock, self.facts, options.settings.cluster, use=self.resources.use)
@@ -139,6 +139,7 @@ class Node:
             use_pct=self.resources.use_pct,
             failure=lambda: self.services.failure,
         )
+        self.logs = Logs(self.store, clock, self.facts, options.settings.logs, whose=self.dispatcher.whose)
         self.deployments = deployments.Deployments(
             self.store, options.settings, self.facts, folder=options.folder, data_dir=options.data_dir
         )
@@ -243,6 +244,7 @@ class Node:
             self.history,
             *self.health.loops,
             alerts.monitor(self),
+            self.logs,
             *self.access.loops,
             self.webhooks,
             self.backups.loop,
@@ -328,10 +330,11 @@ class Node:
         if self._loops is not None:
             self._loops.cancel()
             await asyncio.wait([self._loops])
-        try:
-            await self.history.close()
-        except errors.GreenroomError as error:  # as with the audit log, below
-            self.facts.emit(telemetry.StoreTrouble(self.history.name, str(error)))
+        for kept in (self.history, self.logs):
+            try:
+                await kept.close()
+            except errors.GreenroomError as error:  # as with the audit log, below
+                self.facts.emit(telemetry.StoreTrouble(kept.name, str(error)))
         await self.webhooks.close()
         await self.outgoing.close()
         await self.engine.close()

@@ -31,6 +31,7 @@ from greenroom.sdk.models import (
     Key,
     Load,
     Login,
+    LogLine,
     Page,
     Plan,
     Problem,
@@ -250,6 +251,48 @@ class AsyncClient:
     async def agent_health(self, name: str) -> AgentHealth:
         """How the agent is: its grade, what that comes from, and how its SLO stands."""
         return await self._send(calls.agent_health(name))
+
+    async def logs(
+        self,
+        *,
+        agent: str | None = None,
+        task: str | None = None,
+        replica: str | None = None,
+        level: str | None = None,
+        since: datetime | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Page[LogLine]:
+        which = calls.LogQuery(agent, task, replica, level, since)
+        return await self._send(calls.logs(which, cursor=cursor, limit=limit))
+
+    async def follow_logs(
+        self,
+        *,
+        agent: str | None = None,
+        task: str | None = None,
+        replica: str | None = None,
+        level: str | None = None,
+        since: datetime | None = None,
+        limit: int = 50,
+    ) -> AsyncIterator[LogLine]:
+        which = calls.LogQuery(agent, task, replica, level, since)
+        following = streams.Lines(which, limit=limit, patience=self._patience)
+        while True:
+            sent = wire.stream_request(following.connect(), self._patience.timeout_s)
+            try:
+                async with self._http.stream(**sent) as response:
+                    if response.is_success:
+                        async for chunk in response.aiter_bytes():
+                            for line in following.feed(chunk):
+                                yield line
+                    else:
+                        await response.aread()
+            except httpx.RequestError as error:
+                delay_s = following.broken(wire.lost(error, self.url).error)
+            else:
+                delay_s = following.closed() if response.is_success else following.refused(wire.reply(response))
+            await asyncio.sleep(delay_s)
 
     async def release(self, name: str) -> Agent:
         """Have a quarantined agent judged anew: its replicas are started again."""

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -21,6 +21,7 @@ from greenroom.sdk import models, problems, security
 T = TypeVar("T")
 Query = Mapping[str, str | int | float | None]
 
+FOLLOW_S = 3600  # the longest that a node keeps one connection for the logs
 REHEARSAL_S = 400.0  # a replica starts, and is given the stored sessions
 
 
@@ -100,6 +101,7 @@ _revisions = as_a(models.Page[models.Revision])
 _rollouts, _rollout = as_a(models.Page[models.Rollout]), as_a(models.Rollout)
 _scaling, _load = as_a(models.AgentScaling), as_a(models.Page[models.Load])
 _history, _health = as_a(models.Page[models.HistoryBucket]), as_a(health_models.AgentHealth)
+_logs = as_a(models.Page[models.LogLine])
 _plan = as_a(models.Plan)
 _code = as_a(models.Code)
 _sessions = as_a(models.Page[models.Session])
@@ -285,6 +287,37 @@ def history(
 
 def agent_health(name: str) -> Call[health_models.AgentHealth]:
     return Call("GET", f"/v1/agents/{_segment(name)}/health", _health)
+
+
+class LogQuery(NamedTuple):
+    """Which lines of the logs; None: any. *level* is the least, *since* an instant."""
+
+    agent: str | None = None
+    task: str | None = None
+    replica: str | None = None
+    level: str | None = None
+    since: datetime | None = None
+
+    def query(self) -> dict[str, str | int | float | None]:
+        since = None if self.since is None else self.since.isoformat()
+        return {**self._asdict(), "since": since}
+
+
+def logs(which: LogQuery, *, cursor: str | None = None, limit: int | None = None) -> Call[models.Page[models.LogLine]]:
+    return Call("GET", "/v1/logs", _logs, query={**which.query(), "cursor": cursor, "limit": limit})
+
+
+def log_stream(which: LogQuery, *, limit: int, after: int | None) -> Call[None]:
+    headers = {"Accept": "text/event-stream"}
+    if after is not None:
+        headers["Last-Event-ID"] = str(after)
+    return Call(
+        "GET",
+        "/v1/logs/stream",
+        _nothing,
+        query={**which.query(), "limit": limit, "follow_s": FOLLOW_S},
+        headers=headers,
+    )
 
 
 def release(name: str) -> Call[models.Agent]:

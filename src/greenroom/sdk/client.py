@@ -36,6 +36,7 @@ from greenroom.sdk.models import (
     Key,
     Load,
     Login,
+    LogLine,
     Page,
     Plan,
     Problem,
@@ -289,6 +290,52 @@ class Client:
     def agent_health(self, name: str) -> AgentHealth:
         """How the agent is: its grade, what that comes from, and how its SLO stands."""
         return self._send(calls.agent_health(name))
+
+    def logs(
+        self,
+        *,
+        agent: str | None = None,
+        task: str | None = None,
+        replica: str | None = None,
+        level: str | None = None,
+        since: datetime | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Page[LogLine]:
+        """What replicas and tasks said and what befell them, the latest first, one page. *level* is the least."""
+        which = calls.LogQuery(agent, task, replica, level, since)
+        return self._send(calls.logs(which, cursor=cursor, limit=limit))
+
+    def follow_logs(
+        self,
+        *,
+        agent: str | None = None,
+        task: str | None = None,
+        replica: str | None = None,
+        level: str | None = None,
+        since: datetime | None = None,
+        limit: int = 50,
+    ) -> Iterator[LogLine]:
+        """The last *limit* lines, the oldest first, and then what comes, without end: follow until you have enough.
+
+        A broken connection is resumed without loss or repetition, also while the node is started again.
+        """
+        which = calls.LogQuery(agent, task, replica, level, since)
+        following = streams.Lines(which, limit=limit, patience=self._patience)
+        while True:
+            sent = wire.stream_request(following.connect(), self._patience.timeout_s)
+            try:
+                with self._http.stream(**sent) as response:
+                    if response.is_success:
+                        for chunk in response.iter_bytes():
+                            yield from following.feed(chunk)
+                    else:
+                        response.read()
+            except httpx.RequestError as error:
+                delay_s = following.broken(wire.lost(error, self.url).error)
+            else:
+                delay_s = following.closed() if response.is_success else following.refused(wire.reply(response))
+            time.sleep(delay_s)
 
     def release(self, name: str) -> Agent:
         """Have a quarantined agent judged anew: its replicas are started again."""

@@ -400,6 +400,25 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
     p95_s: float = 0.0
 
 
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica or a task said, or what befell it. *seq* only grows; *at* is when the node heard it.
+
+    *source* is ``stdout``, ``stderr``, ``event`` (a log event that the agent emitted) or ``greenroom`` (the node);
+    *epoch* is the attempt's, as in `Attempt`. What was printed has level ``info`` and no *logger*.
+    """
+
+    seq: int
+    at: Instant | None = None
+    level: str = "info"
+    agent: str = ""
+    replica: str | None = None
+    task: str | None = None
+    epoch: int | None = None
+    source: str = ""
+    logger: str | None = None
+    text: str = ""
+
+
 class HistoryBucket(msgspec.Struct, frozen=True, kw_only=True):
     """What became of an agent's attempts in *step_s* from *at* on: *states* counts them by what their task was then,
     *reasons* by why they ended. *tasks* counts tasks by the state they ended in, also those that were never tried.

@@ -28,6 +28,7 @@ from greenroom.settings.schema import (
     Cluster,
     Environment,
     History,
+    Logs,
     Optimizer,
     Rollout,
     Security,
@@ -41,7 +42,18 @@ from greenroom.settings.unbuilt import effective, why_not_built
 OVERRIDE = "override"
 NOT_BUILT = "not yet built"
 MAX_AGENTS = 1000
-TOP_KEYS = ["environment", "cluster", "server", "security", "backups", "optimizer", "history", "alerts", "agents"]
+TOP_KEYS = [
+    "environment",
+    "cluster",
+    "server",
+    "security",
+    "backups",
+    "optimizer",
+    "history",
+    "logs",
+    "alerts",
+    "agents",
+]
 
 
 def load(
@@ -125,6 +137,7 @@ def _settings(given: Given, checker: Checker) -> Settings:
         backups=checker.table(Backups, table.get("backups"), ("backups",)),
         optimizer=checker.table(Optimizer, table.get("optimizer"), ("optimizer",)),
         history=checker.table(History, table.get("history"), ("history",)),
+        logs=checker.table(Logs, table.get("logs"), ("logs",)),
         alerts=_alerts(table.get("alerts"), checker),
         agents=_agents(table.get("agents"), checker),
         origins={},

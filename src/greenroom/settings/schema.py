@@ -338,6 +338,19 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     """Hour by hour."""
 
 
+class Logs(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is kept of what replicas and tasks say, and of what befell them."""
+
+    keep_days: Annotated[int, Meta(ge=0, le=3650)] = 7
+    """0: no line is kept, and none is looked at."""
+    max_lines: Annotated[int, Meta(ge=1000, le=10_000_000)] = 50_000
+    """For each agent and tenant; the oldest go."""
+    max_mb: Annotated[int, Meta(ge=1, le=100_000)] = 50
+    """The same."""
+    lines_per_second: Annotated[int, Meta(ge=1, le=1000)] = 100
+    """Of each replica; how many more there were is said in their place."""
+
+
 Severity = Literal["warning", "critical"]
 Bound = Annotated[float, Meta(ge=0, le=10**12, title="a number")]
 AgentPattern = Annotated[
@@ -566,6 +579,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     backups: Backups
     optimizer: Optimizer
     history: History
+    logs: Logs
     alerts: Alerts
     agents: Mapping[str, AgentSettings]
     origins: Mapping[str, str]

@@ -47,6 +47,9 @@ environment = "development"              # or "staging", "production"
 # keep_minutes_days = 1
 # keep_hours_days = 30
 
+# [logs]                                 # what replicas and tasks said, and what befell them: greenroom logs
+# keep_days = 7                          # 0: nothing is kept
+
 # [alerts.rules.slow_tasks]              # built-in rules: greenroom alerts rules
 # above = 120                            # seconds
 # except_agents = ["hello"]

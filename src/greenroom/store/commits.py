@@ -56,8 +56,8 @@ class Commits:
     *last* runs at the end of each commit, *settle* after it: with the news, and whether they are stored. *acts_of* says
     for the operations that may be acts what each item was, by its result; *append* writes them, while *is_auditing*.
 
-    *late* are those of *order* that run after *last*: they lock what all nodes wait for, the end of the audit log, and
-    who holds that must not wait for anything else.
+    *late* are those of *order* that run after *last*: they lock what all nodes wait for, the ends of the logs and
+    of the audit log, and who holds these must not wait for anything else.
     """
 
     is_auditing = False
@@ -234,7 +234,7 @@ class Commits:
                 if self.is_auditing and operation in self._acts_of:
                     acts += self._acts(operation, batch, results)
             await self._last(tx, news)
-            for operation in groups.keys() & self._late:
+            for operation in sorted(groups.keys() & self._late, key=self._rank.__getitem__):
                 answers[operation] = iter(await operation(tx, news, groups[operation]))
             if acts:
                 assert self._append is not None

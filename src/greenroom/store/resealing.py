@@ -31,8 +31,8 @@ MAX_BYTES = 2 * 1024 * 1024  # ... and of those: bounds how long it holds the ev
 MAX_DROPPED = 500
 _LOOK_BYTES = 160  # of a value: enough to tell an event that is stored as it is
 
-_PAGED = {"task": ("seq",), "task_event": ("task", "seq"), "session": ("tenant", "agent", "id")}
-_FIRST: dict[str, tuple[Any, ...]] = {"task": (0,), "task_event": ("", 0), "session": ("", "", "")}
+_PAGED = {"task": ("seq",), "task_event": ("task", "seq"), "log_line": ("seq",), "session": ("tenant", "agent", "id")}
+_FIRST: dict[str, tuple[Any, ...]] = {"task": (0,), "task_event": ("", 0), "log_line": (0,), "session": ("", "", "")}
 
 
 class Stale(msgspec.Struct, frozen=True):
@@ -81,7 +81,7 @@ def _select_heads(name: str, table: Table) -> str:
     )
     place = ", ".join(f"{name}.{column}" for column in table.key)
     kind = "task_event.type" if name == "task_event" else "''"
-    tenant = "session.tenant" if name == "session" else "task.tenant"
+    tenant = "task.tenant" if name == "task_event" else f"{name}.tenant"
     behind = ", ".join(f":after_{letter}" for letter in "abc"[: len(_PAGED[name])])
     return (
         f"select {paged}, {tenant}, {kind}, {place}, {heads} from {table.source} where ({paged}) > ({behind}) "
@@ -90,7 +90,7 @@ def _select_heads(name: str, table: Table) -> str:
 
 
 _HEADS = {name: _select_heads(name, table) for name, table in SEALED.items()}
-_COUNT = "select (select count(*) from task) + (select count(*) from task_event) + (select count(*) from session)"
+_COUNT = f"select {' + '.join(f'(select count(*) from {name})' for name in SEALED)}"
 _HASHES = f"""
 select seq, tenant from task
 where (seq) > (:after_a) and (substr(fingerprint, 1, 1) <> :keyed or (cache_key not like '%.{KEYED}%'

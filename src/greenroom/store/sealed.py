@@ -21,6 +21,7 @@ class Table(NamedTuple):
 SEALED: Mapping[str, Table] = {
     "task": Table(("input", "output", "error", "metadata", "routing"), ("id",), "task"),
     "task_event": Table(("data",), ("task", "seq"), "task_event join task on task.id = task_event.task"),
+    "log_line": Table(("text",), ("seq",), "log_line"),
     "session": Table(("state", "good_state"), ("agent", "id"), "session"),
 }
 

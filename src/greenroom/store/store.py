@@ -18,6 +18,7 @@ from greenroom.store import (
     directory,
     history,
     logins,
+    logs,
     measures,
     news,
     principals,
@@ -73,6 +74,7 @@ class Store:
                 *advice.ORDER,
                 *scaling.ORDER,
                 *history.ORDER,
+                *logs.ORDER,
                 *results.ORDER,
                 *rates.ORDER,
                 *webhooks.ORDER,
@@ -84,7 +86,7 @@ class Store:
             settle=self._settle,
             has_demand=self.board.has_demand,
             acts_of=audited.AUDITED,
-            late=frozenset({audit.seal}),
+            late=frozenset({logs.put, audit.seal}),
             append=functools.partial(audit.append, node=owner),
             vault=vault,
         )
@@ -98,6 +100,7 @@ class Store:
         self.rollouts = rollouts.Rollouts(db, self.commits)
         self.scaling = scaling.Scaling(db, self.commits)
         self.history = history.History(db, self.commits)
+        self.logs = logs.Logs(db, self.commits, vault)
         self.deployments = deployments.Deployments(db, self.commits)
         self.directory = directory.Directory(db, route=self.board.route)
         self.audit = audit.Audit(db, self.commits)

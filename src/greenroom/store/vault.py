@@ -29,7 +29,8 @@ _ROTATE = """
 update vault set kek = :kek, wrapped = :wrapped, record = :record, rotated_at = :now,
     is_stale = case when :retires then true else is_stale end"""
 _STALE = "update vault set is_stale = true"
-_IS_FILLED = "select exists (select 1 from task) or exists (select 1 from session)"
+_IS_FILLED = """
+select exists (select 1 from task) or exists (select 1 from session) or exists (select 1 from log_line)"""
 _IS_SEALED = """
 select exists (select 1 from task where substr(input, 1, 1) = :sealed)
     or exists (select 1 from session where substr(state, 1, 1) = :sealed)"""

@@ -49,6 +49,7 @@ class AttemptEnded(msgspec.Struct, frozen=True, gc=False):
     revision: int = 0
     wait_us: int | None = None
     input_tokens: int = 0
+    tenant: str = ""
 
 
 class AttemptBegan(msgspec.Struct, frozen=True, gc=False):
@@ -160,12 +161,27 @@ class ProbeAnswered(msgspec.Struct, frozen=True):
 
 
 class ReplicaSaid(msgspec.Struct, frozen=True):
-    """A line that a replica's process wrote outside of any task."""
+    """A line that a replica's process wrote and that is no task's for certain; *severity* is of a record of Python's
+    `logging`, *by* the name of its logger.
+    """
 
     agent: str
     replica: str
     stream: str
     line: str
+    severity: str = ""
+    by: str = ""
+
+
+class TaskSaid(msgspec.Struct, frozen=True, gc=False):
+    """A log event of a running attempt. Never logged: *data*, JSON, is its caller's."""
+
+    agent: str
+    replica: str
+    task: str
+    epoch: int
+    tenant: str
+    data: bytes
 
 
 class AgentFailing(msgspec.Struct, frozen=True):
@@ -258,9 +274,9 @@ class AgentDropped(msgspec.Struct, frozen=True):
 
 
 class RequestCrashed(msgspec.Struct, frozen=True):
-    """A request ended as it should not: a bug of Greenroom's own. *request* is the id that its caller was given."""
+    """A request ended as it should not: a bug of Greenroom's own. *request_id* is what its caller was given."""
 
-    request: str
+    request_id: str
     method: str
     path: str
     error: str
@@ -489,6 +505,7 @@ Fact = (
     | AgentGraded
     | ProbeAnswered
     | ReplicaSaid
+    | TaskSaid
     | AgentFailing
     | AgentDropped
     | AgentScaled

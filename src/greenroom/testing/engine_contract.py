@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from greenroom.engine import contract, protocol, snapshots
+from greenroom.engine import contract, protocol, said, snapshots
 
 DEADLINE_S = 20.0
 _ECHO = "def run(input): return input"
@@ -42,9 +42,9 @@ class Recorder:
         self.messages.append(message)
         self._news.set()
 
-    def on_log(self, replica: str, stream: str, line: str) -> None:
+    def on_log(self, replica: str, line: said.Line) -> None:
         assert replica not in [gone for gone, _ in self.exits], "a line after on_exit"
-        self.logs.append((replica, stream, line))
+        self.logs.append((replica, line.stream, line.text))
         self._news.set()
 
     def on_alive(self, replica: str, number: int) -> None:

@@ -1,6 +1,6 @@
 """Agents for the tests of the node and the API: good ones, slow ones, stubborn ones."""
 
-# ruff: noqa: ARG001, ASYNC110, ASYNC240, ASYNC251, RET503 - agents need not behave well
+# ruff: noqa: ARG001, ASYNC110, ASYNC221, ASYNC240, ASYNC251, RET503, T201 - agents need not behave well
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import asyncio
 import ctypes
 import hashlib
 import json
+import logging
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -300,3 +302,27 @@ async def calling(input: dict[str, Any]) -> int:
     if is_down:
         raise ServiceDown("connection refused")
     return os.getpid()
+
+
+async def chatty(input: dict[str, Any]) -> str:
+    """Say what it is told to, in the ways that there are; go on when the gate is there."""
+    for text in input.get("print", []):
+        print(text)
+    for level, text in input.get("log", []):
+        logging.getLogger("tools.search").log(logging.getLevelName(level), text)
+    if "bytes" in input:
+        os.write(1, bytes.fromhex(input["bytes"]))
+    if "shell" in input:
+        subprocess.run(["/bin/sh", "-c", input["shell"]], check=True)
+    for number in range(input.get("flood", 0)):
+        print(f"flood {number}")
+    if "thread" in input:
+        thread = threading.Thread(target=logging.getLogger("tools.thread").error, args=(input["thread"],))
+        thread.start()
+        thread.join()
+    if "gate" in input:
+        await asyncio.to_thread(_wait_for, input["gate"])
+        print("after the gate")
+    if "die" in input:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "said"

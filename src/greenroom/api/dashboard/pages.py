@@ -17,7 +17,7 @@ from greenroom.api.dashboard import agents, alerts, assets, audit, forms, frame,
 from greenroom.api.dashboard.forms import Act
 from greenroom.api.dashboard.frame import Entry
 from greenroom.api.request import Answer, Call, Stream
-from greenroom.api.routes import EVENTS, PAGE, Route
+from greenroom.api.routes import PAGE, Route
 from greenroom.core import sessions
 from greenroom.core.permissions import Action
 
@@ -121,6 +121,6 @@ ROUTES = (
     *(Route("GET", entry.path, _page(entry), entry.action, {200: PAGE}) for entry in PAGES),
     *(Route("POST", act.path, _act(act), act.action, {200: PAGE, 303: None}, str) for act in ACTS),
     Route("POST", "/ui/logout", log_out, Action.LOGIN_MANAGE, {303: None}, str),
-    Route("GET", LIVE, keep_live, Action.LOGIN_MANAGE, {200: EVENTS}, None, ("page", "have")),
+    Route("GET", LIVE, keep_live, Action.LOGIN_MANAGE, {200: "text/event-stream"}, None, ("page", "have")),
     Route("GET", assets.PATH, assets.show, Action.LOGIN_MANAGE, {200: "text/css"}),
 )
