@@ -124,7 +124,7 @@ _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("Delivery", "state"): ("pending", "delivered", "failed"),
 }
 _SOMETIMES = {
-    "Task": {"routing", "cached_from"},
+    "Task": {"routing", "cached_from", "trace_id", "trace_url"},
     "Session": {"state"},
     "Key": {"key", "rights"},
     "Webhook": {"secret"},

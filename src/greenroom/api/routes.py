@@ -53,6 +53,7 @@ class Route(msgspec.Struct, frozen=True):
     query: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
     body_is_optional: bool = False
+    submits: bool = False  # its request is in the trace of the tasks that it makes
 
     @property
     def media_type(self) -> bytes:
@@ -83,6 +84,7 @@ ROUTES = (
         schemas.Submission,
         ("wait", "or_cancel"),
         ASKED,
+        submits=True,
     ),
     Route(
         "POST",
@@ -93,6 +95,7 @@ ROUTES = (
         schemas.Batch,
         (),
         ASKED,
+        submits=True,
     ),
     Route(
         "GET",
@@ -105,7 +108,7 @@ ROUTES = (
     ),
     Route("GET", "/v1/tasks/{id}", tasks.show, Action.TASK_READ, TASK_IN_TIME, None, ("wait",)),
     Route("POST", "/v1/tasks/{id}/cancel", tasks.cancel, Action.TASK_CANCEL, {202: TASK}),
-    Route("POST", "/v1/tasks/{id}/retry", tasks.retry, Action.TASK_SUBMIT, {202: TASK}),
+    Route("POST", "/v1/tasks/{id}/retry", tasks.retry, Action.TASK_SUBMIT, {202: TASK}, submits=True),
     Route("GET", "/v1/tasks/{id}/events", tasks.events, Action.TASK_READ, STREAM, None, ("after",), ("Last-Event-ID",)),
     Route(
         "GET", "/v1/sessions", sessions.list_all, Action.SESSION_READ, {200: Page(SESSION)}, None, ("limit", "cursor")

@@ -127,7 +127,7 @@ class Dispatcher:
             (attempt,) = running
             self._emit(attempt, protocol.Emitted(*attempt.key, "log", _line(stream, line)))
 
-    def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
+    def on_message(self, replica: str, message: protocol.OfAttempt) -> None:
         attempt = self._attempts.get((message.task, message.epoch))
         if attempt is None or attempt.claim.replica != replica:
             return  # of an attempt that is not, or no longer, this replica's
@@ -136,6 +136,9 @@ class Dispatcher:
                 self._end(attempt, message)
             case protocol.Emitted():
                 self._emit(attempt, message)
+            case protocol.Spans():
+                if (told := attempts.told_spans(attempt, message)) is not None:
+                    self._facts.emit(told)
             case protocol.Called():
                 if attempt.kill_at_s is None:
                     self._calls.begin(attempt, message)

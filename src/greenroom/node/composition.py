@@ -39,6 +39,7 @@ from greenroom.node.backups import NodeBackups
 from greenroom.node.controls import Controls
 from greenroom.node.resources import NodeResources, limits
 from greenroom.node.security import NodeSecurity
+from greenroom.node.tracing import NodeTracing
 from greenroom.sdk import models
 from greenroom.security import key_sources, secret_file
 from greenroom.security.outgoing import Outgoing
@@ -79,6 +80,7 @@ class Node:
         self.facts, self.metrics = telemetry.Telemetry(), telemetry.Metrics()
         if self.settings.cluster.metrics:
             self.metrics.listen(self.facts)
+        self.tracing = NodeTracing(self.settings, clock, self.facts, self.metrics, node=self.id)
         url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
         restoring.complete(url, options.data_dir)
         self.secrets = secret_file.load_or_make(options.data_dir / "secrets")
@@ -141,9 +143,9 @@ class Node:
             folder=options.folder,
             data_dir=options.data_dir,
         )
-        server = options.settings.server
         self.outgoing = Outgoing(
-            addresses.Policy(server.webhook_ports, server.webhook_hosts), user_agent=f"greenroom/{__version__}"
+            addresses.Policy(self.settings.server.webhook_ports, self.settings.server.webhook_hosts),
+            user_agent=f"greenroom/{__version__}",
         )
         webhook_secrets = WebhookSecrets(self.secrets.webhook_key)
         self.webhooks = Webhooks(self.store, clock, self.facts, self.outgoing, webhook_secrets)
@@ -190,6 +192,8 @@ class Node:
             resources=self.resources.state,
             tier=self.isolation.tier,
             isolation=isolation.describe(self.isolation),
+            tracing=self.tracing.requests,
+            tracing_state=self.tracing.state,
         )
         self.optimizer = optimizer.loops(self.store, self.engine, self.host, self.resources, self.services)
         self.security.controls.insert(0, Controls(self))
@@ -235,6 +239,7 @@ class Node:
             *self.optimizer,
             *self.security.loops,
         )
+        self.tracing.begin()
         self.resources.announce()
         isolation.announce(self.isolation, self.facts)
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
@@ -325,6 +330,7 @@ class Node:
             await self.security.end()
         except errors.GreenroomError as error:  # what cannot be written is not to keep the rest from ending well
             self.facts.emit(telemetry.AuditTrouble("the node's end", str(error)))
+        await self.tracing.end()
         await self.store.close()
         self.facts.emit(telemetry.NodeChanged(self.id, "stopped"))
 

@@ -30,6 +30,7 @@ from greenroom.settings.schema import (
     Security,
     Server,
     Settings,
+    Tracing,
 )
 from greenroom.settings.showing import Change, Row, diff, masked, rows
 from greenroom.settings.starter import starter_manifest
@@ -60,6 +61,7 @@ __all__ = [
     "Server",
     "Settings",
     "SettingsInvalid",
+    "Tracing",
     "changes",
     "diff",
     "is_loopback",

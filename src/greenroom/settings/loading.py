@@ -31,6 +31,7 @@ from greenroom.settings.schema import (
     Security,
     Server,
     Settings,
+    Tracing,
 )
 from greenroom.settings.showing import leaves
 from greenroom.settings.sources import Given, Source
@@ -39,7 +40,7 @@ from greenroom.settings.unbuilt import effective, why_not_built
 OVERRIDE = "override"
 NOT_BUILT = "not yet built"
 MAX_AGENTS = 1000
-TOP_KEYS = ["environment", "cluster", "server", "security", "backups", "optimizer", "history", "agents"]
+TOP_KEYS = ["environment", "cluster", "server", "security", "backups", "optimizer", "history", "tracing", "agents"]
 
 
 def load(
@@ -121,6 +122,7 @@ def _settings(given: Given, checker: Checker) -> Settings:
         backups=checker.table(Backups, table.get("backups"), ("backups",)),
         optimizer=checker.table(Optimizer, table.get("optimizer"), ("optimizer",)),
         history=checker.table(History, table.get("history"), ("history",)),
+        tracing=checker.table(Tracing, table.get("tracing"), ("tracing",)),
         agents=_agents(table.get("agents"), checker),
         origins={},
     )
