@@ -119,7 +119,7 @@ def _classic_create(original: Callable[..., Any]) -> Callable[..., Any]:
         context = _context()
         if context is None:
             return original(self, *given, **config)
-        configured = next(iter(getattr(self, "_config_list", None) or ()), {})
+        configured: Mapping[str, Any] = next(iter(getattr(self, "_config_list", None) or ()), {})
         model = config.get("model") or configured.get("model")
         said = [
             (message.get("role", ""), message.get("content"))

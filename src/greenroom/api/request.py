@@ -16,9 +16,6 @@ from greenroom.core.permissions import Principal
 from greenroom.store import database
 from greenroom.store.audit import Act
 from greenroom.store.store import Store
-from greenroom.telemetry import tracing
-
-TRACE = "greenroom.trace"  # in the scope: the trace that the request is in
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -47,17 +44,12 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     path_params: Mapping[str, str]
     body: bytes
     receive: Callable[[], Awaitable[MutableMapping[str, Any]]]
+    trace: str | None = None  # the context that its tasks are stored with
 
     async def gone(self) -> None:
         """Return when the caller has closed the connection."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
-
-    @property
-    def trace(self) -> str | None:
-        """The context that tasks of this request are stored with."""
-        request: tracing.Request | None = self.scope.get(TRACE)
-        return None if request is None else request.context.text()
 
     @property
     def store(self) -> Store:

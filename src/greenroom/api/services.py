@@ -128,6 +128,7 @@ class Services(msgspec.Struct, kw_only=True):
     tier: isolation.Tier = isolation.Tier.T0  # how far replicas are kept apart
     isolation: str = ""  # the tier, and what it is, in words
     tracing: Requests | None = None  # where nothing is traced, there is none
+    trace_url: str | None = None  # the template of links to traces
     tracing_state: Callable[[], str] = lambda: "off"  # in words
     ask_to_stop: Callable[[], None] | None = None  # as SIGTERM does; None: who has made the node stops it
     stopping: asyncio.Event = msgspec.field(default_factory=asyncio.Event)

@@ -38,7 +38,7 @@ def _raw(value: bytes | None) -> msgspec.Raw:
 _at = database.instant_or_none
 
 
-def task(row: Task, moves: Sequence[StoredEvent], *, trace_url: str | None = None) -> dict[str, Any]:
+def task(row: Task, moves: Sequence[StoredEvent], trace_url: str | None = None) -> dict[str, Any]:
     """Return the document of a task; *moves* tell of its attempts but the last, of which its row does.
 
     *trace_url* is the template of links to traces.
@@ -80,7 +80,7 @@ def _trace(text: str, url: str | None) -> dict[str, str]:
     return {"trace_id": id} if url is None else {"trace_id": id, "trace_url": url.replace("{trace_id}", id)}
 
 
-def new_task(given: NewTask, accepted: Accepted, *, trace_url: str | None = None) -> dict[str, Any]:
+def new_task(given: NewTask, accepted: Accepted, trace_url: str | None = None) -> dict[str, Any]:
     """Return the document of a task that was accepted just now, as `task` would show its row: no need to read it."""
     document: dict[str, Any] = {
         "id": given.id,

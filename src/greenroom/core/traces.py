@@ -93,7 +93,7 @@ def trace_id_of(text: str | None) -> str | None:
 
 def threshold(ratio: float) -> int:
     """Return what `is_sampled` compares with, for one trace in 1 / *ratio*."""
-    return round(ratio * 2**_RATIO_BITS)
+    return round(ratio * (1 << _RATIO_BITS))
 
 
 def is_sampled(trace_id: str, below: int) -> bool:

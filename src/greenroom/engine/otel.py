@@ -166,7 +166,7 @@ def _provider(api: Any) -> object:
             """Links are not told."""
 
         def update_name(self, name: str) -> None:
-            self._opened.name = name[:256] if isinstance(name, str) else self._opened.name
+            self._opened.name = name[:256]
 
         def set_status(self, status: Any, description: str | None = None) -> None:
             code = getattr(status, "status_code", status)

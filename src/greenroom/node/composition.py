@@ -193,6 +193,7 @@ class Node:
             tier=self.isolation.tier,
             isolation=isolation.describe(self.isolation),
             tracing=self.tracing.requests,
+            trace_url=options.settings.tracing.ui_url,
             tracing_state=self.tracing.state,
         )
         self.optimizer = optimizer.loops(self.store, self.engine, self.host, self.resources, self.services)

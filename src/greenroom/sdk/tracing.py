@@ -19,7 +19,7 @@ def headers(traceparent: str | None = None) -> dict[str, str]:
             )
         return {"traceparent": traceparent.strip()}
     api = sys.modules.get("opentelemetry.trace")
-    if hasattr(api, "get_current_span"):
+    if api is not None and hasattr(api, "get_current_span"):  # else it is being imported
         current = api.get_current_span().get_span_context()
         if current.is_valid:
             own = f"00-{current.trace_id:032x}-{current.span_id:016x}-{current.trace_flags & 3:02x}"

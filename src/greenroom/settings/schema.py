@@ -353,7 +353,7 @@ class Tracing(msgspec.Struct, frozen=True, kw_only=True):
     """
     headers_env: VariableName | None = None
     """The variable that holds headers for it, ``name=value,name=value``."""
-    sample_ratio: Annotated[float, Meta(ge=0, le=1, title="a number from 0 to 1")] | None = None
+    sample_ratio: Annotated[float, Meta(ge=0, le=1, title="a number")] | None = None
     """Of the traces that begin here; None: 0.01 in production, else all. Callers' own decisions are kept."""
     content: bool = False
     """Export what was said, too: prompts, answers, arguments and results of tools, texts of errors."""

@@ -42,6 +42,7 @@ _OF_KUBERNETES = re.compile(
     r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
 )
 _KUBERNETES_PORT = re.compile(r"(?:tcp|udp|sctp)://")
+LEAST_BEGIN = 3  # characters of a name that say which one is meant
 MANIFEST_BYTES = 1024 * 1024
 DEEPEST_TABLE = 3  # agents.NAME.arguments: what lies deeper is replaced, not merged
 
@@ -180,6 +181,8 @@ def _instead_of(name: str, by_stem: Mapping[str, list[str]]) -> str:
     spellings = _spellings(name, by_stem)
     joined = _joined(name)
     meant = joined if joined in spellings else None
+    if len(joined) >= LEAST_BEGIN:  # ENV is the begin of ENVIRONMENT, before it is the end of another
+        meant = meant or next((known for known in spellings if known.startswith(joined)), None)
     meant = meant or next((known for known in spellings if known.endswith(f"_{joined}")), None)
     meant = meant or nearest(joined, spellings)
     if meant is not None:

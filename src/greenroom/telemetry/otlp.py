@@ -198,7 +198,7 @@ def _session() -> Any:
     import requests
 
     class Bounded(requests.Session):
-        def request(self, *given: Any, **named: Any) -> requests.Response:  # type: ignore[override]
+        def request(self, *given: Any, **named: Any) -> requests.Response:
             response = super().request(*given, **{**named, "stream": True})
             response._content = response.raw.read(MAX_ANSWER_BYTES) or b""  # noqa: SLF001 - as `iter_content` would
             response.close()

@@ -69,8 +69,14 @@ class Tracing:
         if request.span_id is None:
             return
         end_ns = self._now_ns()
-        attributes = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+        attributes: dict[str, str | int] = {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+        }
         error = str(status) if status >= 500 else None  # what a caller does wrong is no server's error
+        if error is not None:
+            attributes["error.type"] = error
         self._put(
             Span(
                 request.context,
@@ -79,7 +85,7 @@ class Tracing:
                 "server",
                 end_ns - int(duration_s * 1e9),
                 end_ns,
-                attributes if error is None else {**attributes, "error.type": error},
+                attributes,
                 error=error,
             )
         )
@@ -96,7 +102,10 @@ class Tracing:
         start_ns = end_ns - int(ended.duration_s * 1e9)
         if ended.wait_us:
             self._put_wait(ended, task, start_ns, ended.wait_us)
+        attributes = _attempt(ended)
         error = None if ended.state in _UNBLAMED else _error_of(ended)
+        if error is not None:
+            attributes["error.type"] = error
         self._put(
             Span(
                 task.at(traces.attempt_span(ended.task, ended.epoch)),
@@ -105,7 +114,7 @@ class Tracing:
                 "consumer",
                 start_ns,
                 end_ns,
-                {**_attempt(ended), **({} if error is None else {"error.type": error})},
+                attributes,
                 error=error,
             )
         )
