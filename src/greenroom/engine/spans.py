@@ -109,7 +109,7 @@ class Recorder:
         self._root: Open | None = None
         self._ended: list[protocol.Span] = []
         self._lock = threading.Lock()
-        self._left, self._dropped, self._is_closed = MAX_SPANS, 0, False
+        self._left, self._dropped, self._is_closed = MAX_SPANS - 1, 0, False  # one is kept for the agent's own
         self._flush_at_s = time.monotonic() + FLUSH_EVERY_S
 
     @property
