@@ -79,6 +79,21 @@ async def test_a_task_is_one_trace_down_to_the_models_and_tools_of_its_agent(
     assert "HUSH" not in exported
 
 
+async def test_models_and_tools_of_ag2_classic_are_in_it(data_dir: Path, receiver: collector.Collector) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "shout", "arguments": '{"text": "hush"}'}}
+    asked = [{"role": "user", "content": "hush"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    agents = {"classic": {"factory": "classic:modelled_agent"}}
+    async with opened(data_dir, receiver, agents, folder=replicas.AGENTS) as api:
+        await api.run("classic", "hush")
+        await api.run("classic", asked)
+    chat, tool = receiver.named("chat scripted-1"), receiver.named("execute_tool shout")
+    assert receiver.path(chat)[2:] == ["invoke_agent classic", "chat scripted-1"]
+    assert receiver.path(tool)[2:] == ["invoke_agent classic", "execute_tool shout"]
+    assert (chat.attributes["gen_ai.usage.input_tokens"], chat.attributes["gen_ai.response.model"]) == (7, "scripted-1")
+    assert tool.attributes["gen_ai.tool.name"] == "shout"
+    assert "hush" not in json.dumps([span.__dict__ for span in receiver.spans]).lower()
+
+
 async def test_what_was_said_is_exported_where_the_setting_says_so(
     data_dir: Path, receiver: collector.Collector
 ) -> None:

@@ -237,6 +237,11 @@ def test_a_file_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
             "expected a whole number from 1 to 3650, got 0",
         ),
         ({"cluster": {"alert_delivery": True}}, "cluster.alert_delivery", "not yet built"),
+        (
+            {"tracing": {"headers_env": "OTLP"}, "agents": {"a": {"factory": "a:b", "env": ["OTLP"]}}},
+            "tracing.headers_env",
+            "the agent a is given it",
+        ),
         ({"tracing": {"sample_ratio": 1.5}}, "tracing.sample_ratio", "expected a number from 0 to 1, got 1.5"),
         ({"tracing": {"endpoint": "collector:4318"}}, "tracing.endpoint", "expected a URL of https://…"),
         ({"tracing": {"ui_url": "javascript:alert(1)//{trace_id}"}}, "tracing.ui_url", "{trace_id}"),
