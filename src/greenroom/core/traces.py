@@ -83,12 +83,14 @@ def read(text: str) -> Context:
     return Context(trace_id, span_id, int(flags, 16), state)
 
 
-def trace_id_of(text: str | None) -> str | None:
-    """Return the id of the trace that a task with this context is in; None where it is in none that is recorded."""
-    if text is None:
-        return None
-    context = read(text)
-    return context.trace_id if context.is_sampled else None
+def is_recorded(text: str) -> bool:
+    """Whether anybody records the trace of this context."""
+    return bool(int(text[53:55], 16) & SAMPLED)
+
+
+def trace_id_of(text: str) -> str | None:
+    """Return the id of the trace that a task with this context is in; None where nobody records it."""
+    return read(text).trace_id if is_recorded(text) else None
 
 
 def threshold(ratio: float) -> int:

@@ -25,7 +25,6 @@ BATCH, EVERY_S = 512, 1.0
 TIMEOUT_S = 10.0  # of one batch with its retries
 CLOSE_WITHIN_S = 2.0
 MAX_ANSWER_BYTES = 64 * 1024
-_SPAN_SIZE = 500  # of what every span has
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -57,7 +56,7 @@ class Exporter:
         timeout_s: float | None = None,
     ) -> None:
         self.exported = self.dropped = 0
-        self._waiting: collections.deque[tuple[Span, int]] = collections.deque()
+        self._waiting: collections.deque[tuple[Callable[[], Span], int]] = collections.deque()
         self._size = 0
         self._lost, self._taken, self._is_losing = lost, taken, False
         self._version, self._why = version, ""
@@ -69,13 +68,13 @@ class Exporter:
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, span: Span) -> None:
-        size = _size(span)
+    def put(self, make: Callable[[], Span], size: int) -> None:
+        """Take what makes a span of about *size* characters; it is called in the thread."""
         if len(self._waiting) >= MAX_WAITING or self._size + size > MAX_WAITING_SIZE:
             self.dropped += 1  # said by the thread, which is what cannot keep up
             return
         self._size += size
-        self._waiting.append((span, size))
+        self._waiting.append((make, size))
         if len(self._waiting) == BATCH:
             self._wakeup.set()
 
@@ -118,17 +117,17 @@ class Exporter:
             if self._is_closing:
                 return
 
-    def _take(self) -> Span:
-        span, size = self._waiting.popleft()
+    def _take(self) -> Callable[[], Span]:
+        make, size = self._waiting.popleft()
         self._size -= size
-        return span
+        return make
 
-    def _send(self, spans: Sequence[Span]) -> None:
+    def _send(self, spans: Sequence[Callable[[], Span]]) -> None:
         from opentelemetry.sdk.trace.export import SpanExportResult
 
         self._why = "the collector did not take them"
         try:
-            is_sent = self._exporter.export([self._as_theirs(span) for span in spans]) is SpanExportResult.SUCCESS
+            is_sent = self._exporter.export([self._as_theirs(make()) for make in spans]) is SpanExportResult.SUCCESS
         except Exception as error:  # noqa: BLE001 - a collector's answer may do what it likes to the client
             is_sent, self._why = False, f"{type(error).__name__}: {error}"[:300]
         if is_sent:
@@ -205,8 +204,3 @@ def _session() -> Any:
             return response
 
     return Bounded()
-
-
-def _size(span: Span) -> int:
-    values = [*span.attributes.values(), *(value for event in span.events for value in event.attributes.values())]
-    return _SPAN_SIZE + sum(len(value) if isinstance(value, str) else 16 for value in values)

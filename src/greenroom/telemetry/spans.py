@@ -143,6 +143,12 @@ class Screen:
         return None
 
 
+def size_of(told: Told) -> int:
+    """Return about how many characters a replica's span holds."""
+    values = [*told.attributes.values(), *(value for _, _, kept in told.events for value in kept.values())]
+    return 500 + sum(len(value) if isinstance(value, str) else 16 for value in values)
+
+
 def text(given: str, most: int) -> str:
     """Return *given* without secrets, cut."""
     # Redacted before it is cut: half a secret is none that `redaction` knows.

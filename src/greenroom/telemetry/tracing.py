@@ -1,11 +1,13 @@
 """The spans that a node makes: of requests, of waits in the queue, of attempts; and those that its replicas tell of.
 
 A task is sampled where it is accepted, or its caller's trace is; one that is not has no context, and everything here
-stops at that. Who exports them is `telemetry.otlp`'s business.
+stops at that. What is noted on the event loop is a promise of a span; `telemetry.otlp`, which exports them, has them
+made in its own thread.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -15,7 +17,10 @@ from greenroom import clock as clocks
 from greenroom import random_bits
 from greenroom.core import tasks, traces
 from greenroom.telemetry import facts
-from greenroom.telemetry.spans import Attributes, Screen, Span
+from greenroom.telemetry.spans import Attributes, Screen, Span, size_of
+
+OWN_SIZE = 500  # characters of a span of the node's own, about
+Put = Callable[[Callable[[], Span], int], None]
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -36,9 +41,9 @@ class Requests(Protocol):
 
 
 class Tracing:
-    """*put* takes spans; it must not block."""
+    """*put* takes what makes a span, and its size in characters; it must not block."""
 
-    def __init__(self, clock: clocks.Clock, put: Callable[[Span], None], *, ratio: float, content: bool) -> None:
+    def __init__(self, clock: clocks.Clock, put: Put, *, ratio: float, content: bool) -> None:
         self._clock, self._put = clock, put
         self._below = traces.threshold(ratio)
         self._screen = Screen(content=content)
@@ -46,8 +51,6 @@ class Tracing:
     def listen(self, told: facts.Telemetry) -> None:
         told.subscribe(self._on_end, facts.AttemptEnded)
         told.subscribe(self._on_spans, facts.SpansTold)
-
-    # --- requests
 
     def begin(self, headers: Mapping[bytes, bytes]) -> Request | None:
         given = headers.get(b"traceparent")
@@ -66,82 +69,65 @@ class Tracing:
         return Request(traces.Context(trace_id, span_id, traces.SAMPLED), span_id)
 
     def answered(self, request: Request, method: str, route: str, *, status: int, duration_s: float) -> None:
-        if request.span_id is None:
-            return
-        end_ns = self._now_ns()
-        attributes: dict[str, str | int] = {
-            "http.request.method": method,
-            "http.route": route,
-            "http.response.status_code": status,
-        }
-        error = str(status) if status >= 500 else None  # what a caller does wrong is no server's error
-        if error is not None:
-            attributes["error.type"] = error
-        self._put(
-            Span(
-                request.context,
-                request.parent_id,
-                f"{method} {route}",
-                "server",
-                end_ns - int(duration_s * 1e9),
-                end_ns,
-                attributes,
-                error=error,
-            )
-        )
-
-    # --- attempts
+        if request.span_id is not None:
+            named = {"method": method, "route": route, "status": status, "duration_s": duration_s}
+            self._put(functools.partial(_of_request, request, self._now_ns(), **named), OWN_SIZE)
 
     def _on_end(self, ended: facts.AttemptEnded) -> None:
-        if ended.trace is None:
-            return
-        task = traces.read(ended.trace)
-        if not task.is_sampled:
-            return
-        end_ns = self._now_ns()
-        start_ns = end_ns - int(ended.duration_s * 1e9)
-        if ended.wait_us:
-            self._put_wait(ended, task, start_ns, ended.wait_us)
-        attributes = _attempt(ended)
-        error = None if ended.state in _UNBLAMED else _error_of(ended)
-        if error is not None:
-            attributes["error.type"] = error
-        self._put(
-            Span(
-                task.at(traces.attempt_span(ended.task, ended.epoch)),
-                task.span_id,
-                f"attempt {ended.agent}",
-                "consumer",
-                start_ns,
-                end_ns,
-                attributes,
-                error=error,
-            )
-        )
-
-    def _put_wait(self, ended: facts.AttemptEnded, task: traces.Context, start_ns: int, wait_us: int) -> None:
-        attributes = {"greenroom.task.id": ended.task, "gen_ai.agent.name": ended.agent}
-        self._put(
-            Span(
-                task.at(traces.wait_span(ended.task)),
-                task.span_id,
-                f"wait {ended.agent}",
-                "internal",
-                start_ns - wait_us * 1000,
-                start_ns,
-                attributes,
-            )
-        )
+        if ended.trace is not None and traces.is_recorded(ended.trace):
+            now_ns = self._now_ns()
+            if ended.wait_us:
+                self._put(functools.partial(_of_wait, ended, now_ns, ended.wait_us), OWN_SIZE)
+            self._put(functools.partial(_of_attempt, ended, now_ns), OWN_SIZE)
 
     def _on_spans(self, told: facts.SpansTold) -> None:
-        task = traces.read(told.trace)
-        if task.is_sampled:
+        if traces.is_recorded(told.trace):
+            task = traces.read(told.trace)
             extra: Attributes = {"greenroom.task.id": told.task, "greenroom.replica": told.replica}
             for span in told.spans:
-                self._put(self._screen.span(span, task, extra=extra))
+                self._put(functools.partial(self._screen.span, span, task, extra=extra), size_of(span))
 
     def _now_ns(self) -> int:
         return int(self._clock.now().timestamp() * 1e6) * 1000
+
+
+def _of_request(request: Request, end_ns: int, *, method: str, route: str, status: int, duration_s: float) -> Span:
+    assert request.span_id is not None
+    attributes: dict[str, str | int] = {
+        "http.request.method": method,
+        "http.route": route,
+        "http.response.status_code": status,
+    }
+    error = str(status) if status >= 500 else None  # what a caller does wrong is no server's error
+    if error is not None:
+        attributes["error.type"] = error
+    start_ns = end_ns - int(duration_s * 1e9)
+    name = f"{method} {route}"
+    return Span(request.context, request.parent_id, name, "server", start_ns, end_ns, attributes, error=error)
+
+
+def _of_attempt(ended: facts.AttemptEnded, end_ns: int) -> Span:
+    task = traces.read(ended.trace or "")
+    attributes = _attempt(ended)
+    error = None if ended.state in _UNBLAMED else _error_of(ended)
+    if error is not None:
+        attributes["error.type"] = error
+    own = task.at(traces.attempt_span(ended.task, ended.epoch))
+    start_ns, name = _start_ns(ended, end_ns), f"attempt {ended.agent}"
+    return Span(own, task.span_id, name, "consumer", start_ns, end_ns, attributes, error=error)
+
+
+def _of_wait(ended: facts.AttemptEnded, end_ns: int, wait_us: int) -> Span:
+    task = traces.read(ended.trace or "")
+    own = task.at(traces.wait_span(ended.task))
+    attributes = {"greenroom.task.id": ended.task, "gen_ai.agent.name": ended.agent}
+    start_ns = _start_ns(ended, end_ns)
+    name = f"wait {ended.agent}"
+    return Span(own, task.span_id, name, "internal", start_ns - wait_us * 1000, start_ns, attributes)
+
+
+def _start_ns(ended: facts.AttemptEnded, end_ns: int) -> int:
+    return end_ns - int(ended.duration_s * 1e9)
 
 
 _UNBLAMED = (tasks.State.SUCCEEDED, tasks.State.CANCELLED)
