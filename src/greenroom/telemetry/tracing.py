@@ -70,8 +70,9 @@ class Tracing:
 
     def answered(self, request: Request, method: str, route: str, *, status: int, duration_s: float) -> None:
         if request.span_id is not None:
-            named = {"method": method, "route": route, "status": status, "duration_s": duration_s}
-            self._put(functools.partial(_of_request, request, self._now_ns(), **named), OWN_SIZE)
+            end_ns = self._now_ns()
+            start_ns = end_ns - int(duration_s * 1e9)
+            self._put(functools.partial(_of_request, request, method, route, status, start_ns, end_ns), OWN_SIZE)
 
     def _on_end(self, ended: facts.AttemptEnded) -> None:
         if ended.trace is not None and traces.is_recorded(ended.trace):
@@ -91,7 +92,7 @@ class Tracing:
         return int(self._clock.now().timestamp() * 1e6) * 1000
 
 
-def _of_request(request: Request, end_ns: int, *, method: str, route: str, status: int, duration_s: float) -> Span:
+def _of_request(request: Request, method: str, route: str, status: int, start_ns: int, end_ns: int) -> Span:
     assert request.span_id is not None
     attributes: dict[str, str | int] = {
         "http.request.method": method,
@@ -101,7 +102,6 @@ def _of_request(request: Request, end_ns: int, *, method: str, route: str, statu
     error = str(status) if status >= 500 else None  # what a caller does wrong is no server's error
     if error is not None:
         attributes["error.type"] = error
-    start_ns = end_ns - int(duration_s * 1e9)
     name = f"{method} {route}"
     return Span(request.context, request.parent_id, name, "server", start_ns, end_ns, attributes, error=error)
 
