@@ -95,13 +95,16 @@ async def test_models_and_tools_of_ag2_classic_are_in_it(data_dir: Path, receive
 
 
 async def test_what_was_said_is_exported_where_the_setting_says_so(
-    data_dir: Path, receiver: collector.Collector
+    data_dir: Path, receiver: collector.Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLLECTOR_HEADERS", "x-tenant=one%20two, x-key=abc")
     agents = {"team": {"factory": "chat:tool_agent"}}
-    async with opened(data_dir, receiver, agents, folder=replicas.AGENTS, tracing={"content": True}) as api:
+    told = {"content": True, "headers_env": "COLLECTOR_HEADERS"}
+    async with opened(data_dir, receiver, agents, folder=replicas.AGENTS, tracing=told) as api:
         await api.run("team", "hush")
     said = [json.loads(span.attributes["gen_ai.input.messages"]) for span in receiver.all("chat")]
     assert said[0][-1] == {"role": "user", "parts": [{"type": "text", "content": "hush"}]}
+    assert (receiver.headers[0]["x-tenant"], receiver.headers[0]["x-key"]) == ("one two", "abc")
 
 
 async def test_a_callers_trace_goes_on_and_is_handed_on(data_dir: Path, receiver: collector.Collector) -> None:

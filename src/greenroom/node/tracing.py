@@ -18,6 +18,7 @@ from greenroom.telemetry import otlp, tracing
 
 PRODUCTION_RATIO = 0.01
 _ON = "on, and nothing is traced"
+_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")  # read by the exporter itself
 
 
 class NodeTracing:
@@ -118,13 +119,15 @@ def _with_path(endpoint: str | None) -> str | None:
 
 def _headers(variable: str | None, environ: Mapping[str, str]) -> dict[str, str]:
     """Read headers as OTEL_EXPORTER_OTLP_HEADERS has them: ``name=value,name=value``, values quoted as in URLs."""
-    headers = {}
-    for pair in environ.get(variable or "", "").split(","):
-        name, is_pair, value = pair.partition("=")
-        if is_pair and name.strip():
-            headers[name.strip().lower()] = unquote(value.strip())
-    redaction.register(*headers.values())
-    return headers
+    named = _pairs(environ.get(variable or "", ""))
+    standard = [value for name in _HEADERS for value in _pairs(environ.get(name, "")).values()]
+    redaction.register(*named.values(), *standard)
+    return named
+
+
+def _pairs(text: str) -> dict[str, str]:
+    pairs = (pair.partition("=") for pair in text.split(",") if "=" in pair)
+    return {name.strip().lower(): unquote(value.strip()) for name, _, value in pairs if name.strip()}
 
 
 def _shown(endpoint: str) -> str:
