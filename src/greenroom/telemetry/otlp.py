@@ -55,7 +55,8 @@ class Exporter:
         taken: Callable[[], None],
         timeout_s: float | None = None,
     ) -> None:
-        self.exported = self.dropped = 0
+        self.exported = 0
+        self._refused, self._failed = 0, 0  # apart: each is counted by one thread
         self._waiting: collections.deque[tuple[Callable[[], Span], int]] = collections.deque()
         self._size = 0
         self._lost, self._taken, self._is_losing = lost, taken, False
@@ -65,13 +66,17 @@ class Exporter:
         self._wakeup, self._is_closing = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
 
+    @property
+    def dropped(self) -> int:
+        return self._refused + self._failed
+
     def start(self) -> None:
         self._thread.start()
 
     def put(self, make: Callable[[], Span], size: int) -> None:
         """Take what makes a span of about *size* characters; it is called in the thread."""
         if len(self._waiting) >= MAX_WAITING or self._size + size > MAX_WAITING_SIZE:
-            self.dropped += 1  # said by the thread, which is what cannot keep up
+            self._refused += 1  # said by the thread, which is what cannot keep up
             return
         self._size += size
         self._waiting.append((make, size))
@@ -105,15 +110,15 @@ class Exporter:
         self._why = message[:300]
 
     def _run(self) -> None:
-        dropped = 0
+        refused = 0
         while True:
             self._wakeup.wait(EVERY_S)
             self._wakeup.clear()
             while self._waiting:
                 self._send([self._take() for _ in range(min(BATCH, len(self._waiting)))])
-            if self.dropped > dropped and not self._is_losing:
+            if self._refused > refused:
                 self._note_loss("more spans were made than the collector takes")
-            dropped = self.dropped
+            refused = self._refused
             if self._is_closing:
                 return
 
@@ -122,12 +127,13 @@ class Exporter:
         self._size -= size
         return make
 
-    def _send(self, spans: Sequence[Callable[[], Span]]) -> None:
+    def _send(self, waiting: Sequence[Callable[[], Span]]) -> None:
         from opentelemetry.sdk.trace.export import SpanExportResult
 
+        spans = [span for make in waiting if (span := self._made(make)) is not None]
         self._why = "the collector did not take them"
         try:
-            is_sent = self._exporter.export([self._as_theirs(make()) for make in spans]) is SpanExportResult.SUCCESS
+            is_sent = self._exporter.export(spans) is SpanExportResult.SUCCESS
         except Exception as error:  # noqa: BLE001 - a collector's answer may do what it likes to the client
             is_sent, self._why = False, f"{type(error).__name__}: {error}"[:300]
         if is_sent:
@@ -136,8 +142,16 @@ class Exporter:
                 self._is_losing = False
                 self._taken()
         else:
-            self.dropped += len(spans)
+            self._failed += len(spans)
             self._note_loss(self._why)
+
+    def _made(self, make: Callable[[], Span]) -> ReadableSpan | None:
+        try:
+            return self._as_theirs(make())
+        except Exception as error:  # noqa: BLE001 - what a stranger has put into one is not to cost the others
+            self._failed += 1
+            self._note_loss(f"a span could not be made: {type(error).__name__}")
+            return None
 
     def _note_loss(self, why: str) -> None:
         if not self._is_losing:
