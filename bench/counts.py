@@ -180,10 +180,13 @@ async def measure(load: Load, name: str, *, top: int) -> None:
         print(f"  {count:5}  {function}")
 
 
-async def main(folder: Path, *, top: int, security: str | None) -> None:
+async def main(folder: Path, *, top: int, security: str | None, tracing: float | None) -> None:
     (folder / "agents.py").write_text(servers.AGENTS)
     agent = {"factory": "agents:echo", "concurrency": 500, "scaling": {"min_replicas": 2}}
     given = {None: {}, "on": tomllib.loads(switches.SECURITY_ON), "off": tomllib.loads(switches.SECURITY_OFF)}[security]
+    if tracing is not None:  # nobody listens there, which costs the loop nothing
+        given |= {"cluster": given.get("cluster", {}) | {"tracing": True}}
+        given |= {"tracing": {"endpoint": "http://127.0.0.1:9", "sample_ratio": tracing}}
     found = settings.load(overrides=given | {"agents": {"echo": agent}}, environ={})
     options = node.Options(settings=found, folder=folder, data_dir=folder / "data", port=0)
     with mock.patch.object(composition, "LocalEngine", Replicas):
@@ -200,6 +203,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--top", type=int, default=0, help="also print this many functions, those that cost most first")
     parser.add_argument("--security", choices=("on", "off"), help="every control of it, or authentication alone")
+    parser.add_argument("--tracing", type=float, metavar="RATIO", help="trace, and sample this part of the tasks")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="greenroom-counts-") as temporary:
-        uvloop.run(main(Path(temporary), top=arguments.top, security=arguments.security))
+        uvloop.run(main(Path(temporary), top=arguments.top, security=arguments.security, tracing=arguments.tracing))

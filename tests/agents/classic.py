@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import autogen
@@ -75,3 +76,57 @@ def manager_of_a_shared_agent() -> autogen.GroupChatManager:
     other = autogen.ConversableAgent("other", llm_config=False, human_input_mode="NEVER")
     chat = autogen.GroupChat(agents=[_member, other], messages=[], speaker_selection_method="round_robin")
     return autogen.GroupChatManager(chat, llm_config=False)
+
+
+def shout(text: str) -> str:
+    return text.upper()
+
+
+class Scripted:
+    """A model client as AG2 lets people bring their own: it asks for a tool, then says what that said."""
+
+    def __init__(self, config: dict[str, Any], **_: Any) -> None:
+        self._config = config
+
+    def create(self, params: dict[str, Any]) -> Any:
+        last = params["messages"][-1]
+        function = {"name": "shout", "arguments": '{"text": "hush"}'}
+        call = [{"id": "1", "type": "function", "function": function}]
+        message = SimpleNamespace(content=None, function_call=None, tool_calls=None)
+        if last["role"] == "tool":
+            message.content = f"it said {last['content']}"
+        else:
+            message.content, message.tool_calls = "", call
+        usage = SimpleNamespace(prompt_tokens=7, completion_tokens=3, total_tokens=10)
+        choice = SimpleNamespace(message=message, finish_reason="stop")
+        return SimpleNamespace(
+            choices=[choice], model="scripted-1", usage=usage, cost=0.0, message_retrieval_function=None
+        )
+
+    def message_retrieval(self, response: Any) -> list[Any]:
+        message = response.choices[0].message
+        if message.tool_calls:
+            return [{"role": "assistant", "content": "", "tool_calls": message.tool_calls}]
+        return [message.content]
+
+    def cost(self, response: Any) -> float:  # noqa: ARG002
+        return 0.0
+
+    @staticmethod
+    def get_usage(response: Any) -> dict[str, Any]:
+        usage = response.usage
+        return {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+            "cost": 0.0,
+            "model": response.model,
+        }
+
+
+def modelled_agent() -> autogen.ConversableAgent:
+    config = {"model": "scripted-1", "model_client_cls": "Scripted", "api_key": "none"}
+    made = autogen.ConversableAgent("classic", llm_config={"config_list": [config]}, human_input_mode="NEVER")
+    made.register_model_client(model_client_cls=Scripted)  # type: ignore[arg-type] # it does what is asked of one
+    made.register_function({"shout": shout})
+    return made

@@ -1260,6 +1260,19 @@ def test_a_task_that_was_answered_from_the_cache_says_whose_result_it_has() -> N
 
 
 @pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({}, None),
+        ({"trace_id": "0af7"}, "0af7"),
+        ({"trace_id": "0af7", "trace_url": "https://t/0af7"}, "https://t/0af7"),
+    ],
+)
+def test_a_task_says_which_trace_it_is_in(given: dict[str, Any], shown: str | None) -> None:
+    told = dict(task_commands._facts(models.Task(id="x", state="succeeded", **given)))
+    assert told.get("trace") == shown
+
+
+@pytest.mark.parametrize(
     ("shown", "said"),
     [
         ({"queued": 3, "running": 1}, "tasks wait for it (3): what may run now wakes it again at once"),

@@ -43,6 +43,7 @@ STATUS = schemas.Status(
         started_at=datetime(2030, 1, 1, tzinfo=UTC),
         store="sqlite",
         isolation="",
+        tracing="off",
     ),
     agents=[],
     replicas=schemas.ReplicasStatus(total=0, by_state={}, memory_mb=0.0, limit=10),

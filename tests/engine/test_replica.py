@@ -602,12 +602,14 @@ def test_a_replica_imports_little() -> None:
                 "factories",
                 "failures",
                 "migrations",
+                "otel",
                 "output",
                 "protocol",
                 "replica",
                 "running",
                 "said",
                 "secret_values",
+                "spans",
                 "task_context",
                 "threads",
                 "trying",
@@ -617,7 +619,7 @@ def test_a_replica_imports_little() -> None:
         "greenroom.adapters",
         *(
             f"greenroom.adapters.{name}"
-            for name in ("autogen_agentchat", "autogen_classic", "callables", "contract", "registry")
+            for name in ("autogen_agentchat", "autogen_classic", "callables", "contract", "model_calls", "registry")
         ),
     }
     probe = "import json, sys; import greenroom.engine.replica; print(json.dumps(sorted(sys.modules)))"

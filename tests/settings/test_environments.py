@@ -38,6 +38,7 @@ BUILT = {
     "cluster.performance_rules",
     "cluster.result_cache",
     "cluster.scheduled_backups",
+    "cluster.tracing",
     "cluster.max_replicas",
     "cluster.max_surge",
     "cluster.max_connections",

@@ -46,7 +46,7 @@ def test_a_variable_overrides_the_manifest_and_an_override_both(write: Write) ->
     assert loaded.origins["cluster.max_connections"] == "override"
     assert loaded.origins["cluster.log_level"] == "default of production"
     assert loaded.origins["server.port"] == "default"
-    assert loaded.origins["cluster.tracing"] == "not yet built"
+    assert loaded.origins["cluster.alert_delivery"] == "not yet built"
 
 
 def test_every_value_has_an_origin(write: Write) -> None:
@@ -248,7 +248,16 @@ def test_a_file_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
         ({"logs": {"max_lines": 999}}, "logs.max_lines", "expected a whole number from 1000 to 10000000, got 999"),
         ({"logs": {"max_mb": 0}}, "logs.max_mb", "expected a whole number from 1 to 100000, got 0"),
         ({"logs": {"lines_per_second": 0}}, "logs.lines_per_second", "expected a whole number from 1 to 1000, got 0"),
-        ({"cluster": {"tracing": True}}, "cluster.tracing", "not yet built"),
+        ({"cluster": {"alert_delivery": True}}, "cluster.alert_delivery", "not yet built"),
+        (
+            {"tracing": {"headers_env": "OTLP"}, "agents": {"a": {"factory": "a:b", "env": ["OTLP"]}}},
+            "tracing.headers_env",
+            "the agent a is given it",
+        ),
+        ({"tracing": {"sample_ratio": 1.5}}, "tracing.sample_ratio", "expected a number from 0 to 1, got 1.5"),
+        ({"tracing": {"endpoint": "collector:4318"}}, "tracing.endpoint", "expected a URL of https://…"),
+        ({"tracing": {"ui_url": "javascript:alert(1)//{trace_id}"}}, "tracing.ui_url", "{trace_id}"),
+        ({"tracing": {"ui_url": "https://jaeger/trace"}}, "tracing.ui_url", "{trace_id}"),
         ({"cluster": {"max_surge": -1}}, "cluster.max_surge", "expected a whole number from 0 to 10000, got -1"),
         ({"cluster": {"max_surge": "25%"}}, "cluster.max_surge", 'got "25%"'),
         ({"server": {"accept_code": "yes"}}, "server.accept_code", "expected true or false"),

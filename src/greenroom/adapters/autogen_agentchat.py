@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from greenroom.adapters import contract
+from greenroom.adapters import contract, model_calls
 from greenroom.sdk import context as sdk_context
 
 _SHOWN = ("source", "type", "content", "models_usage", "target", "request_id", "result", "retry_attempt")
@@ -55,6 +55,8 @@ class AgentChatInstance:
         from autogen_agentchat import base, messages
 
         last, stop_reason = None, None
+        if context.trace_headers:
+            model_calls.trace_autogen(_parts_of(self._runner))
         try:
             stream = self._runner.run_stream(
                 task=text_of(input), cancellation_token=self._token, output_task_messages=False

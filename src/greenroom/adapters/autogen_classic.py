@@ -14,7 +14,7 @@ import inspect
 import json
 from typing import Any
 
-from greenroom.adapters import contract
+from greenroom.adapters import contract, model_calls
 from greenroom.sdk import context as sdk_context
 
 
@@ -55,6 +55,8 @@ class ClassicInstance:
     async def run(self, input: Any, context: sdk_context.Context) -> Any:
         self._history.extend(messages_of(input))
         messages = [dict(message) for message in self._history]
+        if context.trace_headers:
+            model_calls.trace_classic(Classic().parts(self._agent))
         if _is_asynchronous(self._agent):
             reply = await self._agent.a_generate_reply(messages=messages)
         else:

@@ -32,6 +32,7 @@ EVERY = (*ROUTES, openapi.ROUTE, *pages.ROUTES)
 MAX_TRACEBACK = 16_384  # characters
 UNREADABLE = (UnicodeDecodeError, msgspec.DecodeError, OverflowError)
 _ROUTE = "greenroom.route"  # in the scope: where its answers are counted
+_TRACE = "greenroom.trace"  # ... the route itself and its trace, of what is in one
 _ID = f"({sessions.NAME_PATTERN})"
 _CHARSET = re.compile(rb"\bcharset=\"?utf-?8\"?(?=\s*(?:;|$))")
 _encode = msgspec.json.Encoder().encode
@@ -47,7 +48,7 @@ class App:
         counted += [("GET", login.PATH), ("POST", login.PATH)]
         self._requests = {route: services.metrics.requests(*route) for route in counted}
         self._unrouted = services.metrics.requests("", "")
-        self._is_counting = services.settings.cluster.metrics
+        self._is_counting, self._tracing = services.settings.cluster.metrics, services.tracing
         by_path: dict[str, dict[str, Route]] = {}
         for route in EVERY:
             by_path.setdefault(route.path, {})[route.method] = route
@@ -121,6 +122,10 @@ class App:
 
     def _count(self, scope: Scope, status: int, begun_s: float) -> None:
         """Count an answer, where it is made: how fast it is read is the caller's."""
+        if self._tracing is not None and (traced := scope.get(_TRACE)) is not None:
+            route, request = traced
+            duration_s = self._now_s() - begun_s
+            self._tracing.answered(request, route.method, route.path, status=status, duration_s=duration_s)
         if not self._is_counting:
             return
         seen = scope.get(_ROUTE) or self._unrouted
@@ -175,11 +180,16 @@ class App:
             raise errors.Forbidden(f"cannot {route.method} {route.path}: {principal.rights.why(route.action)}")
         if route.method != "GET" and (refusal := services.refusal) is not None:
             raise refusal
+        trace = None
+        if self._tracing is not None and route.submits and (request := self._tracing.begin(headers)) is not None:
+            scope[_TRACE], trace = (route, request), request.context.text()
         if route.body is not None:
             _check_type(route, headers)
         bound = "max_code_bytes" if route.body is bytes else "max_body_bytes"
         body = await _body(whole, headers, receive, most=getattr(services.settings.server, bound), bound=bound)
-        return await route.endpoint(Call(request_id, principal, services, scope, headers, path_params, body, receive))
+        return await route.endpoint(
+            Call(request_id, principal, services, scope, headers, path_params, body, receive, trace)
+        )
 
     def _match(self, path: str, method: str) -> tuple[Route, dict[str, str]]:
         methods, path_params = self._plain.get(path), {}

@@ -116,6 +116,11 @@ _HEADERS: dict[str, tuple[dict[str, Any], str]] = {
         "The same request with the same key is accepted once, however often it is sent.",
     ),
     "Last-Event-ID": ({"type": "string", "pattern": "^[0-9]{1,18}$"}, "Begin behind the event of this number."),
+    "traceparent": (
+        {"type": "string"},
+        "The trace that the tasks belong to, as W3C has it; malformed: there is none.",
+    ),
+    "tracestate": ({"type": "string", "maxLength": 512}, "What goes with traceparent, handed on as it is."),
 }
 
 # What the client reads with more patience than this node needs: these it knows, and gives always but for the latter.
@@ -138,7 +143,7 @@ _CHOICES: dict[tuple[str, str], Iterable[str]] = {
     ("Delivery", "state"): ("pending", "delivered", "failed"),
 }
 _SOMETIMES = {
-    "Task": {"routing", "cached_from"},
+    "Task": {"routing", "cached_from", "trace_id", "trace_url"},
     "Session": {"state"},
     "Key": {"key", "rights"},
     "Webhook": {"secret"},

@@ -54,6 +54,7 @@ async def status(call: Call) -> Answer:
                 started_at=database.instant(services.started_at_us),
                 store=store.db.dialect,
                 isolation=services.isolation,
+                tracing=services.tracing_state(),
             ),
             agents=[
                 views.agent_status(

@@ -44,6 +44,7 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     path_params: Mapping[str, str]
     body: bytes
     receive: Callable[[], Awaitable[MutableMapping[str, Any]]]
+    trace: str | None = None  # the context that its tasks are stored with
 
     async def gone(self) -> None:
         """Return when the caller has closed the connection."""

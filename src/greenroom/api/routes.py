@@ -66,6 +66,7 @@ class Route(msgspec.Struct, frozen=True):
     query: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
     body_is_optional: bool = False
+    submits: bool = False  # its request is in the trace of the tasks that it makes
 
     @property
     def media_type(self) -> bytes:
@@ -80,7 +81,7 @@ REVISION, ROLLOUT = models.Revision, models.Rollout
 AGENT_OR_PLAN = {200: (AGENT, models.Plan)}  # the latter for a dry run
 TASK_IN_TIME = {200: TASK, 202: TASK}  # it has ended, or not yet
 TEXT, PAGE = "text/plain", "text/html"
-ASKED = ("Idempotency-Key", "Cache-Control")
+ASKED = ("Idempotency-Key", "Cache-Control", "traceparent", "tracestate")
 LINES = ("agent", "task", "replica", "level", "since", "limit")
 LATEST = ("agent", "limit", "cursor")
 STREAM = {200: Events(models.Event), 204: None}  # it goes on, or nothing is left
@@ -97,6 +98,7 @@ ROUTES = (
         schemas.Submission,
         ("wait", "or_cancel"),
         ASKED,
+        submits=True,
     ),
     Route(
         "POST",
@@ -107,6 +109,7 @@ ROUTES = (
         schemas.Batch,
         (),
         ASKED,
+        submits=True,
     ),
     Route(
         "GET",
@@ -119,7 +122,7 @@ ROUTES = (
     ),
     Route("GET", "/v1/tasks/{id}", tasks.show, Action.TASK_READ, TASK_IN_TIME, None, ("wait",)),
     Route("POST", "/v1/tasks/{id}/cancel", tasks.cancel, Action.TASK_CANCEL, {202: TASK}),
-    Route("POST", "/v1/tasks/{id}/retry", tasks.retry, Action.TASK_SUBMIT, {202: TASK}),
+    Route("POST", "/v1/tasks/{id}/retry", tasks.retry, Action.TASK_SUBMIT, {202: TASK}, submits=True),
     Route("GET", "/v1/tasks/{id}/events", tasks.events, Action.TASK_READ, STREAM, None, ("after",), ("Last-Event-ID",)),
     Route(
         "GET", "/v1/sessions", sessions.list_all, Action.SESSION_READ, {200: Page(SESSION)}, None, ("limit", "cursor")

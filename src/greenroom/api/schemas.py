@@ -177,6 +177,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     started_at: models.Instant
     store: str
     isolation: str
+    tracing: str
 
 
 class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from greenroom.settings import Rollout as WantedRollout
 from greenroom.store.deployments import Deployed
 from greenroom.store.rollouts import Rollout
 from greenroom.store.store import Store
+from greenroom.telemetry.tracing import Requests
 
 
 class Backups(Protocol):
@@ -130,6 +131,9 @@ class Services(msgspec.Struct, kw_only=True):
     resources: Callable[[], models.Resources] = models.Resources
     tier: isolation.Tier = isolation.Tier.T0  # how far replicas are kept apart
     isolation: str = ""  # the tier, and what it is, in words
+    tracing: Requests | None = None  # where nothing is traced, there is none
+    trace_url: str | None = None  # the template of links to traces
+    tracing_state: Callable[[], str] = lambda: "off"  # in words
     ask_to_stop: Callable[[], None] | None = None  # as SIGTERM does; None: who has made the node stops it
     stopping: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
     failure: str | None = None  # what ended the node's loops, for good

@@ -63,7 +63,11 @@ async def submit(call: Call) -> Answer:
     if not wait_s:
         accepted = await _accept(call, task)
         is_open = accepted.is_new and not accepted.is_answered
-        return Answer(views.new_task(task, accepted), 202) if is_open else await _wait(call, accepted.id, 0)
+        return (
+            Answer(views.new_task(task, accepted, call.services.trace_url), 202)
+            if is_open
+            else await _wait(call, accepted.id, 0)
+        )
     with call.store.hub.end_of(task.id) as end:  # before it is stored: its end must not slip by
         accepted = await _accept(call, task)
         if accepted.is_new and not accepted.is_answered:
@@ -129,7 +133,7 @@ async def _item(call: Call, item: NewTask | Task | errors.GreenroomError, result
         assert isinstance(item, NewTask)
         _check(item, result)
         if result.is_new and not result.is_answered:
-            return views.new_task(item, result)
+            return views.new_task(item, result, call.services.trace_url)
         return await _document(call, await call.store.tasks.get(result.id, tenant=call.principal.tenant))
     except errors.GreenroomError as error:
         return problems.problem(error, call.id)
@@ -201,6 +205,7 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
         routing=chosen,
         cache_key=_cache_key(call, submission, entry, task_input) if call.store.results.is_on else None,
         webhook=submission.webhook,
+        trace=call.trace,
     )
 
 
@@ -274,7 +279,8 @@ async def _document(call: Call, row: Task) -> dict[str, Any]:
     if not call.principal.rights.on_agent(Action.TASK_READ, row.agent):
         # Who may only submit is told how it stands, of what they have sent, but not what came of it.
         row = msgspec.structs.replace(row, output=None, error=None, routing=None)
-    return views.task(row, await call.store.tasks.state_events(row) if row.was_requeued else ())
+    moves = await call.store.tasks.state_events(row) if row.was_requeued else ()
+    return views.task(row, moves, call.services.trace_url)
 
 
 async def _wait(call: Call, id: str, wait_s: float) -> Answer:
@@ -392,10 +398,11 @@ async def retry(call: Call) -> Answer:
         timeout_s=_timeout_s(row),
         metadata=_encode(metadata | {"retry_of": row.id}),
         webhook=row.webhook,
+        trace=call.trace,
     )
     accepted = await call.store.tasks.submit(task)
     call.services.facts.emit(telemetry.TaskAccepted(task.agent, 1, call.principal.id))
-    return Answer(views.new_task(task, accepted), status=202)
+    return Answer(views.new_task(task, accepted, call.services.trace_url), status=202)
 
 
 def _timeout_s(row: Task) -> float | None:

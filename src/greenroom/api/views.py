@@ -10,7 +10,7 @@ import msgspec
 
 from greenroom import redaction, settings
 from greenroom.api import grading, schemas
-from greenroom.core import agents, grades, health, history, rollouts, strategies
+from greenroom.core import agents, grades, health, history, rollouts, strategies, traces
 from greenroom.core.alerts import Silence
 from greenroom.engine import said
 from greenroom.sdk import models
@@ -40,8 +40,11 @@ def _raw(value: bytes | None) -> msgspec.Raw:
 _at = database.instant_or_none
 
 
-def task(row: Task, moves: Sequence[StoredEvent]) -> dict[str, Any]:
-    """Return the document of a task; *moves* tell of its attempts but the last, of which its row does."""
+def task(row: Task, moves: Sequence[StoredEvent], trace_url: str | None = None) -> dict[str, Any]:
+    """Return the document of a task; *moves* tell of its attempts but the last, of which its row does.
+
+    *trace_url* is the template of links to traces.
+    """
     document: dict[str, Any] = {
         "id": row.id,
         "agent": row.agent,
@@ -68,10 +71,18 @@ def task(row: Task, moves: Sequence[StoredEvent]) -> dict[str, Any]:
         document["routing"] = msgspec.Raw(row.routing)
     if row.cached_from is not None:
         document["cached_from"] = row.cached_from
+    if row.trace is not None:
+        document |= _trace(row.trace, trace_url)
     return document
 
 
-def new_task(given: NewTask, accepted: Accepted) -> dict[str, Any]:
+def _trace(text: str, url: str | None) -> dict[str, str]:
+    if (id := traces.trace_id_of(text)) is None:
+        return {}
+    return {"trace_id": id} if url is None else {"trace_id": id, "trace_url": url.replace("{trace_id}", id)}
+
+
+def new_task(given: NewTask, accepted: Accepted, trace_url: str | None = None) -> dict[str, Any]:
     """Return the document of a task that was accepted just now, as `task` would show its row: no need to read it."""
     document: dict[str, Any] = {
         "id": given.id,
@@ -97,6 +108,8 @@ def new_task(given: NewTask, accepted: Accepted) -> dict[str, Any]:
     }
     if given.routing is not None:
         document["routing"] = msgspec.Raw(given.routing)
+    if given.trace is not None:
+        document |= _trace(given.trace, trace_url)
     return document
 
 

@@ -133,6 +133,8 @@ def _facts(task: models.Task) -> Iterator[tuple[str, object]]:
     yield "state", task.state
     if task.cached_from is not None:
         yield "from the cache", f"result of task {task.cached_from}"
+    if task.trace_id is not None:
+        yield "trace", task.trace_url or task.trace_id
     yield "revision", task.revision
     yield "session", task.session
     yield "parent", task.parent

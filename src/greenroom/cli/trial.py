@@ -83,7 +83,7 @@ class _Trial:
     def on_ready(self, replica: str, ready: protocol.Ready) -> None:
         self._settle(Verdict(replica, cannot=False, found=ready.took))
 
-    def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
+    def on_message(self, replica: str, message: protocol.OfAttempt) -> None:
         """It is given no task."""
 
     def on_log(self, replica: str, line: said.Line) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 
 from greenroom import telemetry
-from greenroom.core import failures, tasks
+from greenroom.core import failures, tasks, traces
 from greenroom.engine import protocol
 from greenroom.engine.contract import Exit
 from greenroom.store.rows import Claim, Finish
@@ -16,6 +16,7 @@ MAX_EVENTS = 10_000  # of one attempt; a replica is untrusted
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 MAX_LOG_BYTES = 1024 * 1024  # of its log lines, those of native code among them
 MAX_CALLS = 1_000
+MAX_SPANS = 1_000
 _TOO_MUCH_LOG = b'{"truncated":true,"line":"(this task has logged too much; the rest is dropped)"}'
 
 
@@ -30,6 +31,7 @@ class Attempt(msgspec.Struct, eq=False):
     events_left: int = MAX_EVENTS
     event_bytes_left: int = MAX_EVENT_BYTES
     log_bytes_left: int = MAX_LOG_BYTES
+    spans_left: int = MAX_SPANS
     _going_on: asyncio.Lock | None = None
 
     @property
@@ -67,6 +69,7 @@ class Attempt(msgspec.Struct, eq=False):
             claim.state,
             claim.state_revision,
             claim.metadata,
+            trace=None if claim.trace is None else traces.within(claim.trace, claim.id, claim.epoch),
         )
 
     def bounded_log(self, data: bytes) -> bytes | None:
@@ -81,6 +84,14 @@ class Attempt(msgspec.Struct, eq=False):
         self.events_left -= 1
         self.event_bytes_left -= len(data)
         return self.events_left >= 0 and self.event_bytes_left >= 0
+
+
+def told_spans(attempt: Attempt, message: protocol.Spans) -> telemetry.SpansTold | None:
+    """Count the spans that a replica tells of; None where the attempt is not traced, or has told of enough."""
+    claim = attempt.claim
+    spans = message.spans[: max(0, attempt.spans_left)]
+    attempt.spans_left -= len(spans)
+    return telemetry.SpansTold(claim.trace, claim.id, claim.replica, spans) if spans and claim.trace else None
 
 
 def timeout_s(claim: Claim) -> float:
@@ -175,6 +186,8 @@ def ended(
         claim.wait_us,
         0 if message is None else message.input_tokens,
         claim.tenant,
+        claim.attempts_charged,
+        claim.trace,
     )
 
 

@@ -17,7 +17,7 @@ import msgspec
 from greenroom import clock as clocks
 from greenroom import errors, strict_json
 from greenroom.control.attempts import MAX_CALLS, Attempt
-from greenroom.core import sessions
+from greenroom.core import sessions, traces
 from greenroom.engine import protocol
 from greenroom.engine.contract import Engine
 from greenroom.store import submissions
@@ -136,6 +136,7 @@ class Calls:
             idempotency_key=f"call:{claim.id}:{message.ordinal}",
             fingerprint=submissions.fingerprint(message.agent.encode(), message.input),
             cache_key=None if message.session is not None else self._cache_key(entry, message.input),
+            trace=None if claim.trace is None else traces.below(claim.trace, claim.id, claim.epoch, message.span_id),
         )
 
     def _cache_key(self, entry: Entry, input: bytes) -> str | None:

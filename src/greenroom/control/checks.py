@@ -98,7 +98,7 @@ class Checks:
     def on_log(self, replica: str, line: said.Line) -> None:
         """No progress: a pipe that is full speaks of the past."""
 
-    def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:  # noqa: ARG002
+    def on_message(self, replica: str, message: protocol.OfAttempt) -> None:  # noqa: ARG002
         """Whatever it says, it is progress; after the look that asked it is all that has to be known of when."""
         if (watched := self._watched.get(replica)) is not None:
             watched.heard_s = self._looked_s

@@ -133,7 +133,7 @@ class Dispatcher:
             (attempt,) = running
             self._append(attempt, _logged(attempt, line))
 
-    def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
+    def on_message(self, replica: str, message: protocol.OfAttempt) -> None:
         attempt = self._attempts.get((message.task, message.epoch))
         if attempt is None or attempt.claim.replica != replica:
             return  # of an attempt that is not, or no longer, this replica's
@@ -142,6 +142,9 @@ class Dispatcher:
                 self._end(attempt, message)
             case protocol.Emitted():
                 self._emit(attempt, message)
+            case protocol.Spans():
+                if (told := attempts.told_spans(attempt, message)) is not None:
+                    self._facts.emit(told)
             case protocol.Called():
                 if attempt.kill_at_s is None:
                     self._calls.begin(attempt, message)

@@ -189,7 +189,7 @@ class Host:
         self.checks.open(replica, agent=hosted.agent, revision=hosted.revision, hang_after_s=hosted.hang_after_s)
         self.wakeup.set()
 
-    def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
+    def on_message(self, replica: str, message: protocol.OfAttempt) -> None:
         if not isinstance(message, protocol.Ended) or (hosted := self._replicas.get(replica)) is None:
             return
         if hosted.drain_until_s is not None:

@@ -111,5 +111,5 @@ class Rehearsal:
     def on_alive(self, replica: str, number: int) -> None:
         """Nobody waits for it."""
 
-    def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
+    def on_message(self, replica: str, message: protocol.OfAttempt) -> None:
         """The trials hear it."""

@@ -47,7 +47,7 @@ class Trials:
     def on_alive(self, replica: str, number: int) -> None:
         """The checks of health look after that."""
 
-    def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
+    def on_message(self, replica: str, message: protocol.OfAttempt) -> None:
         if isinstance(message, protocol.Ended) and message.task in self._open:
             at, future = self._open[message.task]
             if at == replica and not future.done():

@@ -17,7 +17,7 @@ import msgspec
 
 from greenroom import clock as clocks
 from greenroom import errors, telemetry
-from greenroom.core import addresses, webhooks
+from greenroom.core import addresses, traces, webhooks
 from greenroom.core.webhooks import GivenUp, Retry, Taken
 from greenroom.security.outgoing import Answer
 from greenroom.security.webhook_secrets import WebhookSecrets
@@ -161,7 +161,8 @@ class Webhooks:
         keys = self._keys(endpoint, database.microseconds(now))
         if keys is None:
             return Answer(error=f"its secret cannot be read; make a new one: greenroom webhooks rotate {endpoint.id}")
-        body = msgspec.json.encode(await self._document(endpoint, delivery))
+        document, trace = await self._document(endpoint, delivery)
+        body = msgspec.json.encode(document)
         timestamp_s = int(now.timestamp())
         signatures = [webhooks.sign(key, id=delivery.id, timestamp_s=timestamp_s, body=body) for key in keys]
         headers = {
@@ -170,6 +171,8 @@ class Webhooks:
             "webhook-timestamp": str(timestamp_s),
             "webhook-signature": " ".join(signatures),
         }
+        if trace is not None:
+            headers["traceparent"] = traces.read(trace).traceparent
         return await self._sender.post(endpoint.url, headers=headers, body=body)
 
     def _keys(self, endpoint: Endpoint, now_us: int) -> list[bytes] | None:
@@ -180,8 +183,10 @@ class Webhooks:
         keys = [self._secrets.opened(each, tenant=endpoint.tenant, id=endpoint.id) for each in stored]
         return [key for key in keys if key is not None] if keys[0] is not None else None
 
-    async def _document(self, endpoint: Endpoint, delivery: Delivery) -> dict[str, Any]:
+    async def _document(self, endpoint: Endpoint, delivery: Delivery) -> tuple[dict[str, Any], str | None]:
+        """Return what is told, and the trace that it belongs to."""
         data: dict[str, Any] = {}
+        trace = None
         if delivery.task is not None:
             data = {"id": delivery.task, "state": delivery.type.removeprefix("task.")}
             try:
@@ -189,8 +194,9 @@ class Webhooks:
             except errors.NotFound:
                 pass  # it was deleted meanwhile: that it ended stays true
             else:
-                data = _told(task, include_output=endpoint.include_output)
-        return {"type": delivery.type, "timestamp": database.instant(delivery.created_at), "data": data}
+                data, trace = _told(task, include_output=endpoint.include_output), task.trace
+        document = {"type": delivery.type, "timestamp": database.instant(delivery.created_at), "data": data}
+        return document, trace
 
     async def _note(
         self, endpoint: Endpoint, delivery: Delivery, answer: Answer, verdict: Taken | Retry | GivenUp

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -24,6 +24,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="kind", gc
 
 MAX_TIMEOUT_S = 7 * 86_400  # of a sub-task, as of a submission
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+SpanId = Annotated[str, msgspec.Meta(pattern=r"^(?!0{16})[0-9a-f]{16}(?!\n)$")]
 
 
 # --- node to replica
@@ -42,6 +43,7 @@ class Invoke(Message, frozen=True, tag=1, array_like=True, gc=False):
     state_revision: int | None = None  # the revision that wrote it
     metadata: bytes | None = None  # JSON
     is_check: bool = False  # an example task of a rollout, no user's: nothing is emitted, and no sub-task can be made
+    trace: str | None = None  # the attempt's span: a traceparent and, after a space, the tracestate
 
 
 class Cancel(Message, frozen=True, tag=2, array_like=True, gc=False):
@@ -131,6 +133,7 @@ class Called(Message, frozen=True, tag=19, array_like=True, gc=False):
     input: bytes  # JSON
     timeout_s: float | None = None
     session: str | None = None
+    span_id: SpanId | None = None  # of the call, where the attempt is traced
 
 
 class Ended(Message, frozen=True, tag=20, array_like=True, gc=False):
@@ -154,8 +157,36 @@ class Alive(Message, frozen=True, tag=21, array_like=True, gc=False):
     number: int = 0
 
 
+MAX_SPANS, MAX_SPAN_EVENTS, MAX_SPAN_ATTRIBUTES = 64, 128, 64  # of a message, a span, a span or event
+SpanAttributes = Annotated[dict[str, Any], msgspec.Meta(max_length=MAX_SPAN_ATTRIBUTES)]
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Something that an attempt has done, and when, by its replica's clock."""
+
+    span_id: SpanId
+    parent_id: SpanId
+    name: str
+    kind: Annotated[int, msgspec.Meta(ge=0, le=4)]  # OpenTelemetry's
+    start_ns: int
+    end_ns: int
+    attributes: SpanAttributes = {}
+    events: Annotated[list[tuple[str, int, SpanAttributes]], msgspec.Meta(max_length=MAX_SPAN_EVENTS)] = []
+    error: str | None = None  # the type of what it failed with
+    scope: str = "greenroom"  # what has made it
+
+
+class Spans(Message, frozen=True, tag=22, array_like=True, gc=False):
+    """Spans of a running attempt, in the trace that its `Invoke` named."""
+
+    task: str
+    epoch: int
+    spans: Annotated[list[Span], msgspec.Meta(max_length=MAX_SPANS)]
+
+
+OfAttempt = Emitted | Called | Ended | Spans
 ToReplica = Invoke | Cancel | CallEnded | Probe | Check | Migrate
-ToNode = Ready | Refused | Emitted | Called | Ended | Alive
+ToNode = Ready | Refused | OfAttempt | Alive
 
 _encode_into = msgspec.msgpack.Encoder().encode
 decode_for_replica = msgspec.msgpack.Decoder(ToReplica).decode

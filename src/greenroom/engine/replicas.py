@@ -160,7 +160,7 @@ class Replica:
 
     def _on_message(self, message: protocol.ToNode) -> None:
         match message:
-            case protocol.Emitted() | protocol.Called() | protocol.Ended():
+            case protocol.Emitted() | protocol.Called() | protocol.Ended() | protocol.Spans():
                 self._tell("on_message", message)
             case protocol.Ready():
                 self._on_ready(message)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from greenroom import errors, redaction
 from greenroom.adapters import contract
-from greenroom.engine import advice, factories, failures, migrations, output, protocol, task_context, values
+from greenroom.engine import advice, factories, failures, migrations, output, protocol, spans, task_context, values
 from greenroom.sdk import context as sdk_context
 
 MAX_OUTPUT_BYTES = 8 * 1024 * 1024
@@ -76,7 +76,8 @@ class Attempt:
         sdk_context._current.set(self.context)  # noqa: SLF001 - the runtime's end of `current()`
         output.current.set(self._log)
         try:
-            result, state = await self._work()
+            recorder = self.context.recorder
+            result, state = await (self._work() if recorder is None else self._traced(recorder))
             ended = self._ended(output=result, state=state)
         except BaseException as error:  # noqa: BLE001 - agent code, which may raise SystemExit as well
             ended = self._failed(error)
@@ -121,6 +122,24 @@ class Attempt:
         finally:
             self.context.usage += instance.usage
             await instance.close()
+
+    async def _traced(self, recorder: spans.Recorder) -> tuple[bytes, bytes | None]:
+        task, adapter = self.context.task, self._factory.adapter
+        attributes = {
+            "gen_ai.operation.name": "invoke_agent",
+            "gen_ai.agent.name": task.agent,
+            "gen_ai.conversation.id": task.session,
+            "greenroom.adapter": adapter or None,
+            "greenroom.attempt": task.attempt,
+        }
+        with recorder.run(f"invoke_agent {task.agent}", attributes) as span:
+            try:
+                return await self._work()
+            finally:
+                usage = self.context.usage
+                if usage is not contract.NO_USAGE:
+                    span.set("gen_ai.usage.input_tokens", usage.input_tokens)
+                    span.set("gen_ai.usage.output_tokens", usage.output_tokens)
 
     @property
     def _keeps_session(self) -> bool:

@@ -12,14 +12,15 @@ import reprlib
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from greenroom import errors, strict_json
 from greenroom.adapters import contract, registry
-from greenroom.engine import protocol, said, values
+from greenroom.engine import protocol, said, spans, values
 from greenroom.sdk import context as sdk_context
 
 MAX_EVENT_BYTES = 256 * 1024
@@ -46,6 +47,7 @@ class TaskContext:
         "_ordinals",
         "_send",
         "_state",
+        "recorder",
         "task",
         "tasks",
         "threads",
@@ -69,10 +71,13 @@ class TaskContext:
         self._deadline_s = time.monotonic() + invoke.remaining_s
         self._loop_thread = threading.get_ident()
         self._ordinals = itertools.count()
-        self._calls: dict[int, tuple[str, Future[Any]]] = {}
+        self._calls: dict[int, tuple[str, Future[Any], spans.Open | None]] = {}
         self._events_left, self._bytes_left = MAX_EVENTS, MAX_EVENTS_BYTES
         self._is_check = invoke.is_check
         self._closed = False
+        self.recorder: spans.Recorder | None = None  # of a task that is in a trace
+        if invoke.trace is not None:
+            self.recorder = spans.Recorder(invoke.task, invoke.epoch, invoke.trace, send)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -100,8 +105,26 @@ class TaskContext:
     def idempotency_key(self) -> str:
         return self.task.id
 
+    @property
+    def trace_headers(self) -> dict[str, str]:
+        return {} if self.recorder is None else self.recorder.headers()
+
+    def span(
+        self,
+        name: str,
+        *,
+        kind: sdk_context.SpanKind = "internal",
+        attributes: Mapping[str, Any] | None = None,
+        is_current: bool = True,
+    ) -> AbstractContextManager[sdk_context.Span]:
+        if self.recorder is None or not self.recorder.is_sampled or self._closed:
+            return spans.UNRECORDED
+        return self.recorder.span(name, kind, attributes or {}, is_current=is_current)
+
     def emit(self, event: Any, *, type: str = "message") -> None:
         self._publish(_event_type(type), values.encode(event, "event", limit_bytes=MAX_EVENT_BYTES))
+        if self.recorder is not None and type != "output":  # which streams, word by word
+            self.recorder.note(f"greenroom.{type}")
 
     async def call(self, agent: str, input: Any, *, timeout_s: float | None = None, session: str | None = None) -> Any:
         # Wrapped here and not where it is made: the caller's loop may be one of its own, in a thread.
@@ -133,7 +156,8 @@ class TaskContext:
         self._send_event("log", strict_json.dumps(said.event(line)))
 
     def call_ended(self, message: protocol.CallEnded) -> None:
-        agent, future = self._calls.pop(message.ordinal, (None, None))
+        agent, future, span = self._calls.pop(message.ordinal, (None, None, None))
+        self._end_call(span, message.error_type)
         if agent is None or future is None or not future.set_running_or_notify_cancel():
             return
         if message.error_type is not None:
@@ -143,7 +167,8 @@ class TaskContext:
 
     def abandon_calls(self) -> None:
         """Cancel what waits for sub-tasks: it frees a thread that stands in `call_blocking`."""
-        for _, future in list(self._calls.values()):
+        for _, future, span in list(self._calls.values()):
+            self._end_call(span, "cancelled")
             future.cancel()
         self._calls.clear()
 
@@ -151,6 +176,8 @@ class TaskContext:
         """Nothing of this attempt is sent from now on."""
         self._closed = True
         self.abandon_calls()
+        if self.recorder is not None:
+            self.recorder.close()
 
     def _begin_call(self, agent: str, input: Any, timeout_s: float | None, session: str | None) -> Future[Any]:
         # Here and not on the node, which takes a frame that does not fit for a broken replica.
@@ -165,13 +192,34 @@ class TaskContext:
         encoded = values.encode(input, "input", limit_bytes=MAX_INPUT_BYTES)
         ordinal = next(self._ordinals)
         future: Future[Any] = Future()
-        self._calls[ordinal] = (agent, future)
+        span = self._open_call(agent)
+        self._calls[ordinal] = (agent, future, span)
         self._send(
             protocol.Called(
-                self.task.id, self.task.epoch, ordinal, agent, encoded, timeout_s=timeout_s, session=session
+                self.task.id,
+                self.task.epoch,
+                ordinal,
+                agent,
+                encoded,
+                timeout_s=timeout_s,
+                session=session,
+                span_id=None if span is None else span.span_id,
             )
         )
         return future
+
+    def _open_call(self, agent: str) -> spans.Open | None:
+        if self.recorder is None or not self.recorder.is_sampled:
+            return None
+        span = self.recorder.open(f"call {agent}", spans.KINDS.index("producer"), self.recorder.parent_id())
+        span.set("gen_ai.agent.name", agent)
+        return span
+
+    def _end_call(self, span: spans.Open | None, error_type: str | None) -> None:
+        if span is not None and self.recorder is not None:
+            if error_type is not None:
+                span.fail(error_type)
+            self.recorder.end(span)
 
     def _publish(self, type: str, data: bytes) -> None:
         if self._events_left <= 0:

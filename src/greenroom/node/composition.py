@@ -42,6 +42,7 @@ from greenroom.node.controls import Controls
 from greenroom.node.health import NodeHealth
 from greenroom.node.resources import NodeResources, limits
 from greenroom.node.security import NodeSecurity
+from greenroom.node.tracing import NodeTracing
 from greenroom.sdk import models
 from greenroom.security import key_sources, secret_file
 from greenroom.security.outgoing import Outgoing
@@ -82,6 +83,7 @@ class Node:
         self.facts, self.metrics = telemetry.Telemetry(), telemetry.Metrics()
         if self.settings.cluster.metrics:
             self.metrics.listen(self.facts)
+        self.tracing = NodeTracing(self.settings, clock, self.facts, self.metrics, node=self.id)
         url = options.store_url or f"sqlite:///{options.data_dir / 'greenroom.db'}"
         restoring.complete(url, options.data_dir)
         self.secrets = secret_file.load_or_make(options.data_dir / "secrets")
@@ -154,7 +156,7 @@ class Node:
             data_dir=options.data_dir,
         )
         self.outgoing = Outgoing(
-            addresses.Policy(options.settings.server.webhook_ports, options.settings.server.webhook_hosts),
+            addresses.Policy(self.settings.server.webhook_ports, self.settings.server.webhook_hosts),
             user_agent=f"greenroom/{__version__}",
         )
         webhook_secrets = WebhookSecrets(self.secrets.webhook_key)
@@ -204,14 +206,16 @@ class Node:
             resources=self.resources.state,
             tier=self.isolation.tier,
             isolation=isolation.describe(self.isolation),
+            tracing=self.tracing.requests,
+            trace_url=options.settings.tracing.ui_url,
+            tracing_state=self.tracing.state,
         )
         self.optimizer = optimizer.loops(self.store, self.engine, self.host, self.resources, self.services)
         self.security.controls.insert(0, Controls(self))
         self.app = App(self.services)
         self._moved = asyncio.Event()  # a rollout has
         self.store.hub.subscribe(self._hear)
-        if self.settings.cluster.metrics:
-            self._count_commits()
+        self._count_commits()
         self.ready = asyncio.Event()  # every agent has settled, and what has changed since the node's last life serves
         self.failure: BaseException | None = None  # what ended the loops; nothing runs without them
         self._loops: asyncio.Task[None] | None = None
@@ -252,6 +256,7 @@ class Node:
             *self.optimizer,
             *self.security.loops,
         )
+        self.tracing.begin()
         self.resources.announce()
         isolation.announce(self.isolation, self.facts)
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
@@ -343,6 +348,7 @@ class Node:
             await self.security.end()
         except errors.GreenroomError as error:  # what cannot be written is not to keep the rest from ending well
             self.facts.emit(telemetry.AuditTrouble("the node's end", str(error)))
+        await self.tracing.end()
         await self.store.close()
         self.facts.emit(telemetry.NodeChanged(self.id, "stopped"))
 
@@ -420,6 +426,8 @@ class Node:
             self.facts.emit(telemetry.CacheAsked(agent, result, count))
 
     def _count_commits(self) -> None:
+        if not self.settings.cluster.metrics:
+            return
         self.store.commits.time(self.clock.monotonic_s, self.metrics.committed)
         self.store.hub.subscribe(self._count_ends)
 

@@ -97,6 +97,7 @@ class AsyncClient:
         or_cancel: bool = False,
         cache: bool = True,
         webhook: str | None = None,
+        traceparent: str | None = None,
     ) -> Task:
         submission = Submission(
             input=input,
@@ -109,12 +110,17 @@ class AsyncClient:
             cache=cache,
             webhook=webhook,
         )
-        return await self._send(calls.submit(submission, idempotency_key, wait_s=wait_s, or_cancel=or_cancel))
+        return await self._send(
+            calls.submit(submission, idempotency_key, wait_s=wait_s, or_cancel=or_cancel, traceparent=traceparent)
+        )
 
     async def submit_many(
-        self, submissions: Sequence[Submission | Mapping[str, Any]], idempotency_key: str | None = None
+        self,
+        submissions: Sequence[Submission | Mapping[str, Any]],
+        idempotency_key: str | None = None,
+        traceparent: str | None = None,
     ) -> list[Task | Problem]:
-        return await self._send(calls.submit_many(submissions, idempotency_key))
+        return await self._send(calls.submit_many(submissions, idempotency_key, traceparent=traceparent))
 
     async def task(self, id: str) -> Task:
         return await self._send(calls.task(id))

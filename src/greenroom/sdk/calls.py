@@ -16,7 +16,7 @@ import msgspec
 
 from greenroom import errors, strict_json
 from greenroom.sdk import health as health_models
-from greenroom.sdk import models, problems, security
+from greenroom.sdk import models, problems, security, tracing
 
 T = TypeVar("T")
 Query = Mapping[str, str | int | float | None]
@@ -118,7 +118,12 @@ _document = as_a(dict[str, Any])
 
 
 def submit(
-    submission: models.Submission, idempotency_key: str | None, *, wait_s: float | None = None, or_cancel: bool = False
+    submission: models.Submission,
+    idempotency_key: str | None,
+    *,
+    wait_s: float | None = None,
+    or_cancel: bool = False,
+    traceparent: str | None = None,
 ) -> Call[models.Task]:
     return Call(
         "POST",
@@ -126,18 +131,23 @@ def submit(
         _task,
         query={"wait": wait_s, "or_cancel": "true" if or_cancel else None},
         body=strict_json.dumps(_body(submission)),
-        headers=_once(idempotency_key),
+        headers=_once(idempotency_key) | tracing.headers(traceparent),
         repeatable=not or_cancel,  # a connection that is lost has cancelled it
         wait_s=wait_s or 0.0,
     )
 
 
 def submit_many(
-    submissions: Sequence[models.Submission | Mapping[str, Any]], idempotency_key: str | None
+    submissions: Sequence[models.Submission | Mapping[str, Any]],
+    idempotency_key: str | None,
+    *,
+    traceparent: str | None = None,
 ) -> Call[list[models.Task | models.Problem]]:
     bodies = [_body(_submission(given, place)) for place, given in enumerate(submissions)]
     body = strict_json.dumps({"tasks": bodies})
-    return Call("POST", "/v1/tasks/batch", _read_batch, body=body, headers=_once(idempotency_key))
+    return Call(
+        "POST", "/v1/tasks/batch", _read_batch, body=body, headers=_once(idempotency_key) | tracing.headers(traceparent)
+    )
 
 
 def task(id: str, *, wait_s: float | None = None) -> Call[models.Task]:

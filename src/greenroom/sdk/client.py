@@ -109,12 +109,14 @@ class Client:
         or_cancel: bool = False,
         cache: bool = True,
         webhook: str | None = None,
+        traceparent: str | None = None,
     ) -> Task:
         """Submit *input* to *agent*, or to whom the router chooses; the task is durable when this returns.
 
         With *wait_s* (at most 300) it returns when the task has ended, in whatever state, or after that time. With
         *or_cancel* the task is cancelled then, and as soon as this client is gone.
-        *cache* false no kept result answers it, and its own is not kept.
+        *cache* false no kept result answers it, and its own is not kept. *traceparent* is the W3C context of the trace
+        that the task belongs to; without it, OpenTelemetry's current one counts, where the caller uses that.
         """
         submission = Submission(
             input=input,
@@ -127,16 +129,21 @@ class Client:
             cache=cache,
             webhook=webhook,
         )
-        return self._send(calls.submit(submission, idempotency_key, wait_s=wait_s, or_cancel=or_cancel))
+        return self._send(
+            calls.submit(submission, idempotency_key, wait_s=wait_s, or_cancel=or_cancel, traceparent=traceparent)
+        )
 
     def submit_many(
-        self, submissions: Sequence[Submission | Mapping[str, Any]], idempotency_key: str | None = None
+        self,
+        submissions: Sequence[Submission | Mapping[str, Any]],
+        idempotency_key: str | None = None,
+        traceparent: str | None = None,
     ) -> list[Task | Problem]:
         """Submit many in one request; the answers stand in their order, a `Problem` where one was refused.
 
         Each is a `Submission`, or a dict of what one takes: ``{"input": …, "agent": …}``.
         """
-        return self._send(calls.submit_many(submissions, idempotency_key))
+        return self._send(calls.submit_many(submissions, idempotency_key, traceparent=traceparent))
 
     def task(self, id: str) -> Task:
         return self._send(calls.task(id))

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+SpanKind = Literal["internal", "server", "client", "producer", "consumer"]
 
 
 class SubTaskFailed(Exception):
@@ -31,6 +34,17 @@ class TaskInfo:
     epoch: int
     session: str | None
     metadata: Mapping[str, Any]
+
+
+class Span(Protocol):
+    """A step of a task in its trace. Values are texts, numbers, booleans, or lists of one of these."""
+
+    def set(self, name: str, value: Any) -> None: ...
+
+    def event(self, name: str, attributes: Mapping[str, Any] | None = None) -> None: ...
+
+    def fail(self, type: str) -> None:
+        """Say that the step failed; an exception that leaves it says so by itself."""
 
 
 class Context(Protocol):
@@ -73,6 +87,23 @@ class Context(Protocol):
         self, agent: str, input: Any, *, timeout_s: float | None = None, session: str | None = None
     ) -> Any:
         """`call` for synchronous agents, which run in a thread; raises RuntimeError on the event loop's own thread."""
+
+    @property
+    def trace_headers(self) -> dict[str, str]:
+        """The W3C headers to send along with a request, so that who answers it joins the trace; {} outside of one."""
+
+    def span(
+        self,
+        name: str,
+        *,
+        kind: SpanKind = "internal",
+        attributes: Mapping[str, Any] | None = None,
+        is_current: bool = True,
+    ) -> AbstractContextManager[Span]:
+        """Record a step in the task's trace; free where the task is not traced.
+
+        *is_current*: what begins within is below it. False for a step that spans the ``yield`` of a generator.
+        """
 
     async def run(self, agent: object, input: Any) -> Any:
         """Run an agent of any framework that an adapter knows, inside this task: its events and tokens are this task's.

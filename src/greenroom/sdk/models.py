@@ -92,7 +92,8 @@ class Routing(msgspec.Struct, frozen=True, kw_only=True):
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """One durable unit of work, as it was when it was asked for.
 
-    *cached_from* is the task whose result it was given, where it did not run itself.
+    *cached_from* is the task whose result it was given, where it did not run itself. *trace_id* is there where it is
+    traced, *trace_url* where the node knows where people see it.
     """
 
     id: str
@@ -117,6 +118,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None
     routing: Routing | None = None
     cached_from: str | None = None
+    trace_id: str | None = None
+    trace_url: str | None = None
 
     @property
     def ended(self) -> bool:

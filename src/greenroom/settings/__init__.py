@@ -36,6 +36,7 @@ from greenroom.settings.schema import (
     Server,
     Settings,
     Slo,
+    Tracing,
 )
 from greenroom.settings.showing import Change, Row, diff, masked, rows
 from greenroom.settings.starter import starter_manifest
@@ -71,6 +72,7 @@ __all__ = [
     "Settings",
     "SettingsInvalid",
     "Slo",
+    "Tracing",
     "changes",
     "diff",
     "health_bounds",

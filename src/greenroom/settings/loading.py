@@ -34,6 +34,7 @@ from greenroom.settings.schema import (
     Security,
     Server,
     Settings,
+    Tracing,
 )
 from greenroom.settings.showing import leaves
 from greenroom.settings.sources import Document, Given, Source
@@ -139,6 +140,7 @@ def _settings(given: Given, checker: Checker) -> Settings:
         history=checker.table(History, table.get("history"), ("history",)),
         logs=checker.table(Logs, table.get("logs"), ("logs",)),
         alerts=_alerts(table.get("alerts"), checker),
+        tracing=checker.table(Tracing, table.get("tracing"), ("tracing",)),
         agents=_agents(table.get("agents"), checker),
         origins={},
     )

@@ -379,7 +379,16 @@ AGENT_RULES: tuple[Rule[AgentSettings], ...] = (
 
 EXAMPLE_RULES: tuple[Rule[Example], ...] = (Rule((("matches",),), _expression_compiles),)
 
+
 # The minimum of an agent that has a problem counts as its default, 1: never more than what was meant.
+def _agents_cannot_speak_for_the_node(found: Settings) -> str | None:
+    variable = found.tracing.headers_env
+    for name, agent in found.agents.items():
+        if variable is not None and (variable in agent.env or f"env:{variable}" in agent.secrets.values()):
+            return f"{variable} holds the collector's credential, and the agent {name} is given it; give it another"
+    return None
+
+
 SETTINGS_RULES: tuple[Rule[Settings], ...] = (
     Rule(
         (("server", "host"), ("security", "tls"), ("security", "tls_certificate"), ("security", "tls_key")),
@@ -397,6 +406,7 @@ SETTINGS_RULES: tuple[Rule[Settings], ...] = (
     Rule((("security", "audit_export"), ("security", "audit_log")), _there_is_something_to_export),
     *_intrusion_rules(),
     Rule((("security", "encryption_key_file"), ("backups", "to")), _key_is_apart_from_backups),
+    Rule((("tracing", "headers_env"),), _agents_cannot_speak_for_the_node),
     Rule((("cluster", "max_replicas"),), _minimums_fit),
     Rule((("cluster", "max_replicas"), ("cluster", "autoscaling")), _sleepers_can_wake),
     Rule((("cluster", "max_replicas"),), _maximums_fit),

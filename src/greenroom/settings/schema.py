@@ -199,6 +199,14 @@ Address = Annotated[
     str,
     Meta(pattern=_whole(r"https?://[^\s\x00-\x1f\x7f\ud800-\udfff]+"), max_length=2000, title="a URL of https://…"),
 ]
+TraceUrl = Annotated[
+    str,
+    Meta(
+        pattern=_whole(r"https?://[^\s\x00-\x1f\x7f\ud800-\udfff]*\{trace_id\}[^\s\x00-\x1f\x7f\ud800-\udfff]*"),
+        max_length=2000,
+        title="a URL of https://… with {trace_id} in it",
+    ),
+]
 Claim = Annotated[
     str, Meta(pattern=_whole(r"[A-Za-z0-9_:./-]+"), max_length=200, title='the name of a claim, for example "roles"')
 ]
@@ -391,6 +399,25 @@ class Alerts(msgspec.Struct, frozen=True, kw_only=True):
     rules: Mapping[str, AlertRule] = {}
 
 
+class Tracing(msgspec.Struct, frozen=True, kw_only=True):
+    """Where traces go and what is in them. ``cluster.tracing`` is the switch; it needs the extra ``tracing``."""
+
+    endpoint: Address | None = None
+    """Of a collector that takes OTLP over HTTP; None: what OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or
+    OTEL_EXPORTER_OTLP_ENDPOINT says. The other OTEL_EXPORTER_OTLP_* variables hold beside it.
+    """
+    headers_env: VariableName | None = None
+    """The variable that holds headers for it, ``name=value,name=value``."""
+    sample_ratio: Annotated[float, Meta(ge=0, le=1, title="a number")] | None = None
+    """Of the traces that begin here; None: 0.01 in production, else all. Callers' own decisions are kept."""
+    content: bool = False
+    """Export what was said, too: prompts, answers, arguments and results of tools, texts of errors."""
+    timeout_s: Annotated[float, Meta(gt=0, le=MINUTE_S, title="a number of seconds")] | None = None
+    """Of a batch of spans, retries in it; None: what OTEL_EXPORTER_OTLP_TRACES_TIMEOUT says, or 10."""
+    ui_url: TraceUrl | None = None
+    """Where people see a trace: ``{trace_id}`` in it stands for its id."""
+
+
 class Scaling(msgspec.Struct, frozen=True, kw_only=True):
     """How many replicas. Without autoscaling the count is ``min_replicas``."""
 
@@ -581,5 +608,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     history: History
     logs: Logs
     alerts: Alerts
+    tracing: Tracing
     agents: Mapping[str, AgentSettings]
     origins: Mapping[str, str]

@@ -33,6 +33,7 @@ from greenroom.settings.schema import (
     Optimizer,
     Security,
     Server,
+    Tracing,
 )
 
 PREFIX = "GREENROOM_"
@@ -45,6 +46,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "history": History,
     "logs": Logs,
     "alerts": Alerts,
+    "tracing": Tracing,
 }
 _OF_CLIENTS = ("URL", "KEY", "CA", "CLIENT_CERT", "CLIENT_KEY", "DATA_DIR", "DEBUG", "DEMO_MODEL")
 NO_SETTINGS = frozenset({*_OF_CLIENTS, "NODE", "REPLICA"})  # the last two mark the processes of replicas
@@ -53,6 +55,7 @@ _OF_KUBERNETES = re.compile(
     r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
 )
 _KUBERNETES_PORT = re.compile(r"(?:tcp|udp|sctp)://")
+LEAST_BEGIN = 3  # characters of a name that say which one is meant
 MANIFEST_BYTES = 1024 * 1024
 DEEPEST_TABLE = 3  # agents.NAME.arguments: what lies deeper is replaced, not merged
 
@@ -199,6 +202,8 @@ def _instead_of(name: str, by_stem: Mapping[str, list[str]]) -> str:
     spellings = _spellings(name, by_stem)
     joined = _joined(name)
     meant = joined if joined in spellings else None
+    if len(joined) >= LEAST_BEGIN:  # ENV is the begin of ENVIRONMENT, before it is the end of another
+        meant = meant or next((known for known in spellings if known.startswith(joined)), None)
     meant = meant or next((known for known in spellings if known.endswith(f"_{joined}")), None)
     meant = meant or nearest(joined, spellings)
     if meant is not None:

@@ -61,6 +61,11 @@ environment = "development"              # or "staging", "production"
 # for_s = 60
 # severity = "critical"
 
+# [tracing]                              # with cluster.tracing = true, and pip install 'greenroom[tracing]'
+# endpoint = "http://127.0.0.1:4318"     # of an OpenTelemetry collector
+# sample_ratio = 0.1                     # of the traces that begin here
+# ui_url = "http://127.0.0.1:16686/trace/{trace_id}"
+
 [agents.hello]
 factory = "agents:hello"                 # module:attribute: an AutoGen agent or team, a class, or a function
 description = "Answers a greeting"       # requests that name no agent are routed by this

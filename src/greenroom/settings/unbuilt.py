@@ -20,7 +20,6 @@ Section = TypeVar("Section", Cluster, Security)
 
 NOT_YET_BUILT: dict[str, str] = {
     "cluster.alert_delivery": "no alerts are sent",
-    "cluster.tracing": "no traces are recorded",
 }
 
 

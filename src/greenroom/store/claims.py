@@ -31,7 +31,7 @@ _IS_READY = "state = 'queued' and due_at is null and not blocked"  # as the part
 # Statements for one tenant at a time: what there is of the others, no claim reads.
 _READY = f"""
 select seq, id, epoch, tenant, session, input, metadata, attempts_charged, max_attempts, on_replica_loss,
-    retry_backoff_us, run_timeout_us, deadline_at, submitted_by, depth, priority, kills, restores,
+    retry_backoff_us, run_timeout_us, deadline_at, submitted_by, depth, priority, trace, kills, restores,
     case when started_at is null then {READY_AT} end
 from task where agent = :agent and tenant = :tenant and {_IS_READY} and {{whose}}
 order by priority desc, {RANK} limit :slots for update skip locked"""
@@ -271,7 +271,7 @@ class _State(msgspec.Struct, frozen=True):
         return self.good is not None and self.good != self.last
 
 
-_ID, _TENANT, _DEADLINE, _PRIORITY = 1, 3, 12, 15  # of a row of _READY
+_ID, _TENANT, _DEADLINE, _PRIORITY, _TRACE = 1, 3, 12, 15, 16  # of a row of _READY
 
 
 async def _ready(tx: Transaction, demand: Demand, shares: Mapping[str, int]) -> Sequence[Row]:
@@ -373,6 +373,7 @@ def _first_claim(item: NewTask, placing: Placing, now_us: int) -> Claim:
         submitted_by=item.submitted_by,
         depth=item.depth,
         wait_us=0,
+        trace=item.trace,
     )
 
 
@@ -410,4 +411,5 @@ def _claim(row: Row, demand: Demand, replica: str, state: _State, now_us: int) -
         is_restored=is_restored,
         damage=state.damage,
         wait_us=None if ready_at is None else max(0, now_us - ready_at),
+        trace=row[_TRACE],
     )

@@ -47,6 +47,7 @@ class NewTask(msgspec.Struct, frozen=True):
     fingerprint: bytes | None = None
     metadata: bytes | None = None
     routing: bytes | None = None
+    trace: str | None = None  # where it belongs, see `core.traces`
     deadline_at: int | None = None
     timeout_us: int | None = None  # of the whole task, from acceptance or not_before
     cache_key: str | None = None  # its result may be another task's, and another's its
@@ -93,6 +94,7 @@ class Claim(msgspec.Struct, frozen=True):
     is_restored: bool = False  # the state is the last that is known to be good, not the last
     damage: str | None = None  # why what it would run with cannot be read: it is to fail
     wait_us: int | None = None  # of its first attempt: since the task was accepted, or might begin
+    trace: str | None = None
 
 
 class Finish(msgspec.Struct, frozen=True):
@@ -207,6 +209,7 @@ class Task(msgspec.Struct, frozen=True):
     cache_key: str | None = None
     cached_from: str | None = None  # the task whose result it was given
     webhook: str | None = None
+    trace: str | None = None
 
     @property
     def has_ended(self) -> bool:

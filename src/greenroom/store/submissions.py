@@ -63,6 +63,7 @@ def new_task(
     fingerprint: bytes | None = None,
     metadata: bytes | None = None,
     routing: bytes | None = None,
+    trace: str | None = None,
     cache_key: str | None = None,
     webhook: str | None = None,
 ) -> NewTask:
@@ -88,6 +89,7 @@ def new_task(
         fingerprint=fingerprint,
         metadata=metadata,
         routing=routing,
+        trace=trace,
         cache_key=cache_key,
         webhook=webhook,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Self, get_args
 
@@ -32,7 +32,8 @@ class AttemptEnded(msgspec.Struct, frozen=True, gc=False):
     """*state* is the task's afterwards; *duration_s* the attempt's. *end* is None where it was cancelled.
 
     Each attempt tells one of these to many. Never logged: *output*, JSON, and the text of *end* are its caller's.
-    *tokens* are input and output; *wait_us* is how long the task had waited, where it was its first attempt.
+    *tokens* are input and output; *wait_us* is how long the task had waited, where it was its first attempt. *attempt*
+    is its number among those that are charged, *trace* the task's context.
     """
 
     agent: str
@@ -50,6 +51,8 @@ class AttemptEnded(msgspec.Struct, frozen=True, gc=False):
     wait_us: int | None = None
     input_tokens: int = 0
     tenant: str = ""
+    attempt: int = 0
+    trace: str | None = None
 
 
 class AttemptBegan(msgspec.Struct, frozen=True, gc=False):
@@ -57,6 +60,41 @@ class AttemptBegan(msgspec.Struct, frozen=True, gc=False):
     epoch: int
     agent: str
     revision: int
+
+
+class SpansTold(msgspec.Struct, frozen=True):
+    """A replica tells of spans (`telemetry.spans.Told`) of an attempt of a task with this *trace*."""
+
+    trace: str
+    task: str
+    replica: str
+    spans: Sequence[Any]
+
+
+class TracingBegan(msgspec.Struct, frozen=True):
+    """Traces go to *endpoint*, of those that begin here the part *sample_ratio*."""
+
+    endpoint: str
+    sample_ratio: float
+
+
+class TracingIdle(msgspec.Struct, frozen=True):
+    """Tracing is on, and nothing is traced."""
+
+    reason: str
+    advice: str
+
+
+class SpansLost(msgspec.Struct, frozen=True):
+    """The collector does not take spans. Said once; how many were dropped, the metrics tell."""
+
+    reason: str
+
+
+class SpansTaken(msgspec.Struct, frozen=True):
+    """It takes them again."""
+
+    dropped: int
 
 
 class ReplicaReady(msgspec.Struct, frozen=True):
@@ -491,6 +529,11 @@ Fact = (
     | CacheAsked
     | AttemptEnded
     | AttemptBegan
+    | SpansTold
+    | TracingBegan
+    | TracingIdle
+    | SpansLost
+    | SpansTaken
     | ReplicaReady
     | ReplicaExited
     | ReplicaRecycled

@@ -58,8 +58,12 @@ from greenroom.telemetry.facts import (
     RequestCrashed,
     RolloutMoved,
     ServiceCrashed,
+    SpansLost,
+    SpansTaken,
     StoreRecovered,
     StoreTrouble,
+    TracingBegan,
+    TracingIdle,
     UrlRefused,
     ValueDamaged,
     WebhookDisabled,
@@ -67,6 +71,10 @@ from greenroom.telemetry.facts import (
 
 # What becomes of tasks is in the store, and who was refused in the audit log; a line for each would be noise.
 _LEVELS: dict[type[Fact], int] = {
+    TracingBegan: logging.INFO,
+    TracingIdle: logging.WARNING,
+    SpansLost: logging.WARNING,
+    SpansTaken: logging.WARNING,
     ReplicaReady: logging.INFO,
     ReplicaExited: logging.INFO,
     ReplicaRecycled: logging.INFO,

@@ -191,6 +191,10 @@ class Metrics(Collector):
             "backup_last_success_timestamp_seconds", "When the newest backup was made, in seconds since 1970"
         )
         self._webhooks = self._total("webhook_tries", "Deliveries of webhooks tried, by what became of them", "state")
+        self._spans = self._total(
+            "trace_spans", "Spans of traces, by what became of them: exported or dropped", "result"
+        )
+        self._look_at_spans: Callable[[], Mapping[str, int]] | None = None
         self._crashes = self._total("crashes", "Bugs of Greenroom's own that were met: in request or loop", "where")
         for total, words in ((self._crashes, ("request", "loop")), (self._backups, ("made", "failed"))):
             for word in words:
@@ -308,6 +312,10 @@ class Metrics(Collector):
             work.input_tokens += fact.input_tokens
             work.output_tokens += fact.tokens - fact.input_tokens
 
+    def count_spans(self, look: Callable[[], Mapping[str, int]]) -> None:
+        """Tell what *look* returns at each scrape: spans, by what became of them."""
+        self._look_at_spans = look
+
     def tasks_ended(self, agent: str, outcome: str, count: int) -> None:
         """Count tasks whose end is stored."""
         self._ended.add(self._named(agent), outcome, count=count)
@@ -402,6 +410,8 @@ class Metrics(Collector):
         """Have the families say what is counted elsewhere, for the main path's sake."""
         for family in (self._attempts, self._retries, self._tokens, self._requests):
             family.values = {}
+        if self._look_at_spans is not None:
+            self._spans.values = {(result,): count for result, count in self._look_at_spans().items()}
         self._run.values, self._wait.values = {}, {}
         for (agent, number), work in self._work.items():
             revision = OTHER if agent == OTHER else str(number)

@@ -28,7 +28,7 @@ class Recorder:
     def __init__(self) -> None:
         self.readies: list[str] = []
         self.exits: list[tuple[str, contract.Exit]] = []
-        self.messages: list[protocol.Emitted | protocol.Called | protocol.Ended] = []
+        self.messages: list[protocol.OfAttempt] = []
         self.logs: list[tuple[str, str, str]] = []
         self.alives: list[tuple[str, int]] = []
         self._news = asyncio.Event()
@@ -37,7 +37,7 @@ class Recorder:
         self.readies.append(replica)
         self._news.set()
 
-    def on_message(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
+    def on_message(self, replica: str, message: protocol.OfAttempt) -> None:
         assert replica not in [gone for gone, _ in self.exits], "a message after on_exit"
         self.messages.append(message)
         self._news.set()

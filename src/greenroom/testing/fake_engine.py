@@ -122,7 +122,7 @@ class FakeEngine:
         for listener in self._listeners:
             listener.on_alive(replica, number)
 
-    def say(self, replica: str, message: protocol.Emitted | protocol.Called | protocol.Ended) -> None:
+    def say(self, replica: str, message: protocol.OfAttempt) -> None:
         for listener in self._listeners:
             listener.on_message(replica, message)
 
