@@ -13,7 +13,7 @@ import msgspec
 
 from greenroom import errors
 from greenroom.api import login
-from greenroom.api.dashboard import agents, assets, forms, frame, live, overview
+from greenroom.api.dashboard import agents, assets, forms, frame, live, overview, rollouts, scaling
 from greenroom.api.dashboard.forms import Act
 from greenroom.api.dashboard.frame import Entry
 from greenroom.api.request import Answer, Call, Stream
@@ -25,8 +25,12 @@ PAGES = (
     Entry("/", "Overview", overview.show, Action.LOGIN_MANAGE, "Now", "o"),
     Entry("/agents", "Agents", agents.show_all, Action.AGENT_READ, "Now", "a"),
     Entry("/agents/{name}", "Agent", agents.show, Action.AGENT_READ),
+    Entry("/rollouts", "Rollouts", rollouts.show_all, Action.AGENT_OBSERVE, "Now", "r"),
+    Entry("/rollouts/{id}", "Rollout", rollouts.show, Action.AGENT_OBSERVE),
+    Entry("/scaling", "Scaling", scaling.show_all, Action.AGENT_OBSERVE, "Now", "s"),
+    Entry("/scaling/{name}", "Scaling", scaling.show, Action.AGENT_OBSERVE),
 )
-ACTS = (*agents.ACTS,)
+ACTS = (*agents.ACTS, *rollouts.ACTS)
 
 LIVE = "/ui/live"
 BEAT_S = 10.0  # a stream that says nothing for longer is dead
