@@ -25,7 +25,7 @@ TENANTS = ("default", "other")
 AGENT = "sacrificed"
 SPEC = nodes.agent("echo")
 WEBHOOK = {"url": "https://hooks.example/matrix", "events": []}
-SHARED = ("agents", "rollouts", "replicas", "alerts", "assets")  # all tenants have the same
+SHARED = ("agents", "scaling", "rollouts", "replicas", "alerts", "assets")  # all tenants have the same
 BODIES: dict[str, Any] = {
     "POST /v1/tasks": {"agent": "echo", "input": 1},
     "POST /v1/tasks/batch": {"tasks": [{"agent": "echo", "input": 1}]},
@@ -57,7 +57,7 @@ class Objects:
 
     async def id(self, kind: str, tenant: str) -> str:
         match kind:
-            case "agents":
+            case "agents" | "scaling":
                 await self._agent()
                 return AGENT
             case "rollouts":

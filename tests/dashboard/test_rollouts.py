@@ -90,9 +90,11 @@ def test_the_story_is_told_in_words() -> None:
 
 def test_only_what_an_agent_serves_by_can_be_rolled_back() -> None:
     complete = replace(CANARY, state="complete")
-    assert rollouts.back_to(complete, complete) == 1
-    assert rollouts.back_to(complete, replace(complete, id=8)) is None
-    assert rollouts.back_to(CANARY, CANARY) is None
+    assert rollouts.back_to(complete, {"revision": 2, "rollout": complete}) == 1
+    assert rollouts.back_to(complete, {"revision": 2, "rollout": replace(CANARY, id=8, state="rolled_back")}) == 1
+    assert rollouts.back_to(complete, {"revision": 2, "rollout": replace(CANARY, id=8)}) is None
+    assert rollouts.back_to(complete, {"revision": 3, "rollout": complete}) is None
+    assert rollouts.back_to(CANARY, {"revision": 2, "rollout": CANARY}) is None
 
 
 def test_the_wanted_replicas_of_an_hour_are_those_of_its_decisions() -> None:
@@ -103,8 +105,8 @@ def test_the_wanted_replicas_of_an_hour_are_those_of_its_decisions() -> None:
     load = models.Load(at=NOON - timedelta(minutes=30), waiting=9, busy=3.0, arrivals=12, replicas=1)
     found = scaling.laid_out(models.AgentScaling(agent="echo", replicas=2, items=decisions), [load], NOON)
     assert [len(list(each)) for each in (found.wanted, found.waited)] == [60, 60]
-    assert (found.wanted[0], found.wanted[35], found.wanted[-1]) == (1, 4, 2)
-    assert (found.waited[30], found.busy[30], found.arrivals[30], sum(found.waited)) == (9, 0.5, 12, 9)
+    assert (found.wanted[27], found.wanted[28], found.wanted[-1]) == (1, 4, 2)
+    assert (found.waited[29], found.busy[29], found.arrivals[29], sum(found.waited)) == (9, 3.0, 12, 9)
 
 
 async def _press(page: Page, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -65,13 +65,12 @@ class Side(msgspec.Struct, frozen=True):
 async def show_all(call: Call) -> Page:
     """Show the rollouts that may be observed: the open ones in full, of the others the latest."""
     found = (await agents.list_agents(call)).document["items"]
-    last = {agent["name"]: agent["rollout"] for agent in found if agent["rollout"] is not None}
     ended: list[models.Rollout] = (await rollouts.latest_ended(call, limit=ENDED)).document["items"]
     now = call.services.clock.now()
     context = {
-        "open": [told(rollout, now) for rollout in last.values() if rollout.is_open],
+        "open": [told(agent["rollout"], now) for agent in found if agent["rollout"] and agent["rollout"].is_open],
         "ended": ended,
-        "back_to": {rollout.id: back_to(rollout, last.get(rollout.agent)) for rollout in ended},
+        "back_to": _ways_back(ended, {agent["name"]: agent for agent in found}),
     }
     return Page("rollouts.html", context)
 
@@ -81,10 +80,10 @@ async def show(call: Call) -> Page:
     rollout: models.Rollout = (await rollouts.show(call)).document
     of_agent = msgspec.structs.replace(call, path_params={"name": rollout.agent})
     try:
-        last = (await agents.show_agent(of_agent)).document["rollout"]
+        agent = (await agents.show_agent(of_agent)).document
     except (errors.NotFound, errors.Forbidden):  # it was removed since, or may be observed but not read
-        last = None
-    context = told(rollout, call.services.clock.now()) | {"back_to": back_to(rollout, last)}
+        agent = None
+    context = told(rollout, call.services.clock.now()) | {"back_to": back_to(rollout, agent)}
     return Page("rollout.html", context, title=f"Rollout {rollout.id} of {rollout.agent}")
 
 
@@ -134,12 +133,11 @@ def waiting(rollout: models.Rollout, now: datetime) -> Waiting | None:
     if rollout.state == "paused":
         return Waiting("A person has paused it; it goes on when it is resumed. What fails is rolled back all the same.")
     stage, due_at = rollout.stages[rollout.stage - 1], rollout.due_at
+    if rollout.ready < stage.replicas:
+        text = f"It waits for its replicas: {rollout.ready} of {stage.replicas} are ready"
+        return Waiting(text, None if rollout.is_proven else due_at, "it is rolled back")
     if not rollout.is_proven:
-        if rollout.ready < stage.replicas:
-            text = f"It waits for its replicas: {rollout.ready} of {stage.replicas} are ready"
-        else:
-            text = "Its replicas are ready; it waits for their checks"
-        return Waiting(text, due_at, "it is rolled back")
+        return Waiting("Its replicas are ready; it waits for their checks", due_at, "it is rolled back")
     held_s = rollout.held_s or 0.0
     since = timedelta() if rollout.updated_at is None else now - rollout.updated_at
     if held_s + since.total_seconds() < stage.hold_s:
@@ -195,10 +193,21 @@ def sides(rollout: models.Rollout) -> list[Side]:
     return found
 
 
-def back_to(rollout: models.Rollout, last: models.Rollout | None) -> int | None:
-    """Return the revision that undoing *rollout* lets serve; None where it is not what serves. Pure."""
-    is_last = last is not None and last.id == rollout.id
-    return rollout.from_revision if is_last and rollout.state == "complete" else None
+def back_to(rollout: models.Rollout, agent: Mapping[str, Any] | None) -> int | None:
+    """Return the revision that undoing *rollout* lets serve; None where its own does not serve, or moves on. Pure."""
+    if agent is None or rollout.state != "complete" or rollout.to_revision != agent["revision"]:
+        return None
+    last: models.Rollout | None = agent["rollout"]
+    return None if last is not None and last.is_open else rollout.from_revision
+
+
+def _ways_back(ended: Sequence[models.Rollout], found: Mapping[str, Mapping[str, Any]]) -> dict[int, int]:
+    """Return the revision that serves after undoing a rollout: of each agent the latest that can be undone."""
+    ways: dict[str, tuple[int, int]] = {}
+    for rollout in ended:
+        if (to := back_to(rollout, found.get(rollout.agent))) is not None:
+            ways.setdefault(rollout.agent, (rollout.id, to))
+    return dict(ways.values())
 
 
 # --- what can be done

@@ -17,8 +17,8 @@ _MINUTE = timedelta(minutes=1)
 
 
 class Hour(msgspec.Struct, frozen=True):
-    """The last hour minute by minute, oldest first: *wanted* replicas at its end, the most tasks that *waited*, the
-    mean of *busy* slots, and *arrivals*.
+    """The last hour minute by minute, oldest first: *wanted* replicas at its end, the most tasks that *waited* and the
+    most slots that were *busy*, and *arrivals*.
     """
 
     wanted: tuple[float, ...]
@@ -45,7 +45,7 @@ async def show(call: Call) -> Page:
 
 def laid_out(agent: models.AgentScaling, loads: Sequence[models.Load], now: datetime) -> Hour:
     """Lay the last hour out in minutes. Loads are kept of busy times only: in the others nothing waited. Pure."""
-    since = now - MINUTES * _MINUTE
+    since = now.replace(second=0, microsecond=0) - (MINUTES - 1) * _MINUTE
     by_minute: list[list[models.Load]] = [[] for _ in range(MINUTES)]
     for load in loads:
         if load.at is not None and 0 <= (place := (load.at - since) // _MINUTE) < MINUTES:
@@ -53,7 +53,7 @@ def laid_out(agent: models.AgentScaling, loads: Sequence[models.Load], now: date
     return Hour(
         wanted=tuple(wanted(agent, since + (place + 1) * _MINUTE) for place in range(MINUTES)),
         waited=tuple(max((load.waiting for load in minute), default=0) for minute in by_minute),
-        busy=tuple(sum(load.busy for load in minute) / 6 for minute in by_minute),  # of ten seconds each
+        busy=tuple(max((load.busy for load in minute), default=0.0) for minute in by_minute),
         arrivals=tuple(sum(load.arrivals for load in minute) for minute in by_minute),
     )
 
