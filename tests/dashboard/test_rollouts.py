@@ -127,10 +127,16 @@ async def test_a_canary_moves_without_a_reload_is_promoted_and_rolled_back_from_
         await expect(card.locator("[aria-current=step]")).to_contain_text("50 %", timeout=10_000)
         assert await card.evaluate("each => each.isTheSame")
         await expect(card.locator(".traffic")).to_contain_text("50 %", timeout=10_000)
-        for _ in range(2):
-            await expect(card.locator("summary", has_text="Promote")).to_be_visible(timeout=10_000)
-            await _press(page, "Promote")
-            await expect(page.locator(".flash.ok")).to_contain_text("was promoted")
+        await page.locator(".card summary", has_text="Promote").click()  # a question about stage 2, which is left now
+        assert (await site.api.call("POST", f"/v1/rollouts/{open_one}/promote")).status_code == 200
+        await expect(card.locator("[aria-current=step]")).to_contain_text("100 %", timeout=10_000)
+        await page.locator("#confirm-yes").click()
+        await expect(page.get_by_role("dialog")).to_be_hidden()
+        await expect(page.locator(".flash")).to_have_count(0)
+        assert (await site.api.get(f"/v1/rollouts/{open_one}"))["stage"] == 3
+        await expect(card.locator("summary", has_text="Promote")).to_be_visible(timeout=10_000)
+        await _press(page, "Promote")
+        await expect(page.locator(".flash.ok")).to_contain_text("was promoted")
         await expect(page.locator("#open .empty")).to_be_visible(timeout=10_000)
         assert (await site.api.get("/v1/agents/echo"))["revision"] == 2
         await _press(page, "Roll back to 1")
@@ -151,3 +157,14 @@ async def test_a_canary_is_paused_resumed_and_aborted_from_its_page(site: Site) 
         states = await page.locator("#story tbody .badge").all_inner_texts()
         assert states == ["progressing", "progressing", "paused", "progressing", "aborted"]
         assert (await site.api.get("/v1/agents/echo"))["revision"] == 1
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_number_that_is_set_on_the_page_is_a_decision_that_says_so(site: Site) -> None:
+    async with site.page("/scaling/gated") as page:
+        await page.get_by_role("spinbutton", name="Replicas").fill("2")
+        await page.get_by_role("button", name="Scale").click()
+        await expect(page.locator(".flash.ok")).to_contain_text("is to have 2 replicas")
+        await expect(page.locator("#decisions tbody tr").first).to_contain_text("1 → 2")
+        await page.goto("/scaling")
+        await expect(page.locator("tr", has_text="gated")).to_contain_text("of 2")

@@ -83,7 +83,11 @@ async def show(call: Call) -> Page:
         agent = (await agents.show_agent(of_agent)).document
     except (errors.NotFound, errors.Forbidden):  # it was removed since, or may be observed but not read
         agent = None
-    context = told(rollout, call.services.clock.now()) | {"back_to": back_to(rollout, agent)}
+    replicas = (await agents.list_replicas(call)).document["items"] if rollout.is_open else []
+    context = told(rollout, call.services.clock.now()) | {
+        "back_to": back_to(rollout, agent),
+        "replicas": [each for each in replicas if each["agent"] == rollout.agent],
+    }
     return Page("rollout.html", context, title=f"Rollout {rollout.id} of {rollout.agent}")
 
 
