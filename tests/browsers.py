@@ -50,3 +50,18 @@ class Site:
             await page.goto(path)
             yield page
             assert heard == []
+
+
+CANARY = {"strategy": "canary", "weights": [25, 50, 100], "hold_s": 600, "scale_down_delay_s": 60}
+
+
+async def begun_canary(api: nodes.Api, *, timeout_s: float = 50.0) -> int:
+    """Deploy `echo` anew, and wait until its revision has proven itself in the first stage; nothing moves it on."""
+    spec = nodes.agent("echo", concurrency=8, timeout_s=timeout_s, rollout=CANARY)
+    id: int = (await api.call("PUT", "/v1/agents/echo", spec)).json()["rollout"]["id"]
+
+    async def is_proven() -> bool:
+        return bool((await api.get(f"/v1/rollouts/{id}"))["is_proven"])
+
+    await nodes.eventually(is_proven)
+    return id

@@ -26,7 +26,7 @@ TENANTS = ("default", "other")
 AGENT = "sacrificed"
 SPEC = nodes.agent("echo")
 WEBHOOK = {"url": "https://hooks.example/matrix", "events": []}
-SHARED = ("agents", "rollouts", "replicas", "alerts", "silences", "assets")  # all tenants have the same
+SHARED = ("agents", "scaling", "rollouts", "replicas", "alerts", "silences", "assets")  # all tenants have the same
 BODIES: dict[str, Any] = {
     "POST /v1/tasks": {"agent": "echo", "input": 1},
     "POST /v1/tasks/batch": {"tasks": [{"agent": "echo", "input": 1}]},
@@ -41,7 +41,14 @@ BODIES: dict[str, Any] = {
     "POST /v1/audit/erase": {"actor": "nobody"},
     "POST /v1/security/unlock": {"subject": "principal:nobody"},
 }
-FORM = {"replicas": "1", "name": "of a form", "kind": "recurring", "hours": "1"}  # the fields of all forms
+FORM = {
+    "replicas": "1",
+    "stage": "1",
+    "to": "1",
+    "name": "of a form",
+    "kind": "recurring",
+    "hours": "1",
+}  # the fields of all forms
 HEAD = f"""\
 # Who may do what to whose. yes: they may; 403: they may not; 404: for them it is not there; told: the page that the
 # form was on tells them one of these.
@@ -59,7 +66,7 @@ class Objects:
 
     async def id(self, kind: str, tenant: str) -> str:
         match kind:
-            case "agents":
+            case "agents" | "scaling":
                 await self._agent()
                 return AGENT
             case "rollouts":

@@ -296,7 +296,7 @@ async def test_a_dry_run_tells_what_a_deployment_would_do_and_begins_nothing(api
     plan = await put(api, "planned", spec, "?dry_run=true")
     assert (plan["action"], plan["strategy"], plan["to_revision"], plan["from_revision"]) == ("begin", "first", 1, None)
     assert (plan["is_new_revision"], plan["changes"], plan["replicas"], plan["surge"]) == (True, [], 1, 0)
-    assert plan["files"] == {"added": ["agents.py", "unimportable.py"]}
+    assert plan["files"] == {"added": ["agents.py", "providing.py", "traced.py", "unimportable.py"]}
     assert (plan["refusal"], plan["error"], plan["sessions"]) == (None, None, None)
     assert (await api.http.get("/v1/agents/planned")).status_code == 404
     async with deployed(api, "planned", spec):
@@ -412,7 +412,7 @@ async def test_code_that_is_brought_is_deployed_by_its_digest(api: nodes.Api) ->
         assert plan["digest"] == digest
         assert plan["files"] == {
             "added": ["lib/words.txt", "other.py"],
-            "removed": ["agents.py", "unimportable.py"],
+            "removed": ["agents.py", "providing.py", "traced.py", "unimportable.py"],
         }
         assert [change["key"] for change in plan["changes"]] == ["factory"]
         await put(api, "brought", spec, f"?code={digest}")

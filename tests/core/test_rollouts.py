@@ -189,6 +189,19 @@ def test_a_canary_without_tasks_is_rolled_back_after_its_hold_and_the_deadline()
     )
 
 
+def test_what_is_left_is_what_a_step_says_while_the_capacity_is_there() -> None:
+    waiting, waiting_s = rollouts.step(begun("canary", hold_s=60), Seen(4, 0), 20)
+    assert rollouts.left_s(waiting) == waiting_s == 100
+    watched, _ = rollouts.step(waiting, proven(1), 0)
+    watched, watched_s = rollouts.step(watched, proven(1), 40)
+    assert rollouts.left_s(watched) == watched_s == 20
+    untried, untried_s = rollouts.step(watched, proven(1), 50)
+    assert rollouts.left_s(untried) == untried_s == 90
+    assert rollouts.left_s(with_good_tasks(untried, 1)) is None
+    assert rollouts.left_s(rollouts.pause(watched)) is None
+    assert rollouts.left_s(rollouts.abort(watched, "")) is None
+
+
 def test_a_canary_whose_tasks_take_longer_than_its_deadline_waits_for_them() -> None:
     state, _ = rollouts.step(begun("canary"), proven(4), 0)
     running = rollouts.with_tallies(state, {2: analysis.Tally(running=1)})

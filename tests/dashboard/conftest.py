@@ -12,7 +12,7 @@ from playwright.async_api import Browser, async_playwright
 
 import debian
 import nodes
-from browsers import Site
+from browsers import Site, begun_canary
 from greenroom.node import serving
 from greenroom.store.alerts import Raised
 from greenroom.store.recovery import NewFailure, Noted
@@ -54,6 +54,8 @@ async def site(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> As
         failure = NewFailure("failing-9-dead", "failing", 1, "node", "exited", HOSTILE, "restart")
         alert = Raised("dashboard", "recurring", "failing", "warning", HOSTILE)
         await recovery.note(Noted("failing", None, failures=(failure,), alert=alert))
+        await begun_canary(api)
+        await api.call("PATCH", "/v1/agents/echo/scale", {"replicas": 1})
         yield Site(api, url, browser)
 
 

@@ -14,7 +14,7 @@ from greenroom.api.dashboard import pages
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-FILLED = {"name": "echo"}  # what the parameters of paths stand for here
+FILLED = {"name": "echo", "id": "4"}  # what the parameters of paths stand for here
 PATHS = [entry.path.format(**FILLED) for entry in pages.PAGES]
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"viewport": WIDE, "color_scheme": "light"},

@@ -277,7 +277,7 @@ def _response(status: int, kind: Given) -> dict[str, Any]:
             response["content"] = {kind: {"schema": {"type": "object"}}}
         case Events(item):
             # What each of its events has as data; OpenAPI 3.1 has no word for it.
-            stream = {"schema": {"type": "string"}, "x-event": {"$ref": f"{_SCHEMAS}{item.__name__}"}}
+            stream = {"schema": {}, "x-event": {"$ref": f"{_SCHEMAS}{item.__name__}"}}
             response["content"] = {"text/event-stream": stream}
         case str():
             response["content"] = {kind: {"schema": {"type": "string"}}}

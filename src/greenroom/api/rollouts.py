@@ -17,6 +17,7 @@ from greenroom.sdk import models
 from greenroom.store.rollouts import Rollout
 
 MAX_ID_DIGITS = 18  # that every store has numbers for
+MOST_PAGES = 10  # that are looked through for what the caller may see
 
 
 async def list_all(call: Call) -> Answer:
@@ -26,6 +27,18 @@ async def list_all(call: Call) -> Answer:
     entry = access.find_agent(call, call.path("name"), Action.AGENT_OBSERVE)
     rows = await call.store.rollouts.history(entry.agent.name, limit=limit)
     return Answer({"items": await _documents(call, rows), "next_cursor": None})
+
+
+async def latest_ended(call: Call, *, limit: int) -> Answer:
+    """List the latest rollouts that have ended, of all agents that the caller may observe."""
+    rights, found, before = call.principal.rights, list[Rollout](), None
+    for _ in range(MOST_PAGES):
+        rows = await call.store.rollouts.latest_ended(before_id=before, limit=limit)
+        found += [row for row in rows if rights.on_agent(Action.AGENT_OBSERVE, row.agent)]
+        if len(rows) < limit or len(found) >= limit:
+            break
+        before = rows[-1].id
+    return Answer({"items": await _documents(call, found[:limit]), "next_cursor": None})
 
 
 async def show(call: Call) -> Answer:

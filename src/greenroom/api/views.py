@@ -301,7 +301,7 @@ def revision(row: Revision) -> models.Revision:
 
 def rollout(row: Rollout, *, desired: int, ready: grading.Ready) -> models.Rollout:
     """Return the document of a rollout of an agent that should have *desired* replicas."""
-    state = row.state
+    state, left_s = row.state, rollouts.left_s(row.state)
     return models.Rollout(
         id=row.id,
         agent=row.agent,
@@ -313,6 +313,7 @@ def rollout(row: Rollout, *, desired: int, ready: grading.Ready) -> models.Rollo
         stages=stages(state, desired=rollouts.wanted(state, desired)),
         weight_pct=state.weight_pct,
         ready=len(ready[row.agent, row.to_revision]),
+        old_ready=0 if row.from_revision is None else len(ready[row.agent, row.from_revision]),
         reason=row.reason,
         is_proven=state.is_proven,
         awaits_promotion=state.awaits_promotion,
@@ -323,6 +324,18 @@ def rollout(row: Rollout, *, desired: int, ready: grading.Ready) -> models.Rollo
         created_at=_at(row.created_at),
         updated_at=_at(row.updated_at),
         ended_at=_at(row.ended_at),
+        due_at=None if left_s is None else database.instant(row.updated_at + round(left_s * 1e6)),
+        moments=tuple(map(_moment, state.moments)),
+    )
+
+
+def _moment(moment: rollouts.Moment) -> models.Moment:
+    return models.Moment(
+        at=database.instant(moment.at_us),
+        state=moment.phase,
+        stage=moment.stage + 1,
+        weight_pct=moment.weight_pct,
+        reason=moment.reason,
     )
 
 

@@ -61,6 +61,16 @@ OPEN = frozenset({Phase.PROGRESSING, Phase.PAUSED})
 UNDONE = frozenset({Phase.ROLLED_BACK, Phase.ABORTED, Phase.SUPERSEDED})
 
 
+class Moment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a rollout was from *at_us* on, and why. The store notes it, which has the time."""
+
+    at_us: int
+    phase: Phase
+    stage: int = 0
+    weight_pct: int = 0
+    reason: str = ""
+
+
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """A rollout as the store has it. *from_revision* is what served when it began; None: nothing did."""
 
@@ -80,6 +90,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     is_retired: bool = False  # what the rollout has left behind is gone, or goes
     reason: str = ""
     evidence: tuple[analysis.Stage, ...] = ()  # one for each weight that there was
+    moments: tuple[Moment, ...] = ()  # after its beginning
 
     @property
     def is_open(self) -> bool:
@@ -268,6 +279,23 @@ def _hold(rollout: Rollout, finding: analysis.Finding, seen: Seen) -> tuple[Roll
     if stage.needs_promotion:
         return _moved(replace(rollout, awaits_promotion=True), Move.PAUSE, reason="it waits for promotion"), None
     return replace(_advanced(rollout), deaths_after=seen.last_death), 0.0
+
+
+def left_s(rollout: Rollout) -> float | None:
+    """Return the seconds after which time alone moves it, as `step` does while its capacity stays as it is.
+
+    None where only something else can. For people: who moves it asks `step`.
+    """
+    if rollout.phase is not Phase.PROGRESSING:
+        return None
+    stage = rollout.stages[rollout.stage]
+    if rollout.held_s is None:
+        return max(0.0, rollout.progress_deadline_s - rollout.waited_s)
+    if rollout.held_s < stage.hold_s:
+        return stage.hold_s - rollout.held_s
+    if stage.needs_samples and _is_untried(rollout):
+        return max(0.0, stage.hold_s + rollout.progress_deadline_s - rollout.held_s)
+    return None
 
 
 def _is_untried(rollout: Rollout) -> bool:

@@ -188,12 +188,23 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     costly: int = 0
 
 
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rollout was from *at* on, and why; *stage* counts from 1."""
+
+    state: str
+    stage: int = 0
+    weight_pct: int = 0
+    reason: str = ""
+    at: Instant | None = None
+
+
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """The move of an agent from one revision to another; *from_revision* None: there was none before.
 
     *state* is progressing, paused, complete, rolled_back, aborted, superseded or failed; *reason* says why it waits, or
-    why it ended so. *stage* counts from 1; *ready* are replicas of the new revision; *awaits_promotion*: its stage has
-    done all but be promoted.
+    why it ended so. *stage* counts from 1; *ready* are replicas of the new revision, *old_ready* of the one before;
+    *awaits_promotion*: its stage has done all but be promoted. *due_at* is when time alone moves it on: the end of a
+    watch, or of its patience; None where only something else can. *moments* are its latest hundred, oldest first.
     """
 
     id: int
@@ -206,6 +217,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     stages: tuple[Stage, ...] = ()
     weight_pct: int = 0
     ready: int = 0
+    old_ready: int = 0
     reason: str = ""
     is_proven: bool = False
     awaits_promotion: bool = False
@@ -216,6 +228,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     created_at: Instant | None = None
     updated_at: Instant | None = None
     ended_at: Instant | None = None
+    due_at: Instant | None = None
+    moments: tuple[Moment, ...] = ()
 
     @property
     def is_open(self) -> bool:

@@ -43,18 +43,7 @@ from greenroom.settings.unbuilt import effective, why_not_built
 OVERRIDE = "override"
 NOT_BUILT = "not yet built"
 MAX_AGENTS = 1000
-TOP_KEYS = [
-    "environment",
-    "cluster",
-    "server",
-    "security",
-    "backups",
-    "optimizer",
-    "history",
-    "logs",
-    "alerts",
-    "agents",
-]
+TOP_KEYS = ["environment", *sources.SECTIONS, "agents"]
 
 
 def load(

@@ -25,6 +25,7 @@ from greenroom.store.news import News
 
 KEEP = 100  # ended rollouts of each agent
 MAX_REASON = 4_000  # characters
+MAX_MOMENTS, MAX_TOLD = 100, 500  # of a rollout; characters of why
 TRIES = 10  # to move a rollout that others move, too
 
 
@@ -120,6 +121,8 @@ _LAST_DEATH = "select coalesce(max(seq), 0) from failure where agent = :agent"
 _FORGET = """
 delete from rollout where agent = :agent and id < (
     select min(id) from (select id from rollout where agent = :agent order by id desc limit :keep) as kept)"""
+_LATEST_ENDED = f"""
+select {_columns(Rollout)} from rollout where ended_at is not null and id < :before order by id desc limit :limit"""
 _HISTORY = f"select {_columns(Rollout)} from rollout where agent = :agent order by id desc limit :limit"
 
 
@@ -158,12 +161,14 @@ async def end(tx: Transaction, news: News, rollout: Rollout, state: rollouts.Rol
 async def _put(tx: Transaction, news: News, item: Put, *, alone: bool = True) -> bool:
     """Write a rollout's next state; *alone*: with all that follows from it."""
     before, state = await _by_id(tx, item.id), item.state
+    if before is None:
+        return False
+    record = _encode(_noted(before.state, state, tx.now_us))
     params = {"id": item.id, "version": item.version, "phase": state.phase, "reason": state.reason[:MAX_REASON]}
     ended_at = None if state.is_open else tx.now_us
-    if not await tx.fetch(_PUT, params | {"record": _encode(state), "now": tx.now_us, "ended_at": ended_at}):
+    if not await tx.fetch(_PUT, params | {"record": record, "now": tx.now_us, "ended_at": ended_at}):
         return False
-    assert before is not None
-    after = replace(before, version=before.version + 1, record=_encode(state))
+    after = replace(before, version=before.version + 1, record=record)
     spec = after.spec if state.serving == state.to_revision else after.from_spec
     if state.serving != before.state.serving:
         await _serve(tx, before.agent, state.serving, spec)
@@ -173,6 +178,20 @@ async def _put(tx: Transaction, news: News, item: Put, *, alone: bool = True) ->
         await _follow(tx, news, after, was_standing=before.state.standing)
     await _tell(tx, before.agent, before.state, state)
     return True
+
+
+def _noted(before: rollouts.Rollout, after: rollouts.Rollout, now_us: int) -> rollouts.Rollout:
+    """Return *after* with the moment in which it became so, if it is another phase, stage or weight."""
+    if (before.phase, before.stage, before.weight_pct) == (after.phase, after.stage, after.weight_pct):
+        return after
+    moment = rollouts.Moment(
+        at_us=now_us,
+        phase=after.phase,
+        stage=after.stage,
+        weight_pct=after.weight_pct,
+        reason=after.reason[:MAX_TOLD],
+    )
+    return replace(after, moments=(*after.moments, moment)[-MAX_MOMENTS:])
 
 
 async def intend(tx: Transaction, rollout: Rollout, *, replicas_after: int | None) -> None:
@@ -359,6 +378,11 @@ class Rollouts:
     async def history(self, agent: str, *, limit: int = 50) -> Sequence[Rollout]:
         """Return the agent's rollouts, latest first."""
         return [Rollout(*row) for row in await self._db.read(_HISTORY, {"agent": agent, "limit": min(limit, KEEP)})]
+
+    async def latest_ended(self, *, before_id: int | None = None, limit: int = 20) -> Sequence[Rollout]:
+        """Return the rollouts of all agents that have ended, those that began latest first."""
+        params = {"before": 2**62 if before_id is None else before_id, "limit": min(limit, KEEP)}
+        return [Rollout(*row) for row in await self._db.read(_LATEST_ENDED, params)]
 
 
 ORDER = (switch, put, remove)

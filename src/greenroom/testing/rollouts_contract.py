@@ -95,6 +95,30 @@ class RolloutsContract:
         entry = (await node.store.directory.refresh())[AGENT]
         assert (entry.agent.revision, entry.spec.description, await standing(node)) == (1, "", [1])
 
+    async def test_a_rollout_keeps_the_moments_of_its_phases_stages_and_weights(self, node: Node) -> None:
+        await node.deploy("one")
+        await node.begin("two", rollout={"strategy": "blue-green"})
+        await move(node, until=100)
+        await node.store.rollouts.move((await last(node)).id, lambda state: rollouts.abort(state, "enough"))
+        row = await last(node)
+        told = [(moment.phase, moment.stage, moment.weight_pct, moment.reason) for moment in row.state.moments]
+        assert told == [
+            (Phase.PROGRESSING, 1, 0, ""),
+            (Phase.PROGRESSING, 1, 100, ""),
+            (Phase.ABORTED, 1, 0, "enough"),
+        ]
+        instants = [moment.at_us for moment in row.state.moments]
+        assert instants == sorted(instants)
+        assert instants[-1] == row.ended_at
+
+    async def test_the_latest_that_have_ended_are_listed_page_by_page(self, node: Node) -> None:
+        await node.deploy("one")
+        await node.deploy("two")
+        await node.begin("three", rollout={"strategy": "blue-green"})
+        (latest,) = await node.store.rollouts.latest_ended(limit=1)
+        assert (latest.to_revision, latest.phase) == (2, Phase.COMPLETE)
+        assert [row.to_revision for row in await node.store.rollouts.latest_ended(before_id=latest.id)] == [1]
+
     async def test_equal_code_and_spec_are_the_revision_that_there_is(self, node: Node) -> None:
         await node.deploy("one")
         assert await node.deploy("two") == 2

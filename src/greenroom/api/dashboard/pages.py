@@ -13,7 +13,20 @@ import msgspec
 
 from greenroom import errors
 from greenroom.api import login
-from greenroom.api.dashboard import agents, alerts, assets, audit, forms, frame, keys, live, overview, system
+from greenroom.api.dashboard import (
+    agents,
+    alerts,
+    assets,
+    audit,
+    forms,
+    frame,
+    keys,
+    live,
+    overview,
+    rollouts,
+    scaling,
+    system,
+)
 from greenroom.api.dashboard.forms import Act
 from greenroom.api.dashboard.frame import Entry
 from greenroom.api.request import Answer, Call, Stream
@@ -25,12 +38,16 @@ PAGES = (
     Entry("/", "Overview", overview.show, Action.LOGIN_MANAGE, "Now", "o"),
     Entry("/agents", "Agents", agents.show_all, Action.AGENT_READ, "Now", "a"),
     Entry("/agents/{name}", "Agent", agents.show, Action.AGENT_READ),
+    Entry("/rollouts", "Rollouts", rollouts.show_all, Action.AGENT_OBSERVE, "Now", "r"),
+    Entry("/rollouts/{id}", "Rollout", rollouts.show, Action.AGENT_OBSERVE),
+    Entry("/scaling", "Scaling", scaling.show_all, Action.AGENT_OBSERVE, "Now", "s"),
+    Entry("/scaling/{name}", "Scaling", scaling.show, Action.AGENT_OBSERVE),
     Entry("/alerts", "Alerts", alerts.show, Action.ALERT_READ, "Now", "l"),
     Entry("/system", "System", system.show, Action.STATUS_READ, "Node", "n"),
     Entry("/keys", "Keys", keys.show, Action.KEY_READ, "Node", "k"),
     Entry("/audit", "Audit", audit.show, Action.AUDIT_READ, "Node", "u"),
 )
-ACTS = (*agents.ACTS, *alerts.ACTS, *system.ACTS, *keys.ACTS)
+ACTS = (*agents.ACTS, *rollouts.ACTS, *alerts.ACTS, *system.ACTS, *keys.ACTS)
 
 LIVE = "/ui/live"
 BEAT_S = 10.0  # a stream that says nothing for longer is dead

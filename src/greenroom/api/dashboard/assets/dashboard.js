@@ -146,7 +146,10 @@ function confirmed(summary) {
   const details = summary.parentElement, form = summary.closest("form"), dialog = byId("confirm");
   byId("confirm-text").textContent = details.querySelector("p").textContent;
   byId("confirm-yes").textContent = details.querySelector("button").textContent;
-  byId("confirm-yes").onclick = () => { dialog.close(); form.requestSubmit(); };
+  byId("confirm-yes").onclick = () => {
+    dialog.close();
+    if (form.isConnected) { form.requestSubmit(); } else { location.reload(); } // what was asked about is another thing by now
+  };
   dialog.showModal();
   byId("confirm-no").focus(); // what does nothing is the nearest
 }
