@@ -71,6 +71,8 @@ LOWEST_ROLE = {
     "GET /v1/advice": "viewer",
     "GET /v1/alerts": "viewer",
     "POST /v1/alerts/{id}/ack": "operator",
+    "GET /v1/receivers": "operator",
+    "POST /v1/receivers/{name}/test": "operator",
     "GET /v1/status": "viewer",
     "GET /v1/backups": "operator",
     "POST /v1/backups": "operator",

@@ -25,7 +25,7 @@ TENANTS = ("default", "other")
 AGENT = "sacrificed"
 SPEC = nodes.agent("echo")
 WEBHOOK = {"url": "https://hooks.example/matrix", "events": []}
-SHARED = ("agents", "rollouts", "replicas", "alerts", "assets")  # all tenants have the same
+SHARED = ("agents", "rollouts", "replicas", "alerts", "receivers", "assets")  # all tenants have the same
 BODIES: dict[str, Any] = {
     "POST /v1/tasks": {"agent": "echo", "input": 1},
     "POST /v1/tasks/batch": {"tasks": [{"agent": "echo", "input": 1}]},
@@ -69,6 +69,8 @@ class Objects:
                 await self._api.running.store.recovery.note(
                     Noted("nobody", None, alert=Raised("matrix", "recurring", AGENT, "warning", "r"))
                 )
+                return "matrix"
+            case "receivers":
                 return "matrix"
             case "keys":
                 key = await self._api.running.access.keys.create(

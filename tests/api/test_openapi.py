@@ -208,6 +208,8 @@ async def test_every_route_answers_as_it_is_described(
     await api.running.store.advice.open(found)
     await call("GET /v1/advice")
     await call("POST /v1/alerts/{id}/ack", id="agent-described")
+    await call("GET /v1/receivers")
+    await call("POST /v1/receivers/{name}/test", name="matrix")
     await call("POST /v1/agents/{name}/release", name="described")
 
     restarted, drained = await nodes.eventually(both)

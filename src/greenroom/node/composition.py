@@ -38,6 +38,7 @@ from greenroom.node import isolation, optimizer, tls
 from greenroom.node.access import NodeAccess
 from greenroom.node.backups import NodeBackups
 from greenroom.node.controls import Controls
+from greenroom.node.notifications import NodeNotifications
 from greenroom.node.resources import NodeResources, limits
 from greenroom.node.security import NodeSecurity
 from greenroom.sdk import models
@@ -142,12 +143,10 @@ class Node:
             folder=options.folder,
             data_dir=options.data_dir,
         )
-        server = options.settings.server
-        self.outgoing = Outgoing(
-            addresses.Policy(server.webhook_ports, server.webhook_hosts), user_agent=f"greenroom/{__version__}"
-        )
+        self.outgoing = Outgoing(_webhook_policy(self.settings.server), user_agent=f"greenroom/{__version__}")
         webhook_secrets = WebhookSecrets(self.secrets.webhook_key)
         self.webhooks = Webhooks(self.store, clock, self.facts, self.outgoing, webhook_secrets)
+        self.notifications = NodeNotifications(self.store, clock, self.facts, options.settings)
         self.security = NodeSecurity(
             self.store,
             self.access.keys,
@@ -178,6 +177,7 @@ class Node:
             is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
             breakers=self.breakers,
+            receivers=self.notifications,
             webhook_secrets=webhook_secrets,
             security=self.security,
             measures=self.security.measures,
@@ -232,12 +232,14 @@ class Node:
             self.history,
             *self.access.loops,
             self.webhooks,
+            self.notifications.loop,
             self.backups.loop,
             self.resources.loop,
             *self.optimizer,
             *self.security.loops,
         )
         self.resources.announce()
+        self.notifications.announce()
         isolation.announce(self.isolation, self.facts)
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
@@ -320,6 +322,7 @@ class Node:
         except errors.GreenroomError as error:  # as with the audit log, below
             self.facts.emit(telemetry.StoreTrouble(self.history.name, str(error)))
         await self.webhooks.close()
+        await self.notifications.close()
         await self.outgoing.close()
         await self.engine.close()
         await self.access.end()
@@ -448,6 +451,10 @@ def _causes(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [cause for inner in error.exceptions for cause in _causes(inner)]
     return [error]
+
+
+def _webhook_policy(server: settings.Server) -> addresses.Policy:
+    return addresses.Policy(server.webhook_ports, server.webhook_hosts)
 
 
 def _similarity() -> routing.Similarity | None:

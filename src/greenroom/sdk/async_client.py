@@ -32,6 +32,8 @@ from greenroom.sdk.models import (
     Page,
     Plan,
     Problem,
+    Receiver,
+    ReceiverTest,
     Replica,
     Revision,
     Rollout,
@@ -260,6 +262,14 @@ class AsyncClient:
 
     async def alerts(self) -> list[Alert]:
         return await self._run(flows.everything(calls.alerts, self._patience))
+
+    async def receivers(self) -> list[Receiver]:
+        """Those who are told of alerts, and how they do."""
+        return await self._run(flows.everything(calls.receivers, self._patience))
+
+    async def test_receiver(self, name: str) -> ReceiverTest:
+        """Send a receiver a test alert; the answer tells what became of it."""
+        return await self._send(calls.test_receiver(name))
 
     async def acknowledge_alert(self, id: str) -> Alert:
         return await self._send(calls.acknowledge_alert(id))

@@ -93,6 +93,7 @@ _replicas = as_a(models.Page[models.Replica])
 _failures = as_a(models.Page[models.Failure])
 _advice = as_a(models.Page[models.Advice])
 _alerts, _alert = as_a(models.Page[models.Alert]), as_a(models.Alert)
+_receivers, _receiver_test = as_a(models.Page[models.Receiver]), as_a(models.ReceiverTest)
 _revisions = as_a(models.Page[models.Revision])
 _rollouts, _rollout = as_a(models.Page[models.Rollout]), as_a(models.Rollout)
 _scaling, _load = as_a(models.AgentScaling), as_a(models.Page[models.Load])
@@ -300,6 +301,14 @@ def alerts(cursor: str | None = None) -> Call[models.Page[models.Alert]]:
 
 def acknowledge_alert(id: str) -> Call[models.Alert]:
     return Call("POST", f"/v1/alerts/{_segment(id)}/ack", _alert)
+
+
+def receivers(cursor: str | None = None) -> Call[models.Page[models.Receiver]]:
+    return Call("GET", "/v1/receivers", _receivers, query={"cursor": cursor})
+
+
+def test_receiver(name: str) -> Call[models.ReceiverTest]:
+    return Call("POST", f"/v1/receivers/{_segment(name)}/test", _receiver_test)
 
 
 def replicas(cursor: str | None = None) -> Call[models.Page[models.Replica]]:

@@ -11,9 +11,11 @@ from greenroom.settings.loading import load, parse_agent, rollout_for_once
 from greenroom.settings.policies import scaling_policy
 from greenroom.settings.policy_file import read_roles
 from greenroom.settings.problems import Problem, SettingsInvalid
+from greenroom.settings.receiver_rules import policy as receiver_policy
 from greenroom.settings.revisions import changes, revision_part, with_revision_part, with_strategy
 from greenroom.settings.schema import (
     AgentSettings,
+    Alerts,
     Backups,
     Breaker,
     Cache,
@@ -24,6 +26,7 @@ from greenroom.settings.schema import (
     Intrusion,
     Issuer,
     Optimizer,
+    Receiver,
     Recycling,
     Rollout,
     Scaling,
@@ -39,6 +42,7 @@ __all__ = [
     "DESIGNS",
     "NOT_YET_BUILT",
     "AgentSettings",
+    "Alerts",
     "Backups",
     "Breaker",
     "Cache",
@@ -52,6 +56,7 @@ __all__ = [
     "Issuer",
     "Optimizer",
     "Problem",
+    "Receiver",
     "Recycling",
     "Rollout",
     "Row",
@@ -67,6 +72,7 @@ __all__ = [
     "masked",
     "parse_agent",
     "read_roles",
+    "receiver_policy",
     "revision_part",
     "rollout_for_once",
     "rows",

@@ -15,18 +15,20 @@ from typing import Any
 from msgspec import structs
 
 from greenroom.core import permissions
-from greenroom.settings import issuer_rules, policy_file, revisions, rules, sources
+from greenroom.settings import issuer_rules, policy_file, receiver_rules, revisions, rules, sources
 from greenroom.settings.checking import Checker
 from greenroom.settings.environments import DEFAULT_ENVIRONMENT
 from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid, dotted
 from greenroom.settings.schema import (
     AgentName,
     AgentSettings,
+    Alerts,
     Backups,
     Cluster,
     Environment,
     History,
     Optimizer,
+    Receiver,
     Rollout,
     Security,
     Server,
@@ -38,8 +40,8 @@ from greenroom.settings.unbuilt import effective, why_not_built
 
 OVERRIDE = "override"
 NOT_BUILT = "not yet built"
-MAX_AGENTS = 1000
-TOP_KEYS = ["environment", "cluster", "server", "security", "backups", "optimizer", "history", "agents"]
+MAX_AGENTS, MAX_RECEIVERS = 1000, 50
+TOP_KEYS = ["environment", "cluster", "server", "security", "backups", "optimizer", "history", "alerts", "agents"]
 
 
 def load(
@@ -59,7 +61,7 @@ def load(
     agents = sources.overlay(fixed + last).table.get("agents")
     names = agents.keys() if isinstance(agents, dict) else ()
     given = sources.overlay([*fixed, *sources.from_variables(environ or {}, names, checker), *last])
-    settings = _settings(given, checker)
+    settings = _settings(given, checker, environ or {})
     policy_problems = _check_roles(settings.security, Path() if manifest is None else manifest.parent, checker)
     problems = [_problem(path, message, given) for path, message in checker.found] + policy_problems
     if problems:
@@ -109,7 +111,7 @@ def rollout_for_once(
     return parse_agent(name, {**given, "rollout": rollout}).rollout
 
 
-def _settings(given: Given, checker: Checker) -> Settings:
+def _settings(given: Given, checker: Checker, environ: Mapping[str, str]) -> Settings:
     table = checker.mapping(given.table, (), known=TOP_KEYS)
     environment = _environment(table.get("environment"), checker)
     defaults = effective(environment)
@@ -121,6 +123,7 @@ def _settings(given: Given, checker: Checker) -> Settings:
         backups=checker.table(Backups, table.get("backups"), ("backups",)),
         optimizer=checker.table(Optimizer, table.get("optimizer"), ("optimizer",)),
         history=checker.table(History, table.get("history"), ("history",)),
+        alerts=_alerts(table.get("alerts"), checker, environ),
         agents=_agents(table.get("agents"), checker),
         origins={},
     )
@@ -137,6 +140,22 @@ def _settings(given: Given, checker: Checker) -> Settings:
 def _environment(given: object, checker: Checker) -> Environment:
     named = None if given is None else checker.scalar(Environment, given, ("environment",))
     return named or DEFAULT_ENVIRONMENT
+
+
+def _alerts(given: object, checker: Checker, environ: Mapping[str, str]) -> Alerts:
+    path: KeyPath = ("alerts", "receivers")
+    own = {key: value for key, value in given.items() if key != "receivers"} if isinstance(given, Mapping) else given
+    alerts = checker.table(Alerts, own, path[:1])
+    tables = checker.mapping(given.get("receivers") if isinstance(given, Mapping) else None, path)
+    if len(tables) > MAX_RECEIVERS:
+        checker.report(path, f"expected at most {MAX_RECEIVERS}, got {len(tables)}")
+        return alerts
+    receivers = {}
+    for name, table in tables.items():
+        receivers[name] = receiver = checker.table(Receiver, table, (*path, name))
+        rules.apply(receiver_rules.rules(environ), receiver, path=(*path, name), checker=checker)
+        checker.scalar(AgentName, name, (*path, name))
+    return structs.replace(alerts, receivers=receivers)
 
 
 def _agents(given: object, checker: Checker) -> dict[str, AgentSettings]:

@@ -23,7 +23,7 @@ import msgspec
 from greenroom.core.spelling import nearest, suggestion
 from greenroom.settings.checking import Checker, default_of, fields_of
 from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid
-from greenroom.settings.schema import AgentSettings, Backups, Cluster, History, Optimizer, Security, Server
+from greenroom.settings.schema import AgentSettings, Alerts, Backups, Cluster, History, Optimizer, Security, Server
 
 PREFIX = "GREENROOM_"
 SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -33,6 +33,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "backups": Backups,
     "optimizer": Optimizer,
     "history": History,
+    "alerts": Alerts,
 }
 _OF_CLIENTS = ("URL", "KEY", "CA", "CLIENT_CERT", "CLIENT_KEY", "DATA_DIR", "DEBUG", "DEMO_MODEL")
 NO_SETTINGS = frozenset({*_OF_CLIENTS, "NODE", "REPLICA"})  # the last two mark the processes of replicas

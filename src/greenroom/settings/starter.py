@@ -47,6 +47,11 @@ environment = "development"              # or "staging", "production"
 # keep_minutes_days = 1
 # keep_hours_days = 30
 
+# [alerts.receivers.people]              # who is told, with cluster.alert_delivery = true, as in production
+# type = "alertmanager"                  # or "webhook", "slack", "email", "apprise", whose URLs url_env names
+# url = "http://alertmanager:9093"
+# severities = ["critical"]
+
 [agents.hello]
 factory = "agents:hello"                 # module:attribute: an AutoGen agent or team, a class, or a function
 description = "Answers a greeting"       # requests that name no agent are routed by this

@@ -19,7 +19,6 @@ from greenroom.settings.schema import Cluster, Environment, Security
 Section = TypeVar("Section", Cluster, Security)
 
 NOT_YET_BUILT: dict[str, str] = {
-    "cluster.alert_delivery": "no alerts are sent",
     "cluster.tracing": "no traces are recorded",
 }
 

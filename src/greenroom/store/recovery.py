@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from greenroom import errors
-from greenroom.store import agent_patterns, database
+from greenroom.store import agent_patterns, database, notifications
 from greenroom.store.agent_patterns import Agents
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
@@ -127,12 +127,13 @@ on conflict (id) do update set kind = :kind, severity = :severity, reason = :rea
     count = case when alert.state = 'firing' then alert.count + 1 else 1 end,
     first_at = case when alert.state = 'firing' then alert.first_at else :now end,
     acknowledged_at = case when alert.state = 'firing' then alert.acknowledged_at end,
-    acknowledged_by = case when alert.state = 'firing' then alert.acknowledged_by end, resolved_at = null"""
-_RESOLVE = "update alert set state = 'resolved', resolved_at = :now where id = :id and state = 'firing'"
+    acknowledged_by = case when alert.state = 'firing' then alert.acknowledged_by end, resolved_at = null
+returning count"""
+_RESOLVE = "update alert set state = 'resolved', resolved_at = :now where id = :id and state = 'firing' returning id"
 _FORGET_ALERTS = "delete from alert where state = 'resolved' and resolved_at < :before"
 _ACKNOWLEDGE = """
 update alert set acknowledged_at = coalesce(acknowledged_at, :now), acknowledged_by = coalesce(acknowledged_by, :by)
-where id = :id returning id"""
+where id = :id returning id, acknowledged_at, state"""
 _RECORDS = "select agent, record, updated_at from recovery"
 _OPEN = f"select {_columns(Failure)} from failure where recovered_at is null and at >= :after order by seq"
 _FAILURES = f"""
@@ -171,9 +172,12 @@ async def note_alert(tx: Transaction, alert: Raised | Resolved | None) -> None:
     match alert:
         case Raised():
             params = msgspec.structs.asdict(alert) | {"reason": alert.reason[:MAX_REASON], "now": tx.now_us}
-            await tx.execute_many(_RAISE, [params])
+            ((count,),) = await tx.fetch(_RAISE, params)
+            if count == 1:  # it begins to fire; who silences it is asked here
+                await notifications.record(tx, alert.id, "firing")
         case Resolved(id):
-            await tx.execute_many(_RESOLVE, [{"id": id, "now": tx.now_us}])
+            if await tx.fetch(_RESOLVE, {"id": id, "now": tx.now_us}):
+                await notifications.record(tx, id, "resolved")
             await tx.execute_many(_FORGET_ALERTS, [{"before": tx.now_us - KEEP_US}])
         case None:
             pass
@@ -187,7 +191,12 @@ async def tell(tx: Transaction, news: News, items: Sequence[Raised | Resolved]) 
 
 async def acknowledge(tx: Transaction, news: News, items: Sequence[Acknowledgement]) -> list[bool]:
     params: list[dict[str, Any]] = [msgspec.structs.asdict(item) | {"now": tx.now_us} for item in items]
-    return [bool(await tx.fetch(_ACKNOWLEDGE, each)) for each in params]
+    answers = []
+    for each in params:
+        answers.append(bool(found := await tx.fetch(_ACKNOWLEDGE, each)))
+        if found and found[0][1] == tx.now_us and found[0][2] == "firing":  # nobody had before
+            await notifications.record(tx, each["id"], "acknowledged")
+    return answers
 
 
 class Recovery:

@@ -19,6 +19,7 @@ from greenroom.store import (
     logins,
     measures,
     news,
+    notifications,
     principals,
     rates,
     recovery,
@@ -74,6 +75,7 @@ class Store:
                 *results.ORDER,
                 *rates.ORDER,
                 *webhooks.ORDER,
+                *notifications.ORDER,
                 *measures.ORDER,
                 *audit.ORDER,
                 *resealing.ORDER,
@@ -103,6 +105,7 @@ class Store:
         self.logins = logins.Logins(db, self.commits)
         self.rates = rates.Rates(db, self.commits)
         self.webhooks = webhooks.Webhooks(db, self.commits, self._recorder)
+        self.notifications = notifications.Notifications(db, self.commits)
         self.resealing = resealing.Resealing(db, self.commits, vault)
 
     async def start(self) -> None:
