@@ -117,7 +117,7 @@ async def test_a_receiver_that_is_down_is_tried_ever_more_seldom_and_said_once(w
     world.answers["down"] = Answer(error="no connection")
     await world.fire("a")
     await notifier.step()
-    tries = []
+    tries: list[int] = []
     for second in range(100):
         await world.advance(1, notifier)
         if len(world.told["down"]) > len(tries):

@@ -152,7 +152,8 @@ def _alerts(given: object, checker: Checker, environ: Mapping[str, str]) -> Aler
         return alerts
     receivers = {}
     for name, table in tables.items():
-        receivers[name] = receiver = checker.table(Receiver, table, (*path, name))
+        sound = receiver_rules.without_secrets(table, (*path, name), checker)
+        receivers[name] = receiver = checker.table(Receiver, sound, (*path, name))
         rules.apply(receiver_rules.rules(environ), receiver, path=(*path, name), checker=checker)
         checker.scalar(AgentName, name, (*path, name))
     return structs.replace(alerts, receivers=receivers)

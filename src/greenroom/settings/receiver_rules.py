@@ -5,26 +5,28 @@ None of the messages says what a variable holds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from greenroom.core import addresses as places
 from greenroom.core import webhooks
 from greenroom.settings import addresses
+from greenroom.settings.checking import Checker
+from greenroom.settings.problems import KeyPath
 from greenroom.settings.rules import Rule
 from greenroom.settings.schema import Receiver
 
 HIDDEN = ("slack", "email", "apprise")  # whose URLs are secrets
 _APPRISE = ("email", "apprise")
 _MAIL = ("mailto", "mailtos")
+_VARIABLE = re.compile(r"(?!GREENROOM_)[A-Za-z_][A-Za-z0-9_]{0,199}")
 
 
 def rules(environ: Mapping[str, str]) -> tuple[Rule[Receiver], ...]:
     """Return the rules, for a node that has the variables of *environ*."""
 
     def has_url(receiver: Receiver) -> str | None:
-        if receiver.type in HIDDEN and receiver.url is not None:
-            return f"the URL of {receiver.type} is a secret: name the variable that holds it in url_env instead"
         if receiver.url is not None and receiver.url_env is not None:
             return "is given beside url_env: the URL has one place; remove one of them"
         if receiver.url is None and receiver.url_env is None:
@@ -63,6 +65,20 @@ def rules(environ: Mapping[str, str]) -> tuple[Rule[Receiver], ...]:
         Rule((("url_env",), ("type",), ("url",)), url_is_held),
         Rule((("secret_env",), ("type",)), secret_is_held),
     )
+
+
+def without_secrets(given: object, path: KeyPath, checker: Checker) -> object:
+    """Return the table without what may be a secret where none belongs, reported in words that do not repeat it."""
+    if not isinstance(given, Mapping):
+        return given
+    left = dict(given)
+    for key in ("url_env", "secret_env"):
+        if isinstance(value := left.get(key), str) and not _VARIABLE.fullmatch(value):
+            checker.report((*path, key), "is no name of an environment variable; the secret itself belongs into one")
+            del left[key]
+    if left.get("type") in HIDDEN and left.pop("url", None) is not None:
+        checker.report((*path, "url"), f"is a secret of {left['type']}: name the variable that holds it in url_env")
+    return left
 
 
 def policy(urls: list[str]) -> places.Policy:
