@@ -95,6 +95,13 @@ def test_a_receiver_has_a_name_and_alerts_are_a_table() -> None:
         settings.load(None, ENVIRON, overrides={"alerts": {"receivers": many}})
 
 
+def test_who_only_deploys_need_not_have_the_nodes_secrets() -> None:
+    named = {"type": "webhook", "url_env": "NOT_HERE", "secret_env": "NOR_THIS"}
+    overrides = {"alerts": {"receivers": {"people": named}}}
+    found = settings.load(None, {}, overrides=overrides, is_for_node=False)
+    assert found.alerts.receivers["people"].url_env == "NOT_HERE"
+
+
 def test_a_variable_says_it_too() -> None:
     environ = ENVIRON | {"GREENROOM_ALERTS__GROUP_WAIT_S": "30"}
     found = settings.load(None, environ)

@@ -82,6 +82,13 @@ async def test_the_end_is_told_to_who_knows_of_the_beginning_and_nothing_stays(
     assert await node.store.db.lookup("select * from notification", {}) == []
 
 
+async def test_what_is_over_before_it_is_told_is_told_to_nobody(node: Node, scratch: databases.Scratch) -> None:
+    await say(node, alert("a"))
+    await say(node, Resolved("a"))
+    await scratch.advance(10)
+    assert told(await take(node)) == []
+
+
 async def test_a_receiver_gets_what_it_wants(node: Node, scratch: databases.Scratch) -> None:
     await say(node, alert("a"), alert("b", severity="critical"))
     await scratch.advance(10)

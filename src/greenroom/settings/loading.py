@@ -49,11 +49,13 @@ def load(
     environ: Mapping[str, str] | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
+    is_for_node: bool = True,
 ) -> Settings:
     """The settings of *manifest*, overridden by the variables of *environ*, overridden by *overrides*.
 
     *overrides* has the manifest's shape. Without a manifest and an environment name it is development's
-    defaults without agents. Raises `SettingsInvalid`.
+    defaults without agents. *is_for_node* false: variables that only the node needs may be missing here. Raises
+    `SettingsInvalid`.
     """
     checker = Checker()
     fixed = [] if manifest is None else [Source(manifest.name, sources.read_manifest(manifest))]
@@ -61,7 +63,7 @@ def load(
     agents = sources.overlay(fixed + last).table.get("agents")
     names = agents.keys() if isinstance(agents, dict) else ()
     given = sources.overlay([*fixed, *sources.from_variables(environ or {}, names, checker), *last])
-    settings = _settings(given, checker, environ or {})
+    settings = _settings(given, checker, (environ or {}) if is_for_node else None)
     policy_problems = _check_roles(settings.security, Path() if manifest is None else manifest.parent, checker)
     problems = [_problem(path, message, given) for path, message in checker.found] + policy_problems
     if problems:
@@ -111,7 +113,7 @@ def rollout_for_once(
     return parse_agent(name, {**given, "rollout": rollout}).rollout
 
 
-def _settings(given: Given, checker: Checker, environ: Mapping[str, str]) -> Settings:
+def _settings(given: Given, checker: Checker, environ: Mapping[str, str] | None) -> Settings:
     table = checker.mapping(given.table, (), known=TOP_KEYS)
     environment = _environment(table.get("environment"), checker)
     defaults = effective(environment)
@@ -142,7 +144,7 @@ def _environment(given: object, checker: Checker) -> Environment:
     return named or DEFAULT_ENVIRONMENT
 
 
-def _alerts(given: object, checker: Checker, environ: Mapping[str, str]) -> Alerts:
+def _alerts(given: object, checker: Checker, environ: Mapping[str, str] | None) -> Alerts:
     path: KeyPath = ("alerts", "receivers")
     own = {key: value for key, value in given.items() if key != "receivers"} if isinstance(given, Mapping) else given
     alerts = checker.table(Alerts, own, path[:1])

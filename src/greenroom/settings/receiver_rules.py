@@ -23,8 +23,8 @@ _MAIL = ("mailto", "mailtos")
 _VARIABLE = re.compile(r"(?!GREENROOM_)[A-Za-z_][A-Za-z0-9_]{0,199}")
 
 
-def rules(environ: Mapping[str, str]) -> tuple[Rule[Receiver], ...]:
-    """Return the rules, for a node that has the variables of *environ*."""
+def rules(environ: Mapping[str, str] | None) -> tuple[Rule[Receiver], ...]:
+    """Return the rules, for a node that has the variables of *environ*; None: they are not looked at."""
 
     def has_url(receiver: Receiver) -> str | None:
         if receiver.url is not None and receiver.url_env is not None:
@@ -36,7 +36,7 @@ def rules(environ: Mapping[str, str]) -> tuple[Rule[Receiver], ...]:
         return None if receiver.url is None else _fault(receiver, receiver.url)
 
     def url_is_held(receiver: Receiver) -> str | None:
-        if receiver.url_env is None:
+        if receiver.url_env is None or environ is None:
             return None
         url = environ.get(receiver.url_env)
         if not url:
@@ -49,7 +49,7 @@ def rules(environ: Mapping[str, str]) -> tuple[Rule[Receiver], ...]:
             if receiver.secret_env is not None:
                 return f"is of webhook only, and the type is {receiver.type}; remove it"
             return "is missing: a webhook is signed; name the variable that holds its secret (whsec_…)"
-        if receiver.secret_env is None:
+        if receiver.secret_env is None or environ is None:
             return None
         text = environ.get(receiver.secret_env)
         if not text:

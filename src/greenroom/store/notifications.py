@@ -105,7 +105,7 @@ _DROP = "delete from notification where receiver = :receiver and alert = :alert"
 _FIRST = """
 select alert.kind, alert.agent from notification join alert on alert.id = notification.alert
 where receiver = :receiver and due_at <= :now order by due_at, notification.alert limit 1"""
-# Those that wait come along with the one whose time has come; on PostgreSQL, a row that another node holds is left.
+# The due time is asked for twice: on PostgreSQL another node may have claimed the row while this one waited for it.
 _CLAIM = f"""
 update notification set turn = turn + 1, attempts = attempts + 1, due_at = :until
 where receiver = :receiver and alert in (
