@@ -38,7 +38,13 @@ AGENTS = {
     "parent": nodes.agent("parent"),
     "queue": nodes.agent("gated", description="Finds and summarises sources", skills=["research"]),
 }
-SETTINGS: dict[str, Any] = {"server": {"accept_code": True}, "security": {"encryption_at_rest": True}}
+NOBODY = {"type": "alertmanager", "url": "http://127.0.0.1:9"}  # a port that refuses
+SETTINGS: dict[str, Any] = {
+    "server": {"accept_code": True},
+    "security": {"encryption_at_rest": True},
+    "cluster": {"alert_delivery": True},
+    "alerts": {"receivers": {"matrix": NOBODY}, "group_wait_s": 3600},
+}
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])

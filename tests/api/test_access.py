@@ -78,6 +78,8 @@ LOWEST_ROLE = {
     "DELETE /v1/silences/{id}": "operator",
     "GET /v1/logs": "viewer",
     "GET /v1/logs/stream": "viewer",
+    "GET /v1/receivers": "operator",
+    "POST /v1/receivers/{name}/test": "operator",
     "GET /v1/status": "viewer",
     "GET /v1/backups": "operator",
     "POST /v1/backups": "operator",

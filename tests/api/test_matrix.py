@@ -26,7 +26,16 @@ TENANTS = ("default", "other")
 AGENT = "sacrificed"
 SPEC = nodes.agent("echo")
 WEBHOOK = {"url": "https://hooks.example/matrix", "events": []}
-SHARED = ("agents", "scaling", "rollouts", "replicas", "alerts", "silences", "assets")  # all tenants have the same
+SHARED = (
+    "agents",
+    "scaling",
+    "rollouts",
+    "replicas",
+    "alerts",
+    "silences",
+    "receivers",
+    "assets",
+)  # all tenants have the same
 BODIES: dict[str, Any] = {
     "POST /v1/tasks": {"agent": "echo", "input": 1},
     "POST /v1/tasks/batch": {"tasks": [{"agent": "echo", "input": 1}]},
@@ -82,6 +91,8 @@ class Objects:
             case "silences":
                 made = await self._api.call("POST", "/v1/silences", BODIES["POST /v1/silences"])
                 return str(made.json()["id"])
+            case "receivers":
+                return "matrix"
             case "keys":
                 key = await self._api.running.access.keys.create(
                     tenant=tenant, name="matrix", role="viewer", word="dev"

@@ -217,6 +217,8 @@ async def test_every_route_answers_as_it_is_described(
     silence = (await call("POST /v1/silences", {"kind": "slow_*", "for_s": 60})).json()
     await call("GET /v1/silences")
     await call("DELETE /v1/silences/{id}", id=silence["id"])
+    await call("GET /v1/receivers")
+    await call("POST /v1/receivers/{name}/test", name="matrix")
     await call("POST /v1/agents/{name}/release", name="described")
 
     restarted, drained = await nodes.eventually(both)

@@ -181,8 +181,3 @@ def test_silenced_is_who_any_silence_covers(labels: Labels, given: list[dict[str
     found = alerts.silenced_by(labels, silences, now_us=now_us)
     assert found == [each.id for each in silences if each.covers(labels, now_us=now_us)]
     assert not found or now_us < 100
-
-
-def test_alerts_of_one_kind_and_severity_are_told_together_whatever_their_agent() -> None:
-    assert alerts.group(Labels()) == alerts.group(Labels(id="x", agent="other"))
-    assert alerts.group(Labels()) != alerts.group(Labels(severity="critical"))

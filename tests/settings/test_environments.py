@@ -43,6 +43,7 @@ BUILT = {
     "cluster.max_surge",
     "cluster.max_connections",
     "cluster.metrics",
+    "cluster.alert_delivery",
     "cluster.health_checks",
     "cluster.json_logs",
     "cluster.log_level",

@@ -77,6 +77,7 @@ async def status(call: Call) -> Answer:
             resources=services.resources() if observes else models.Resources(),
             tasks=totals,
             alerts=Counter(alert.severity for alert in alerts if alert.is_firing),
+            alert_delivery=services.receivers.summary if observes else "",
             advice=await store.advice.open_count() if observes else 0,
             backups=services.backups.state() if observes else models.Backups(),
             encryption=store.vault.mode,

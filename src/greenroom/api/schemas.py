@@ -217,7 +217,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The whole system: its *grade* is the worst of the node's and its agents'. *alerts* counts those that fire, by
     severity, *advice* what the optimizer has open.
 
-    *not_yet_built* names the switches that do nothing yet, and what happens instead.
+    *alert_delivery* says who is told of alerts. *not_yet_built* names the switches that do nothing yet, and what
+    happens instead.
     """
 
     environment: str
@@ -229,6 +230,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     resources: models.Resources
     tasks: dict[str, int]
     alerts: dict[str, int]
+    alert_delivery: str = ""
     advice: int
     backups: models.Backups
     encryption: str

@@ -51,6 +51,19 @@ class Breakers(Protocol):
         """Close it."""
 
 
+class Receivers(Protocol):
+    """Who is told of alerts, for the API: it knows no loop."""
+
+    @property
+    def summary(self) -> str:
+        """Who is told, in words."""
+
+    async def all(self) -> list[models.Receiver]: ...
+
+    async def test(self, name: str) -> models.ReceiverTest:
+        """Send a test alert; raises `errors.NotFound`, and `errors.Conflict` while delivery is off."""
+
+
 class Security(Protocol):
     """What the node does about its security, for the API: it knows no loop."""
 
@@ -123,6 +136,7 @@ class Services(msgspec.Struct, kw_only=True):
     backups: Backups
     breakers: Breakers
     health: Health
+    receivers: Receivers
     webhook_secrets: WebhookSecrets
     security: Security
     measures: Measures

@@ -44,6 +44,15 @@ RULE_COLUMNS = (
     Column("SEVERITY", whole=False),
     Column("AGENTS", whole=False, wraps=True),
 )
+RECEIVER_COLUMNS = (
+    Column("RECEIVER"),
+    Column("TYPE"),
+    Column("STATE"),
+    Column("WAITING", right=True),
+    Column("FAILURES", right=True),
+    Column("TOLD", right=True),
+    Column("LAST ANSWER", whole=False),
+)
 FAILURE_COLUMNS = (
     Column("AGE", right=True),
     Column("REPLICA"),
@@ -202,6 +211,59 @@ def _rule(rule: models.AlertRule) -> tuple[str, ...]:
     over = "" if rule.window_s is None else f"{rule.window_s:g} s"
     severity = rule.severity if rule.enabled else "off"
     return rule.name, rule.signal, bound, over, f"{rule.for_s:g} s", severity, agents
+
+
+@app.command(name="receivers")
+def list_receivers(*, given: options.Options = options.DEFAULT) -> None:
+    """List who is told of alerts, and how they do."""
+    with given.connect() as node:
+        found = node.receivers()
+    if given.json:
+        render.json({"items": found})
+        return
+    now = clock.SystemClock().now()
+    rows = (
+        (
+            receiver.name,
+            receiver.type,
+            receiver.state,
+            receiver.waiting,
+            receiver.failures,
+            render.since(receiver.told_at, now),
+            _result(receiver.status, receiver.error),
+        )
+        for receiver in found
+    )
+    render.table(RECEIVER_COLUMNS, rows, empty="no receivers: nobody is told of alerts; see alerts.receivers")
+    if found:
+        render.say(f"next: greenroom alerts test {found[0].name}")
+
+
+@app.command(name="test")
+def try_receivers(receiver: str | None = None, /, *, given: options.Options = options.DEFAULT) -> int:
+    """Send a test alert, and tell what the receiver answered; exit 1 where it was not taken.
+
+    Parameters
+    ----------
+    receiver
+        As the list of receivers shows it; all of them, without one.
+    """
+    with given.connect() as node:
+        names = [each.name for each in node.receivers()] if receiver is None else [receiver]
+        found = [node.test_receiver(name) for name in names]
+    if given.json:
+        render.json({"items": found})
+    else:
+        for each in found:
+            how = "took it" if each.is_taken else "did not take it"
+            render.line(f"{each.receiver} {how}: {_result(each.status, each.error)}")
+        if not found:
+            render.line("no receivers: nobody is told of alerts; see alerts.receivers")
+    return 0 if found and all(each.is_taken for each in found) else 1
+
+
+def _result(status: int | None, error: str | None) -> str:
+    return error or ("" if status is None else f"answered {status}")
 
 
 def failures(

@@ -89,7 +89,7 @@ class Where:
         from greenroom import settings
 
         manifest = self.manifest if self.manifest != config.MANIFEST or self.manifest.exists() else None
-        return settings.load(manifest, os.environ, overrides=overrides)
+        return settings.load(manifest, os.environ, overrides=overrides, is_for_node=False)
 
     @property
     def is_here(self) -> bool:

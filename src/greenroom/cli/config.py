@@ -30,7 +30,7 @@ def show(*, manifest: Manifest = MANIFEST, as_json: AsJson = False) -> None:
     """Print every setting with where it comes from."""
     from greenroom import settings
 
-    rows = settings.rows(settings.load(manifest, os.environ))
+    rows = settings.rows(settings.load(manifest, os.environ, is_for_node=False))
     if as_json:
         render.json({"items": [row._asdict() for row in rows]})
         return

@@ -58,7 +58,7 @@ def deploy(
     """
     from greenroom import settings
 
-    found = settings.load(manifest, os.environ)
+    found = settings.load(manifest, os.environ, is_for_node=False)
     names, is_watched = words(agents, watch=watch, known=found.agents)
     specs = {name: found.agents[name] for name in _chosen(names, found, manifest)}
     how = How(strategy, hold_s)

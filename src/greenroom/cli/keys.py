@@ -202,7 +202,7 @@ def _roles(manifest: Path, policy: Path | None) -> Roles:
     from greenroom.core import permissions
 
     if policy is None and manifest.exists():
-        named = settings.load(manifest, os.environ).security.policy_file
+        named = settings.load(manifest, os.environ, is_for_node=False).security.policy_file
         policy = None if named is None else manifest.parent / named
     return permissions.ROLES if policy is None else settings.read_roles(policy)
 

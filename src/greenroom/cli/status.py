@@ -88,6 +88,9 @@ def _facts(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             continue
         elif name == "not_yet_built":
             yield "not yet built", f"{len(value)} settings; see greenroom config show"
+        elif name == "alert_delivery":
+            if value:  # else it is nothing that the caller may see
+                yield "alert delivery", value
         elif name == "resources" and isinstance(value, Mapping):
             yield name, _resources(value)
         elif (prefix, name) == ("replicas ", "memory_mb"):

@@ -152,11 +152,3 @@ class Silence(msgspec.Struct, frozen=True):
 def silenced_by(alert: Labelled, silences: Iterable[Silence], *, now_us: int) -> list[str]:
     """Return the ids of the silences that cover *alert*; where there are some, nobody is to be told of it."""
     return [silence.id for silence in silences if silence.covers(alert, now_us=now_us)]
-
-
-def group(alert: Labelled) -> str:
-    """Return what is the same for alerts that are told in one message: their kind and severity.
-
-    What ails one agent mostly ails others, too, and there are fewer kinds than agents.
-    """
-    return f"{alert.kind}/{alert.severity}"

@@ -41,6 +41,7 @@ class Action(enum.StrEnum):
     METRICS_READ = "metrics:read"
     ALERT_READ = "alert:read"
     ALERT_ACKNOWLEDGE = "alert:acknowledge"
+    RECEIVER_MANAGE = "receiver:manage"  # see who is told of alerts, and send them a test
     LOGIN_MANAGE = "login:manage"  # make one of one's own, see its page and end it
     WEBHOOK_MANAGE = "webhook:manage"
     BACKUP_READ = "backup:read"
@@ -65,6 +66,7 @@ SYSTEM = frozenset(
         Action.METRICS_READ,
         Action.ALERT_READ,
         Action.ALERT_ACKNOWLEDGE,
+        Action.RECEIVER_MANAGE,
         Action.BACKUP_READ,
         Action.BACKUP_CREATE,
         Action.TENANT_MANAGE,
@@ -326,6 +328,7 @@ _OPERATOR = _role(
     _USER,
     Action.AGENT_OPERATE,
     Action.ALERT_ACKNOWLEDGE,
+    Action.RECEIVER_MANAGE,
     Action.WEBHOOK_MANAGE,
     Action.BACKUP_READ,
     Action.BACKUP_CREATE,

@@ -40,6 +40,7 @@ from greenroom.node.access import NodeAccess
 from greenroom.node.backups import NodeBackups
 from greenroom.node.controls import Controls
 from greenroom.node.health import NodeHealth
+from greenroom.node.notifications import NodeNotifications
 from greenroom.node.resources import NodeResources, limits
 from greenroom.node.security import NodeSecurity
 from greenroom.node.tracing import NodeTracing
@@ -128,8 +129,10 @@ class Node:
         self.rehearsal = Rehearsal(self.store, self.engine, self.reconciler.trials, clock)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
         self.resealing, self.janitor = Resealing(self.store, self.facts), Janitor(self.store, clock)
-        self.breakers = Breakers(self.store, clock, self.facts)
-        self.outliers = Outliers(self.store.board, clock, self.facts, eject=self.host.restart)
+        self.breakers, self.outliers = (
+            Breakers(self.store, clock, self.facts),
+            Outliers(self.store.board, clock, self.facts, eject=self.host.restart),
+        )
         self.autoscaler = Autoscaler(self.store, clock, self.facts, options.settings.cluster, use=self.resources.use)
         self.history = History(self.store, clock, self.facts, options.settings.history, node=self.id)
         self.health = NodeHealth(
@@ -155,12 +158,10 @@ class Node:
             folder=options.folder,
             data_dir=options.data_dir,
         )
-        self.outgoing = Outgoing(
-            addresses.Policy(self.settings.server.webhook_ports, self.settings.server.webhook_hosts),
-            user_agent=f"greenroom/{__version__}",
-        )
+        self.outgoing = Outgoing(_webhook_policy(self.settings.server), user_agent=f"greenroom/{__version__}")
         webhook_secrets = WebhookSecrets(self.secrets.webhook_key)
         self.webhooks = Webhooks(self.store, clock, self.facts, self.outgoing, webhook_secrets)
+        self.notifications = NodeNotifications(self.store, clock, self.facts, options.settings)
         self.security = NodeSecurity(
             self.store,
             self.access.keys,
@@ -192,6 +193,7 @@ class Node:
             backups=self.backups,
             breakers=self.breakers,
             health=self.health,
+            receivers=self.notifications,
             webhook_secrets=webhook_secrets,
             security=self.security,
             measures=self.security.measures,
@@ -251,6 +253,7 @@ class Node:
             self.logs,
             *self.access.loops,
             self.webhooks,
+            self.notifications.loop,
             self.backups.loop,
             self.resources.loop,
             *self.optimizer,
@@ -258,6 +261,7 @@ class Node:
         )
         self.tracing.begin()
         self.resources.announce()
+        self.notifications.announce()
         isolation.announce(self.isolation, self.facts)
         self._loops = asyncio.create_task(self._run(loops, begun), name="greenroom-loops")
         self._loops.add_done_callback(self._on_loops_ended)
@@ -341,6 +345,7 @@ class Node:
             except errors.GreenroomError as error:  # as with the audit log, below
                 self.facts.emit(telemetry.StoreTrouble(kept.name, str(error)))
         await self.webhooks.close()
+        await self.notifications.close()
         await self.outgoing.close()
         await self.engine.close()
         await self.access.end()
@@ -472,6 +477,10 @@ def _causes(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [cause for inner in error.exceptions for cause in _causes(inner)]
     return [error]
+
+
+def _webhook_policy(server: settings.Server) -> addresses.Policy:
+    return addresses.Policy(server.webhook_ports, server.webhook_hosts)
 
 
 def _similarity() -> routing.Similarity | None:

@@ -35,6 +35,8 @@ from greenroom.sdk.models import (
     Page,
     Plan,
     Problem,
+    Receiver,
+    ReceiverTest,
     Replica,
     Revision,
     Rollout,
@@ -318,6 +320,14 @@ class AsyncClient:
         """Those that fire first, then acknowledged, pending and resolved ones."""
         listed = functools.partial(calls.alerts, state=state, agent=agent)
         return await self._run(flows.everything(listed, self._patience))
+
+    async def receivers(self) -> list[Receiver]:
+        """Those who are told of alerts, and how they do."""
+        return await self._run(flows.everything(calls.receivers, self._patience))
+
+    async def test_receiver(self, name: str) -> ReceiverTest:
+        """Send a receiver a test alert; the answer tells what became of it."""
+        return await self._send(calls.test_receiver(name))
 
     async def acknowledge_alert(self, id: str) -> Alert:
         return await self._send(calls.acknowledge_alert(id))

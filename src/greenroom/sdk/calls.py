@@ -97,6 +97,7 @@ _advice = as_a(models.Page[models.Advice])
 _alerts, _alert = as_a(models.Page[models.Alert]), as_a(models.Alert)
 _silences, _silence = as_a(models.Page[models.Silence]), as_a(models.Silence)
 _alert_rules = as_a(models.Page[models.AlertRule])
+_receivers, _receiver_test = as_a(models.Page[models.Receiver]), as_a(models.ReceiverTest)
 _revisions = as_a(models.Page[models.Revision])
 _rollouts, _rollout = as_a(models.Page[models.Rollout]), as_a(models.Rollout)
 _scaling, _load = as_a(models.AgentScaling), as_a(models.Page[models.Load])
@@ -378,6 +379,14 @@ def silence(
 
 def unsilence(id: str) -> Call[None]:
     return Call("DELETE", f"/v1/silences/{_segment(id)}", _nothing)
+
+
+def receivers(cursor: str | None = None) -> Call[models.Page[models.Receiver]]:
+    return Call("GET", "/v1/receivers", _receivers, query={"cursor": cursor})
+
+
+def test_receiver(name: str) -> Call[models.ReceiverTest]:
+    return Call("POST", f"/v1/receivers/{_segment(name)}/test", _receiver_test)
 
 
 def replicas(cursor: str | None = None) -> Call[models.Page[models.Replica]]:

@@ -40,6 +40,8 @@ from greenroom.sdk.models import (
     Page,
     Plan,
     Problem,
+    Receiver,
+    ReceiverTest,
     Replica,
     Revision,
     Rollout,
@@ -362,6 +364,14 @@ class Client:
         """Those that fire first, then acknowledged, pending and resolved ones."""
         listed = functools.partial(calls.alerts, state=state, agent=agent)
         return self._run(flows.everything(listed, self._patience))
+
+    def receivers(self) -> list[Receiver]:
+        """Those who are told of alerts, and how they do."""
+        return self._run(flows.everything(calls.receivers, self._patience))
+
+    def test_receiver(self, name: str) -> ReceiverTest:
+        """Send a receiver a test alert; the answer tells what became of it."""
+        return self._send(calls.test_receiver(name))
 
     def acknowledge_alert(self, id: str) -> Alert:
         return self._send(calls.acknowledge_alert(id))

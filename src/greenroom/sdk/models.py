@@ -528,6 +528,30 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True):
     enabled: bool = True
 
 
+class Receiver(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is told of alerts. *state* is taking, failing, untried, or off; *status* and *error* are of the last try."""
+
+    name: str
+    type: str
+    state: str
+    waiting: int = 0
+    failures: int = 0
+    status: int | None = None
+    error: str | None = None
+    tried_at: Instant | None = None
+    told_at: Instant | None = None
+    failing_since: Instant | None = None
+
+
+class ReceiverTest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a receiver answered to a test alert; *error*, where it gave no answer."""
+
+    receiver: str
+    is_taken: bool
+    status: int | None = None
+    error: str | None = None
+
+
 class Resource(msgspec.Struct, frozen=True, kw_only=True):
     """What all replicas of the node may use together, and do. *used* null: it was not measured yet.
 

@@ -12,6 +12,7 @@ from greenroom.settings.objectives import longer_than_kept
 from greenroom.settings.policies import health_bounds, scaling_policy, slo_policy
 from greenroom.settings.policy_file import read_roles
 from greenroom.settings.problems import Problem, SettingsInvalid
+from greenroom.settings.receiver_rules import policy as receiver_policy
 from greenroom.settings.revisions import changes, revision_part, with_revision_part, with_strategy
 from greenroom.settings.schema import (
     AgentSettings,
@@ -29,6 +30,7 @@ from greenroom.settings.schema import (
     Issuer,
     Logs,
     Optimizer,
+    Receiver,
     Recycling,
     Rollout,
     Scaling,
@@ -63,6 +65,7 @@ __all__ = [
     "Logs",
     "Optimizer",
     "Problem",
+    "Receiver",
     "Recycling",
     "Rollout",
     "Row",
@@ -82,6 +85,7 @@ __all__ = [
     "masked",
     "parse_agent",
     "read_roles",
+    "receiver_policy",
     "revision_part",
     "rollout_for_once",
     "rows",

@@ -15,7 +15,16 @@ from typing import Any
 from msgspec import structs
 
 from greenroom.core import permissions
-from greenroom.settings import alert_rules, issuer_rules, objectives, policy_file, revisions, rules, sources
+from greenroom.settings import (
+    alert_rules,
+    issuer_rules,
+    objectives,
+    policy_file,
+    receiver_rules,
+    revisions,
+    rules,
+    sources,
+)
 from greenroom.settings.checking import Checker
 from greenroom.settings.environments import DEFAULT_ENVIRONMENT
 from greenroom.settings.lines import lines_of
@@ -30,6 +39,7 @@ from greenroom.settings.schema import (
     History,
     Logs,
     Optimizer,
+    Receiver,
     Rollout,
     Security,
     Server,
@@ -42,7 +52,7 @@ from greenroom.settings.unbuilt import effective, why_not_built
 
 OVERRIDE = "override"
 NOT_BUILT = "not yet built"
-MAX_AGENTS = 1000
+MAX_AGENTS, MAX_RECEIVERS = 1000, 50
 TOP_KEYS = ["environment", *sources.SECTIONS, "agents"]
 
 
@@ -51,11 +61,13 @@ def load(
     environ: Mapping[str, str] | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
+    is_for_node: bool = True,
 ) -> Settings:
     """The settings of *manifest*, overridden by the variables of *environ*, overridden by *overrides*.
 
     *overrides* has the manifest's shape. Without a manifest and an environment name it is development's
-    defaults without agents. Raises `SettingsInvalid`.
+    defaults without agents. *is_for_node* false: variables that only the node needs may be missing here. Raises
+    `SettingsInvalid`.
     """
     checker = Checker()
     document = None if manifest is None else sources.read_manifest(manifest)
@@ -64,7 +76,7 @@ def load(
     agents = sources.overlay(fixed + last).table.get("agents")
     names = agents.keys() if isinstance(agents, dict) else ()
     given = sources.overlay([*fixed, *sources.from_variables(environ or {}, names, checker), *last])
-    settings = _settings(given, checker)
+    settings = _settings(given, checker, (environ or {}) if is_for_node else None)
     policy_problems = _check_roles(settings.security, Path() if manifest is None else manifest.parent, checker)
     if checker.found or policy_problems:
         found_at = _places(manifest, document, given)
@@ -115,7 +127,7 @@ def rollout_for_once(
     return parse_agent(name, {**given, "rollout": rollout}).rollout
 
 
-def _settings(given: Given, checker: Checker) -> Settings:
+def _settings(given: Given, checker: Checker, environ: Mapping[str, str] | None) -> Settings:
     table = checker.mapping(given.table, (), known=TOP_KEYS)
     environment = _environment(table.get("environment"), checker)
     defaults = effective(environment)
@@ -128,7 +140,7 @@ def _settings(given: Given, checker: Checker) -> Settings:
         optimizer=checker.table(Optimizer, table.get("optimizer"), ("optimizer",)),
         history=checker.table(History, table.get("history"), ("history",)),
         logs=checker.table(Logs, table.get("logs"), ("logs",)),
-        alerts=_alerts(table.get("alerts"), checker),
+        alerts=_alerts(table.get("alerts"), checker, environ),
         tracing=checker.table(Tracing, table.get("tracing"), ("tracing",)),
         agents=_agents(table.get("agents"), checker),
         origins={},
@@ -159,9 +171,25 @@ def _environment(given: object, checker: Checker) -> Environment:
     return named or DEFAULT_ENVIRONMENT
 
 
-def _alerts(given: object, checker: Checker) -> Alerts:
-    table = checker.mapping(given, ("alerts",), known=list(Alerts.__struct_fields__))
-    return Alerts(rules=alert_rules.read(table.get("rules"), checker))
+def _alerts(given: object, checker: Checker, environ: Mapping[str, str] | None) -> Alerts:
+    path: KeyPath = ("alerts", "receivers")
+    read = ("rules", "receivers")  # by themselves
+    own = {key: value for key, value in given.items() if key not in read} if isinstance(given, Mapping) else given
+    alerts = checker.table(Alerts, own, path[:1])
+    alerts = structs.replace(
+        alerts, rules=alert_rules.read(given.get("rules") if isinstance(given, Mapping) else None, checker)
+    )
+    tables = checker.mapping(given.get("receivers") if isinstance(given, Mapping) else None, path)
+    if len(tables) > MAX_RECEIVERS:
+        checker.report(path, f"expected at most {MAX_RECEIVERS}, got {len(tables)}")
+        return alerts
+    receivers = {}
+    for name, table in tables.items():
+        sound = receiver_rules.without_secrets(table, (*path, name), checker)
+        receivers[name] = receiver = checker.table(Receiver, sound, (*path, name))
+        rules.apply(receiver_rules.rules(environ), receiver, path=(*path, name), checker=checker)
+        checker.scalar(AgentName, name, (*path, name))
+    return structs.replace(alerts, receivers=receivers)
 
 
 def _agents(given: object, checker: Checker) -> dict[str, AgentSettings]:

@@ -160,6 +160,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """Off: replicas are not graded; hung ones are still found."""
     performance_rules: bool = False
     alert_delivery: bool = False
+    """To the receivers of ``alerts.receivers``."""
     tracing: bool = False
     result_cache: bool = False
     scheduled_backups: bool = False
@@ -393,10 +394,40 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True):
     enabled: bool = True
 
 
+Word = Annotated[str, Meta(pattern=_whole(r"[a-z0-9_-]{1,63}"), title="a word of a-z, 0-9, _ and -")]
+
+
+class Receiver(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is told of alerts. URLs and secrets that nobody may see are named by the variables that hold them."""
+
+    type: Literal["alertmanager", "webhook", "slack", "email", "apprise"]
+    url: Address | None = None
+    """In plain sight; of alertmanager and webhook."""
+    url_env: VariableName | None = None
+    """The variable that holds the URL, where it is a secret."""
+    secret_env: VariableName | None = None
+    """The variable that holds what webhooks are signed with (``whsec_…``)."""
+    severities: Annotated[tuple[Word, ...], Meta(max_length=20)] = ()
+    """Only these, for example ``critical``."""
+    kinds: Annotated[tuple[Word, ...], Meta(max_length=100)] = ()
+    """Only these."""
+    agents: AgentPatterns = ()
+    """Only alerts of these."""
+    acknowledged: bool = False
+    """Tell, too, that somebody looks after an alert."""
+    repeat_s: Annotated[float, Meta(ge=60, le=30 * DAY_S, title="a number of seconds")] = 4 * 3600.0
+    """Until it is told again of what still fires and nobody has acknowledged."""
+
+
 class Alerts(msgspec.Struct, frozen=True, kw_only=True):
-    """What people are told of beside what Greenroom finds by itself."""
+    """When people are told beside what Greenroom finds by itself, and who is, with ``cluster.alert_delivery``."""
 
     rules: Mapping[str, AlertRule] = {}
+    group_wait_s: Annotated[float, Meta(ge=0, le=HOUR_S, title="a number of seconds")] = 10.0
+    """Until the first message, so that what fires together is told together."""
+    link: Address | None = None
+    """Where people open this Greenroom, to stand in the messages."""
+    receivers: Mapping[str, Receiver] = {}
 
 
 class Tracing(msgspec.Struct, frozen=True, kw_only=True):

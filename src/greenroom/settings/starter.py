@@ -66,6 +66,11 @@ environment = "development"              # or "staging", "production"
 # sample_ratio = 0.1                     # of the traces that begin here
 # ui_url = "http://127.0.0.1:16686/trace/{trace_id}"
 
+# [alerts.receivers.people]              # who is told, with cluster.alert_delivery = true, as in production
+# type = "alertmanager"                  # or "webhook", "slack", "email", "apprise", whose URLs url_env names
+# url = "http://alertmanager:9093"
+# severities = ["critical"]
+
 [agents.hello]
 factory = "agents:hello"                 # module:attribute: an AutoGen agent or team, a class, or a function
 description = "Answers a greeting"       # requests that name no agent are routed by this

@@ -18,9 +18,7 @@ from greenroom.settings.schema import Cluster, Environment, Security
 
 Section = TypeVar("Section", Cluster, Security)
 
-NOT_YET_BUILT: dict[str, str] = {
-    "cluster.alert_delivery": "no alerts are sent",
-}
+NOT_YET_BUILT: dict[str, str] = {}
 
 
 def why_not_built(path: KeyPath) -> str | None:

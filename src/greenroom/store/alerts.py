@@ -6,7 +6,7 @@ news it is within their own transaction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, assert_never
 
 import msgspec
@@ -14,7 +14,8 @@ import msgspec
 from greenroom import errors, random_bits
 from greenroom.core import alerts
 from greenroom.core.alerts import Silence, State
-from greenroom.store import agent_patterns, database
+from greenroom.core.notifications import Event
+from greenroom.store import agent_patterns, database, notifications
 from greenroom.store.agent_patterns import Agents
 from greenroom.store.commits import Commits
 from greenroom.store.database import Transaction
@@ -132,6 +133,13 @@ _SILENCES = f"select {_SILENCE_COLUMNS} from silence where until_at > :now {{who
 _FIND_SILENCE = f"select {_SILENCE_COLUMNS} from silence where id = :id and until_at > :now"
 
 
+_EVENTS: Mapping[str, Event] = {
+    State.FIRING: "firing",
+    State.ACKNOWLEDGED: "acknowledged",
+    State.RESOLVED: "resolved",
+}
+
+
 async def note(tx: Transaction, change: Change) -> Alert | None:
     """Move an alert: the one place where its state changes. Return it where it is in another state than before; one
     that is gone, as it was.
@@ -143,6 +151,9 @@ async def note(tx: Transaction, change: Change) -> Alert | None:
     after = await _find(tx, change.id)
     if before is not None and after is not None and before.state == after.state:
         return None
+    is_known = before is not None and before.is_firing
+    if after is not None and (event := _EVENTS.get(after.state)) and (is_known or event == "firing"):
+        await notifications.record(tx, after.id, event)
     return after or before
 
 

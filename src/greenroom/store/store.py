@@ -21,6 +21,7 @@ from greenroom.store import (
     logs,
     measures,
     news,
+    notifications,
     principals,
     rates,
     recovery,
@@ -78,6 +79,7 @@ class Store:
                 *results.ORDER,
                 *rates.ORDER,
                 *webhooks.ORDER,
+                *notifications.ORDER,
                 *measures.ORDER,
                 *audit.ORDER,
                 *resealing.ORDER,
@@ -109,6 +111,7 @@ class Store:
         self.logins = logins.Logins(db, self.commits)
         self.rates = rates.Rates(db, self.commits)
         self.webhooks = webhooks.Webhooks(db, self.commits, self._recorder)
+        self.notifications = notifications.Notifications(db, self.commits)
         self.resealing = resealing.Resealing(db, self.commits, vault)
 
     async def start(self) -> None:

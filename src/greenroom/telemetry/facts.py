@@ -436,6 +436,27 @@ class WebhookDisabled(msgspec.Struct, frozen=True):
     reason: str
 
 
+class NotificationTried(msgspec.Struct, frozen=True):
+    """A receiver of alerts, of this *type*, was told something, or was not: *outcome* is taken, retried or given_up."""
+
+    type: str
+    outcome: str
+
+
+class ReceiverChanged(msgspec.Struct, frozen=True):
+    """A receiver of alerts takes none any more, or again: *state* is failing or taking."""
+
+    receiver: str
+    state: str
+    reason: str = ""
+
+
+class AlertsUndelivered(msgspec.Struct, frozen=True):
+    """Nobody is told of alerts, although the settings look as if somebody were."""
+
+    reason: str
+
+
 class CredentialRejected(msgspec.Struct, frozen=True):
     """A request came without a credential that is accepted. *key_id* as it was presented, if any; *why* is ``unknown``,
     ``throttled`` (there were too many before it) or ``forged`` (a token that somebody has made up).
@@ -576,6 +597,9 @@ Fact = (
     | CertificateChanged
     | UrlRefused
     | WebhookTried
+    | NotificationTried
+    | ReceiverChanged
+    | AlertsUndelivered
     | WebhookDisabled
     | CredentialRejected
     | RequestForged

@@ -195,6 +195,9 @@ class Metrics(Collector):
             "trace_spans", "Spans of traces, by what became of them: exported or dropped", "result"
         )
         self._look_at_spans: Callable[[], Mapping[str, int]] | None = None
+        self._notifications = self._total(
+            "notifications", "Messages to receivers of alerts, by what became of them", "type", "outcome"
+        )
         self._crashes = self._total("crashes", "Bugs of Greenroom's own that were met: in request or loop", "where")
         for total, words in ((self._crashes, ("request", "loop")), (self._backups, ("made", "failed"))):
             for word in words:
@@ -225,6 +228,7 @@ class Metrics(Collector):
             facts.NewestBackup: lambda fact: self._backup_at.set(fact.created_at.timestamp()),
             facts.RateLimited: lambda fact: self._limited.add(fact.limit),
             facts.WebhookTried: lambda fact: self._webhooks.add(fact.state),
+            facts.NotificationTried: lambda fact: self._notifications.add(fact.type, fact.outcome),
             facts.CredentialRejected: lambda fact: self._rejected.add(fact.why),
             facts.RequestRefused: lambda fact: self._refused.add(str(fact.status)),
             facts.IntrusionFound: lambda fact: self._intrusions.add(fact.rule),
