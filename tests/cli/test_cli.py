@@ -504,7 +504,6 @@ def put_lists(fake: FakeNode) -> None:
                 }
             ],
             "tasks": {"queued": 3, "running": 1},
-            "not_yet_built": {"cluster.tracing": "nothing is traced"},
         },
     )
 

@@ -53,7 +53,6 @@ STATUS = schemas.Status(
     advice=0,
     backups=models.Backups(),
     encryption="off",
-    not_yet_built={},
 )
 
 

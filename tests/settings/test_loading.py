@@ -46,7 +46,7 @@ def test_a_variable_overrides_the_manifest_and_an_override_both(write: Write) ->
     assert loaded.origins["cluster.max_connections"] == "override"
     assert loaded.origins["cluster.log_level"] == "default of production"
     assert loaded.origins["server.port"] == "default"
-    assert loaded.origins["cluster.alert_delivery"] == "not yet built"
+    assert loaded.origins["cluster.alert_delivery"] == "default of production"
 
 
 def test_every_value_has_an_origin(write: Write) -> None:
@@ -248,7 +248,6 @@ def test_a_file_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
         ({"logs": {"max_lines": 999}}, "logs.max_lines", "expected a whole number from 1000 to 10000000, got 999"),
         ({"logs": {"max_mb": 0}}, "logs.max_mb", "expected a whole number from 1 to 100000, got 0"),
         ({"logs": {"lines_per_second": 0}}, "logs.lines_per_second", "expected a whole number from 1 to 1000, got 0"),
-        ({"cluster": {"alert_delivery": True}}, "cluster.alert_delivery", "not yet built"),
         (
             {"tracing": {"headers_env": "OTLP"}, "agents": {"a": {"factory": "a:b", "env": ["OTLP"]}}},
             "tracing.headers_env",
@@ -325,21 +324,6 @@ def test_a_wrong_key_is_named(overrides: dict[str, Any], path: str, message: str
     problems = _problems(**overrides)
     assert list(problems) == [path]
     assert message in problems[path]
-
-
-@pytest.mark.parametrize("path", [path for path in settings.NOT_YET_BUILT if not path.startswith("agents")])
-def test_saying_off_to_what_is_not_yet_built_is_fine(path: str) -> None:
-    section, key = path.split(".")
-    off = getattr(getattr(settings.load(None, {}), section), key)
-    loaded = settings.load(None, {}, overrides={section: {key: off}})
-    assert loaded.origins[path] == "not yet built"
-
-
-def test_what_is_not_yet_built_are_existing_keys() -> None:
-    agent = {"factory": "a:b"}
-    loaded = settings.load(None, {}, overrides={"agents": {"*": agent, "a": agent}} | {"agents": {"a": agent}})
-    paths = {path.replace("agents.a.", "agents.*.") for path in loaded.origins}
-    assert settings.NOT_YET_BUILT.keys() <= paths
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])

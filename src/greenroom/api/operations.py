@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from greenroom import errors, settings, telemetry
+from greenroom import errors, telemetry
 from greenroom.api import agents, grading, schemas, views
 from greenroom.api.request import Answer, Call
 from greenroom.api.services import Services
@@ -14,7 +14,7 @@ from greenroom.store import database
 
 
 async def status(call: Call) -> Answer:
-    """Show the system: environment, agents, replicas, tasks, and which switches are not yet built.
+    """Show the system: environment, agents, replicas and tasks.
 
     Of the agents those that the caller may read. What others do is for those who may observe all agents, or may read
     what else is told: for the rest it is left out.
@@ -81,7 +81,6 @@ async def status(call: Call) -> Answer:
             advice=await store.advice.open_count() if observes else 0,
             backups=services.backups.state() if observes else models.Backups(),
             encryption=store.vault.mode,
-            not_yet_built=settings.NOT_YET_BUILT,
         )
     )
 

@@ -217,8 +217,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The whole system: its *grade* is the worst of the node's and its agents'. *alerts* counts those that fire, by
     severity, *advice* what the optimizer has open.
 
-    *alert_delivery* says who is told of alerts. *not_yet_built* names the switches that do nothing yet, and what
-    happens instead.
+    *alert_delivery* says who is told of alerts.
     """
 
     environment: str
@@ -234,7 +233,6 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     advice: int
     backups: models.Backups
     encryption: str
-    not_yet_built: dict[str, str]
 
 
 Body = TypeVar("Body", bound=msgspec.Struct)

@@ -86,8 +86,6 @@ def _facts(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield "health", f"{value}: {why}" if why else value
         elif (prefix, name) == ("", "grade_reason"):
             continue
-        elif name == "not_yet_built":
-            yield "not yet built", f"{len(value)} settings; see greenroom config show"
         elif name == "alert_delivery":
             if value:  # else it is nothing that the caller may see
                 yield "alert delivery", value

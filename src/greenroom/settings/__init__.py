@@ -42,11 +42,9 @@ from greenroom.settings.schema import (
 )
 from greenroom.settings.showing import Change, Row, diff, masked, rows
 from greenroom.settings.starter import starter_manifest
-from greenroom.settings.unbuilt import NOT_YET_BUILT
 
 __all__ = [
     "DESIGNS",
-    "NOT_YET_BUILT",
     "AgentSettings",
     "AlertRule",
     "Alerts",

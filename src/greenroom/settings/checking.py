@@ -18,7 +18,6 @@ from msgspec import inspect, structs
 
 from greenroom.core.spelling import nearest, suggestion
 from greenroom.settings.problems import KeyPath, shown
-from greenroom.settings.unbuilt import why_not_built
 
 Table = TypeVar("Table", bound=msgspec.Struct)
 
@@ -97,10 +96,6 @@ class Checker:
         if _holds_tables(field.type):
             return value  # so that the sound ones meet their rules
         if len(self.found) > before:
-            return default
-        instead = why_not_built(path)
-        if instead is not None and value != default_of(field):
-            self.report(path, f"not yet built: {instead}; {_how_to_leave_it(field)}")
             return default
         return value
 
@@ -270,8 +265,3 @@ def _choices(kind: inspect.Type) -> list[str]:
             return [str(value) for value in kind.cls]
         case _:
             return []
-
-
-def _how_to_leave_it(field: structs.FieldInfo) -> str:
-    default = default_of(field)
-    return "remove the key" if default is None else f"leave it {json.dumps(default)}"

@@ -1,6 +1,6 @@
-"""The environments' table of product.md, as values: what each environment means once every control is built.
+"""The environments' table of product.md, as values: what each environment means.
 
-`unbuilt.effective` takes out what this release does not have. Rows that are alike everywhere (authentication
+Rows that are alike everywhere (authentication
 is on, metrics are on) are written out all the same, so that the table here can be read beside the one there.
 """
 

@@ -26,7 +26,7 @@ from greenroom.settings import (
     sources,
 )
 from greenroom.settings.checking import Checker
-from greenroom.settings.environments import DEFAULT_ENVIRONMENT
+from greenroom.settings.environments import DEFAULT_ENVIRONMENT, DESIGNS
 from greenroom.settings.lines import lines_of
 from greenroom.settings.problems import KeyPath, Problem, SettingsInvalid, dotted
 from greenroom.settings.schema import (
@@ -48,10 +48,8 @@ from greenroom.settings.schema import (
 )
 from greenroom.settings.showing import leaves
 from greenroom.settings.sources import Document, Given, Source
-from greenroom.settings.unbuilt import effective, why_not_built
 
 OVERRIDE = "override"
-NOT_BUILT = "not yet built"
 MAX_AGENTS, MAX_RECEIVERS = 1000, 50
 TOP_KEYS = ["environment", *sources.SECTIONS, "agents"]
 
@@ -130,7 +128,7 @@ def rollout_for_once(
 def _settings(given: Given, checker: Checker, environ: Mapping[str, str] | None) -> Settings:
     table = checker.mapping(given.table, (), known=TOP_KEYS)
     environment = _environment(table.get("environment"), checker)
-    defaults = effective(environment)
+    defaults = DESIGNS[environment]
     settings = Settings(
         environment=environment,
         cluster=checker.table(Cluster, table.get("cluster"), ("cluster",), defaults=defaults.cluster),
@@ -211,8 +209,6 @@ def _agent(name: str, given: object, checker: Checker) -> AgentSettings:
 
 
 def _origin(path: KeyPath, given: Given, environment: Environment) -> str:
-    if why_not_built(path):
-        return NOT_BUILT
     if origin := given.origin(path):
         return origin
     return f"default of {environment}" if path[0] in ("cluster", "security") else "default"

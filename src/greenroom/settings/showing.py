@@ -20,7 +20,7 @@ _ARGUMENTS_DEPTH = 3  # agents.NAME.arguments
 
 
 class Row(NamedTuple):
-    """One setting. *origin* is "default…", a file's or variable's name, "override" or "not yet built"."""
+    """One setting. *origin* is "default…", a file's or variable's name or "override"."""
 
     path: str
     value: object
