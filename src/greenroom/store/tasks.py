@@ -161,6 +161,7 @@ class Tasks:
         agent: str | None = None,
         state: str | None = None,
         session: str | None = None,
+        parent: str | None = None,
         before_seq: int | None = None,
         limit: int = 50,
         agents: Agents = None,
@@ -169,7 +170,7 @@ class Tasks:
 
         One that does not open has an error of type ``store_damaged``, and no input.
         """
-        filters = {"tenant": tenant, "agent": agent, "state": state, "session": session}
+        filters = {"tenant": tenant, "agent": agent, "state": state, "session": session, "parent": parent}
         given = {name: value for name, value in filters.items() if value is not None}
         clauses = [f"{name} = :{name}" for name in given]
         if state is not None:

@@ -27,14 +27,22 @@ MAX_FLASH, MAX_FIELDS = 500, 40
 Fields = Mapping[str, str]
 
 
+class Done(msgspec.Struct, frozen=True):
+    """A sentence that says what was done, and the page that shows it where it is not the one of the form."""
+
+    text: str
+    place: str
+
+
 class Act(msgspec.Struct, frozen=True):
-    """What the button of a form does at *path*, for who may *action*: *does* returns a sentence that says it is done.
+    """What the button of a form does at *path*, for who may *action*: *does* returns a sentence that says it is done,
+    or with it where to go on.
 
     Errors of Greenroom are told on the page.
     """
 
     path: str
-    does: Callable[[Call, Fields], Awaitable[str]]
+    does: Callable[[Call, Fields], Awaitable[str | Done]]
     action: Action
 
 
@@ -76,7 +84,9 @@ async def answer(call: Call, act: Act, *, is_page: Callable[[str], bool]) -> Ans
     fields = check(call)
     back = fields.pop("back", "/")
     try:
-        flash = Flash("ok", await act.does(call, fields))
+        done = await act.does(call, fields)
+        text, back = (done, back) if isinstance(done, str) else (done.text, done.place)
+        flash = Flash("ok", text)
     except errors.GreenroomError as error:
         flash = Flash("error", str(error))
     place = back if back.isascii() and back.isprintable() and is_page(back.partition("?")[0]) else "/"

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -130,6 +130,12 @@ def _rendered(call: Call, page: Page, title: str) -> Rendered:
         )
     )
     return Rendered(title, html, regions)
+
+
+def asking(call: Call, **query: str | int | None) -> Call:
+    """Return *call* with another query, as a route of the API expects it."""
+    given = {name: value for name, value in query.items() if value is not None}
+    return msgspec.structs.replace(call, scope={**call.scope, "query_string": urlencode(given).encode()})
 
 
 def here(call: Call) -> str:

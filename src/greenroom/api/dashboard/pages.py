@@ -13,20 +13,24 @@ import msgspec
 
 from greenroom import errors
 from greenroom.api import login
-from greenroom.api.dashboard import agents, assets, forms, frame, live, overview
+from greenroom.api.dashboard import agents, assets, forms, frame, live, overview, sessions, tasks
 from greenroom.api.dashboard.forms import Act
 from greenroom.api.dashboard.frame import Entry
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import EVENTS, PAGE, Route
-from greenroom.core import sessions
 from greenroom.core.permissions import Action
+from greenroom.core.sessions import NAME_PATTERN
 
 PAGES = (
     Entry("/", "Overview", overview.show, Action.LOGIN_MANAGE, "Now", "o"),
     Entry("/agents", "Agents", agents.show_all, Action.AGENT_READ, "Now", "a"),
     Entry("/agents/{name}", "Agent", agents.show, Action.AGENT_READ),
+    Entry("/tasks", "Tasks", tasks.show_all, Action.TASK_READ, "Now", "t"),
+    Entry("/tasks/{id}", "Task", tasks.show, Action.TASK_READ),
+    Entry("/sessions", "Sessions", sessions.show_all, Action.SESSION_READ, "Now", "e"),
+    Entry("/sessions/{id}", "Session", sessions.show, Action.SESSION_READ),
 )
-ACTS = (*agents.ACTS,)
+ACTS = (*agents.ACTS, *tasks.ACTS, *sessions.ACTS)
 
 LIVE = "/ui/live"
 BEAT_S = 10.0  # a stream that says nothing for longer is dead
@@ -36,7 +40,7 @@ CHECK_S = 5.0  # how long a page may go on that somebody has logged out of
 def find(path: str) -> tuple[Entry, dict[str, str]] | None:
     """Return the page at *path*, and the parameters in it."""
     for entry in PAGES:
-        pattern = re.sub(r"\{(\w+)\}", rf"(?P<\1>{sessions.NAME_PATTERN})", entry.path)
+        pattern = re.sub(r"\{(\w+)\}", rf"(?P<\1>{NAME_PATTERN})", entry.path)
         if (match := re.fullmatch(pattern, unquote(path))) is not None:
             return entry, match.groupdict()
     return None
