@@ -39,7 +39,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/audit/erase": {"actor": "nobody"},
     "POST /v1/security/unlock": {"subject": "principal:nobody"},
 }
-FORM = {"replicas": "1", "agent": "", "input": "matrix"}  # the fields of all forms
+FORM = {"replicas": "1", "agent": "echo", "input": "matrix"}  # the fields of all forms
 HEAD = f"""\
 # Who may do what to whose. yes: they may; 403: they may not; 404: for them it is not there; told: the page that the
 # form was on tells them one of these.

@@ -22,7 +22,7 @@ AGENTS = {
     "failing": nodes.agent("failing", max_attempts=1),
     "gated": nodes.agent("gated", concurrency=4),
     "talking": nodes.agent("talking"),
-    "chained": nodes.agent("chained"),
+    "chained": nodes.agent("chained", sessions=True),
     "parallel": nodes.agent("parallel"),
     "third": nodes.agent("third", concurrency=4),
 }

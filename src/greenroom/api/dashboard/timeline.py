@@ -60,7 +60,7 @@ def timeline(task: Mapping[str, Any], children: Sequence[Mapping[str, Any]], now
     >>> [(lane.label, lane.note, lane.tone, lane.x, lane.width) for lane in drawn.lanes][:2]
     [('Waited', '', 'plain', 0.0, 200.0), ('Attempt 1', 'replica lost', 'bad', 200.0, 200.0)]
     >>> [(lane.label, lane.note, lane.tone, lane.x, lane.width) for lane in drawn.lanes][2:]
-    [('Backoff', '', 'warn', 400.0, 200.0), ('Attempt 2', 'ok', 'good', 600.0, 400.0)]
+    [('Waited again', '', 'plain', 400.0, 200.0), ('Attempt 2', 'ok', 'good', 600.0, 400.0)]
     """
     spans = [*_own(task), *_of_children(children)]
     latest = max(each for span in spans for each in (span.begin, span.end) if each is not None)
@@ -82,20 +82,25 @@ def _own(task: Mapping[str, Any]) -> Iterator[_Span]:
         until = may_begin_at if finished_at is None else min(may_begin_at, finished_at)
         yield _Span("Put off", "not before it was to begin", "plain", at, until)
         at = until
-    label = "Waited"
+    label, note = "Waited", ""
     for attempt in task["attempts"]:
         began_at, ended_at = attempt["started_at"], attempt["ended_at"]
         if began_at > at:
-            yield _Span(label, "", "plain" if label == "Waited" else "warn", at, began_at)
+            yield _Span(label, note, "plain", at, began_at)
         reason = attempt["reason"] or ("running" if ended_at is None else "")
         yield _Span(f"Attempt {attempt['attempt']}", reason.replace("_", " "), _tone(task, attempt), began_at, ended_at)
         if ended_at is None:
             return
-        at, label = ended_at, "Backoff"
+        at, label, note = ended_at, "Waited again", "backoff" if _backs_off(attempt) else ""
     if finished_at is None:
-        yield _Span("Waits" if label == "Waited" else label, "", "plain" if label == "Waited" else "warn", at, None)
+        yield _Span(label.replace("Waited", "Waits"), note, "plain", at, None)
     elif finished_at > at or not task["attempts"]:
-        yield _Span(label, "", "plain" if label == "Waited" else "warn", at, finished_at)
+        yield _Span(label, note, "plain", at, finished_at)
+
+
+def _backs_off(attempt: Mapping[str, Any]) -> bool:
+    """Whether the next one is not made at once: see `core.tasks.settle`."""
+    return attempt["reason"] not in _FAULTLESS and (attempt["attempt"] > 1 or attempt["reason"] == "agent_error")
 
 
 def _tone(task: Mapping[str, Any], attempt: Mapping[str, Any]) -> str:
