@@ -31,7 +31,7 @@ async def test_the_events_of_a_running_task_appear_and_the_oldest_make_room(site
 async def test_hostile_text_is_inert_on_the_page_of_a_task(site: Site) -> None:
     async with site.page(site.pages["/tasks/{id}"]) as page:  # its console, dialogs and requests are looked at
         for part in ("Input", "Output", "Metadata"):
-            await expect(page.locator("pre", has_text="<img src=x onerror=alert(1)>").first).to_be_visible(), part
+            await expect(page.locator(f"pre[aria-label={part}]")).to_contain_text("<img src=x")
         assert await page.locator("main img, main script").count() == 0
 
 
@@ -43,7 +43,7 @@ async def test_a_task_is_submitted_and_its_page_follows(site: Site) -> None:
         await page.locator("form.submit select").select_option("echo")
         await page.get_by_role("button", name="Submit", exact=True).click()
         await expect(page.locator(".flash.ok")).to_contain_text("accepted")
-        await expect(page.get_by_label("Output").locator("pre")).to_contain_text('"number": 7', timeout=10_000)
+        await expect(page.locator("pre[aria-label=Output]")).to_contain_text('"number": 7', timeout=10_000)
 
 
 async def test_a_running_task_is_cancelled_and_retried_as_a_new_one(site: Site, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ _HEADERS = (
     (b"cross-origin-opener-policy", b"same-origin"),
 )
 
+_TOLD = (errors.NotFound, errors.Forbidden, errors.QueryInvalid, errors.StoreUnavailable, errors.StoreDamaged)
+
 
 class Page(msgspec.Struct, frozen=True):
     """A template and what it shows; *title* where the table's says too little."""
@@ -149,7 +151,7 @@ async def answer(call: Call, entry: Entry, entries: Sequence[Entry]) -> Answer:
     status = 200
     try:
         rendered = await render(call, entry)
-    except (errors.NotFound, errors.Forbidden, errors.QueryInvalid, errors.StoreUnavailable) as error:
+    except _TOLD as error:
         status = error.status
         page = Page("error.html", {"message": str(error), "status": status})
         rendered = _rendered(call, page, "Not here" if status == 404 else "Not possible")

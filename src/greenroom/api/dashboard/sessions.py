@@ -44,7 +44,7 @@ async def show(call: Call) -> Page:
 
 
 async def _remove(call: Call, fields: Fields) -> Done:
-    await sessions.remove(asking(call, agent=fields.get("agent")))
+    await sessions.remove(call)
     return Done(f"The session {call.path('id')} is forgotten.", "/sessions")
 
 

@@ -37,12 +37,13 @@ _MAY_HAVE_RUN = "It may have had effects already: look before you retry it."
 
 async def show_all(call: Call) -> Page:
     """Show tasks, newest first: a page of those that the filters let through."""
-    given = {name: text for name in _FILTERS if (text := call.query(name))}
+    given = {name: text.strip() for name in _FILTERS if (text := call.query(name))}
     cursor = call.query("cursor")
-    page, missing = {"items": [], "next_cursor": None}, ""
+    page: dict[str, Any] = {"items": [], "next_cursor": None}
+    missing = ""
     if "id" in given:
         try:
-            page["items"] = [await _document(call, given["id"].strip())]
+            page["items"] = [await _document(call, given["id"])]
         except errors.NotFound as error:
             missing = str(error)
     else:

@@ -62,7 +62,7 @@ def timeline(task: Mapping[str, Any], children: Sequence[Mapping[str, Any]], now
     >>> [(lane.label, lane.note, lane.tone, lane.x, lane.width) for lane in drawn.lanes][2:]
     [('Waited again', '', 'plain', 400.0, 200.0), ('Attempt 2', 'ok', 'good', 600.0, 400.0)]
     """
-    spans = [*_own(task), *_of_children(children)]
+    spans = [*_own(task, now), *_of_children(children)]
     latest = max(each for span in spans for each in (span.begin, span.end) if each is not None)
     if any(span.end is None for span in spans):
         latest = max(latest, now - timedelta(seconds=now.timestamp() % STEP_S))
@@ -75,12 +75,14 @@ def timeline(task: Mapping[str, Any], children: Sequence[Mapping[str, Any]], now
     return Timeline(lanes, whole_s, left_out)
 
 
-def _own(task: Mapping[str, Any]) -> Iterator[_Span]:
+def _own(task: Mapping[str, Any], now: datetime) -> Iterator[_Span]:
     at, finished_at = task["created_at"], task["finished_at"]
     may_begin_at = task["not_before"]
     if may_begin_at is not None and may_begin_at > at:
         until = may_begin_at if finished_at is None else min(may_begin_at, finished_at)
-        yield _Span("Put off", "not before it was to begin", "plain", at, until)
+        yield _Span("Put off", "", "plain", at, until if until <= now else None)
+        if until > now:
+            return
         at = until
     label, note = "Waited", ""
     for attempt in task["attempts"]:
