@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from playwright.async_api import expect
 
 from browsers import Site
+from greenroom.store.rows import Event
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -19,6 +21,10 @@ async def test_the_events_of_a_running_task_appear_and_the_oldest_make_room(site
     async with site.page(f"/tasks/{task['id']}") as page:
         rows = page.locator("#events > li")
         await expect(rows.last).to_contain_text('{"number":599}')
+        told = Event(task["id"], 1, "<b>bold", json.dumps({"text": "<img src=x onerror=alert(1)>"}).encode())
+        assert await site.api.running.store.tasks.append(told)
+        await expect(rows.last.locator("code")).to_have_text('{"text":"<img src=x onerror=alert(1)>"}')
+        assert await page.locator("#events img, #events b > b").count() == 0
         gate.touch()
         await expect(rows.last).to_contain_text('"succeeded"', timeout=15_000)
         await expect(rows).to_have_count(500)
