@@ -18,6 +18,7 @@ class Site:
 
     def __init__(self, api: nodes.Api, url: str, browser: Browser) -> None:
         self.api, self.url, self._browser = api, url, browser
+        self.pages: dict[str, str] = {}  # addresses of pages, by their paths in the table
 
     @contextlib.asynccontextmanager
     async def context(self, role: str | None = None, **options: Any) -> AsyncIterator[BrowserContext]:

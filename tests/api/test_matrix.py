@@ -57,6 +57,8 @@ FORM = {
     "name": "of a form",
     "kind": "recurring",
     "hours": "1",
+    "agent": "echo",
+    "input": "matrix",
 }  # the fields of all forms
 HEAD = f"""\
 # Who may do what to whose. yes: they may; 403: they may not; 404: for them it is not there; told: the page that the

@@ -22,6 +22,10 @@ AGENTS = {
     "echo": nodes.agent("echo", concurrency=8, description=f"Repeats what it is told {HOSTILE[:-5]}"),
     "failing": nodes.agent("failing", max_attempts=1),
     "gated": nodes.agent("gated", concurrency=4),
+    "talking": nodes.agent("talking"),
+    "chained": nodes.agent("chained", sessions=True),
+    "parallel": nodes.agent("parallel"),
+    "third": nodes.agent("third", concurrency=4),
 }
 
 
@@ -56,7 +60,12 @@ async def site(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> As
         await recovery.note(Noted("failing", None, failures=(failure,), alert=alert))
         await begun_canary(api)
         await api.call("PATCH", "/v1/agents/echo/scale", {"replicas": 1})
-        yield Site(api, url, browser)
+        for word in "ab":
+            await api.run("chained", [word, None], session="mine")
+        parent = await api.run("parallel", [HOSTILE, 1], metadata={"note": HOSTILE})
+        found = Site(api, url, browser)
+        found.pages |= {"/tasks/{id}": f"/tasks/{parent['id']}", "/sessions/{id}": "/sessions/mine?agent=chained"}
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import doctest
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 
 from greenroom.api import schemas
-from greenroom.api.dashboard import charts, formats, overview, series
+from greenroom.api.dashboard import charts, formats, overview, payloads, series, tasks, timeline
 from greenroom.core import history
 from greenroom.sdk import models
 
 
-@pytest.mark.parametrize("module", [formats, charts])
+@pytest.mark.parametrize("module", [formats, charts, payloads, timeline, tasks])
 def test_the_examples_of_the_docstrings_hold(module: object) -> None:
     tried = doctest.testmod(module)  # type: ignore[arg-type]
     assert tried.attempted > 0
@@ -103,3 +103,51 @@ def test_a_node_that_has_failed_says_so_before_anything_else() -> None:
     node = msgspec.structs.replace(STATUS.node, state="failed", reason="the disk is full")
     found = overview.health_of(msgspec.structs.replace(STATUS, node=node), firing=3)
     assert (found.grade, found.sentence) == ("unhealthy", "The node is failed: the disk is full")
+
+
+NOW = datetime(2030, 1, 1, 0, 1, tzinfo=UTC)
+
+
+def _attempt(number: int, began_s: float, ended_s: float | None, reason: str | None) -> dict[str, object]:
+    at = [None if second is None else NOW + timedelta(seconds=second - 60) for second in (began_s, ended_s)]
+    return {"attempt": number, "started_at": at[0], "ended_at": at[1], "reason": reason}
+
+
+def _task(*attempts: dict[str, object], not_before: datetime | None = None) -> dict[str, object]:
+    created_at = NOW - timedelta(seconds=60)
+    times = {"created_at": created_at, "not_before": not_before, "finished_at": None}
+    return {"state": "running", "attempts": attempts, **times}
+
+
+def test_what_goes_on_still_reaches_to_the_present_in_steps() -> None:
+    task = _task(_attempt(1, 10, None, None))
+    drawn = [timeline.timeline(task, [], NOW + timedelta(seconds=second)) for second in (0, 4, 5)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [(lane.label, lane.tone, lane.took_s) for lane in drawn[0].lanes] == [
+        ("Waited", "plain", 10),
+        ("Attempt 1", "busy", 50),
+    ]
+
+
+def test_a_task_that_is_put_off_has_waited_until_now_alone() -> None:
+    (lane,) = timeline.timeline(_task(not_before=NOW + timedelta(days=1)), [], NOW).lanes
+    assert (lane.label, lane.took_s) == ("Put off", 60)
+
+
+def test_of_many_attempts_the_first_and_the_last_are_drawn() -> None:
+    attempts = [_attempt(number, number, number + 0.5, "drained") for number in range(1, 50)]
+    drawn = timeline.timeline(_task(*attempts), [], NOW)
+    assert len(drawn.lanes) + drawn.left_out == 99
+    assert len(drawn.lanes) == timeline.MAX_LANES
+    assert (drawn.lanes[1].label, drawn.lanes[-2].label) == ("Attempt 1", "Attempt 49")
+    assert all(0 <= lane.x <= timeline.WIDTH - lane.width for lane in drawn.lanes)
+
+
+@pytest.mark.parametrize(
+    "raw", [b'"' + b"x" * 10**6 + b'"', b"[" + b"1," * 10**6 + b"1]", b'"' + b"\\n" * 40_000 + b'"']
+)
+def test_however_large_an_output_is_its_beginning_is_shown(raw: bytes) -> None:
+    found = payloads.shown(msgspec.Raw(raw))
+    assert found is not None
+    assert found.is_cut
+    assert len(found.text) == payloads.MAX_CHARACTERS

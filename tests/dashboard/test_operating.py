@@ -27,7 +27,7 @@ async def test_a_key_is_shown_once_and_works_until_it_is_revoked(site: Site) -> 
         assert got.status == 403
         await page.goto("/keys")
         assert text not in await page.content()
-        row = page.locator("#keys tr", has_text="from-the-page")
+        row = page.locator("#living tr", has_text="from-the-page")
         await expect(row).to_contain_text("task:submit on agent:echo")
         await row.locator("summary").click()
         await page.get_by_role("dialog").get_by_role("button", name="Revoke").click()

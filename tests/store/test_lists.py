@@ -193,6 +193,17 @@ async def test_lists_are_read_off_an_index_in_their_order(node: Node, state: str
         assert "TEMP B-TREE" not in plan
 
 
+async def test_sub_tasks_are_found_by_their_parent_however_many_tasks_its_tenant_has(node: Node) -> None:
+    seen: list[tuple[str, Any]] = []
+    read, node.store.tasks._db = node.store.db.read, _Heard(seen)  # type: ignore[assignment] # it only reads
+    await node.store.tasks.list(tenant=TENANT, parent="p", before_seq=9)
+    ((sql, params),) = seen
+    if node.store.db.dialect == "sqlite":
+        plan = " ".join(str(row[3]) for row in await read(f"explain query plan {sql}", params))
+        assert "task_parent (parent=?)" in plan
+        assert "(tenant=? AND seq=?)" in plan
+
+
 class _Heard:
     def __init__(self, seen: list[tuple[str, Any]]) -> None:
         self._seen = seen

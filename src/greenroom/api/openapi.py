@@ -85,6 +85,7 @@ _QUERIES: dict[str, tuple[dict[str, Any], str]] = {
         "With wait: cancel the task if it has not ended by then, and as soon as the caller closes the connection.",
     ),
     "replica": (_NAME, "Only what is of this replica."),
+    "parent": (_NAME, "Only the sub-tasks of this task."),
     "resource": ({"type": "string", "pattern": "^agent:"}, "On what; without it, on anything at all."),
     "session": (_NAME, "Only what is of this session."),
     "sessions": (_SWITCH, "With dry_run: try the revision, on the agent's stored sessions too; one at a time."),

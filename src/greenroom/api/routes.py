@@ -119,7 +119,7 @@ ROUTES = (
         Action.TASK_READ,
         {200: Page(TASK)},
         None,
-        ("agent", "state", "session", "limit", "cursor"),
+        ("agent", "state", "session", "parent", "limit", "cursor"),
     ),
     Route("GET", "/v1/tasks/{id}", tasks.show, Action.TASK_READ, TASK_IN_TIME, None, ("wait",)),
     Route("POST", "/v1/tasks/{id}/cancel", tasks.cancel, Action.TASK_CANCEL, {202: TASK}),

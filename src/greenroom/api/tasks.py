@@ -342,7 +342,7 @@ async def _task(call: Call, action: Action) -> Task:
 
 
 async def list_tasks(call: Call) -> Answer:
-    """List tasks, newest first; ``?agent= &state= &session= &limit= &cursor=``.
+    """List tasks, newest first; ``?agent= &state= &session= &parent= &limit= &cursor=``.
 
     One that was tampered with in the store has an error of type ``store_damaged``, and neither input nor output.
     """
@@ -355,6 +355,7 @@ async def list_tasks(call: Call) -> Answer:
         agent=call.query("agent"),
         state=state,
         session=call.query("session"),
+        parent=call.query("parent"),
         before_seq=call.number("cursor", default=0, most=2**62) or None,
         limit=limit,
         agents=call.principal.rights.agents(Action.TASK_READ),
@@ -422,6 +423,13 @@ async def events(call: Call) -> Stream | Answer:
         if row.has_ended and after >= row.event_seq:
             return Answer(None, 204)  # tells a browser's EventSource not to come again
     return Stream(_events(call, row, after))
+
+
+async def latest_events(call: Call, *, limit: int) -> list[dict[str, Any]]:
+    """Return the last events of a task, oldest first; where the stream goes on is behind the last of them."""
+    row = await _task(call, Action.TASK_READ)
+    found = await call.store.tasks.events(row, after=max(0, row.event_seq - limit), limit=limit)
+    return [views.event(event) for event in found]
 
 
 async def _events(call: Call, row: Task, after: int) -> AsyncIterator[bytes]:

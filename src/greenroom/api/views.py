@@ -517,6 +517,7 @@ def session(row: Session | Summary) -> dict[str, Any]:
         "id": row.id,
         "agent": row.agent,
         "revision": row.revision,
+        "pinned_revision": row.pin,
         "tasks": row.tasks,
         "created_at": _at(row.created_at),
         "updated_at": _at(row.updated_at),

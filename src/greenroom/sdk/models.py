@@ -597,11 +597,15 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """Tasks that share state; *state* is there where one session was asked for."""
+    """Tasks that share state; *state* is there where one session was asked for.
+
+    *revision* has written the state, and *pinned_revision* gets its next tasks, unless that is retired.
+    """
 
     id: str
     agent: str
     revision: int | None = None
+    pinned_revision: int | None = None
     tasks: int = 0
     created_at: Instant | None = None
     updated_at: Instant | None = None

@@ -1,8 +1,9 @@
 """Every setting, with its type, bounds and default: the one table that validation, the API and the docs read.
 
 Frozen values; whoever holds one may trust it. A bound is written once, in the type, and the error messages
-are made from it. Defaults here are those without an environment. An absent key and null are the same. Numbers that may be
-fractions are floats from the start (``300.0``), so that a value and its JSON round trip are the same bytes.
+are made from it. Defaults here are those without an environment. An absent key and null are the same.
+Numbers that may be fractions are floats from the start (``300.0``), so that a value and its JSON round trip are the
+same bytes.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ class Session(msgspec.Struct, frozen=True):
     created_at: int
     updated_at: int
     state: bytes | None
+    pin: int | None  # the revision that it keeps to
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -43,6 +44,7 @@ class Summary(msgspec.Struct, frozen=True):
     created_at: int
     updated_at: int
     state_bytes: int
+    pin: int | None
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -72,7 +74,7 @@ class Removal(msgspec.Struct, frozen=True):
 _COLUMNS = ", ".join(Session.__struct_fields__)
 _LIST = """
 select id, agent, revision, tasks, created_at, updated_at,
-    coalesce(length(state) - case when substr(state, 1, 1) = :sealed then {overhead} else 0 end, 0)
+    coalesce(length(state) - case when substr(state, 1, 1) = :sealed then {overhead} else 0 end, 0), pin
 from session where tenant = :tenant {further} order by updated_at desc, agent desc, id desc limit :limit"""
 _BEHIND = " and (updated_at, agent, id) < (:updated_at, :agent, :id)"
 _STATES = f"""

@@ -33,6 +33,7 @@ MAX_EVENTS_PAGE = 500
 
 _COLUMNS = ", ".join(Task.__struct_fields__)
 _GET = f"select {_COLUMNS} from task where id = :id and tenant = :tenant"
+_IS_CHILD = "seq in (select seq from task where parent = :parent)"  # else SQLite looks at all tasks of the tenant
 _KEYS = [f"key_{first}{second}" for first in "abcdefgh" for second in "abcdefgh"]
 _OF_KEYS = f"""
 select fingerprint, {_COLUMNS} from task
@@ -161,6 +162,7 @@ class Tasks:
         agent: str | None = None,
         state: str | None = None,
         session: str | None = None,
+        parent: str | None = None,
         before_seq: int | None = None,
         limit: int = 50,
         agents: Agents = None,
@@ -178,6 +180,9 @@ class Tasks:
             elif state != tasks.State.SUCCEEDED:
                 clauses.append(_IS_UNSUCCESSFUL)
         params: dict[str, Any] = given | {"limit": min(limit, MAX_PAGE)}
+        if parent is not None:
+            clauses.append(_IS_CHILD)
+            params["parent"] = parent
         if before_seq is not None:
             clauses.append("seq < :before_seq")
             params["before_seq"] = before_seq

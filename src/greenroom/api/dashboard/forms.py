@@ -35,15 +35,22 @@ class Page(msgspec.Struct, frozen=True):
     title: str = ""
 
 
+class Done(msgspec.Struct, frozen=True):
+    """A sentence that says what was done, and the page that shows it where it is not the one of the form."""
+
+    text: str
+    place: str
+
+
 class Act(msgspec.Struct, frozen=True):
     """What the button of a form does at *path*, for who may *action*: *does* returns a sentence that says it is done,
-    or a page of its own, for what may be in no address and no cookie.
+    with it where to go on, or a page of its own, for what may be in no address and no cookie.
 
     Errors of Greenroom are told on the page.
     """
 
     path: str
-    does: Callable[[Call, Fields], Awaitable[str | Page]]
+    does: Callable[[Call, Fields], Awaitable[str | Done | Page]]
     action: Action
 
 
@@ -88,7 +95,8 @@ async def answer(call: Call, act: Act, *, is_page: Callable[[str], bool]) -> Ans
         done = await act.does(call, fields)
         if isinstance(done, Page):
             return done
-        flash = Flash("ok", done)
+        text, back = (done, back) if isinstance(done, str) else (done.text, done.place)
+        flash = Flash("ok", text)
     except errors.GreenroomError as error:
         flash = Flash("error", str(error))
     place = back if back.isascii() and back.isprintable() and is_page(back.partition("?")[0]) else "/"

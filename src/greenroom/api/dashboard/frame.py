@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -36,6 +36,8 @@ _HEADERS = (
     (b"x-frame-options", b"DENY"),
     (b"cross-origin-opener-policy", b"same-origin"),
 )
+
+_TOLD = (errors.NotFound, errors.Forbidden, errors.QueryInvalid, errors.StoreUnavailable, errors.StoreDamaged)
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -125,6 +127,12 @@ def _rendered(call: Call, page: Page, title: str) -> Rendered:
     return Rendered(title, html, regions)
 
 
+def asking(call: Call, **query: str | int | None) -> Call:
+    """Return *call* with another query, as a route of the API expects it."""
+    given = {name: value for name, value in query.items() if value is not None}
+    return msgspec.structs.replace(call, scope={**call.scope, "query_string": urlencode(given).encode()})
+
+
 def here(call: Call) -> str:
     """Return the address of the page, from the node's root on."""
     query = call.scope["query_string"].decode("ascii", "replace")
@@ -136,7 +144,7 @@ async def answer(call: Call, entry: Entry, entries: Sequence[Entry]) -> Answer:
     current = entry.path if entry.group else _parent(entry.path)
     try:
         rendered = await render(call, entry)
-    except (errors.NotFound, errors.Forbidden, errors.QueryInvalid, errors.StoreUnavailable) as error:
+    except _TOLD as error:
         page = Page("error.html", {"message": str(error), "status": error.status})
         title = "Not here" if error.status == 404 else "Not possible"
         return _framed(call, _rendered(call, page, title), entries, current=current, status=error.status)

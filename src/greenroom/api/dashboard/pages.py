@@ -25,19 +25,25 @@ from greenroom.api.dashboard import (
     overview,
     rollouts,
     scaling,
+    sessions,
     system,
+    tasks,
 )
 from greenroom.api.dashboard.forms import Act
 from greenroom.api.dashboard.frame import Entry
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.api.routes import PAGE, Route
-from greenroom.core import sessions
 from greenroom.core.permissions import Action
+from greenroom.core.sessions import NAME_PATTERN
 
 PAGES = (
     Entry("/", "Overview", overview.show, Action.LOGIN_MANAGE, "Now", "o"),
     Entry("/agents", "Agents", agents.show_all, Action.AGENT_READ, "Now", "a"),
     Entry("/agents/{name}", "Agent", agents.show, Action.AGENT_READ),
+    Entry("/tasks", "Tasks", tasks.show_all, Action.TASK_READ, "Now", "t"),
+    Entry("/tasks/{id}", "Task", tasks.show, Action.TASK_READ),
+    Entry("/sessions", "Sessions", sessions.show_all, Action.SESSION_READ, "Now", "e"),
+    Entry("/sessions/{id}", "Session", sessions.show, Action.SESSION_READ),
     Entry("/rollouts", "Rollouts", rollouts.show_all, Action.AGENT_OBSERVE, "Now", "r"),
     Entry("/rollouts/{id}", "Rollout", rollouts.show, Action.AGENT_OBSERVE),
     Entry("/scaling", "Scaling", scaling.show_all, Action.AGENT_OBSERVE, "Now", "s"),
@@ -47,7 +53,7 @@ PAGES = (
     Entry("/keys", "Keys", keys.show, Action.KEY_READ, "Node", "k"),
     Entry("/audit", "Audit", audit.show, Action.AUDIT_READ, "Node", "u"),
 )
-ACTS = (*agents.ACTS, *rollouts.ACTS, *alerts.ACTS, *system.ACTS, *keys.ACTS)
+ACTS = (*agents.ACTS, *tasks.ACTS, *sessions.ACTS, *rollouts.ACTS, *alerts.ACTS, *system.ACTS, *keys.ACTS)
 
 LIVE = "/ui/live"
 BEAT_S = 10.0  # a stream that says nothing for longer is dead
@@ -57,7 +63,7 @@ CHECK_S = 5.0  # how long a page may go on that somebody has logged out of
 def find(path: str) -> tuple[Entry, dict[str, str]] | None:
     """Return the page at *path*, and the parameters in it."""
     for entry in PAGES:
-        pattern = re.sub(r"\{(\w+)\}", rf"(?P<\1>{sessions.NAME_PATTERN})", entry.path)
+        pattern = re.sub(r"\{(\w+)\}", rf"(?P<\1>{NAME_PATTERN})", entry.path)
         if (match := re.fullmatch(pattern, unquote(path))) is not None:
             return entry, match.groupdict()
     return None

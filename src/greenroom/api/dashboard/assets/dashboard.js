@@ -119,10 +119,69 @@ function live() {
   open();
 }
 
+// ---- a task's events: each comes once and is put behind the others, so that a thousand cost no more than ten
+
+const MOST_EVENTS = 500; // on the page; all of them are at the API
+const MOST_SHOWN = 2000; // characters of one
+
+function follow(list) {
+  const row = byId("event").content.firstElementChild, box = list.parentElement;
+  let after = list.dataset.after, reading = null, tries = 0, timer = 0;
+  const made = (told) => {
+    const item = row.cloneNode(true), [seq, time, type, data] = item.children, at = new Date(told.at);
+    const text = JSON.stringify(told.data);
+    seq.textContent = told.seq;
+    time.dateTime = told.at;
+    time.dataset.clock = "";
+    time.textContent = at.toISOString().slice(11, 19);
+    time.title = `${at.toISOString().slice(0, 19).replace("T", " ")} UTC`;
+    type.textContent = told.type;
+    data.textContent = text.length > MOST_SHOWN ? `${text.slice(0, MOST_SHOWN)}…` : text;
+    return item;
+  };
+  const add = (all) => {
+    const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+    const fresh = all.slice(-MOST_EVENTS).map(made);
+    list.append(...fresh);
+    const over = list.children.length - MOST_EVENTS;
+    for (let n = 0; n < over; n += 1) { list.firstElementChild.remove(); }
+    if (over > 0 || fresh.length < all.length) { byId("events-earlier").hidden = false; }
+    if (isAtEnd) { box.scrollTop = box.scrollHeight; }
+  };
+  const again = (inS) => { clearTimeout(timer); timer = setTimeout(read, inS * 1000); };
+  async function read() {
+    if (document.hidden || reading) { return; }
+    const mine = reading = new AbortController();
+    let isOver = false;
+    try {
+      const answer = await fetch(list.dataset.events, { signal: mine.signal, cache: "no-store", headers: { "Last-Event-ID": after } });
+      isOver = answer.status === 204 || (answer.status >= 400 && answer.status < 500 && answer.status !== 429);
+      if (answer.status !== 200) { return; }
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let rest = "", got = await reader.read(); !got.done; got = await reader.read()) {
+        const parts = (rest + got.value).split("\n\n");
+        rest = parts.pop();
+        const all = parts.map((part) => /^data: (.*)$/m.exec(part)).filter(Boolean).map(([, data]) => JSON.parse(data));
+        if (all.length) { add(all); after = String(all.at(-1).seq); tries = 0; }
+      }
+    } catch { // what it asks for next is what it has not got
+    } finally {
+      reading = null;
+      tries += 1;
+      if (!isOver && !mine.signal.aborted) { again(Math.min(MOST_WAIT_S, 2 ** (tries - 1))); }
+    }
+  }
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) { clearTimeout(timer); if (reading) { reading.abort(); } } else { again(0); }
+  });
+  box.scrollTop = box.scrollHeight;
+  if ("events" in list.dataset) { read(); }
+}
+
 // ---- times, filters, forms
 
 function tellTimes() {
-  for (const each of document.querySelectorAll("time[datetime]")) {
+  for (const each of document.querySelectorAll("time[datetime]:not([data-clock])")) {
     const passedS = (Date.now() - Date.parse(each.dateTime)) / 1000;
     const [unitS, unit] = [[86400, "d"], [3600, "h"], [60, "min"]].find(([s]) => Math.abs(passedS) >= s) || [0, ""];
     const span = unitS ? `${Math.floor(Math.abs(passedS) / unitS)} ${unit}` : "";
@@ -196,5 +255,6 @@ document.addEventListener("DOMContentLoaded", () => {
   });
   tellTimes();
   setInterval(tellTimes, 20000);
+  if (byId("events")) { follow(byId("events")); }
   if ("isLive" in document.body.dataset) { live(); }
 });
