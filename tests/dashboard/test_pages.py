@@ -23,7 +23,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 RULES: dict[str, dict[str, Any]] = {
     "light": {},
     "dark": {"runOnly": ["color-contrast"]},  # what the dark look alone can be wrong in
-    "phone": {"runOnly": ["best-practice", "cat.tables", "cat.name-role-value", "target-size"]},
+    "phone": {"runOnly": ["cat.tables", "cat.name-role-value"]},
 }
 
 
