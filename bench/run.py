@@ -34,7 +34,7 @@ from bench.rollouts import rollouts
 from bench.scale import FULL, QUICK, Scale
 from bench.scaling import scaling
 from bench.scrape import scrape
-from bench.switches import BATCH, BATCH_BODY, BODY, ECHO, security
+from bench.switches import BATCH, BATCH_BODY, BODY, ECHO, observation, security
 from bench.webhooks import webhooks
 
 THREE = dict.fromkeys(("one", "two", "three"), 'factory = "agents:echo"')
@@ -144,6 +144,7 @@ BENCHES: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
         fairness,
         overload,
         security,
+        observation,
         keys,
         authentication,
         door,
