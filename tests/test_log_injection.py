@@ -83,6 +83,15 @@ def test_a_record_for_programs_is_one_object_that_says_what_was_said(kind: str, 
         assert [record[name] for name in fact.__struct_fields__] == told
 
 
+def test_a_trace_is_named_where_there_is_one() -> None:
+    written = Written(as_json=True)
+    for trace_id in ("0af7651916cd43dd8448eb211c80319c", None):
+        written.log(telemetry.RequestCrashed("request-1", "POST", "/v1/tasks", "KeyError", "", trace_id))
+    traced, other = (json.loads(line) for line in written.records())
+    assert traced["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
+    assert traced.keys() - other.keys() == {"trace_id"}
+
+
 _FIELD = re.compile(r"""(\w+)=("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s"']*)""")
 
 

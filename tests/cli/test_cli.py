@@ -1235,6 +1235,18 @@ def test_help_lists_the_verbs_and_every_verb_has_help(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
+def test_a_node_that_starts_imports_nothing_of_what_may_be_off() -> None:
+    program = (
+        "import sys, greenroom.cli.node, greenroom.node.composition\n"
+        "late = {'apprise', 'jinja2', 'opentelemetry', 'requests', 'rich.live', 'autogen', 'autogen_core'}\n"
+        "sys.exit(' '.join(late & set(sys.modules)) or None)"
+    )
+    env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
 def test_help_is_quick_and_imports_no_web_library() -> None:
     program = (
         "import sys; from greenroom.cli.main import main; code = main(['--help'])\n"

@@ -163,6 +163,31 @@ def test_looks_are_gentle_and_a_restart_is_seen(fake: FakeNode) -> None:
     watch.close()
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"agents": [{"grade": "healthy"}]},
+        {"agents": ["a"]},
+        {"agents": 7},
+        {"agents": [working("a", running="many"), working("b")]},  # type: ignore[arg-type]
+        {"node": "n1"},
+        {"alerts": ["one"]},
+        {"replicas": {"by_state": 3}},
+        {"environment": 9},
+    ],
+)
+def test_an_answer_of_another_shape_is_an_error_that_is_told_and_the_next_is_asked_for(
+    fake: FakeNode, shape: dict[str, Any]
+) -> None:
+    watch = top.Watch(client.Client, lambda: NOW)
+    fake.put("GET /v1/status", status(working("a"), working("b")) | shape)
+    with pytest.raises(errors.GreenroomError, match="cannot read the answer"):
+        watch.look()
+    fake.put("GET /v1/status", status(working("a"), working("b")))
+    assert set(watch.look().histories) == {"a", "b"}
+    watch.close()
+
+
 def test_who_may_not_observe_an_agent_sees_the_rest(fake: FakeNode) -> None:
     fake.put("GET /v1/agents/b/history", problem(403, "forbidden", "cannot show it"))
     watch = top.Watch(client.Client, lambda: NOW)

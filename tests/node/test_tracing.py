@@ -133,7 +133,12 @@ async def test_each_attempt_is_a_span_of_the_same_trace(
     async with opened(data_dir, receiver, agents, store_url=store_url) as api:
         shaky = await api.run("shaky", None)
         dying = await api.run("dying", str(tmp_path / "died"))
-        await api.run("bad", "what was said")
+        bad = await api.run("bad", "what was said")
+        await api.running.logs.step()
+        lines = (await api.get("/v1/logs?limit=200"))["items"]
+    assert {(line["task"], line["trace_id"]) for line in lines} == {
+        (None, None), *((task["id"], task["trace_id"]) for task in (shaky, dying, bad))
+    }  # fmt: skip
     assert (shaky["output"], dying["output"]) == (3, 2)
     attempts = receiver.all("attempt shaky")
     told = [(span.attributes["greenroom.attempt"], span.attributes["greenroom.outcome"]) for span in attempts]
@@ -250,6 +255,26 @@ async def _is_said(api: nodes.Api) -> bool:
     lines = (await api.call("GET", "/metrics")).text.splitlines()
     (dropped,) = (line for line in lines if line.startswith('greenroom_trace_spans_total{result="dropped"}'))
     return float(dropped.partition(" ")[2]) > 0
+
+
+async def test_a_bug_that_a_traced_request_meets_is_logged_with_its_trace(
+    data_dir: Path, receiver: collector.Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[telemetry.RequestCrashed] = []
+
+    async def breaks(*_: object, **__: object) -> None:
+        raise KeyError
+
+    async with opened(data_dir, receiver, {"below": traced("below")}) as api:
+        api.running.facts.subscribe(told.append, telemetry.RequestCrashed)
+        monkeypatch.setattr(api.running.store.tasks, "submit", breaks)
+        for caller in (CALLER, f"{CALLER[:-2]}00"):
+            answer = await api.http.post(
+                "/v1/tasks", json={"agent": "below", "input": 1}, headers={"traceparent": caller}
+            )
+            assert answer.status_code == 500
+    assert [fact.trace_id for fact in told] == [TRACE, None]
+    assert receiver.named("POST /v1/tasks").attributes["error.type"] == "500"
 
 
 async def test_production_without_a_collector_says_that_nothing_is_traced(

@@ -10,12 +10,17 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from greenroom.sdk import context as sdk_context
 
 MAX_MESSAGES, MAX_CONTENT = 8, 1000  # of a call, for nodes that export what was said; characters of each
 _MARK = "_greenroom_traced"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Described = tuple[Any, dict[str, Any]]  # the model or the tool, and the attributes of its span
+_UNKNOWN: Described = (None, {})
 
 
 def trace_autogen(agents: Iterable[object]) -> None:
@@ -57,6 +62,25 @@ def _context() -> sdk_context.Context | None:
     return context if context.trace_headers else None
 
 
+def _harmless(otherwise: T) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Have what describes a call return *otherwise* where it fails.
+
+    Clients may hold and return anything at all, and the call is the agent's.
+    """
+
+    def decorate(describe: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(describe)
+        def tried(*given: P.args, **named: P.kwargs) -> T:
+            try:
+                return describe(*given, **named)
+            except Exception:  # noqa: BLE001 - see above
+                return otherwise
+
+        return tried
+
+    return decorate
+
+
 # --- AgentChat
 
 
@@ -91,7 +115,8 @@ def _autogen_stream(original: Callable[..., Any]) -> Callable[..., Any]:
     return create_stream
 
 
-def _autogen_request(client: Any, messages: Any) -> tuple[str | None, dict[str, Any]]:
+@_harmless(_UNKNOWN)
+def _autogen_request(client: Any, messages: Any) -> Described:
     arguments = getattr(client, "_create_args", None)
     model = arguments.get("model") if isinstance(arguments, Mapping) else None
     parts = type(client).__module__.split(".")
@@ -100,6 +125,7 @@ def _autogen_request(client: Any, messages: Any) -> tuple[str | None, dict[str, 
     return model, _request(provider, model, said)
 
 
+@_harmless(None)
 def _note_autogen(span: sdk_context.Span, result: Any) -> None:
     usage = getattr(result, "usage", None)
     _note(
@@ -119,28 +145,38 @@ def _classic_create(original: Callable[..., Any]) -> Callable[..., Any]:
         context = _context()
         if context is None:
             return original(self, *given, **config)
-        configured: Mapping[str, Any] = next(iter(getattr(self, "_config_list", None) or ()), {})
-        model = config.get("model") or configured.get("model")
-        said = [
-            (message.get("role", ""), message.get("content"))
-            for message in _last(config.get("messages"))
-            if isinstance(message, Mapping)
-        ]
-        attributes = _request(configured.get("api_type") or "openai", model, said)
+        model, attributes = _classic_request(self, config)
         with context.span(_named("chat", model), kind="client", attributes=attributes) as span:
             response = original(self, *given, **config)
-            usage, choices = getattr(response, "usage", None), getattr(response, "choices", None) or ()
-            _note(
-                span,
-                input_tokens=getattr(usage, "prompt_tokens", None),
-                output_tokens=getattr(usage, "completion_tokens", None),
-                finish_reason=getattr(choices[0], "finish_reason", None) if choices else None,
-                said=[("assistant", getattr(getattr(choice, "message", None), "content", None)) for choice in choices],
-            )
-            span.set("gen_ai.response.model", getattr(response, "model", None))
+            _note_classic(span, response)
             return response
 
     return create
+
+
+@_harmless(_UNKNOWN)
+def _classic_request(client: Any, config: Mapping[str, Any]) -> Described:
+    configured: Mapping[str, Any] = next(iter(getattr(client, "_config_list", None) or ()), {})
+    model = config.get("model") or configured.get("model")
+    said = [
+        (message.get("role", ""), message.get("content"))
+        for message in _last(config.get("messages"))
+        if isinstance(message, Mapping)
+    ]
+    return model, _request(configured.get("api_type") or "openai", model, said)
+
+
+@_harmless(None)
+def _note_classic(span: sdk_context.Span, response: Any) -> None:
+    usage, choices = getattr(response, "usage", None), getattr(response, "choices", None) or ()
+    span.set("gen_ai.response.model", getattr(response, "model", None))
+    _note(
+        span,
+        input_tokens=getattr(usage, "prompt_tokens", None),
+        output_tokens=getattr(usage, "completion_tokens", None),
+        finish_reason=getattr(choices[0], "finish_reason", None) if choices else None,
+        said=[("assistant", getattr(getattr(choice, "message", None), "content", None)) for choice in choices],
+    )
 
 
 def _classic_tool(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,7 +207,8 @@ def _classic_async_tool(original: Callable[..., Any]) -> Callable[..., Any]:
     return a_execute_function
 
 
-def _tool(call: Any, named: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+@_harmless(_UNKNOWN)
+def _tool(call: Any, named: Mapping[str, Any]) -> Described:
     asked = call if isinstance(call, Mapping) else {}
     name = asked.get("name")
     return name, {
@@ -183,6 +220,7 @@ def _tool(call: Any, named: Mapping[str, Any]) -> tuple[str | None, dict[str, An
     }
 
 
+@_harmless(None)
 def _note_tool(span: sdk_context.Span, done: Any) -> None:
     is_done, result = done if isinstance(done, tuple) and len(done) == 2 else (True, None)
     if not is_done:  # an exception of the tool is text for the model

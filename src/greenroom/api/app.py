@@ -152,7 +152,9 @@ class App:
             return errors.StoreDamaged("cannot read this from the store: it is damaged; the node's log says more")
         trace = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
         path, method = scope["path"][: refused.MAX_PATH], scope["method"][:16]
-        self._services.facts.emit(telemetry.RequestCrashed(request_id, method, path, told, trace))
+        traced = scope.get(_TRACE)
+        trace_id = traced[1].context.trace_id if traced is not None and traced[1].context.is_sampled else None
+        self._services.facts.emit(telemetry.RequestCrashed(request_id, method, path, told, trace, trace_id))
         return Crashed("cannot answer this: Greenroom has a bug; the node's log says more by the request's id")
 
     def _admit(self, principal: Principal, source: str) -> None:

@@ -416,6 +416,7 @@ def log_line(row: StoredLine) -> models.LogLine:
         source=row.source,
         logger=row.logger or None,
         text=row.text.decode("utf-8", "replace"),
+        trace_id=None if row.trace is None else traces.trace_id_of(row.trace),
     )
 
 

@@ -50,14 +50,24 @@ class Watch:
         self.restarted_at: datetime | None = None
 
     def look(self) -> top_frame.Look:
-        """Ask once; raises `errors.GreenroomError`, after which the next call connects anew, perhaps elsewhere."""
+        """Ask once; raises `errors.GreenroomError`, after which the next call connects anew, perhaps elsewhere.
+
+        What it returns can be drawn: a node of another release, or what is no node at all, may say anything.
+        """
         try:
             if self._node is None:
                 self._node = self._connect()
-            return self._look(self._node)
+            look = self._look(self._node)
+            top_frame.check(look)
         except errors.GreenroomError:
             self.close()
             raise
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            self.close()
+            raise errors.GreenroomError(
+                f"cannot read the answer: {type(error).__name__}: {error}; is this a Greenroom node of this release?"
+            ) from error
+        return look
 
     def close(self) -> None:
         if self._node is not None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from greenroom.sdk import models
 
+CHECKED_WIDTH = 200  # columns: every column is drawn
 MINUTES = 60  # of the charts
 NOW_MINUTES = 5  # of the figures
 MOST_LINES = 5  # of alerts, and of rollouts; `greenroom alerts ls` has all
@@ -115,6 +116,13 @@ def frame(
     left = len(rows) - room + 1 if len(rows) > room else 0
     more = [_line(f"… and {left} more agents", width, "dim")] if left else []
     return console.Group(*above, _table(rows[: len(rows) - left], width), *more, *below)
+
+
+def check(look: Look) -> None:
+    """Raise what drawing it would raise: an answer may have any shape."""
+    frame(look, width=CHECKED_WIDTH)
+    for order in ORDERS:
+        agents(look, order=order)
 
 
 def _said(look: Look, width: int) -> list[text.Text]:

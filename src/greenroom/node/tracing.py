@@ -78,7 +78,7 @@ class NodeTracing:
         return f"{told}; spans are being dropped: {self._trouble}" if self._trouble else told
 
     def _tell(self, fact: telemetry.SpansLost | telemetry.SpansTaken) -> None:
-        """From the exporter's thread."""
+        """From the exporter's thread, or by whoever puts a span."""
         self._trouble = fact.reason if isinstance(fact, telemetry.SpansLost) else ""
         with contextlib.suppress(RuntimeError):  # the loop has ended
             if self._loop is not None:

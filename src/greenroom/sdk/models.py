@@ -422,6 +422,7 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
 
     *source* is ``stdout``, ``stderr``, ``event`` (a log event that the agent emitted) or ``greenroom`` (the node);
     *epoch* is the attempt's, as in `Attempt`. What was printed has level ``info`` and no *logger*.
+    *trace_id* is of its task's trace, where that is recorded and the task is still stored.
     """
 
     seq: int
@@ -434,6 +435,7 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
     logger: str | None = None
     text: str = ""
+    trace_id: str | None = None
 
 
 class HistoryBucket(msgspec.Struct, frozen=True, kw_only=True):

@@ -42,7 +42,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredLine(msgspec.Struct, frozen=True):
-    """A row."""
+    """A row, and of which trace its task is, as long as there is the task."""
 
     seq: int
     at: int
@@ -56,6 +56,7 @@ class StoredLine(msgspec.Struct, frozen=True):
     source: str
     logger: str
     text: bytes
+    trace: str | None  # the task's context
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +83,7 @@ class Bounds(msgspec.Struct, frozen=True):
     bytes: int
 
 
-_COLUMNS = StoredLine.__struct_fields__
+_COLUMNS = tuple(name for name in StoredLine.__struct_fields__ if name != "trace")
 _NUMBER = """
 insert into log_head (id, seq) values (1, :count)
 on conflict (id) do update set seq = log_head.seq + :count returning seq"""
@@ -91,7 +92,9 @@ _COUNT = """
 insert into log_size (tenant, agent, lines, bytes) values (:tenant, :agent, :lines, :bytes)
 on conflict (tenant, agent) do update set lines = log_size.lines + :lines, bytes = log_size.bytes + :bytes"""
 _HEAD = "select seq from log_head where id = 1"
-_READ = f"select {', '.join(_COLUMNS)} from log_line where {{which}} order by seq {{order}} limit :limit"
+# Asked of the task where a line is shown: a column would cost each line that is written.
+_TRACE = "(select trace from task where task.id = log_line.task and task.tenant = log_line.tenant)"
+_READ = f"select {', '.join(_COLUMNS)}, {_TRACE} from log_line where {{which}} order by seq {{order}} limit :limit"
 # Numbers are in the order of time, near enough: the oldest are looked at, and no index by time is needed.
 _DROP_OLD = """
 delete from log_line where seq in (select seq from log_line order by seq limit :most) and at < :before

@@ -312,13 +312,17 @@ class AgentDropped(msgspec.Struct, frozen=True):
 
 
 class RequestCrashed(msgspec.Struct, frozen=True):
-    """A request ended as it should not: a bug of Greenroom's own. *request_id* is what its caller was given."""
+    """A request ended as it should not: a bug of Greenroom's own. *request_id* is what its caller was given.
+
+    *trace_id* is of the trace that it is recorded in, where it is in one.
+    """
 
     request_id: str
     method: str
     path: str
     error: str
     traceback: str
+    trace_id: str | None = None
 
 
 class ServiceCrashed(msgspec.Struct, frozen=True):

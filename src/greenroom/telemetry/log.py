@@ -167,7 +167,10 @@ class Log:
         if level >= self._level or isinstance(fact, NodeChanged):
             method = getattr(self._logger, logging.getLevelName(level).lower())
             with contextlib.suppress(OSError, ValueError):  # its reader has left, or the stream is closed
-                method(_words(type(fact).__name__), **msgspec.structs.asdict(fact))
+                told = msgspec.structs.asdict(fact)
+                if told.get("trace_id", "") is None:
+                    del told["trace_id"]  # most are in no trace, and that is nothing to say
+                method(_words(type(fact).__name__), **told)
 
 
 class _Libraries(logging.Handler):

@@ -42,7 +42,9 @@ def endpoint_of(environ: Mapping[str, str]) -> str | None:
 
 
 class Exporter:
-    """*lost* is called with why, *taken* when it is over; both from the thread, once each time."""
+    """*lost* is called with why, by whoever puts or from the thread, *taken* from the thread when it is over; once each
+    time, and neither may block.
+    """
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class Exporter:
     ) -> None:
         self.exported = 0
         self._refused, self._failed = 0, 0  # apart: each is counted by one thread
+        self._refused_before = 0  # the last batch that was taken
         self._waiting: collections.deque[tuple[Callable[[], Span], int]] = collections.deque()
         self._size = 0
         self._lost, self._taken, self._is_losing = lost, taken, False
@@ -76,7 +79,8 @@ class Exporter:
     def put(self, make: Callable[[], Span], size: int) -> None:
         """Take what makes a span of about *size* characters; it is called in the thread."""
         if len(self._waiting) >= MAX_WAITING or self._size + size > MAX_WAITING_SIZE:
-            self._refused += 1  # said by the thread, which is what cannot keep up
+            self._refused += 1
+            self._note_loss("more spans were made than the collector takes")  # the thread may hang in an answer
             return
         self._size += size
         self._waiting.append((make, size))
@@ -110,15 +114,11 @@ class Exporter:
         self._why = message[:300]
 
     def _run(self) -> None:
-        refused = 0
         while True:
             self._wakeup.wait(EVERY_S)
             self._wakeup.clear()
             while self._waiting:
                 self._send([self._take() for _ in range(min(BATCH, len(self._waiting)))])
-            if self._refused > refused:
-                self._note_loss("more spans were made than the collector takes")
-            refused = self._refused
             if self._is_closing:
                 return
 
@@ -138,9 +138,10 @@ class Exporter:
             is_sent, self._why = False, f"{type(error).__name__}: {error}"[:300]
         if is_sent:
             self.exported += len(spans)
-            if self._is_losing:
+            if self._is_losing and self._refused == self._refused_before:
                 self._is_losing = False
                 self._taken()
+            self._refused_before = self._refused
         else:
             self._failed += len(spans)
             self._note_loss(self._why)
