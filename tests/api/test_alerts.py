@@ -136,6 +136,7 @@ async def test_the_rules_are_listed_and_to_whom_it_may_concern(api: nodes.Api) -
     rules = {rule["name"]: rule for rule in (await api.get("/v1/alerts/rules"))["items"]}
     assert rules["slow_tasks"]["above"] == 60.0
     assert (rules["slow_tasks"]["agents"], rules["slow_tasks"]["window_s"]) == (["*"], 600.0)
+    assert (rules["disk_full"]["below"], rules["disk_full"]["severity"]) == (512.0, "critical")
     assert (rules["disk_free"]["below"], rules["disk_free"]["agents"], rules["disk_free"]["window_s"]) == (
         10.0,
         [],

@@ -122,8 +122,7 @@ _CLAIM = """
 update notification set turn = turn + 1, attempts = attempts + 1, due_at = :until
 where receiver = :receiver and alert = :alert and due_at <= :now
 returning event, turn, attempts, owed_at"""
-_SAYS = """
-select id, kind, agent, severity, reason, first_at, resolved_at, acknowledged_by from alert where id = :alert"""
+_SAYS = "select reason, first_at, resolved_at, acknowledged_by from alert where id = :alert"
 _ORPHANS = "delete from notification where alert not in (select id from alert)"
 _FENCE = "where receiver = :receiver and alert = :alert and turn = :turn"
 _AGAIN = f"""
@@ -201,9 +200,10 @@ async def _claim(tx: Transaction, receiver: str) -> Claimed:
     for each in group[: notifications.MAX_GROUP]:
         whose = {"receiver": receiver, "alert": each.id, "now": tx.now_us, "until": tx.now_us + LEASE_US}
         for event, turn, attempt, owed_at in await tx.fetch(_CLAIM, whose):
-            ((*what, begun_at, ended_at, by),) = await tx.fetch(_SAYS, {"alert": each.id})
+            ((reason, begun_at, ended_at, by),) = await tx.fetch(_SAYS, {"alert": each.id})
             ended_at = (ended_at or tx.now_us) if event == "resolved" else None
-            claimed.append(Item(Told(*what, event, begun_at, ended_at, by, owed_at), turn, attempt))
+            told = Told(each.id, each.kind, each.agent, each.severity, reason, event, begun_at, ended_at, by, owed_at)
+            claimed.append(Item(told, turn, attempt))
     return Claimed(tuple(claimed), tx.now_us)
 
 
