@@ -25,6 +25,7 @@ async def states(api: nodes.Api) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("server", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)], indirect=True)
 async def test_an_alert_of_a_rule_stands_through_a_restart_and_ends_with_the_rule(
     data_dir: Path, store_url: str | None
 ) -> None:
