@@ -145,7 +145,8 @@ def options(
     # Agents of these tests note what they do in files of the test's own, beside the data directory.
     security = {"isolation": "T0", **overrides.pop("security", {})}
     # Whether this machine's disk is full is no matter of theirs.
-    alerts = overrides.pop("alerts", {"rules": {"disk_free": {"enabled": False}}})
+    off = {"enabled": False}
+    alerts = overrides.pop("alerts", {"rules": {"disk_free": off, "disk_full": off}})
     found = settings.load(overrides={"agents": agents, "security": security, "alerts": alerts, **overrides}, environ={})
     return node.Options(settings=found, folder=folder, data_dir=data_dir, store_url=store_url, port=0)
 

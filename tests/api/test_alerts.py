@@ -45,6 +45,7 @@ async def test_alerts_are_listed_by_state_and_agent_and_say_who_silences_them(ap
     )
     acknowledged = (await api.call("POST", "/v1/alerts/listed-2/ack")).json()
     assert acknowledged["state"] == "acknowledged"
+    assert (await api.call("POST", "/v1/alerts/listed-2/ack")).json() == acknowledged
     states = {id: item["state"] for id, item in (await listed(api)).items()}
     assert list(states.items()) == [
         ("listed-1", "firing"),
@@ -58,6 +59,12 @@ async def test_alerts_are_listed_by_state_and_agent_and_say_who_silences_them(ap
     assert (refused.status_code, "give one of pending, firing" in refused.json()["detail"]) == (422, True)
     for id in ("listed-3", "listed-4"):
         assert (await api.call("POST", f"/v1/alerts/{id}/ack")).status_code == 409
+    acts = (await api.get("/v1/audit?action=alert.acknowledge"))["items"]
+    assert [(act["object"], act["outcome"], act["detail"]) for act in acts if "listed" in act["object"]] == [
+        ("alert:listed-4", "refused", {"was": "resolved"}),
+        ("alert:listed-3", "refused", {"was": "pending"}),
+        ("alert:listed-2", "done", {"was": "firing"}),  # once: the first who took it stays
+    ]
     silence = await silenced(api, kind="listed", severity="warning", comment="a known one")
     told = {id: item["silenced_by"] for id, item in (await listed(api)).items()}
     by = [silence["id"]]
@@ -129,6 +136,7 @@ async def test_the_rules_are_listed_and_to_whom_it_may_concern(api: nodes.Api) -
     rules = {rule["name"]: rule for rule in (await api.get("/v1/alerts/rules"))["items"]}
     assert rules["slow_tasks"]["above"] == 60.0
     assert (rules["slow_tasks"]["agents"], rules["slow_tasks"]["window_s"]) == (["*"], 600.0)
+    assert (rules["disk_full"]["below"], rules["disk_full"]["severity"]) == (512.0, "critical")
     assert (rules["disk_free"]["below"], rules["disk_free"]["agents"], rules["disk_free"]["window_s"]) == (
         10.0,
         [],

@@ -33,9 +33,11 @@ async def test_an_alert_is_told_once_for_each_reason_and_taken_up_after_a_restar
         assert await rows() == {"test-a": ("firing", 1)}
         await alerts.tell(Raised("test-a", "test", None, "warning", "another reason"))
         assert await rows() == {"test-a": ("firing", 2)}
+        await alerts.tell(Raised("test-a", "test", None, "critical", "another reason"))
+        assert await rows() == {"test-a": ("firing", 3)}
         again = Alerts(store, facts, "test")
         await again.only([Raised("test-b", "test", None, "critical", "why")])
-        assert await rows() == {"test-a": ("resolved", 2), "test-b": ("firing", 1)}
+        assert await rows() == {"test-a": ("resolved", 3), "test-b": ("firing", 1)}
         await again.resolve("test-a")
 
         async def fails(_: object) -> None:
@@ -48,6 +50,7 @@ async def test_an_alert_is_told_once_for_each_reason_and_taken_up_after_a_restar
         await again.only([])
         assert (await rows())["test-b"] == ("resolved", 1)
         assert [(fact.alert, fact.state) for fact in heard if isinstance(fact, telemetry.AlertChanged)] == [
+            ("test-a", "firing"),
             ("test-a", "firing"),
             ("test-a", "firing"),
             ("test-a", "resolved"),

@@ -25,8 +25,8 @@ HOSTILE = "<!channel> <b>& \x1b[31m\n.\nQUIT"
 SECRET = b"s" * 32
 
 
-def told(reason: str = HOSTILE) -> Told:
-    return Told("a", "slow", "echo", "critical", reason, "firing", 1_900_000_000_000_000)
+def told(*, owed_at: int = 0) -> Told:
+    return Told("a", "slow", "echo", "critical", HOSTILE, "firing", 1_900_000_000_000_000, owed_at=owed_at)
 
 
 @pytest.fixture
@@ -35,11 +35,11 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield made
 
 
-async def send(type: Type, url: str) -> Answer:
+async def send(type: Type, url: str, *, owed_at: int = 0) -> Answer:
     sender = Outgoing(settings.receiver_policy([url]), user_agent="greenroom/test")
     made = Senders(sender, clock.SystemClock(), link=None).receiver(Route("r", type), url=url, secret=SECRET)
     try:
-        return await made.send([told()])
+        return await made.send([told(owed_at=owed_at)])
     finally:
         await sender.close()
 
@@ -52,6 +52,13 @@ async def test_a_webhook_is_signed_and_has_the_same_id_on_each_try(receiver: Rec
     assert (found["type"], found["data"]["alerts"][0]["reason"]) == ("alert.firing", HOSTILE)
     assert first.id == second.id
     assert first.line == "POST /in?token=t HTTP/1.1"
+
+
+async def test_a_repetition_is_a_message_of_its_own(receiver: Receiver) -> None:
+    for owed_at in (0, 1):
+        await send("webhook", f"http://127.0.0.1:{receiver.port}/in", owed_at=owed_at)
+    first, second = receiver.messages
+    assert first.id != second.id
 
 
 async def test_slack_gets_text_without_markup(receiver: Receiver) -> None:

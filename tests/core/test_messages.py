@@ -73,6 +73,7 @@ def test_a_webhook_of_one_event_is_named_by_it() -> None:
         (Route("r", "slack", kinds=("queue",)), False),
         (Route("r", "slack", agents=("ec*",)), True),
         (Route("r", "slack", agents=("other", "e")), False),
+        (Route("r", "slack", agents=("ech?",)), False),  # as in rules and silences, * alone stands for something
     ],
 )
 def test_a_route_wants_what_fits_each_of_its_conditions(route: Route, *, is_wanted: bool) -> None:

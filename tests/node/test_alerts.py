@@ -11,6 +11,7 @@ import pytest
 
 import nodes
 from greenroom import settings
+from greenroom.core.signals import OF_NODE, Signal
 from greenroom.node import alerts
 from greenroom.sdk import models
 
@@ -24,6 +25,7 @@ async def states(api: nodes.Api) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("server", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)], indirect=True)
 async def test_an_alert_of_a_rule_stands_through_a_restart_and_ends_with_the_rule(
     data_dir: Path, store_url: str | None
 ) -> None:
@@ -49,6 +51,17 @@ def test_a_certificate_expires_in_days_and_none_never_does() -> None:
     shown = cast("Any", SimpleNamespace(expires_at=now + timedelta(days=2)))
     assert alerts.certificate_days(shown, now) == 2.0
     assert alerts.certificate_days(None, now) > 1e9
+
+
+async def test_each_signal_of_the_node_is_read(data_dir: Path) -> None:
+    rules = {f"of-{signal}": {"signal": str(signal), "above": 0, "for_s": 0} for signal in OF_NODE}
+    away = {f"of-{Signal.BACKUP_OVERDUE_S}": {"signal": str(Signal.BACKUP_OVERDUE_S), "below": 1, "for_s": 0}}
+    async with nodes.opened(data_dir, {"echo": nodes.agent("echo")}, alerts={"rules": OFF | rules | away}) as api:
+
+        async def all_fire() -> bool:
+            return {*await states(api)} == {f"rule:of-{signal}" for signal in OF_NODE}
+
+        await nodes.eventually(all_fire)
 
 
 def test_the_disk_says_what_is_free_of_it_and_a_folder_that_is_gone_nothing(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ async def _look(api: nodes.Api) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("server", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)], indirect=True)
 async def test_a_restart_keeps_grades_and_budgets(data_dir: Path, store_url: str | None) -> None:
     async with nodes.opened(data_dir, AGENTS, store_url=store_url) as api:
         for _ in range(5):

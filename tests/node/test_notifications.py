@@ -162,6 +162,7 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_a_node_that_is_killed_before_it_has_told_of_an_alert_tells_of_it_in_its_next_life(
     folder: Folder, receiver: Receiver
 ) -> None:

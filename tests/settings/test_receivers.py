@@ -51,6 +51,7 @@ def test_a_receiver_is_taken_and_shown_without_its_secrets(receiver: dict[str, A
     [
         ({}, "type", "is missing; expected one of"),
         ({"type": "pager"}, "type", 'got "pager"'),
+        ({"type": "slack", "url_env": "SLACK", "severities": ["page"]}, "severities[0]", ', got "page"'),
         ({"type": "slakc", "url_env": "SLACK"}, "type", 'did you mean "slack"?'),
         ({"type": "alertmanager"}, "url", "is missing; give url_env, or url"),
         ({"type": "slack"}, "url", "is missing; give url_env"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from greenroom.core.notifications import Route
+from greenroom.store import notifications
 from greenroom.store.alerts import NewSilence, Pending, Raised, Resolved
 from greenroom.store.notifications import Claimed, Outcome
 from greenroom.testing import databases
@@ -105,9 +106,11 @@ async def test_a_receiver_gets_what_it_wants(node: Node, scratch: databases.Scra
 async def test_who_took_an_alert_ends_that_others_are_told_again(node: Node, scratch: databases.Scratch) -> None:
     await say(node, alert("a"))
     await scratch.advance(10)
-    await take(node, again_us=60_000_000)
+    first = await take(node, again_us=60_000_000)
     await scratch.advance(60)
-    assert told(await take(node, again_us=60_000_000)) == [("a", "firing")]
+    again = await take(node, again_us=60_000_000)
+    assert told(again) == [("a", "firing")]
+    assert again.items[0].told.owed_at > first.items[0].told.owed_at
     await node.store.alerts.acknowledge("a", by="ann")
     await say(node)
     await scratch.advance(3600)
@@ -208,3 +211,64 @@ async def test_the_state_of_a_receiver_tells_failures_and_what_waits(node: Node,
 async def test_where_nobody_is_told_nothing_is_kept(node: Node) -> None:
     await say(node, *(alert(f"a{number}") for number in range(3)), routes=())
     assert await node.store.db.lookup("select * from notification", {}) == []
+
+
+async def test_who_wants_what_is_critical_is_told_of_what_becomes_so(node: Node, scratch: databases.Scratch) -> None:
+    await say(node, alert("a"))
+    await scratch.advance(10)
+    await take(node)
+    assert told(await take(node, "pager")) == []
+    await say(node, alert("a", kind="stopped", severity="critical"))
+    await scratch.advance(10)
+    for receiver in ("all", "pager"):
+        claimed = await take(node, receiver)
+        assert [(item.told.kind, item.told.severity, item.told.event) for item in claimed.items] == [
+            ("stopped", "critical", "firing")
+        ]
+
+
+async def test_a_silence_holds_however_many_alerts_it_covers(
+    node: Node, scratch: databases.Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "_DUE", notifications._DUE.replace(str(notifications.MAX_ROUTED), "2"))
+    await node.store.alerts.silence(silence("slow", 3600))
+    await say(node, *(alert(f"a{number}") for number in range(5)), alert("b", kind="queue"))
+    await scratch.advance(10)
+    assert told(await take(node)) == [("b", "firing")]
+    assert told(await take(node)) == []
+
+
+async def test_what_was_noted_while_nobody_looked_is_not_put_off_again(node: Node, scratch: databases.Scratch) -> None:
+    await node.store.alerts.tell(alert("a"))
+    await scratch.advance(4)
+    await say(node)
+    await scratch.advance(6)
+    assert told(await take(node)) == [("a", "firing")]
+
+
+async def test_an_end_is_told_to_who_may_know_though_the_alert_changed_while_it_was_sent(
+    node: Node, scratch: databases.Scratch
+) -> None:
+    await say(node, alert("a"))
+    await scratch.advance(10)
+    sending = await node.store.notifications.claim("all")
+    await say(node, alert("a", severity="critical"))
+    await node.store.notifications.note(Outcome("all", sending.items, (None,), True, False, 200, None))
+    await say(node, Resolved("a"))
+    assert told(await take(node)) == [("a", "resolved")]
+
+
+async def test_an_alert_that_was_taken_and_is_over_is_told_again_when_it_fires_again(
+    node: Node, scratch: databases.Scratch
+) -> None:
+    await say(node, alert("a"))
+    await scratch.advance(10)
+    first = await take(node)
+    await node.store.alerts.acknowledge("a", by="ann")
+    await say(node)
+    await say(node, Resolved("a"), alert("a"))
+    await scratch.advance(10)
+    again = await take(node)
+    assert told(again) == [("a", "firing")]
+    assert again.items[0].told.by is None
+    assert again.items[0].told.begun_at > first.items[0].told.begun_at

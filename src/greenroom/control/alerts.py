@@ -1,4 +1,4 @@
-"""Alerts of one kind: raised, told again where the reason is another one, and resolved. Used by loops.
+"""Alerts of one kind: raised, told again where reason or severity is another one, and resolved. Used by loops.
 
 What fires is taken up from the store, so that the alerts of the node's life before end when what they tell of is over.
 """
@@ -12,23 +12,25 @@ from greenroom.core.alerts import OF_RULES
 from greenroom.store.alerts import MAX_REASON, Raised, Resolved
 from greenroom.store.store import Store
 
+_Told = tuple[str, str]  # severity and reason
+
 
 class Alerts:
     def __init__(self, store: Store, facts: telemetry.Telemetry, kind: str) -> None:
         self._store, self._facts, self._kind = store, facts, kind
-        self._firing: dict[str, str] | None = None  # reasons, by id; None: the store is to be asked
+        self._firing: dict[str, _Told] | None = None  # by id; None: the store is to be asked
 
     async def firing(self) -> Mapping[str, str]:
         """Return the reasons of those that fire, by their ids."""
-        return await self._load()
+        return {id: reason for id, (_, reason) in (await self._load()).items()}
 
     async def tell(self, alert: Raised) -> None:
-        """Let it fire; nothing, if it does for this reason."""
-        firing, reason = await self._load(), alert.reason[:MAX_REASON]
-        if firing.get(alert.id) == reason:
+        """Let it fire; nothing, if it does for this reason and as this severe."""
+        firing, told = await self._load(), (alert.severity, alert.reason[:MAX_REASON])
+        if firing.get(alert.id) == told:
             return
         await self._write(alert)
-        firing[alert.id] = reason
+        firing[alert.id] = told
         self._facts.emit(telemetry.AlertChanged(alert.id, "firing", alert.severity, alert.reason))
 
     async def resolve(self, id: str) -> None:
@@ -47,10 +49,12 @@ class Alerts:
         for alert in wanted.values():
             await self.tell(alert)
 
-    async def _load(self) -> dict[str, str]:
+    async def _load(self) -> dict[str, _Told]:
         if self._firing is None:
             alerts = [each for each in await self._store.alerts.open() if each.kind == self._kind and each.is_firing]
-            self._firing = {each.id: each.reason for each in alerts if not each.id.startswith(OF_RULES)}
+            self._firing = {
+                each.id: (each.severity, each.reason) for each in alerts if not each.id.startswith(OF_RULES)
+            }
         return self._firing
 
     async def _write(self, alert: Raised | Resolved) -> None:

@@ -121,7 +121,7 @@ class Notifier:
         verdict = notifications.after(
             answer.status,
             attempt=max(item.attempt for item in claimed.items),
-            age_s=(claimed.now_us - min(item.owed_at for item in claimed.items)) / 1e6,
+            age_s=(claimed.now_us - min(item.told.owed_at for item in claimed.items)) / 1e6,
             jitter=self._jitter(),
             retry_after_s=answer.retry_after_s,
         )

@@ -16,7 +16,7 @@ from greenroom import clock as clocks
 from greenroom import errors
 from greenroom.core import history, signals
 from greenroom.core.history import Counts
-from greenroom.core.signals import OF_HISTORY, OF_NODE, Reading, Rule, Signal
+from greenroom.core.signals import OF_HISTORY, Reading, Rule, Signal
 from greenroom.store import database
 from greenroom.store.store import Store
 
@@ -73,7 +73,9 @@ class Readings:
             deaths={window_s: await _known(self._deaths(window_s, now_us)) for window_s in deaths_s},
             queue=await _known(self._queue(now_us)) if is_queue else None,
             replicas=await _known(self._replicas()) if Signal.REPLICAS in wanted else None,
-            gauges={signal: await asyncio.to_thread(self._gauges[signal]) for signal in wanted & OF_NODE},
+            gauges={
+                signal: await asyncio.to_thread(gauge) for signal, gauge in self._gauges.items() if signal in wanted
+            },
         )
 
     async def _history(self, windows_s: set[float], now_us: int) -> signals.Sums:

@@ -53,8 +53,8 @@ class Senders:
     async def _webhook(self, url: str, secret: bytes, told: Sequence[Told]) -> Answer:
         now = self._clock.now()
         body = msgspec.json.encode(messages.webhook(told, now_us=database.microseconds(now), url=self._link))
-        # The same on each try of the same change, so that a receiver can tell what it has had.
-        changes = repr([(each.id, each.event, each.begun_at, each.ended_at, each.by) for each in told])
+        # The same on each try of what is owed, so that a receiver can tell what it has had; a repetition is another.
+        changes = repr([(each.id, each.event, each.begun_at, each.ended_at, each.by, each.owed_at) for each in told])
         id, timestamp_s = f"alert_{hashlib.sha256(changes.encode()).hexdigest()[:32]}", int(now.timestamp())
         headers = _JSON | {
             "webhook-id": id,

@@ -6,12 +6,12 @@ where it knows of the first.
 
 from __future__ import annotations
 
-import fnmatch
 from typing import Literal
 
 import msgspec
 
 from greenroom.core import webhooks
+from greenroom.core.permissions import matches
 from greenroom.core.webhooks import GivenUp, Retry, Taken
 
 Event = Literal["firing", "acknowledged", "resolved"]
@@ -36,6 +36,7 @@ class Told(msgspec.Struct, frozen=True):
     begun_at: int
     ended_at: int | None = None
     by: str | None = None  # who looks after it
+    owed_at: int = 0  # since when it is to be told: the same for each try
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -58,7 +59,7 @@ class Route(msgspec.Struct, frozen=True):
         return (
             (not self.severities or severity in self.severities)
             and (not self.kinds or kind in self.kinds)
-            and (not self.agents or (agent is not None and any(fnmatch.fnmatchcase(agent, one) for one in self.agents)))
+            and (not self.agents or (agent is not None and any(matches(one, agent) for one in self.agents)))
         )
 
     def wants_event(self, event: str) -> bool:

@@ -31,10 +31,11 @@ class Signal(enum.StrEnum):
     REPLICAS = "replicas"  # that are ready now
     CERTIFICATE_DAYS = "certificate_days"  # until it expires
     DISK_FREE_PCT = "disk_free_pct"  # of the file system that the data directory is on
+    DISK_FREE_MB = "disk_free_mb"  # of it, too
     BACKUP_OVERDUE_S = "backup_overdue_s"  # beyond backups.every_s
 
 
-OF_NODE = frozenset({Signal.CERTIFICATE_DAYS, Signal.DISK_FREE_PCT, Signal.BACKUP_OVERDUE_S})
+OF_NODE = frozenset({Signal.CERTIFICATE_DAYS, Signal.DISK_FREE_PCT, Signal.DISK_FREE_MB, Signal.BACKUP_OVERDUE_S})
 """Those of no agent."""
 OF_HISTORY = frozenset(
     {
@@ -105,6 +106,7 @@ WORDS: Mapping[Signal, str] = {
     Signal.REPLICAS: "the number of ready replicas",
     Signal.CERTIFICATE_DAYS: "the number of days until the certificate expires",
     Signal.DISK_FREE_PCT: "the percentage of the data directory's disk that is free",
+    Signal.DISK_FREE_MB: "what is free of the data directory's disk in MB",
     Signal.BACKUP_OVERDUE_S: "the time in seconds for which a backup is overdue",
 }
 

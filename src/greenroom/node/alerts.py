@@ -13,6 +13,7 @@ from greenroom.control.monitor import Monitor
 from greenroom.control.readings import Gauge
 from greenroom.core.signals import Rule, Signal
 from greenroom.node import tls
+from greenroom.node.health import disk_free_mb
 from greenroom.sdk import models
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def monitor(node: Node) -> Monitor:
     gauges: dict[Signal, Gauge] = {
         Signal.CERTIFICATE_DAYS: lambda: certificate_days(node.certificate, clock.now()),
         Signal.DISK_FREE_PCT: lambda: disk_free_pct(node.options.data_dir),
+        Signal.DISK_FREE_MB: lambda: disk_free_mb(node.options.data_dir),
         Signal.BACKUP_OVERDUE_S: lambda: overdue_s(
             node.backups.state(), up_s=(clock.now() - started_at).total_seconds()
         ),

@@ -50,7 +50,7 @@ class NodeHealth:
 
     async def step(self) -> float:
         """Look how much room the disk has."""
-        self._disk_free_mb = await asyncio.to_thread(_free_mb, self._data_dir)
+        self._disk_free_mb = await asyncio.to_thread(disk_free_mb, self._data_dir)
         return LOOK_EVERY_S
 
     def finding(self, agent: str) -> health.Finding:
@@ -81,8 +81,9 @@ class NodeHealth:
         self._troubles.pop(fact.where, None)
 
 
-def _free_mb(folder: Path) -> float | None:
+def disk_free_mb(folder: Path) -> float | None:
+    """Return what is free for who is not root; None where the file system does not say."""
     try:
         return shutil.disk_usage(folder).free / 2**20
     except OSError:
-        return None  # whoever needs the folder says so
+        return None

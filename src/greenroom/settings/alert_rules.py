@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from greenroom.core.grades import DISK_UNHEALTHY_MB
 from greenroom.core.signals import OF_NODE, OVER_WINDOW, WITH_VOLUME, Signal
 from greenroom.settings.checking import Checker
 from greenroom.settings.problems import KeyPath
@@ -24,7 +25,9 @@ BUILT_IN: Mapping[str, AlertRule] = {
     "restarts": AlertRule(signal=Signal.RESTARTS, above=5.0, window_s=3600.0, for_s=0.0),
     # Half of what automatic renewal leaves: those of 90 days are renewed when they have 30 left.
     "certificate_expiry": AlertRule(signal=Signal.CERTIFICATE_DAYS, below=14.0, for_s=0.0),
-    "disk_free": AlertRule(signal=Signal.DISK_FREE_PCT, below=10.0, severity="critical"),
+    "disk_free": AlertRule(signal=Signal.DISK_FREE_PCT, below=10.0),
+    # From where on the node is unhealthy, however large its disk is.
+    "disk_full": AlertRule(signal=Signal.DISK_FREE_MB, below=DISK_UNHEALTHY_MB, severity="critical"),
     "backup_age": AlertRule(signal=Signal.BACKUP_OVERDUE_S, above=3600.0, for_s=0.0),
 }
 _DEFAULT = AlertRule(signal=Signal.QUEUED)

@@ -407,8 +407,8 @@ class Receiver(msgspec.Struct, frozen=True, kw_only=True):
     """The variable that holds the URL, where it is a secret."""
     secret_env: VariableName | None = None
     """The variable that holds what webhooks are signed with (``whsec_…``)."""
-    severities: Annotated[tuple[Word, ...], Meta(max_length=20)] = ()
-    """Only these, for example ``critical``."""
+    severities: Annotated[tuple[Severity, ...], Meta(max_length=2)] = ()
+    """Only these."""
     kinds: Annotated[tuple[Word, ...], Meta(max_length=100)] = ()
     """Only these."""
     agents: AgentPatterns = ()

@@ -150,6 +150,8 @@ async def note(tx: Transaction, change: Change) -> Alert | None:
     await _write(tx, change)
     after = await _find(tx, change.id)
     if before is not None and after is not None and before.state == after.state:
+        if after.is_firing and (before.kind, before.severity) != (after.kind, after.severity):
+            await notifications.record(tx, after.id, "firing")  # others may want to know of what it is now
         return None
     is_known = before is not None and before.is_firing
     if after is not None and (event := _EVENTS.get(after.state)) and (is_known or event == "firing"):
@@ -184,8 +186,15 @@ async def tell(tx: Transaction, news: News, items: Sequence[Raised | Pending | R
     return [None] * len(items)
 
 
-async def acknowledge(tx: Transaction, news: News, items: Sequence[Acknowledgement]) -> list[bool]:
-    return [await note(tx, item) is not None for item in items]
+async def acknowledge(tx: Transaction, news: News, items: Sequence[Acknowledgement]) -> list[str | None]:
+    """Answer in which states they were before; None: there is no such alert."""
+    return [await _acknowledge(tx, item) for item in items]
+
+
+async def _acknowledge(tx: Transaction, item: Acknowledgement) -> str | None:
+    before = await _find(tx, item.id)
+    await note(tx, item)
+    return None if before is None else before.state
 
 
 async def silence(tx: Transaction, news: News, items: Sequence[NewSilence]) -> list[Silence | errors.Conflict]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from greenroom.core import addresses
-from greenroom.core.alerts import Silence
+from greenroom.core.alerts import Silence, State
 from greenroom.core.scaling import Rule
 from greenroom.core.tasks import TERMINAL
 from greenroom.security import audit as chain
@@ -137,8 +137,12 @@ def _rotate_encryption(item: vault.Rotation, keys: int) -> Act:
     return Act("encryption.rotate", "store", detail={"data_keys": keys})
 
 
-def _acknowledge(item: alerts.Acknowledgement, is_done: bool) -> Act:
-    return Act("alert.acknowledge", f"alert:{item.id}", _outcome(is_done))
+def _acknowledge(item: alerts.Acknowledgement, before: str | None) -> Act | None:
+    """Who takes what somebody has taken changes nothing, and is refused nothing."""
+    if before == State.ACKNOWLEDGED:
+        return None
+    detail = NO_SUCH if before is None else {"was": before}
+    return Act("alert.acknowledge", f"alert:{item.id}", _outcome(before == State.FIRING), detail)
 
 
 def _silence(item: alerts.NewSilence, result: Silence | Exception) -> Act:

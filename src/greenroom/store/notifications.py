@@ -26,7 +26,7 @@ MAX_ROUTED = 500  # of one commit
 
 
 class Routing(msgspec.Struct, frozen=True):
-    """Give what is new to those of *routes* that want it, at the earliest after *wait_us*."""
+    """Give what is new to those of *routes* that want it; what fires is due *wait_us* after it began to."""
 
     routes: tuple[Route, ...]
     wait_us: int
@@ -42,15 +42,13 @@ class Item(msgspec.Struct, frozen=True):
     told: Told
     turn: int
     attempt: int
-    owed_at: int
 
 
 class Claimed(msgspec.Struct, frozen=True):
-    """One group of alerts that may be told now; and in how many microseconds there is more, None: not known of."""
+    """One group of alerts that may be told now."""
 
     items: tuple[Item, ...]
     now_us: int
-    next_us: int | None
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -67,13 +65,14 @@ class Outcome(msgspec.Struct, frozen=True):
     error: str | None
 
 
-class _Labels(msgspec.Struct, frozen=True):
-    """What a silence may be of."""
+class _Candidate(msgspec.Struct, frozen=True):
+    """What is due, with what a silence may be of."""
 
     id: str
     kind: str
     agent: str | None
     severity: str
+    event: str
 
 
 class Keep(msgspec.Struct, frozen=True):
@@ -101,40 +100,30 @@ on conflict (receiver, alert) do update set event = :event, owed_at = :now, due_
 _NEW = f"""
 delete from notification where receiver = '' and alert in (
     select alert from notification where receiver = '' order by owed_at, alert limit {MAX_ROUTED})
-returning alert, event"""
+returning alert, event, owed_at"""
 _ALERT = "select kind, agent, severity from alert where id = :alert"
+# A try that has begun may have arrived.
 _OWE = """
 insert into notification (receiver, alert, event, owed_at, due_at) values (:receiver, :alert, :event, :now, :due_at)
 on conflict (receiver, alert) do update set event = :event, turn = notification.turn + 1, attempts = 0, owed_at = :now,
-    due_at = :due_at"""
-# A try that has begun may have arrived.
+    due_at = :due_at, told_at = coalesce(notification.told_at, case when notification.attempts > 0 then :now end)"""
 _KNOWS = """
 select 1 from notification where receiver = :receiver and alert = :alert and (told_at is not null or attempts > 0)"""
 _QUIET = "update notification set due_at = null where receiver = :receiver and alert = :alert and told_at is not null"
 _DROP = "delete from notification where receiver = :receiver and alert = :alert"
 
-_FIRST = """
-select alert.kind, alert.agent from notification join alert on alert.id = notification.alert
-where receiver = :receiver and due_at <= :now order by due_at, notification.alert limit 1"""
 _DUE = f"""
-select alert.id, kind, agent, severity from notification join alert on alert.id = notification.alert
-where receiver = :receiver and due_at <= :now and event <> 'resolved'
-order by due_at, notification.alert limit {MAX_ROUTED}"""
+select alert.id, kind, agent, severity, event from notification join alert on alert.id = notification.alert
+where receiver = :receiver and due_at <= :now order by due_at, notification.alert limit {MAX_ROUTED}"""
 _SILENCES = f"select {', '.join(Silence.__struct_fields__)} from silence where until_at > :now"
 _PUT_OFF = "update notification set due_at = :due_at where receiver = :receiver and alert = :alert and due_at <= :now"
-# The due time is asked for twice: on PostgreSQL another node may have claimed the row while this one waited for it.
-_CLAIM = f"""
+# The due time is asked for again: on PostgreSQL another node may have claimed the row since.
+_CLAIM = """
 update notification set turn = turn + 1, attempts = attempts + 1, due_at = :until
-where receiver = :receiver and alert in (
-    select notification.alert from notification join alert on alert.id = notification.alert
-    where receiver = :receiver and kind = :kind and coalesce(agent, '') = :agent and due_at <= :now
-    order by due_at, notification.alert limit {notifications.MAX_GROUP})
-    and due_at <= :now
-returning alert, event, turn, attempts, owed_at"""
-_SAYS = """
-select id, kind, agent, severity, reason, first_at, resolved_at, acknowledged_by from alert where id = :alert"""
+where receiver = :receiver and alert = :alert and due_at <= :now
+returning event, turn, attempts, owed_at"""
+_SAYS = "select reason, first_at, resolved_at, acknowledged_by from alert where id = :alert"
 _ORPHANS = "delete from notification where alert not in (select id from alert)"
-_NEXT = "select min(due_at) from notification where receiver = :receiver"
 _FENCE = "where receiver = :receiver and alert = :alert and turn = :turn"
 _AGAIN = f"""
 update notification set due_at = :due_at, attempts = case when :is_over = 1 then 0 else attempts end,
@@ -174,21 +163,22 @@ async def route(tx: Transaction, news: News, items: Sequence[Routing]) -> list[i
 
 async def _route(tx: Transaction, item: Routing) -> int:
     changes = await tx.fetch(_NEW, {})
-    for alert, event in changes:
+    for alert, event, changed_at in changes:
+        # From then on: a node that looks late is not to wait once more.
+        due_at = max(tx.now_us, changed_at + item.wait_us) if event == "firing" else tx.now_us
         for row in await tx.fetch(_ALERT, {"alert": alert}):
             for route in item.routes:
-                await _owe(tx, route, alert, event, row=row, wait_us=item.wait_us)
+                await _owe(tx, route, alert, event, row=row, due_at=due_at)
     return len(changes)
 
 
-async def _owe(tx: Transaction, route: Route, alert: str, event: Event, *, row: database.Row, wait_us: int) -> None:
+async def _owe(tx: Transaction, route: Route, alert: str, event: Event, *, row: database.Row, due_at: int) -> None:
     """Note what *route* is to be told of *alert*: of its end and of who took it only where it knows that it fires."""
     key = {"receiver": route.name, "alert": alert}
     if event == "firing":
         kind, agent, severity = row
         is_owed = route.wants(kind=kind, agent=agent, severity=severity)
     else:
-        wait_us = 0
         known = await tx.fetch(_KNOWS, key)
         is_owed = bool(known) and route.wants_event(event)
         if event == "resolved" and not known:
@@ -196,8 +186,7 @@ async def _owe(tx: Transaction, route: Route, alert: str, event: Event, *, row: 
         elif event == "acknowledged" and not is_owed and not route.is_resent:
             await tx.execute_many(_QUIET, [key])
     if is_owed:
-        times = {"event": event, "now": tx.now_us, "due_at": tx.now_us + wait_us}
-        await tx.execute_many(_OWE, [key | times])
+        await tx.execute_many(_OWE, [key | {"event": event, "now": tx.now_us, "due_at": due_at}])
 
 
 async def claim(tx: Transaction, news: News, items: Sequence[Due]) -> list[Claimed]:
@@ -205,37 +194,40 @@ async def claim(tx: Transaction, news: News, items: Sequence[Due]) -> list[Claim
 
 
 async def _claim(tx: Transaction, receiver: str) -> Claimed:
-    whose = {"receiver": receiver}
-    await _put_off_silenced(tx, receiver)
-    first = await tx.fetch(_FIRST, whose | {"now": tx.now_us})
+    due = await _due(tx, receiver)
+    group = [each for each in due if (each.kind, each.agent) == (due[0].kind, due[0].agent)]
     claimed = []
-    if first:
-        kind, agent = first[0]
-        group = {"kind": kind, "agent": agent or "", "now": tx.now_us, "until": tx.now_us + LEASE_US}
-        for alert, event, turn, attempt, owed_at in await tx.fetch(_CLAIM, whose | group):
-            ((id, kind, agent, severity, reason, begun_at, ended_at, by),) = await tx.fetch(_SAYS, {"alert": alert})
-            told = Told(id, kind, agent, severity, reason, event, begun_at, None, by)
-            if event == "resolved":
-                told = msgspec.structs.replace(told, ended_at=ended_at or tx.now_us)
-            claimed.append(Item(told, turn, attempt, owed_at))
-    ((next_at,),) = await tx.fetch(_NEXT, whose)
-    return Claimed(tuple(claimed), tx.now_us, None if next_at is None else max(0, next_at - tx.now_us))
+    for each in group[: notifications.MAX_GROUP]:
+        whose = {"receiver": receiver, "alert": each.id, "now": tx.now_us, "until": tx.now_us + LEASE_US}
+        for event, turn, attempt, owed_at in await tx.fetch(_CLAIM, whose):
+            ((reason, begun_at, ended_at, by),) = await tx.fetch(_SAYS, {"alert": each.id})
+            ended_at = (ended_at or tx.now_us) if event == "resolved" else None
+            told = Told(each.id, each.kind, each.agent, each.severity, reason, event, begun_at, ended_at, by, owed_at)
+            claimed.append(Item(told, turn, attempt))
+    return Claimed(tuple(claimed), tx.now_us)
 
 
-async def _put_off_silenced(tx: Transaction, receiver: str) -> None:
-    """Let what is due wait while there is a silence of it. Who knows that an alert fires is told of its end all the
-    same: what people have opened for it is to be closed.
+async def _due(tx: Transaction, receiver: str) -> list[_Candidate]:
+    """Return what *receiver* may be told now, and let wait what is silenced. Who knows that an alert fires is told of
+    its end all the same: what people have opened for it is to be closed.
     """
-    silences = [Silence(*row) for row in await tx.fetch(_SILENCES, {"now": tx.now_us})]
-    if not silences:
-        return
     whose = {"receiver": receiver, "now": tx.now_us}
-    for row in await tx.fetch(_DUE, whose):
-        alert = _Labels(*row)
-        ends = [silence.until_at for silence in silences if silence.covers(alert, now_us=tx.now_us)]
-        if ends:
-            due_at = min(max(ends), tx.now_us + HOLD_US)
-            await tx.execute_many(_PUT_OFF, [whose | {"alert": alert.id, "due_at": due_at}])
+    silences = [Silence(*row) for row in await tx.fetch(_SILENCES, {"now": tx.now_us})]
+    while due := [_Candidate(*row) for row in await tx.fetch(_DUE, whose)]:
+        until = {each.id: _silenced_until(each, silences, now_us=tx.now_us) for each in due}
+        waiting = [{"alert": id, "due_at": until_at} for id, until_at in until.items() if until_at is not None]
+        await tx.execute_many(_PUT_OFF, [whose | each for each in waiting])
+        if told := [each for each in due if until[each.id] is None]:
+            return told
+    return []
+
+
+def _silenced_until(due: _Candidate, silences: Sequence[Silence], *, now_us: int) -> int | None:
+    """Return when it is asked again whether *due* may be told; None: it may."""
+    if due.event == "resolved":
+        return None
+    ends = [silence.until_at for silence in silences if silence.covers(due, now_us=now_us)]
+    return min(max(ends), now_us + HOLD_US) if ends else None
 
 
 async def note(tx: Transaction, news: News, items: Sequence[Outcome]) -> list[None]:
