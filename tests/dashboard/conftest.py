@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,9 @@ from browsers import Site, begun_canary
 from greenroom.node import serving
 from greenroom.store.alerts import Raised
 from greenroom.store.recovery import NewFailure, Noted
+from receivers import receiving
 
+REFUSING_PORT = 9
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>\x1b[31m"
 AGENTS = {
     "echo": nodes.agent("echo", concurrency=8, description=f"Repeats what it is told {HOSTILE[:-5]}"),
@@ -32,7 +35,9 @@ AGENTS = {
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if Path(__file__).parent in item.path.parents and "site" in getattr(item, "fixturenames", ()):
+        if Path(__file__).parent in item.path.parents and {"site", "canary_site"} & {
+            *getattr(item, "fixturenames", ())
+        }:
             item.add_marker(pytest.mark.slow)
 
 
@@ -46,11 +51,29 @@ async def browser() -> AsyncIterator[Browser]:
         await made.close()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def site(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     """A node with some of everything that pages show."""
+    async with receiving() as receiver, _opened(browser, tmp_path_factory, receiver.port) as found:
+        yield found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def canary_site(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    """Another one: what is done to its canary cannot be undone."""
+    async with _opened(browser, tmp_path_factory) as found:
+        yield found
+
+
+@contextlib.asynccontextmanager
+async def _opened(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory, receiver_port: int = REFUSING_PORT
+) -> AsyncIterator[Site]:
     folder = tmp_path_factory.mktemp("dashboard")
-    async with nodes.opened(folder / "data", AGENTS) as api, serving.listening(api.running) as url:
+    ports = {"pager": receiver_port, "gone": REFUSING_PORT}
+    told = {name: {"type": "alertmanager", "url": f"http://127.0.0.1:{port}"} for name, port in ports.items()}
+    given = {"cluster": {"alert_delivery": True}, "alerts": {"receivers": told, "group_wait_s": 3600}}
+    async with nodes.opened(folder / "data", AGENTS, **given) as api, serving.listening(api.running) as url:
         for number in range(4):
             await api.run("echo", number)
         await api.run("failing", HOSTILE)
@@ -58,18 +81,25 @@ async def site(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> As
         failure = NewFailure("failing-9-dead", "failing", 1, "node", "exited", HOSTILE, "restart")
         alert = Raised("dashboard", "recurring", "failing", "warning", HOSTILE)
         await recovery.note(Noted("failing", None, failures=(failure,), alert=alert))
-        await begun_canary(api)
+        canary = await begun_canary(api)
         await api.call("PATCH", "/v1/agents/echo/scale", {"replicas": 1})
         for word in "ab":
             await api.run("chained", [word, None], session="mine")
         parent = await api.run("parallel", [HOSTILE, 1], metadata={"note": HOSTILE})
         found = Site(api, url, browser)
-        found.pages |= {"/tasks/{id}": f"/tasks/{parent['id']}", "/sessions/{id}": "/sessions/mine?agent=chained"}
+        found.pages |= {
+            "/tasks/{id}": f"/tasks/{parent['id']}",
+            "/sessions/{id}": "/sessions/mine?agent=chained",
+            "/rollouts/{id}": f"/rollouts/{canary}",
+        }
         yield found
 
 
 @pytest.fixture(scope="session")
-def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(os.environ.get("GREENROOM_TEST_SHOTS") or tmp_path_factory.mktemp("shots"))
+def shots() -> Path | None:
+    """Where pictures are wanted, which nobody looks at otherwise."""
+    if not (name := os.environ.get("GREENROOM_TEST_SHOTS")):
+        return None
+    folder = Path(name)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -55,6 +55,18 @@ async def test_an_alert_is_taken_on_its_page(site: Site) -> None:
         await expect(page.locator("#silences")).to_contain_text("None")
 
 
+async def test_a_receiver_is_tested_on_the_page_of_alerts(site: Site) -> None:
+    async with site.page("/alerts") as page:
+        receivers = page.locator("#receivers")
+        await receivers.get_by_role("button", name="Test pager").click()
+        await expect(page.locator(".flash.ok")).to_contain_text("pager has taken the test alert")
+        await receivers.get_by_role("button", name="Test gone").click()
+        await expect(page.locator(".flash.error")).to_contain_text("gone has not taken the test alert: ")
+    async with site.page("/alerts", role="viewer") as page:
+        await expect(page.locator("#open")).to_be_visible()
+        await expect(page.locator("#receivers")).to_have_count(0)
+
+
 async def test_the_audit_log_is_filtered_by_its_form(site: Site) -> None:
     async with site.page("/audit") as page:
         await page.get_by_label("Act").fill("key.*")

@@ -115,39 +115,39 @@ async def _press(page: Page, name: str) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="session")
-async def test_a_canary_moves_without_a_reload_is_promoted_and_rolled_back_from_the_page(site: Site) -> None:
-    async with site.page("/rollouts") as page:
+async def test_a_canary_moves_without_a_reload_is_promoted_and_rolled_back_from_the_page(canary_site: Site) -> None:
+    async with canary_site.page("/rollouts") as page:
         card = page.locator(".card")
         await expect(card.locator("[aria-current=step]")).to_contain_text("25 %")
         await card.evaluate("each => { each.isTheSame = true; }")
         for _ in range(4):
-            await site.api.run("echo", "hello")
-        open_one = (await site.api.get("/v1/agents/echo"))["rollout"]["id"]
-        assert (await site.api.call("POST", f"/v1/rollouts/{open_one}/promote")).status_code == 200
+            await canary_site.api.run("echo", "hello")
+        open_one = (await canary_site.api.get("/v1/agents/echo"))["rollout"]["id"]
+        assert (await canary_site.api.call("POST", f"/v1/rollouts/{open_one}/promote")).status_code == 200
         await expect(card.locator("[aria-current=step]")).to_contain_text("50 %", timeout=10_000)
         assert await card.evaluate("each => each.isTheSame")
         await expect(card.locator(".traffic")).to_contain_text("50 %", timeout=10_000)
         await page.locator(".card summary", has_text="Promote").click()  # a question about stage 2, which is left now
-        assert (await site.api.call("POST", f"/v1/rollouts/{open_one}/promote")).status_code == 200
+        assert (await canary_site.api.call("POST", f"/v1/rollouts/{open_one}/promote")).status_code == 200
         await expect(card.locator("[aria-current=step]")).to_contain_text("100 %", timeout=10_000)
         await page.locator("#confirm-yes").click()
         await expect(page.get_by_role("dialog")).to_be_hidden()
         await expect(page.locator(".flash")).to_have_count(0)
-        assert (await site.api.get(f"/v1/rollouts/{open_one}"))["stage"] == 3
+        assert (await canary_site.api.get(f"/v1/rollouts/{open_one}"))["stage"] == 3
         await expect(card.locator("summary", has_text="Promote")).to_be_visible(timeout=10_000)
         await _press(page, "Promote")
         await expect(page.locator(".flash.ok")).to_contain_text("was promoted")
         await expect(page.locator("#open .empty")).to_be_visible(timeout=10_000)
-        assert (await site.api.get("/v1/agents/echo"))["revision"] == 2
+        assert (await canary_site.api.get("/v1/agents/echo"))["revision"] == 2
         await _press(page, "Roll back to 1")
         await expect(page.locator(".flash.ok")).to_contain_text("goes back to revision 1")
-        assert (await site.api.get("/v1/agents/echo"))["revision"] == 1
+        assert (await canary_site.api.get("/v1/agents/echo"))["revision"] == 1
 
 
 @pytest.mark.asyncio(loop_scope="session")
-async def test_a_canary_is_paused_resumed_and_aborted_from_its_page(site: Site) -> None:
-    id = await begun_canary(site.api, timeout_s=51)
-    async with site.page(f"/rollouts/{id}") as page:
+async def test_a_canary_is_paused_resumed_and_aborted_from_its_page(canary_site: Site) -> None:
+    id = await begun_canary(canary_site.api, timeout_s=51)
+    async with canary_site.page(f"/rollouts/{id}") as page:
         await _press(page, "Pause")
         await expect(page.locator(".waits")).to_contain_text("A person has paused it")
         await page.get_by_role("button", name="Resume").click()
@@ -156,12 +156,12 @@ async def test_a_canary_is_paused_resumed_and_aborted_from_its_page(site: Site) 
         await expect(page.locator("#state .sentence")).to_contain_text("aborted")
         states = await page.locator("#story tbody .badge").all_inner_texts()
         assert states == ["progressing", "progressing", "paused", "progressing", "aborted"]
-        assert (await site.api.get("/v1/agents/echo"))["revision"] == 1
+        assert (await canary_site.api.get("/v1/agents/echo"))["revision"] == 1
 
 
 @pytest.mark.asyncio(loop_scope="session")
-async def test_a_number_that_is_set_on_the_page_is_a_decision_that_says_so(site: Site) -> None:
-    async with site.page("/scaling/gated") as page:
+async def test_a_number_that_is_set_on_the_page_is_a_decision_that_says_so(canary_site: Site) -> None:
+    async with canary_site.page("/scaling/gated") as page:
         await page.get_by_role("spinbutton", name="Replicas").fill("2")
         await page.get_by_role("button", name="Scale").click()
         await expect(page.locator(".flash.ok")).to_contain_text("is to have 2 replicas")

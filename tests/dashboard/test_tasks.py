@@ -9,7 +9,11 @@ import pytest
 from playwright.async_api import expect
 
 from browsers import Site
+from greenroom.engine import said
+from greenroom.store.logs import Line
 from greenroom.store.rows import Event
+
+HOSTILE = "<img src=x onerror=alert(1)>"
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -39,6 +43,34 @@ async def test_hostile_text_is_inert_on_the_page_of_a_task(site: Site) -> None:
         for part in ("Input", "Output", "Metadata"):
             await expect(page.locator(f"pre[aria-label={part}]")).to_contain_text("<img src=x")
         assert await page.locator("main img, main script").count() == 0
+
+
+async def test_what_a_task_has_said_is_on_its_page_and_on_its_agents_page(site: Site) -> None:
+    id = site.pages["/tasks/{id}"].rpartition("/")[2]
+    line = Line(
+        at=1,
+        tenant="default",
+        agent="parallel",
+        task=id,
+        of_task=True,
+        level=said.LEVELS["warning"],
+        source="stderr",
+        text=HOSTILE,
+    )
+    async with site.page(f"/tasks/{id}") as page:
+        await site.api.running.store.logs.put([line])
+        await expect(page.locator("#logs li").last).to_contain_text(HOSTILE, timeout=10_000)
+        await expect(page.locator("#logs b").last).to_have_text("warning")
+        await page.locator("#state a").first.click()
+        await expect(page.locator("#logs li", has_text=HOSTILE).locator("a")).to_have_attribute("href", f"/tasks/{id}")
+        assert await page.locator("main img").count() == 0
+        for name, heading in (
+            ("Its scaling", "Scaling of parallel"),
+            ("Its agent", "parallel"),
+            ("Its tasks", "Tasks"),
+        ):
+            await page.get_by_role("link", name=name, exact=True).click()
+            await expect(page.locator("h1")).to_have_text(heading)
 
 
 async def test_a_task_is_submitted_and_its_page_follows(site: Site) -> None:

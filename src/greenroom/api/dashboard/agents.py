@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from greenroom import errors
-from greenroom.api import agents, health, recovery, scaling
+from greenroom.api import agents, health, logs, recovery, scaling
 from greenroom.api.dashboard import series
 from greenroom.api.dashboard.forms import Act, Fields, with_body
-from greenroom.api.dashboard.frame import Page
+from greenroom.api.dashboard.frame import Page, asking
 from greenroom.api.request import Call
 from greenroom.core.permissions import Action
 
-FAILURES = 10  # that are shown
+FAILURES, LINES = 10, 50  # that are shown
 
 
 async def show_all(call: Call) -> Page:
@@ -25,15 +25,18 @@ async def show(call: Call) -> Page:
     """Show an agent."""
     agent = (await agents.show_agent(call)).document
     name = agent["name"]
-    replicas, failures, hour, objectives = [], [], None, ()
+    replicas, failures, lines, hour, objectives = [], [], [], None, ()
     if call.principal.rights.on_agent(Action.AGENT_OBSERVE, name):
         rows = (await agents.list_replicas(call)).document["items"]
         replicas = [replica for replica in rows if replica["agent"] == name]
         failures = (await recovery.failures_of(call, name, limit=FAILURES)).document["items"]
         hour = (await series.read(call, [name]))[name]
+        if call.principal.rights.on_agent(Action.TASK_READ, name):
+            lines = (await logs.list_lines(asking(call, agent=name, limit=LINES))).document["items"][::-1]
         slo = (await health.show(call)).document.slo
         objectives = () if slo is None else slo.objectives
     context = {"agent": agent, "replicas": replicas, "failures": failures, "hour": hour, "objectives": objectives}
+    context["lines"] = lines
     return Page("agent.html", context, title=name)
 
 

@@ -1,6 +1,6 @@
 """The geometry of a small chart of one series, drawn as SVG by `templates/macros.html`. Pure.
 
-What was not measured is a gap, never a zero.
+What was not measured is a gap, never a zero; what has gaps on both sides is a dash as wide as its step.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ def chart(values: Values, *, width: int = 240, height: int = 48) -> Chart:
 
     >>> drawn = chart([0, 1, None, 2], width=30, height=10)
     >>> drawn.line
-    'M0 9L10 5M30 1h0.01'
+    'M0 9L10 5M30 1h-10'
     >>> drawn.most, drawn.latest
     (2, 2)
     """
     known = [value for value in values if value is not None]
     most = max(known, default=0)
     runs = list(_runs(values, width=width, height=height, most=most))
-    line = "".join(_path(run) + ("h0.01" if len(run) == 1 else "") for run in runs)
+    dash = width / max(1, len(values) - 1)
+    line = "".join(
+        _path(run) + (f"h{dash if run[0][0] < dash else -dash:.3g}" if len(run) == 1 else "") for run in runs
+    )
     area = "".join(f"{_path(run)}L{run[-1][0]:g} {height}L{run[0][0]:g} {height}Z" for run in runs if len(run) > 1)
     return Chart(width, height, line, area, most, known[-1] if known else None)
 

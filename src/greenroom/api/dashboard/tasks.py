@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from greenroom import errors, strict_json
-from greenroom.api import agents, tasks
+from greenroom.api import agents, logs, tasks
 from greenroom.api.dashboard.forms import Act, Done, Fields, with_body
 from greenroom.api.dashboard.frame import Page, asking
 from greenroom.api.dashboard.payloads import preview, shown
@@ -20,6 +20,7 @@ from greenroom.core.tasks import State
 PER_PAGE = 50
 MAX_EVENTS = 200  # that are there when the page is loaded; the script keeps a few more of those that come
 MAX_CHILDREN = 50
+MAX_LINES = 50
 
 _FILTERS = ("agent", "state", "session", "id")
 
@@ -99,6 +100,7 @@ async def show(call: Call) -> Page:
         "events": events,
         "first_event": events[0]["seq"] if events else 1,
         "last_event": events[-1]["seq"] if events else 0,
+        "lines": (await logs.list_lines(asking(call, task=id, limit=MAX_LINES))).document["items"][::-1],
         "timeline": timeline(task, children, call.services.clock.now()),
         "preview": preview,
     }

@@ -234,6 +234,7 @@ function onKey(event) {
 }
 
 document.addEventListener("DOMContentLoaded", () => {
+  document.querySelector(".side [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
   const theme = byId("theme");
   const name = () => { theme.textContent = `Theme: ${root.dataset.theme || "system"}`; };
   theme.addEventListener("click", () => {
