@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from greenroom import errors, strict_json, telemetry
+from greenroom import errors, settings, strict_json, telemetry
 from greenroom.api import access, problems, schemas, views
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core import caching, routing, tasks
@@ -274,7 +274,9 @@ async def _document(call: Call, row: Task) -> dict[str, Any]:
     if not call.principal.rights.on_agent(Action.TASK_READ, row.agent):
         # Who may only submit is told how it stands, of what they have sent, but not what came of it.
         row = msgspec.structs.replace(row, output=None, error=None, routing=None)
-    return views.task(row, await call.store.tasks.state_events(row) if row.was_requeued else ())
+    moves = await call.store.tasks.state_events(row) if row.was_requeued else ()
+    entry = call.store.directory.entries.get(row.agent)
+    return views.task(row, moves, prices=None if entry is None else settings.prices(entry.spec))
 
 
 async def _wait(call: Call, id: str, wait_s: float) -> Answer:

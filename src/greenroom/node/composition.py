@@ -129,7 +129,9 @@ class Node:
         self.breakers = Breakers(self.store, clock, self.facts)
         self.outliers = Outliers(self.store.board, clock, self.facts, eject=self.host.restart)
         self.autoscaler = Autoscaler(self.store, clock, self.facts, options.settings.cluster, use=self.resources.use)
-        self.history = History(self.store, clock, self.facts, options.settings.history, node=self.id)
+        self.history = History(
+            self.store, clock, self.facts, options.settings.history, node=self.id, spent=self.metrics.spent
+        )
         self.health = NodeHealth(
             self.store,
             clock,

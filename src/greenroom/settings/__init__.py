@@ -9,7 +9,7 @@ from greenroom.settings.addresses import is_loopback
 from greenroom.settings.environments import DESIGNS, Design
 from greenroom.settings.loading import load, parse_agent, rollout_for_once
 from greenroom.settings.objectives import longer_than_kept
-from greenroom.settings.policies import health_bounds, scaling_policy, slo_policy
+from greenroom.settings.policies import health_bounds, prices, scaling_policy, slo_policy
 from greenroom.settings.policy_file import read_roles
 from greenroom.settings.problems import Problem, SettingsInvalid
 from greenroom.settings.revisions import changes, revision_part, with_revision_part, with_strategy
@@ -21,6 +21,7 @@ from greenroom.settings.schema import (
     Breaker,
     Cache,
     Cluster,
+    Cost,
     Environment,
     Example,
     Health,
@@ -51,6 +52,7 @@ __all__ = [
     "Cache",
     "Change",
     "Cluster",
+    "Cost",
     "Design",
     "Environment",
     "Example",
@@ -77,6 +79,7 @@ __all__ = [
     "longer_than_kept",
     "masked",
     "parse_agent",
+    "prices",
     "read_roles",
     "revision_part",
     "rollout_for_once",

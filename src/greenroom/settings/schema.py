@@ -474,6 +474,18 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True):
     """No alert is made of fewer."""
 
 
+Dollars = Annotated[float, Meta(ge=0, le=1_000_000, title="a number of dollars")]
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent's tasks cost, for who pays for the models. Without a price it is unknown, which is not 0."""
+
+    input_usd_per_million_tokens: Dollars | None = None
+    output_usd_per_million_tokens: Dollars | None = None
+    usd_per_task: Dollars | None = None
+    """Of each task that an attempt has ended, whatever its tokens cost."""
+
+
 class Example(msgspec.Struct, frozen=True, kw_only=True):
     """A recorded task that a new revision has to succeed with before it gets traffic, and what is expected of its
     output (`core.examples`). What is absent is not looked at; without any of them it has to succeed, no more.
@@ -553,6 +565,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     recycling: Recycling = Recycling()
     health: Health = Health()
     slo: Slo = Slo()
+    cost: Cost = Cost()
     rollout: Rollout = Rollout()
 
 

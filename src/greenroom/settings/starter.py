@@ -107,6 +107,10 @@ examples = ["Say hello to Ada"]
 # latency_pct = 95                       # so many succeed within latency_s
 # window_days = 30
 
+# [agents.hello.cost]                    # what its models cost: greenroom history hello
+# input_usd_per_million_tokens = 0.15
+# output_usd_per_million_tokens = 0.60
+
 # [agents.hello.rollout]                 # how a new revision takes over
 # strategy = "canary"                    # or "blue-green"; else "rolling", with max_surge and max_unavailable
 # weights = [10, 25, 50, 100]            # percent of the traffic, stage by stage
