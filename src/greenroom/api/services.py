@@ -50,6 +50,13 @@ class Breakers(Protocol):
         """Close it."""
 
 
+class Budgets(Protocol):
+    """What agents have spent today, for the API: it knows no loop."""
+
+    def check(self, agent: str) -> None:
+        """Raise `errors.BudgetSpent` where nothing more of *agent* is to be taken."""
+
+
 class Security(Protocol):
     """What the node does about its security, for the API: it knows no loop."""
 
@@ -121,6 +128,7 @@ class Services(msgspec.Struct, kw_only=True):
     backlog: Backlog
     backups: Backups
     breakers: Breakers
+    budgets: Budgets
     health: Health
     webhook_secrets: WebhookSecrets
     security: Security

@@ -181,6 +181,7 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
         scores = [candidate._asdict() for candidate in _candidates(choice.scores)]
         chosen = _encode({"agent": name, "scores": scores})
     entry = access.find_agent(call, name, Action.TASK_SUBMIT)
+    call.services.budgets.check(name)
     if submission.webhook is not None:
         await _check_webhook(call, submission.webhook)
     task_input = _encode(submission.input)
@@ -380,6 +381,7 @@ async def retry(call: Call) -> Answer:
     row = await _task(call, Action.TASK_SUBMIT)
     if row.state not in tasks.TERMINAL:
         raise errors.Conflict(f"cannot retry {row.id}: it is {row.state}; cancel it first")
+    call.services.budgets.check(row.agent)
     await call.services.backlog.admit(call.principal.tenant)
     metadata = msgspec.json.decode(row.metadata) if row.metadata is not None else {}
     task = submissions.new_task(

@@ -21,6 +21,7 @@ from greenroom.backups import restoring
 from greenroom.control import supervisor
 from greenroom.control.autoscaler import Autoscaler
 from greenroom.control.breakers import Breakers
+from greenroom.control.budgets import Budgets
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.history import History
 from greenroom.control.host import Host
@@ -126,7 +127,7 @@ class Node:
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
         self.resealing = Resealing(self.store, self.facts)
         self.janitor = Janitor(self.store, clock)
-        self.breakers = Breakers(self.store, clock, self.facts)
+        self.breakers, self.budgets = Breakers(self.store, clock, self.facts), Budgets(self.store, clock, self.facts)
         self.outliers = Outliers(self.store.board, clock, self.facts, eject=self.host.restart)
         self.autoscaler = Autoscaler(self.store, clock, self.facts, options.settings.cluster, use=self.resources.use)
         self.history = History(
@@ -190,6 +191,7 @@ class Node:
             is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
             breakers=self.breakers,
+            budgets=self.budgets,
             health=self.health,
             webhook_secrets=webhook_secrets,
             security=self.security,
@@ -240,6 +242,7 @@ class Node:
             self.janitor,
             self.resealing,
             self.breakers,
+            self.budgets,
             self.outliers,
             self.autoscaler,
             self.history,

@@ -9,7 +9,7 @@ from greenroom.settings.addresses import is_loopback
 from greenroom.settings.environments import DESIGNS, Design
 from greenroom.settings.loading import load, parse_agent, rollout_for_once
 from greenroom.settings.objectives import longer_than_kept
-from greenroom.settings.policies import health_bounds, prices, scaling_policy, slo_policy
+from greenroom.settings.policies import budget, health_bounds, prices, scaling_policy, slo_policy
 from greenroom.settings.policy_file import read_roles
 from greenroom.settings.problems import Problem, SettingsInvalid
 from greenroom.settings.revisions import changes, revision_part, with_revision_part, with_strategy
@@ -71,6 +71,7 @@ __all__ = [
     "Settings",
     "SettingsInvalid",
     "Slo",
+    "budget",
     "changes",
     "diff",
     "health_bounds",

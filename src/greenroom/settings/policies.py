@@ -1,10 +1,10 @@
-"""What an agent's settings say to who decides: policies of `core.scaling`, `core.grades` and `core.slo`, and prices."""
+"""What an agent's settings say to who decides: policies of scaling, grades and SLOs, prices and budgets (`core`)."""
 
 from __future__ import annotations
 
 import math
 
-from greenroom.core import costs, grades, scaling, slo
+from greenroom.core import budgets, costs, grades, scaling, slo
 from greenroom.settings.schema import DAY_S, AgentSettings
 
 
@@ -61,3 +61,11 @@ def prices(spec: AgentSettings) -> costs.Prices | None:
         return None
     given = found.input_usd_per_million_tokens, found.output_usd_per_million_tokens, found.usd_per_task
     return costs.Prices(*(costs.nano_usd(usd or 0.0) for usd in given))
+
+
+def budget(spec: AgentSettings) -> budgets.Budget | None:
+    """Return what an agent may spend in a day; None: as much as it takes."""
+    usd, tokens = spec.cost.budget_usd_per_day, spec.cost.budget_tokens_per_day
+    if usd is None and tokens is None:
+        return None
+    return budgets.Budget(None if usd is None else max(1, costs.nano_usd(usd)), tokens)

@@ -484,6 +484,11 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     output_usd_per_million_tokens: Dollars | None = None
     usd_per_task: Dollars | None = None
     """Of each task that an attempt has ended, whatever its tokens cost."""
+    budget_usd_per_day: Annotated[float, Meta(gt=0, le=1_000_000, title="a number of dollars")] | None = None
+    budget_tokens_per_day: Annotated[int, Meta(ge=1, le=10**15)] | None = None
+    """Days are those of UTC. Of two budgets, the one that is spent first counts."""
+    on_budget: Literal["alert", "refuse"] = "alert"
+    """What follows when it is spent: a critical alert alone, or new tasks are refused until the day ends, too."""
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
