@@ -79,7 +79,7 @@ async def test_most_of_a_budget_is_a_warning_and_all_of_it_is_critical_until_the
     await kept.spend(7.99)
     assert await kept.look() == []
     await kept.spend(0.01)
-    warning = ("budget-agent-warning", "agent has used 80 % of its budget of today ($10.00)")
+    warning = ("budget-agent-warning", "agent has used 80 % of its budget of today ($10.00), or more")
     assert await kept.look() == [warning]
     await kept.spend(1)
     assert await kept.look() == [warning], "numbers that change are no news"

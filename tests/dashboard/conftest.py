@@ -19,7 +19,9 @@ from greenroom.store.recovery import NewFailure, Noted
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>\x1b[31m"
 AGENTS = {
-    "echo": nodes.agent("echo", concurrency=8, description=f"Repeats what it is told {HOSTILE[:-5]}"),
+    "echo": nodes.agent(
+        "echo", concurrency=8, description=f"Repeats what it is told {HOSTILE[:-5]}", cost={"usd_per_task": 0.25}
+    ),
     "failing": nodes.agent("failing", max_attempts=1),
     "gated": nodes.agent("gated", concurrency=4),
 }

@@ -7,7 +7,6 @@ looked at.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 import msgspec
 
@@ -43,17 +42,17 @@ class Budgets:
     async def step(self) -> float:
         now_us = database.microseconds(self._clock.now())
         until_us = budgets.day_end_us(now_us)
-        firing = await self._alerts.firing()
         spent, raised = dict[str, _Spent](), list[Raised]()
         for agent, entry in self._store.directory.entries.items():
             if (budget := settings.budget(entry.spec)) is None:
                 continue
-            worst = (await self._used(agent, budget, since_us=until_us - budgets.DAY_US))[0]
+            worst = await self._used(agent, budget, since_us=until_us - budgets.DAY_US)
             refuses = entry.spec.cost.on_budget == "refuse"
-            if worst.pct >= 100 and refuses:
+            if worst.severity == "critical" and refuses:
                 spent[agent] = _Spent(worst.told, until_us)
             if worst.severity is not None:
-                raised.append(_raised(agent, worst, firing, refuses=refuses))
+                told = _told(agent, worst, refuses=refuses)
+                raised.append(Raised(f"{KIND}-{agent}-{worst.severity}", KIND, agent, worst.severity, told))
         self._spent = spent  # first, for the store may not take the alerts
         await self._alerts.only(raised)
         return min(LOOK_EVERY_S, (until_us - now_us) / 1e6)
@@ -66,26 +65,21 @@ class Budgets:
         left_s = (spent.until_us - database.microseconds(self._clock.now())) / 1e6
         if left_s > 0:
             raise errors.BudgetSpent(
-                f"cannot accept the task: {agent} has spent its budget of today ({spent.told}); try again when the next "
-                f"day begins (UTC), or raise it in [agents.{agent}.cost]",
+                f"cannot accept the task: {agent} has spent its budget of today ({spent.told}); try again when the next"
+                f" day begins (UTC), or raise it in [agents.{agent}.cost]",
                 retry_after_s=left_s,
             )
 
-    async def _used(self, agent: str, budget: Budget, *, since_us: int) -> list[Use]:
+    async def _used(self, agent: str, budget: Budget, *, since_us: int) -> Use:
+        """Return what is used of the budget that is the nearest to its end."""
         records = await self._store.history.read(agent, history.HOUR_S, since_us=since_us)
         today = history.rolled(records, history.DAY_S).get(since_us, history.Counts())
-        return budget.used(today)
+        return budget.used(today)[0]
 
 
-def _raised(agent: str, use: Use, firing: Mapping[str, str], *, refuses: bool) -> Raised:
-    """Return the alert; one that fires keeps its reason: numbers that change each minute are no news."""
-    severity = use.severity or "warning"
-    id = f"{KIND}-{agent}-{severity}"
-    if severity == "warning":
-        reason = f"{agent} has used {use.pct:.0f} % of its budget of today ({use.told})"
-    else:
-        then = "new tasks are refused until midnight UTC" if refuses else "its tasks go on"
-        reason = f"{agent} has spent its budget of today ({use.told}); {then}"
-    if severity == "warning" and id in firing:
-        reason = firing[id]
-    return Raised(id, KIND, agent, severity, reason)
+def _told(agent: str, use: Use, *, refuses: bool) -> str:
+    """Return why the alert fires, without what changes all the time: that would be news each time."""
+    if use.severity == "warning":
+        return f"{agent} has used {budgets.WARN_PCT} % of its budget of today ({use.told}), or more"
+    then = "new tasks are refused until midnight UTC" if refuses else "its tasks go on"
+    return f"{agent} has spent its budget of today ({use.told}); {then}"
