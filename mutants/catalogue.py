@@ -1040,8 +1040,8 @@ CATALOGUE = (
     _mutant(
         "the end of the audit log as what is locked last",
         "store/store.py",
-        "late=frozenset({audit.seal}),",
-        "late=frozenset(),",
+        "late=frozenset({logs.put, audit.seal}),",
+        "late=frozenset({logs.put}),",
         "tests/store/test_audit.py",
     ),
     _mutant(

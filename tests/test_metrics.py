@@ -89,6 +89,15 @@ def test_an_attempt_is_counted_by_agent_revision_and_what_became_of_it() -> None
     assert _value(metrics, "greenroom_task_wait_seconds_count", revision="2") == 1  # a retry has not waited for a first
 
 
+def test_what_tasks_cost_is_counted_by_agent_and_only_where_it_is_known() -> None:
+    metrics = telemetry.Metrics()
+    metrics(_end())
+    assert "greenroom_cost_usd_total{" not in metrics.render(telemetry.Seen()).decode()
+    metrics.spent("research", 0.25)
+    metrics.spent("research", 0.0001)
+    assert _value(metrics, "greenroom_cost_usd_total", agent="research") == pytest.approx(0.2501)
+
+
 def test_tasks_are_counted_by_their_final_state_and_begin_at_none() -> None:
     metrics = telemetry.Metrics()
     metrics.tasks_ended("a", "failed", 3)
@@ -303,7 +312,7 @@ def test_rules_name_only_what_there_is_and_every_alert_says_what_to_do() -> None
 
 def test_every_alert_is_seen_to_fire_in_the_tests_of_the_rules() -> None:
     tests = yaml.safe_load((PROMETHEUS / "rules_test.yml").read_text())["tests"]
-    fired = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}
+    fired = {case["alertname"] for test in tests for case in test.get("alert_rule_test", ()) if case["exp_alerts"]}
     assert {rule["alert"] for rule in _rules() if "alert" in rule} == fired
 
 

@@ -136,6 +136,12 @@ class RateLimited(Overloaded):
     code = "rate-limited"
 
 
+class BudgetSpent(Overloaded):
+    """The agent has spent its budget of the day; Retry-After says when the next one begins."""
+
+    code = "budget-spent"
+
+
 class StoreUnavailable(GreenroomError):
     """The store cannot be reached or cannot write; what was not acknowledged may or may not be stored."""
 

@@ -646,6 +646,21 @@ def test_history_is_asked_for_in_steps_that_fit_a_screen(
     assert fake.last.query_params["step_s"] == "86400"
 
 
+def test_what_has_a_price_says_what_it_cost_and_what_has_none_says_nothing(
+    fake: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for cost_usd, told in ((1.5, "$1.50"), (0, "$0"), (None, None)):
+        usage = {"input_tokens": 12, "output_tokens": 34, "cost_usd": cost_usd}
+        fake.put(f"GET /v1/tasks/{TASK_ID}", task("succeeded", usage=usage))
+        bucket = {"at": AT, "attempts": 1, "tokens": 46, "cost_usd": cost_usd}
+        fake.put("GET /v1/agents/research/history", {"items": [bucket]})
+        shown = [run(capsys, *words)[1] for words in (("tasks", "show", TASK_ID), ("history", "research"))]
+        if told is None:
+            assert not [each for each in shown if "cost" in each.lower() or "$" in each]
+        else:
+            assert [told in each and "cost" in each.lower() for each in shown] == [True, True], shown
+
+
 def test_an_agent_that_has_done_nothing_says_what_to_do(fake: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     fake.put("GET /v1/agents/research/history", {"items": []})
     code, out, err = run(capsys, "history", "research")

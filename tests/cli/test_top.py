@@ -27,7 +27,15 @@ NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
 HOSTILE = "\x1b]0;owned\x07[bold red]evil[/]\u202e\nnext"
 BUCKETS: list[dict[str, Any]] = [
     {"at": "2026-01-02T03:03:00Z", "attempts": 4, "judged": 4, "errors": 1, "tokens": 70, "response": {"p95_s": 2.5}},
-    {"at": "2026-01-02T03:04:00Z", "attempts": 8, "judged": 4, "errors": 0, "tokens": 30, "response": {"p95_s": 0.5}},
+    {
+        "at": "2026-01-02T03:04:00Z",
+        "attempts": 8,
+        "judged": 4,
+        "errors": 0,
+        "tokens": 30,
+        "cost_usd": 0.5,
+        "response": {"p95_s": 0.5},
+    },
 ]
 
 

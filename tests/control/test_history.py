@@ -210,3 +210,39 @@ async def test_it_holds_only_buckets_that_may_grow(kept: Kept) -> None:
     now_us = database.microseconds(kept.scratch.clock.now())
     held = {(agent, step_s, at) for agent, step_s, at, _ in kept.loop._held}
     assert held == {("agent", step_s, history.begin_us(now_us, step_s)) for step_s in history.KEPT_S}
+
+
+PRICES = {"input_usd_per_million_tokens": 1, "output_usd_per_million_tokens": 10, "usd_per_task": 0.5}
+
+
+async def test_attempts_cost_what_their_agents_prices_say_when_the_step_is_taken(loops: Loops) -> None:
+    kept, spent = Kept(loops.scratch, loops.store), list[tuple[str, float]]()
+    tell = lambda agent, usd: spent.append((agent, usd))  # noqa: E731
+    loop = History(loops.store, loops.scratch.clock, loops.told, KEPT, node="node-1", spent=tell)
+
+    async def costs() -> list[int | None]:
+        for state in ("succeeded", "queued"):  # that is tried again: its tokens count, and its task when it has ended
+            ended = telemetry.AttemptEnded(
+                "agent", state, "ok", 0.5, "r1", task="t", tokens=300_000, input_tokens=100_000
+            )
+            loops.told.emit(ended)
+        await loop.step()
+        return [counts.cost for counts in (await kept.buckets()).values()]
+
+    await loops.deploy(cost=PRICES)
+    assert await costs() == [2 * 2_100_000_000 + 500_000_000]
+    await loops.deploy(cost={})
+    assert await costs() == [4_700_000_000], "without a price nobody knows what it cost"
+    await loops.deploy(cost={"usd_per_task": 0})
+    assert await costs() == [4_700_000_000]
+    assert spent == [("agent", 4.7), ("agent", 0.0)]
+    (bucket,) = (await kept.buckets()).values()
+    assert (bucket.tokens, bucket.input_tokens) == (1_800_000, 600_000)
+
+
+async def test_another_price_replaces_no_replica(loops: Loops) -> None:
+    await loops.deploy()
+    before = [replica.id for replica in await loops.store.agents.replicas()]
+    await loops.deploy(cost=PRICES)
+    assert [replica.id for replica in await loops.store.agents.replicas()] == before
+    assert loops.store.directory.get("agent").agent.revision == 1

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -22,7 +23,9 @@ from receivers import receiving
 REFUSING_PORT = 9
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>\x1b[31m"
 AGENTS = {
-    "echo": nodes.agent("echo", concurrency=8, description=f"Repeats what it is told {HOSTILE[:-5]}"),
+    "echo": nodes.agent(
+        "echo", concurrency=8, description=f"Repeats what it is told {HOSTILE[:-5]}", cost={"usd_per_task": 0.25}
+    ),
     "failing": nodes.agent("failing", max_attempts=1),
     "gated": nodes.agent("gated", concurrency=4),
     "talking": nodes.agent("talking"),
@@ -72,7 +75,7 @@ async def _opened(
     folder = tmp_path_factory.mktemp("dashboard")
     ports = {"pager": receiver_port, "gone": REFUSING_PORT}
     told = {name: {"type": "alertmanager", "url": f"http://127.0.0.1:{port}"} for name, port in ports.items()}
-    given = {"cluster": {"alert_delivery": True}, "alerts": {"receivers": told, "group_wait_s": 3600}}
+    given: dict[str, Any] = {"cluster": {"alert_delivery": True}, "alerts": {"receivers": told, "group_wait_s": 3600}}
     async with nodes.opened(folder / "data", AGENTS, **given) as api, serving.listening(api.running) as url:
         for number in range(4):
             await api.run("echo", number)

@@ -32,6 +32,13 @@ def test_a_minute_in_which_nothing_ended_has_no_latency_and_is_no_zero() -> None
     assert len(found.ends) == series.MINUTES
 
 
+def test_the_cost_of_an_hour_is_of_what_has_a_price_and_unknown_where_nothing_has() -> None:
+    minute_us = 60_000_000
+    priced = {0: history.Counts(cost=1_500_000_000), minute_us: history.Counts(), 2 * minute_us: history.Counts(cost=1)}
+    assert series.series(priced, 0).cost_usd == 1.500000001
+    assert series.series({0: history.Counts(tokens=9)}, 0).cost_usd is None
+
+
 STATUS = schemas.Status(
     environment="production",
     grade="healthy",

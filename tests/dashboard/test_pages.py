@@ -75,6 +75,17 @@ async def test_every_page_of_the_navigation_has_a_key_of_its_own() -> None:
     assert len(keys) == len(set(keys))
 
 
+async def test_what_an_agent_costs_is_shown_where_it_has_a_price(site: Site) -> None:
+    await site.api.running.history.step()
+    async with site.context() as context:
+        shown = {
+            path: await (await context.request.get(path)).text() for path in ("/", "/agents/echo", "/agents/gated")
+        }
+    figure = "<dt>Cost</dt><dd>$1.00"
+    assert [figure in shown["/"], figure in shown["/agents/echo"]] == [True, True]
+    assert "<dt>Cost</dt>" not in shown["/agents/gated"]
+
+
 async def test_hostile_text_is_inert(site: Site) -> None:
     async with site.page("/agents/failing") as page:  # its console, dialogs and requests are looked at
         await expect(page.locator("#failures")).to_contain_text("<img src=x onerror=alert(1)>")

@@ -31,6 +31,9 @@ ATTRIBUTES = {
 ALLOWED = {
     ("__init__.py", "import_module"): "of names that are written there",
     ("cli/doctor.py", "system"): "of the module platform: the kernel's name",
+    ("api/dashboard/pages.py", "system"): "of the page of that name",
+    ("api/operations.py", "system"): "of the module grading: the system's grade",
+    ("api/scrapes.py", "system"): "as above",
     ("embeddings.py", "import_module"): "of an optional package, whose name is written there",
     ("testing/databases.py", "import_module"): "of an optional package, whose name is written there",
     ("engine/factories.py", "import_module"): "in the replica: the agent's own code, which is what it is for",

@@ -57,6 +57,14 @@ FULL: dict[str, Any] = {
         "unhealthy_error_pct": 20,
     },
     "slo": {"success_pct": 99.5, "latency_s": 30, "latency_pct": 95, "window_days": 7, "min_tasks": 10},
+    "cost": {
+        "input_usd_per_million_tokens": 0.15,
+        "output_usd_per_million_tokens": 0.6,
+        "usd_per_task": 0,
+        "budget_usd_per_day": 20,
+        "budget_tokens_per_day": 10_000_000,
+        "on_budget": "refuse",
+    },
     "rollout": {
         "strategy": "canary",
         "checks": ["agents:smoke"],
@@ -107,7 +115,7 @@ def test_an_agent_needs_a_factory_only_and_the_rest_has_the_documented_defaults(
 
 def test_every_key_is_taken() -> None:
     assert set(FULL) == set(AgentSettings.__struct_fields__)
-    for name in ("scaling", "breaker", "cache", "recycling", "health", "slo"):
+    for name in ("scaling", "breaker", "cache", "recycling", "health", "slo", "cost"):
         assert set(FULL[name]) == set(type(getattr(settings.parse_agent("a", FULL), name)).__struct_fields__)
     assert set(FULL["rollout"]) == set(settings.Rollout.__struct_fields__)
     assert set(FULL["rollout"]["examples"][0]) == set(settings.Example.__struct_fields__)
@@ -369,6 +377,29 @@ def test_a_missing_factory_is_named() -> None:
             "slo.window_days",
             "0.04 days are less than an hour, of which nobody has a budget; try 7 or 30",
         ),
+        (
+            {"cost": {"input_usd_per_million_tokens": 3}},
+            "cost.input_usd_per_million_tokens",
+            "3 needs output_usd_per_million_tokens, too: no price is not 0; give 0 if those tokens are free",
+        ),
+        (
+            {"cost": {"output_usd_per_million_tokens": 3}},
+            "cost.output_usd_per_million_tokens",
+            "3 needs input_usd_per_million_tokens, too",
+        ),
+        (
+            {"cost": {"budget_usd_per_day": 5}},
+            "cost.budget_usd_per_day",
+            "5 cannot be kept: without a price nobody knows what is spent; give input_usd_per_million_tokens",
+        ),
+        (
+            {"cost": {"on_budget": "refuse"}},
+            "cost.on_budget",
+            'is "refuse", and there is no budget; give budget_usd_per_day or budget_tokens_per_day',
+        ),
+        ({"cost": {"budget_tokens_per_day": 0}}, "cost.budget_tokens_per_day", "got 0"),
+        ({"cost": {"on_budget": "stop"}}, "cost.on_budget", "refuse"),
+        ({"cost": {"usd_per_task": -1}}, "cost.usd_per_task", "from 0 to 1000000, got -1"),
         ({"scaling": {"target_busy_pct": 0}}, "scaling.target_busy_pct", "from 1 to 100, got 0"),
         ({"breaker": {"failure_pct": "on"}}, "breaker.failure_pct", '"off"'),
         ({"cache": {"ttl_s": 0}}, "cache.ttl_s", "got 0"),

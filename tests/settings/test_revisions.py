@@ -43,6 +43,7 @@ OTHER: dict[str, Any] = {
     "recycling": {"tasks": 1000},
     "health": {"response_s": 60},
     "slo": {"success_pct": 99},
+    "cost": {"usd_per_task": 0.01},
     "rollout": {"strategy": "canary"},
 }
 

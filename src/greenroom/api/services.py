@@ -64,6 +64,13 @@ class Receivers(Protocol):
         """Send a test alert; raises `errors.NotFound`, and `errors.Conflict` while delivery is off."""
 
 
+class Budgets(Protocol):
+    """What agents have spent today, for the API: it knows no loop."""
+
+    def check(self, agent: str) -> None:
+        """Raise `errors.BudgetSpent` where nothing more of *agent* is to be taken."""
+
+
 class Security(Protocol):
     """What the node does about its security, for the API: it knows no loop."""
 
@@ -135,6 +142,7 @@ class Services(msgspec.Struct, kw_only=True):
     backlog: Backlog
     backups: Backups
     breakers: Breakers
+    budgets: Budgets
     health: Health
     receivers: Receivers
     webhook_secrets: WebhookSecrets

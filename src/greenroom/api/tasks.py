@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from greenroom import errors, strict_json, telemetry
+from greenroom import errors, settings, strict_json, telemetry
 from greenroom.api import access, problems, schemas, views
 from greenroom.api.request import Answer, Call, Stream
 from greenroom.core import caching, routing, tasks
@@ -185,6 +185,7 @@ async def _new_task(call: Call, submission: schemas.Submission, key: Key | None)
         scores = [candidate._asdict() for candidate in _candidates(choice.scores)]
         chosen = _encode({"agent": name, "scores": scores})
     entry = access.find_agent(call, name, Action.TASK_SUBMIT)
+    call.services.budgets.check(name)
     if submission.webhook is not None:
         await _check_webhook(call, submission.webhook)
     task_input = _encode(submission.input)
@@ -280,7 +281,10 @@ async def _document(call: Call, row: Task) -> dict[str, Any]:
         # Who may only submit is told how it stands, of what they have sent, but not what came of it.
         row = msgspec.structs.replace(row, output=None, error=None, routing=None)
     moves = await call.store.tasks.state_events(row) if row.was_requeued else ()
-    return views.task(row, moves, call.services.trace_url)
+    entry = call.store.directory.entries.get(row.agent)
+    return views.task(
+        row, moves, call.services.trace_url, prices=None if entry is None else settings.prices(entry.spec)
+    )
 
 
 async def _wait(call: Call, id: str, wait_s: float) -> Answer:
@@ -385,6 +389,7 @@ async def retry(call: Call) -> Answer:
     row = await _task(call, Action.TASK_SUBMIT)
     if row.state not in tasks.TERMINAL:
         raise errors.Conflict(f"cannot retry {row.id}: it is {row.state}; cancel it first")
+    call.services.budgets.check(row.agent)
     await call.services.backlog.admit(call.principal.tenant)
     metadata = msgspec.json.decode(row.metadata) if row.metadata is not None else {}
     task = submissions.new_task(

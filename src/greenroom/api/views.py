@@ -10,7 +10,7 @@ import msgspec
 
 from greenroom import redaction, settings
 from greenroom.api import grading, schemas
-from greenroom.core import agents, grades, health, history, rollouts, strategies, traces
+from greenroom.core import agents, costs, grades, health, history, rollouts, strategies, traces
 from greenroom.core.alerts import Silence
 from greenroom.engine import said
 from greenroom.sdk import models
@@ -40,10 +40,16 @@ def _raw(value: bytes | None) -> msgspec.Raw:
 _at = database.instant_or_none
 
 
-def task(row: Task, moves: Sequence[StoredEvent], trace_url: str | None = None) -> dict[str, Any]:
+def task(
+    row: Task,
+    moves: Sequence[StoredEvent],
+    trace_url: str | None = None,
+    *,
+    prices: costs.Prices | None = None,
+) -> dict[str, Any]:
     """Return the document of a task; *moves* tell of its attempts but the last, of which its row does.
 
-    *trace_url* is the template of links to traces.
+    *trace_url* is the template of links to traces; without *prices* what it has cost is not known.
     """
     document: dict[str, Any] = {
         "id": row.id,
@@ -58,7 +64,11 @@ def task(row: Task, moves: Sequence[StoredEvent], trace_url: str | None = None) 
         "attempt": row.attempts_charged,
         "attempts": attempts(row, moves),
         "max_attempts": row.max_attempts,
-        "usage": {"input_tokens": row.input_tokens, "output_tokens": row.output_tokens},
+        "usage": {
+            "input_tokens": row.input_tokens,
+            "output_tokens": row.output_tokens,
+            "cost_usd": None if prices is None else _cost_usd(row, prices),
+        },
         "created_at": _at(row.created_at),
         "started_at": _at(row.started_at),
         "finished_at": _at(row.finished_at),
@@ -74,6 +84,12 @@ def task(row: Task, moves: Sequence[StoredEvent], trace_url: str | None = None) 
     if row.trace is not None:
         document |= _trace(row.trace, trace_url)
     return document
+
+
+def _cost_usd(row: Task, prices: costs.Prices) -> float:
+    has_run = row.has_ended and row.started_at is not None
+    nano = prices.of(input_tokens=row.input_tokens, output_tokens=row.output_tokens, tasks=int(has_run))
+    return costs.usd(nano)
 
 
 def _trace(text: str, url: str | None) -> dict[str, str]:
@@ -97,7 +113,7 @@ def new_task(given: NewTask, accepted: Accepted, trace_url: str | None = None) -
         "attempt": 0,
         "attempts": [],
         "max_attempts": given.max_attempts,
-        "usage": {"input_tokens": 0, "output_tokens": 0},
+        "usage": {"input_tokens": 0, "output_tokens": 0, "cost_usd": None},
         "created_at": _at(accepted.created_at),
         "started_at": None,
         "finished_at": None,
@@ -429,6 +445,8 @@ def history_bucket(at_us: int, step_s: int, counts: history.Counts) -> models.Hi
         errors=counts.errors,
         retries=counts.retries,
         tokens=counts.tokens,
+        input_tokens=counts.input_tokens,
+        cost_usd=None if counts.cost is None else costs.usd(counts.cost),
         tasks=counts.tasks,
         states=counts.states,
         reasons=counts.reasons,

@@ -10,6 +10,7 @@ import cyclopts
 from greenroom import clock
 from greenroom.cli import options, render
 from greenroom.cli.render import Column
+from greenroom.core import costs
 
 if TYPE_CHECKING:
     from greenroom.sdk import models
@@ -19,6 +20,7 @@ COLUMNS = (
     *(Column(title, right=True) for title in ("ENDED", "ERRORS", "AGAIN")),
     *(Column(title, right=True) for title in ("RUN p50", "p95", "WAIT", "RESPONSE", "TOKENS")),
 )
+COST = Column("COST", right=True)  # where its manifest gives prices
 MOST_HOURS = 10 * 365 * 24
 
 
@@ -48,7 +50,12 @@ def history(
     if given.json:
         render.json({"items": found})
         return
-    render.table(COLUMNS, map(_row, found), empty=f"{agent}: no attempt has ended in that time; give more --hours")
+    columns = COLUMNS if all(bucket.cost_usd is None for bucket in found) else (*COLUMNS, COST)
+    render.table(
+        columns,
+        (_row(bucket)[: len(columns)] for bucket in found),
+        empty=f"{agent}: no attempt has ended in that time; give more --hours",
+    )
     if found:
         render.say(
             f"each row is {render.span(wanted_s)}; WAIT and RESPONSE are the 95th percentile of its latest tasks; "
@@ -76,6 +83,7 @@ def _row(bucket: models.HistoryBucket) -> tuple[object, ...]:
         _quantile(bucket.wait, "p95_s"),
         _quantile(bucket.response, "p95_s"),
         bucket.tokens,
+        costs.told(bucket.cost_usd),
     )
 
 

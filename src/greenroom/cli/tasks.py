@@ -12,6 +12,7 @@ import cyclopts
 from greenroom import clock, errors
 from greenroom.cli import options, render
 from greenroom.cli.render import Column
+from greenroom.core import costs
 
 if TYPE_CHECKING:
     from greenroom.sdk import client, models
@@ -143,6 +144,8 @@ def _facts(task: models.Task) -> Iterator[tuple[str, object]]:
     yield "finished", render.moment(task.finished_at)
     if task.usage.input_tokens or task.usage.output_tokens:
         yield "tokens", f"{task.usage.input_tokens} in, {task.usage.output_tokens} out"
+    if task.usage.cost_usd is not None:
+        yield "cost", costs.told(task.usage.cost_usd)
     if task.metadata:
         yield "metadata", render.text_of(task.metadata)
     yield "input", render.text_of(task.input)

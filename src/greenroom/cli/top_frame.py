@@ -5,12 +5,14 @@ All words of the node go through `render.printable`, and none is read as markup.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from greenroom.cli import render, summary
+from greenroom.core import costs
 
 if TYPE_CHECKING:
     from rich import console, table, text
@@ -51,6 +53,7 @@ class Agent:
     p95_s: float | None
     error_pct: float | None
     tokens: int
+    cost_usd: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ _COLUMNS = (  # the most wanted first: those that do not fit are left out
     _Column("P95", 7, lambda agent: duration(agent.p95_s)),
     _Column("ERRORS", 6, lambda agent: "" if agent.error_pct is None else f"{agent.error_pct:.0f} %"),
     _Column("TOKENS", 9, lambda agent: str(agent.tokens)),
+    _Column("COST", 9, lambda agent: costs.told(agent.cost_usd)),
 )
 ORDERS: dict[str, Callable[[Agent], Any]] = {
     "name": lambda agent: agent.name,
@@ -98,6 +102,7 @@ def _agent(said: Mapping[str, Any], look: Look) -> Agent:
         p95_s=next((bucket.response.p95_s for bucket in reversed(buckets) if bucket.response is not None), None),
         error_pct=100 * sum(bucket.errors for bucket in now) / judged if judged else None,
         tokens=sum(bucket.tokens for bucket in now),
+        cost_usd=functools.reduce(costs.added, (bucket.cost_usd for bucket in now), None),
     )
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 from msgspec import field
 
 from greenroom import clock as clocks
 from greenroom import settings, telemetry
-from greenroom.core import history
+from greenroom.core import costs, history
 from greenroom.core.history import BOUNDS_S
 from greenroom.store import database
 from greenroom.store import history as rows
@@ -39,25 +39,36 @@ class _Seen(msgspec.Struct, eq=False):
     ends: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     tasks: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     tokens: int = 0
+    input_tokens: int = 0
     bins: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     run_s: float = 0.0
     latest: deque[str] = field(default_factory=lambda: deque(maxlen=DRAWN))  # tasks
 
     @property
     def counts(self) -> history.Counts:
-        made = history.Counts(tasks=self.tasks, tokens=self.tokens, run=history.Histogram(self.bins, self.run_s))
+        run = history.Histogram(self.bins, self.run_s)
+        made = history.Counts(tasks=self.tasks, tokens=self.tokens, input_tokens=self.input_tokens, run=run)
         for (state, reason), count in self.ends.items():
             made.end(state, reason, count)
         return made
 
 
 class History:
+    """*spent* is told what an agent's tasks have cost, in dollars, at each step."""
+
     name = "history"
 
     def __init__(
-        self, store: Store, clock: clocks.Clock, facts: telemetry.Telemetry, found: settings.History, *, node: str
+        self,
+        store: Store,
+        clock: clocks.Clock,
+        facts: telemetry.Telemetry,
+        found: settings.History,
+        *,
+        node: str,
+        spent: Callable[[str, float], None] | None = None,
     ) -> None:
-        self._store, self._clock, self._node = store, clock, node
+        self._store, self._clock, self._node, self._spent = store, clock, node, spent
         self._keep_s = {
             history.MINUTE_S: found.keep_minutes_days * history.DAY_S,
             history.HOUR_S: found.keep_hours_days * history.DAY_S,
@@ -102,7 +113,9 @@ class History:
     def _note(self, ended: telemetry.AttemptEnded) -> None:
         seen = self._seen.get(ended.agent) or self._of(ended.agent)
         seen.ends[ended.state, ended.reason] += 1
-        seen.tokens += ended.tokens
+        if ended.tokens:
+            seen.tokens += ended.tokens
+            seen.input_tokens += ended.input_tokens
         duration_s = ended.duration_s
         seen.bins[bisect_left(BOUNDS_S, duration_s)] += 1
         seen.run_s += duration_s
@@ -120,6 +133,7 @@ class History:
         taken: list[tuple[list[Key], Iterable[str]]] = []
         for agent, seen in told.items():
             counts = seen.counts
+            self._price(agent, counts)
             keys = [self._key(agent, step_s, began_us) for step_s in history.KEPT_S]
             for key in keys:
                 self._held.setdefault(key, history.Counts()).merge(counts)
@@ -130,6 +144,16 @@ class History:
             oldest = next(iter(self._unwritten))
             del self._unwritten[oldest], self._held[oldest]
         return taken
+
+    def _price(self, agent: str, counts: history.Counts) -> None:
+        """Say what *counts* have cost, by the prices of now: what is linear need not be reckoned for each attempt."""
+        entry = self._store.directory.entries.get(agent)
+        prices = None if entry is None else settings.prices(entry.spec)
+        if prices is not None:
+            output_tokens = counts.tokens - counts.input_tokens
+            counts.cost = prices.of(input_tokens=counts.input_tokens, output_tokens=output_tokens, tasks=counts.ended)
+            if self._spent is not None:
+                self._spent(agent, costs.usd(counts.cost))
 
     def _key(self, agent: str, step_s: int, at_us: int) -> Key:
         part = f"{self._node}.{self._turns_back}" if self._turns_back else self._node

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import msgspec
 from msgspec import field
 
-from greenroom.core import health, tasks
+from greenroom.core import costs, health, tasks
 from greenroom.core.measurements import Spread
 
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
@@ -96,12 +96,15 @@ class Counts(msgspec.Struct):
     the state that they ended in, also those that were never tried.
 
     *run* is of all attempts. *wait* and *response* are of some of the tasks that have ended, and are what their rows
-    say: until a slot was theirs, and from acceptance to the end.
+    say: until a slot was theirs, and from acceptance to the end. *cost* is in nano-dollars, of what had a price when it
+    ended; None where nothing had.
     """
 
     ends: dict[str, int] = field(default_factory=dict)
     tasks: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
+    input_tokens: int = 0  # of those
+    cost: int | None = None
     run: Histogram = field(default_factory=Histogram)
     wait: Histogram = field(default_factory=Histogram)
     response: Histogram = field(default_factory=Histogram)
@@ -129,6 +132,11 @@ class Counts(msgspec.Struct):
         return sum(count for reason, count in self.reasons.items() if health.is_error(reason) is not None)
 
     @property
+    def ended(self) -> int:
+        """Tasks that an attempt has ended."""
+        return sum(count for state, count in self.states.items() if state in tasks.TERMINAL)
+
+    @property
     def retries(self) -> int:
         return self.states.get(tasks.State.QUEUED, 0)
 
@@ -142,6 +150,8 @@ class Counts(msgspec.Struct):
         for state, count in other.tasks.items():
             self.tasks[state] = self.tasks.get(state, 0) + count
         self.tokens += other.tokens
+        self.input_tokens += other.input_tokens
+        self.cost = costs.added(self.cost, other.cost)
         self.run.merge(other.run)
         self.wait.merge(other.wait)
         self.response.merge(other.response)

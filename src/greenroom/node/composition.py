@@ -21,6 +21,7 @@ from greenroom.backups import restoring
 from greenroom.control import supervisor
 from greenroom.control.autoscaler import Autoscaler
 from greenroom.control.breakers import Breakers
+from greenroom.control.budgets import Budgets
 from greenroom.control.dispatcher import Dispatcher
 from greenroom.control.history import History
 from greenroom.control.host import Host
@@ -129,12 +130,15 @@ class Node:
         self.rehearsal = Rehearsal(self.store, self.engine, self.reconciler.trials, clock)
         self.dispatcher = Dispatcher(self.store, self.engine, clock, self.facts)
         self.resealing, self.janitor = Resealing(self.store, self.facts), Janitor(self.store, clock)
-        self.breakers, self.outliers = (
+        self.breakers, self.budgets, self.outliers = (
             Breakers(self.store, clock, self.facts),
+            Budgets(self.store, clock, self.facts),
             Outliers(self.store.board, clock, self.facts, eject=self.host.restart),
         )
         self.autoscaler = Autoscaler(self.store, clock, self.facts, options.settings.cluster, use=self.resources.use)
-        self.history = History(self.store, clock, self.facts, options.settings.history, node=self.id)
+        self.history = History(
+            self.store, clock, self.facts, options.settings.history, node=self.id, spent=self.metrics.spent
+        )
         self.health = NodeHealth(
             self.store,
             clock,
@@ -192,6 +196,7 @@ class Node:
             is_ready=lambda: self.ready.is_set() and self.failure is None,
             backups=self.backups,
             breakers=self.breakers,
+            budgets=self.budgets,
             health=self.health,
             receivers=self.notifications,
             webhook_secrets=webhook_secrets,
@@ -245,6 +250,7 @@ class Node:
             self.janitor,
             self.resealing,
             self.breakers,
+            self.budgets,
             self.outliers,
             self.autoscaler,
             self.history,

@@ -68,10 +68,13 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of the models that the agent called."""
+    """Tokens of the models that the agent called, and what they cost by the prices that its manifest gives now; None:
+    it gives none.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
+    cost_usd: float | None = None
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
@@ -444,7 +447,8 @@ class HistoryBucket(msgspec.Struct, frozen=True, kw_only=True):
 
     *errors* are those of *judged* that speak against the agent: who was cancelled, or whose replica was drained, says
     nothing. *run* is of all attempts; *wait*, for a slot, and *response*, from acceptance to the end, are of the last
-    ten tasks of each five seconds. None where there were none.
+    ten tasks of each five seconds. None where there were none. *cost_usd* is what it cost by the prices of then; None
+    where its manifest gave none.
     """
 
     at: Instant | None = None
@@ -454,6 +458,8 @@ class HistoryBucket(msgspec.Struct, frozen=True, kw_only=True):
     errors: int = 0
     retries: int = 0
     tokens: int = 0
+    input_tokens: int = 0
+    cost_usd: float | None = None
     tasks: dict[str, int] = {}
     states: dict[str, int] = {}
     reasons: dict[str, int] = {}

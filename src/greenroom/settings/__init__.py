@@ -9,7 +9,7 @@ from greenroom.settings.addresses import is_loopback
 from greenroom.settings.environments import DESIGNS, Design
 from greenroom.settings.loading import load, parse_agent, rollout_for_once
 from greenroom.settings.objectives import longer_than_kept
-from greenroom.settings.policies import health_bounds, scaling_policy, slo_policy
+from greenroom.settings.policies import budget, health_bounds, prices, scaling_policy, slo_policy
 from greenroom.settings.policy_file import read_roles
 from greenroom.settings.problems import Problem, SettingsInvalid
 from greenroom.settings.receiver_rules import policy as receiver_policy
@@ -22,6 +22,7 @@ from greenroom.settings.schema import (
     Breaker,
     Cache,
     Cluster,
+    Cost,
     Environment,
     Example,
     Health,
@@ -53,6 +54,7 @@ __all__ = [
     "Cache",
     "Change",
     "Cluster",
+    "Cost",
     "Design",
     "Environment",
     "Example",
@@ -74,6 +76,7 @@ __all__ = [
     "SettingsInvalid",
     "Slo",
     "Tracing",
+    "budget",
     "changes",
     "diff",
     "health_bounds",
@@ -82,6 +85,7 @@ __all__ = [
     "longer_than_kept",
     "masked",
     "parse_agent",
+    "prices",
     "read_roles",
     "receiver_policy",
     "revision_part",

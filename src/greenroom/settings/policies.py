@@ -1,10 +1,10 @@
-"""What an agent's settings say to who decides: the policies of `core.scaling`, `core.grades` and `core.slo`."""
+"""What an agent's settings say to who decides: policies of scaling, grades and SLOs, prices and budgets (`core`)."""
 
 from __future__ import annotations
 
 import math
 
-from greenroom.core import grades, scaling, slo
+from greenroom.core import budgets, costs, grades, scaling, slo
 from greenroom.settings.schema import DAY_S, AgentSettings
 
 
@@ -52,3 +52,20 @@ def slo_policy(spec: AgentSettings) -> slo.Policy | None:
     if found.latency_s is not None and found.latency_pct is not None:
         goals.append(slo.Goal(found.latency_pct, found.latency_s))
     return slo.Policy(tuple(goals), found.window_days * DAY_S, found.min_tasks) if goals else None
+
+
+def prices(spec: AgentSettings) -> costs.Prices | None:
+    """Return what an agent's tasks cost; None: nobody knows."""
+    found = spec.cost
+    if found.input_usd_per_million_tokens is None and found.usd_per_task is None:  # those of tokens are a pair
+        return None
+    given = found.input_usd_per_million_tokens, found.output_usd_per_million_tokens, found.usd_per_task
+    return costs.Prices(*(costs.nano_usd(usd or 0.0) for usd in given))
+
+
+def budget(spec: AgentSettings) -> budgets.Budget | None:
+    """Return what an agent may spend in a day; None: as much as it takes."""
+    usd, tokens = spec.cost.budget_usd_per_day, spec.cost.budget_tokens_per_day
+    if usd is None and tokens is None:
+        return None
+    return budgets.Budget(None if usd is None else max(1, costs.nano_usd(usd)), tokens)

@@ -48,6 +48,7 @@ OF_AGENT: Final = (
     "recycling",
     "health",
     "slo",
+    "cost",
     "rollout",
 )
 

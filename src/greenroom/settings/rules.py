@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from greenroom.core import isolation
-from greenroom.settings import addresses, objectives
+from greenroom.settings import addresses, objectives, spending
 from greenroom.settings.checking import Checker
 from greenroom.settings.problems import KeyPath, quoted
 from greenroom.settings.schema import STRATEGY_KEYS, AgentSettings, Example, Rollout, Settings
@@ -374,7 +374,7 @@ AGENT_RULES: tuple[Rule[AgentSettings], ...] = (
     Rule((("rollout", "weights"),), _weights_reach_all_traffic),
     *_strategy_rules(),
     Rule((("rollout", "max_surge"), ("rollout", "max_unavailable")), _something_can_move),
-    *(Rule(needs, broken) for needs, broken in objectives.RULES),
+    *(Rule(needs, broken) for needs, broken in (*objectives.RULES, *spending.RULES)),
 )
 
 EXAMPLE_RULES: tuple[Rule[Example], ...] = (Rule((("matches",),), _expression_compiles),)

@@ -545,6 +545,23 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True):
     """No alert is made of fewer."""
 
 
+Dollars = Annotated[float, Meta(ge=0, le=1_000_000, title="a number of dollars")]
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent's tasks cost, for who pays for the models. Without a price it is unknown, which is not 0."""
+
+    input_usd_per_million_tokens: Dollars | None = None
+    output_usd_per_million_tokens: Dollars | None = None
+    usd_per_task: Dollars | None = None
+    """Of each task that an attempt has ended, whatever its tokens cost."""
+    budget_usd_per_day: Annotated[float, Meta(gt=0, le=1_000_000, title="a number of dollars")] | None = None
+    budget_tokens_per_day: Annotated[int, Meta(ge=1, le=10**15)] | None = None
+    """Days are those of UTC. Of two budgets, the one that is spent first counts."""
+    on_budget: Literal["alert", "refuse"] = "alert"
+    """What follows when it is spent: a critical alert alone, or new tasks are refused until the day ends, too."""
+
+
 class Example(msgspec.Struct, frozen=True, kw_only=True):
     """A recorded task that a new revision has to succeed with before it gets traffic, and what is expected of its
     output (`core.examples`). What is absent is not looked at; without any of them it has to succeed, no more.
@@ -624,6 +641,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     recycling: Recycling = Recycling()
     health: Health = Health()
     slo: Slo = Slo()
+    cost: Cost = Cost()
     rollout: Rollout = Rollout()
 
 

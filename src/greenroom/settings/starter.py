@@ -120,6 +120,12 @@ examples = ["Say hello to Ada"]
 # latency_pct = 95                       # so many succeed within latency_s
 # window_days = 30
 
+# [agents.hello.cost]                    # what its models cost: greenroom history hello
+# input_usd_per_million_tokens = 0.15
+# output_usd_per_million_tokens = 0.60
+# budget_usd_per_day = 20                # an alert at 80 %, and when it is spent
+# on_budget = "refuse"                   # and new tasks are, until midnight UTC
+
 # [agents.hello.rollout]                 # how a new revision takes over
 # strategy = "canary"                    # or "blue-green"; else "rolling", with max_surge and max_unavailable
 # weights = [10, 25, 50, 100]            # percent of the traffic, stage by stage

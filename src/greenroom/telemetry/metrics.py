@@ -114,6 +114,7 @@ class Metrics(Collector):
         self._tokens = self._total(
             "tokens", "Tokens that attempts have reported: input or output", "agent", "revision", "type"
         )
+        self._cost = self._total("cost_usd", "What tasks have cost, of agents whose manifest gives prices", "agent")
         self._cache = self._total("cache", "Tasks accepted for agents that cache, by result", "agent", "result")
         self._queue = self._level("queue_tasks", "Tasks that a free slot would take now", "agent")
         self._oldest = self._level(
@@ -323,6 +324,10 @@ class Metrics(Collector):
     def tasks_ended(self, agent: str, outcome: str, count: int) -> None:
         """Count tasks whose end is stored."""
         self._ended.add(self._named(agent), outcome, count=count)
+
+    def spent(self, agent: str, usd: float) -> None:
+        """Count what tasks have cost, in dollars."""
+        self._cost.add(self._named(agent), count=usd)
 
     def committed(self, duration_s: float, items: int) -> None:
         """Count a commit of the store, of so many writes."""

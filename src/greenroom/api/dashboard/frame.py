@@ -19,6 +19,7 @@ from greenroom.api.dashboard import assets, charts, formats, forms
 from greenroom.api.dashboard.forms import Page as Page  # noqa: PLC0414 - a page needs this module alone
 from greenroom.api.dashboard.live import Region
 from greenroom.api.request import Answer, Call
+from greenroom.core import costs
 from greenroom.core.permissions import AGENT, Action, Rights
 
 if TYPE_CHECKING:
@@ -88,7 +89,12 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    found.filters |= {"number": formats.number, "size": formats.size, "duration": formats.duration}
+    found.filters |= {
+        "number": formats.number,
+        "size": formats.size,
+        "duration": formats.duration,
+        "dollars": costs.told,
+    }
     found.filters |= {"exact": formats.exact, "in_url": lambda text: quote(text, safe="")}
     found.globals |= {"ago": formats.ago, "percent": formats.percent, "draw": charts.chart, "asset": assets.path_of}
     return found

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from greenroom.api.request import Call
-from greenroom.core import history, measurements
+from greenroom.core import costs, history, measurements
 from greenroom.store import database
 
 MINUTES = 60
@@ -18,7 +19,7 @@ _MINUTE_US = history.MINUTE_S * 1_000_000
 
 class Series(msgspec.Struct, frozen=True):
     """Minute by minute, oldest first: what ended, what of it was an error, latencies and tokens; and of the latest
-    minutes together, *now*. A latency is None where nothing ended.
+    minutes together, *now*. A latency is None where nothing ended, the cost where nothing has a price.
     """
 
     ends: tuple[float, ...]
@@ -26,6 +27,7 @@ class Series(msgspec.Struct, frozen=True):
     p50_s: tuple[float | None, ...]
     p95_s: tuple[float | None, ...]
     tokens: tuple[float, ...]
+    cost_usd: float | None
     now: history.Counts
 
     @property
@@ -61,6 +63,7 @@ def series(buckets: Mapping[int, history.Counts], since_us: int) -> Series:
     """Lay *buckets* out from *since_us* on; minutes without one are empty. Pure."""
     minutes = [buckets.get(since_us + place * _MINUTE_US, history.Counts()) for place in range(MINUTES)]
     spreads = [minute.response.spread() for minute in minutes]
+    cost = functools.reduce(costs.added, (minute.cost for minute in minutes))
     now = history.Counts()
     for minute in minutes[-NOW_MINUTES:]:
         now.merge(minute)
@@ -70,5 +73,6 @@ def series(buckets: Mapping[int, history.Counts], since_us: int) -> Series:
         p50_s=tuple(None if spread is None else spread.p50 for spread in spreads),
         p95_s=tuple(None if spread is None else spread.p95 for spread in spreads),
         tokens=tuple(minute.tokens for minute in minutes),
+        cost_usd=None if cost is None else costs.usd(cost),
         now=now,
     )

@@ -67,9 +67,15 @@ def scripts(dialect: str) -> Iterator[Migration]:
         yield Migration(int(stem[:4]), stem, shared + (own.read_text() if own.is_file() else ""))
 
 
+_RENAMED = re.compile(r"alter table (\w+) rename to (\w+)", re.IGNORECASE)
+
+
 def tables(dialect: str) -> list[str]:
-    """Return the names of the tables that the migrations make, of which a database may hold others."""
-    return _named("table", dialect)
+    """Return the names of the tables that the migrations leave, of which a database may hold others."""
+    found = _named("table", dialect)
+    for before, after in _RENAMED.findall("".join(migration.script for migration in scripts(dialect))):
+        found[found.index(before)] = after
+    return list(dict.fromkeys(found))
 
 
 def functions(dialect: str) -> list[str]:
