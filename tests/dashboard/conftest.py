@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -72,7 +73,7 @@ async def _opened(
     folder = tmp_path_factory.mktemp("dashboard")
     ports = {"pager": receiver_port, "gone": REFUSING_PORT}
     told = {name: {"type": "alertmanager", "url": f"http://127.0.0.1:{port}"} for name, port in ports.items()}
-    given = {"cluster": {"alert_delivery": True}, "alerts": {"receivers": told, "group_wait_s": 3600}}
+    given: dict[str, Any] = {"cluster": {"alert_delivery": True}, "alerts": {"receivers": told, "group_wait_s": 3600}}
     async with nodes.opened(folder / "data", AGENTS, **given) as api, serving.listening(api.running) as url:
         for number in range(4):
             await api.run("echo", number)
