@@ -47,6 +47,15 @@ async def test_everybody_can_use_every_page_in_light_in_dark_and_on_a_phone(site
             assert len(ids) == len(set(ids)), f"{path} has two elements of one id"
 
 
+async def test_a_phone_shows_where_one_is_below_a_head_of_two_lines(site: Site) -> None:
+    async with site.page("/audit", viewport=PHONE) as page:  # the last page of the navigation
+        await expect(page.locator(".side [aria-current]")).to_be_in_viewport(ratio=1)
+        brand, tools = [await page.locator(name).bounding_box() for name in (".brand", ".tools")]
+        assert brand is not None
+        assert tools is not None
+        assert tools["y"] < brand["y"] + brand["height"]
+
+
 async def test_every_page_works_without_a_script(site: Site) -> None:
     async with site.page(java_script_enabled=False) as page:
         for _, path in _paths(site):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ async def test_hostile_text_is_inert_on_the_page_of_a_task(site: Site) -> None:
 async def test_what_a_task_has_said_is_on_its_page_and_on_its_agents_page(site: Site) -> None:
     id = site.pages["/tasks/{id}"].rpartition("/")[2]
     line = Line(
-        at=1,
+        at=time.time_ns() // 1000,
         tenant="default",
         agent="parallel",
         task=id,
