@@ -66,7 +66,7 @@ async def test_the_same_input_again_is_answered_and_says_by_whom(api: nodes.Api)
     hit = answer.json()
     assert (answer.status_code, hit["state"], hit["output"]) == (200, "succeeded", {"q": "again", "n": 1})
     assert (hit["cached_from"], hit["attempts"], hit["started_at"]) == (first["id"], [], None)
-    assert hit["usage"] == {"input_tokens": 0, "output_tokens": 0}
+    assert hit["usage"] == {"input_tokens": 0, "output_tokens": 0, "cost_usd": None}
     assert "cached_from" not in first
     assert await api.task(hit["id"]) == hit
     third = await api.run("echo", {"q": "again", "n": 1})

@@ -54,7 +54,7 @@ async def status(call: Call) -> Answer:
                 started_at=database.instant(services.started_at_us),
                 store=store.db.dialect,
                 isolation=services.isolation,
-                tracing=services.tracing_state(),
+                tracing=services.tracing_state() if observes else "",
             ),
             agents=[
                 views.agent_status(
