@@ -88,10 +88,4 @@ def _row(bucket: models.HistoryBucket) -> tuple[object, ...]:
 
 
 def _quantile(seen: models.Durations | None, which: Literal["p50_s", "p95_s"]) -> str:
-    """Return it with the three digits that it is good for."""
-    if seen is None:
-        return ""
-    value_s: float = getattr(seen, which)
-    if value_s >= 60:
-        return render.span(value_s)
-    return f"{value_s:.3g}s" if value_s >= 1 or not value_s else f"{1000 * value_s:.3g}ms"
+    return render.quantile(None if seen is None else getattr(seen, which))

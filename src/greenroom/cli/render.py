@@ -225,6 +225,15 @@ def span(seconds: float) -> str:
     return f"{seconds:.1f}s" if 0 < seconds < 10 else f"{max(seconds, 0):.0f}s"
 
 
+def quantile(value_s: float | None) -> str:
+    """Return a duration that was read from a histogram, with the three digits that it is good for."""
+    if value_s is None:
+        return ""
+    if value_s >= 60:
+        return span(value_s)
+    return f"{value_s:.3g}s" if value_s >= 1 or not value_s else f"{1000 * value_s:.3g}ms"
+
+
 def since(at: datetime | None, now: datetime) -> str:
     return "" if at is None else span((now - at).total_seconds())
 

@@ -68,7 +68,7 @@ _COLUMNS = (  # the most wanted first: those that do not fit are left out
     _Column("READY", 7, lambda agent: f"{agent.ready}/{agent.desired}"),
     _Column("RUNNING", 7, lambda agent: str(agent.running)),
     _Column("QUEUED", 7, lambda agent: str(agent.queued)),
-    _Column("P95", 7, lambda agent: duration(agent.p95_s)),
+    _Column("P95", 7, lambda agent: render.quantile(agent.p95_s)),
     _Column("ERRORS", 6, lambda agent: "" if agent.error_pct is None else f"{agent.error_pct:.0f} %"),
     _Column("TOKENS", 9, lambda agent: str(agent.tokens)),
     _Column("COST", 9, lambda agent: costs.told(agent.cost_usd)),
@@ -146,7 +146,7 @@ def _said(look: Look, width: int) -> list[text.Text]:
         *said,
         _line("", width),
         _chart("ended/minute", ends, f"{now:.1f}", width),
-        _chart("p95, slowest", slowest_s, duration(latest_s) or "-", width),
+        _chart("p95, slowest", slowest_s, render.quantile(latest_s) or "-", width),
         _line(f"{'replicas':<{_LABEL}}{_counts(by_state) or 'none'}", width),
         _line("", width),
     ]
@@ -176,15 +176,6 @@ def sparkline(values: Sequence[float]) -> str:
     most = max(values, default=0.0)
     last = len(_BARS) - 1
     return "".join(_BARS[min(last, int(value / most * len(_BARS) - 1e-9))] if value > 0 else "·" for value in values)
-
-
-def duration(value_s: float | None) -> str:
-    """Return a quantile with the digits that it is good for."""
-    if value_s is None:
-        return ""
-    if value_s >= 60:
-        return render.span(value_s)
-    return f"{value_s:.3g}s" if value_s >= 1 or not value_s else f"{1000 * value_s:.3g}ms"
 
 
 def _chart(title: str, values: Sequence[float], now: str, width: int) -> text.Text:

@@ -139,6 +139,11 @@ def asking(call: Call, **query: str | int | None) -> Call:
     return msgspec.structs.replace(call, scope={**call.scope, "query_string": urlencode(given).encode()})
 
 
+def address(path: str, **query: str) -> str:
+    """Return the address of the page at *path* with a query."""
+    return path + (f"?{urlencode(query)}" if query else "")
+
+
 def here(call: Call) -> str:
     """Return the address of the page, from the node's root on."""
     query = call.scope["query_string"].decode("ascii", "replace")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import msgspec
 
 from greenroom import errors, strict_json
 from greenroom.api import agents, logs, tasks
 from greenroom.api.dashboard.forms import Act, Done, Fields, with_body
-from greenroom.api.dashboard.frame import Page, asking
+from greenroom.api.dashboard.frame import Page, address, asking
 from greenroom.api.dashboard.payloads import preview, shown
 from greenroom.api.dashboard.timeline import timeline
 from greenroom.api.request import Call
@@ -56,18 +56,14 @@ async def show_all(call: Call) -> Page:
         "missing": missing,
         "given": given,
         "is_first": cursor is None,
-        "first": _address(given),
-        "next": None if further is None else _address(given | {"cursor": further}),
+        "first": address("/tasks", **given),
+        "next": None if further is None else address("/tasks", **given, cursor=further),
         "states": list(State),
         "agents": [name for name in names if rights.on_agent(Action.TASK_READ, name)],
         "runnable": [name for name in names if rights.on_agent(Action.TASK_SUBMIT, name)],
         "preview": preview,
     }
     return Page("tasks.html", context)
-
-
-def _address(query: dict[str, str]) -> str:
-    return "/tasks" + (f"?{urlencode(query)}" if query else "")
 
 
 async def _document(call: Call, id: str) -> dict[str, Any]:
